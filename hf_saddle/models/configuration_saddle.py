@@ -1,0 +1,147 @@
+"""What the Saddle configs have in common: per-layer widths and branch sizes, and the checks that guard them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+
+LINEARS = (
+    "attention.q_proj",
+    "attention.k_proj",
+    "attention.v_proj",
+    "attention.o_proj",
+    "mlp.fc1",
+    "mlp.fc2",
+)
+SKIP_UNITS = ("gain", "residual_pair", "residual")
+
+# Bounds that no vision transformer comes near (ViT-22B, arXiv 2302.05442, is the largest published): a config beyond
+# them is corrupt or hostile and is refused before any memory is taken.
+MAX_SIZE = 2**18
+MAX_SKIP_DEPTH = 32
+MAX_PARAMETERS = 2**35
+
+
+def _check_size(field: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_SIZE:
+        raise ValueError(f"`{field}` must be an integer in [1, {MAX_SIZE}], got {value!r}.")
+
+
+def _check_skip_sizes(field: str, skip_sizes: Any) -> None:
+    if skip_sizes is None:
+        return
+    if not isinstance(skip_sizes, Mapping):
+        raise ValueError(f"`{field}` must map linear names to lists of branch widths, got {skip_sizes!r}.")
+    for linear, widths in skip_sizes.items():
+        if linear not in LINEARS:
+            raise ValueError(f"`{field}` names the linear {linear!r}; growable linears are {', '.join(LINEARS)}.")
+        if not isinstance(widths, (list, tuple)) or not 0 < len(widths) <= MAX_SKIP_DEPTH:
+            raise ValueError(
+                f"`{field}[{linear!r}]` must be a list of 1 to {MAX_SKIP_DEPTH} branch widths, outermost first, "
+                f"got {widths!r}."
+            )
+        for width in widths:
+            _check_size(f"{field}[{linear!r}]", width)
+
+
+_SIZE_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels")
+_SIDE_FIELDS = ("image_size", "patch_size")
+
+
+def _check_field(field: str, value: Any) -> None:
+    if field in _SIZE_FIELDS or (field == "head_dim" and value is not None):
+        _check_size(field, value)
+    elif field in _SIDE_FIELDS:
+        for side in value if isinstance(value, (list, tuple)) else (value,):
+            _check_size(field, side)
+    elif field == "skip_unit" and value not in SKIP_UNITS:
+        raise ValueError(f"`skip_unit` must be one of {', '.join(SKIP_UNITS)}, got {value!r}.")
+    elif field == "skip_sizes":
+        _check_skip_sizes(field, value)
+    elif field == "attention_scaling" and value is not None:
+        if not (isinstance(value, float) and math.isfinite(value) and value > 0):
+            raise ValueError(f"`attention_scaling` must be a positive float, got {value!r}.")
+
+
+class SaddleConfig(PreTrainedConfig):
+    """
+    Fields and checks that every growable vision transformer's config shares.
+
+    The shapes of layer `i` are read as `config.per_layer_config[i].intermediate_size` (width) and
+    `config.per_layer_config[i].skip_sizes` (depth). Every assignment is checked and raises a `ValueError` that names
+    the field; assign whole values, since a list that is changed in place is not seen.
+    """
+
+    skip_unit: str = "gain"
+    skip_sizes: dict[str, list[int]] | None = None
+    head_dim: int | None = None
+    attention_scaling: float | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        super().__post_init__(**kwargs)
+        self._check_parameter_number()
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        _check_field(key, value)
+        super().__setattr__(key, value)
+
+    def __eq__(self, other: object) -> bool:
+        # The generated comparison reads every field of the global config, which raises once layers differ.
+        return type(self) is type(other) and self.to_dict() == other.to_dict()
+
+    @property
+    def per_layer_config(self):
+        return super().per_layer_config
+
+    @per_layer_config.setter
+    def per_layer_config(self, value: Mapping[int | str, Mapping[str, Any]] | None) -> None:
+        if value is not None:
+            self._check_per_layer_config(value)
+        PreTrainedConfig.per_layer_config.fset(self, value)
+
+    def _check_per_layer_config(self, value: Any) -> None:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"`per_layer_config` must map layer indices to their shapes, got {value!r}.")
+        for layer, shapes in value.items():
+            field = f"per_layer_config[{layer}]"
+            if not str(layer).isdecimal() or int(layer) >= self.num_hidden_layers:
+                raise ValueError(f"`{field}`: the layer index must be an integer in [0, {self.num_hidden_layers}).")
+            if not isinstance(shapes, Mapping):
+                raise ValueError(f"`{field}` must map field names to values, got {shapes!r}.")
+            unknown = set(shapes) - {"intermediate_size", "skip_sizes"}
+            if unknown:
+                raise ValueError(
+                    f"`{field}` has {sorted(unknown)}: only `intermediate_size` and `skip_sizes` may differ per layer."
+                )
+            if "intermediate_size" in shapes:
+                _check_size(f"{field}.intermediate_size", shapes["intermediate_size"])
+            _check_skip_sizes(f"{field}.skip_sizes", shapes.get("skip_sizes"))
+
+    def _check_parameter_number(self) -> None:
+        """Refuse a model that could not be meant: a lower bound of its parameters, from the config alone."""
+        attention_width = self.num_attention_heads * self.head_dim
+        total = 0
+        for layer in range(self.num_hidden_layers):
+            shapes = self.per_layer_config[layer]
+            total += self.hidden_size * (4 * attention_width + 2 * shapes.intermediate_size)
+            for linear, widths in (shapes.skip_sizes or {}).items():
+                fan_in = {"mlp.fc2": shapes.intermediate_size, "attention.o_proj": attention_width}
+                total += sum(widths) * fan_in.get(linear, self.hidden_size)
+            if total > MAX_PARAMETERS:
+                break
+        sides = [side if isinstance(side, Sequence) else (side, side) for side in (self.image_size, self.patch_size)]
+        positions = math.prod(image // patch for image, patch in zip(*sides, strict=True))
+        total += self.hidden_size * (positions + self.num_channels * math.prod(sides[1]) + (self.num_labels or 0))
+        if total > MAX_PARAMETERS:
+            raise ValueError(
+                f"The config asks for more than {MAX_PARAMETERS:.1e} parameters. Check `hidden_size`, "
+                "`num_hidden_layers`, `intermediate_size`, `head_dim`, `image_size`, `skip_sizes` and "
+                "`per_layer_config`."
+            )
+
+
+__all__ = ["SaddleConfig"]

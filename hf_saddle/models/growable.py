@@ -1,0 +1,173 @@
+"""Growable modules: a linear whose neurons may have skip branches (growable linears themselves), and the MLP of them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+
+SKIP_UNITS = ("gain", "residual_pair", "residual")
+
+
+class GrowableLinear(nn.Linear):
+    """
+    An `nn.Linear` whose output neurons may be fed by a *skip branch* on the layer's own input.
+
+    `z = W x + b + sum_j r_j(x) e_target(j)`, where unit `j` of the branch responds with `r_j` (see [`SkipBranch`]).
+    Without a branch it has the parameters, names and outputs of `nn.Linear`.
+
+    Args:
+        in_features (`int`): Size `d` of the input.
+        out_features (`int`): Number `n` of neurons.
+        bias (`bool`, *optional*, defaults to `True`): Whether the neurons have a bias.
+        skip_sizes (`Sequence[int]`, *optional*): Widths of the nested branches, outermost first.
+        skip_unit (`str`, *optional*, defaults to `"gain"`): Kind of unit of the branches, one of `SKIP_UNITS`.
+        activation (`str`, *optional*, defaults to `"gelu"`):
+            Activation of the branch units, a name in transformers' `ACT2FN`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        skip_sizes: Sequence[int] = (),
+        skip_unit: str = "gain",
+        activation: str = "gelu",
+    ):
+        super().__init__(in_features, out_features, bias=bias)
+        self.skip = SkipBranch(in_features, out_features, skip_sizes, skip_unit, activation) if skip_sizes else None
+
+    @property
+    def skip_sizes(self) -> list[int]:
+        """Widths of the nested branches, outermost first; the length is the depth that was added."""
+        return [] if self.skip is None else [self.skip.linear.out_features, *self.skip.linear.skip_sizes]
+
+    def project(self, x: Tensor) -> Tensor:
+        """The affine part `W x + b`, shape `(..., n)`."""
+        return nn.functional.linear(x, self.weight, self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.project(x)
+        if self.skip is None:
+            return z
+        response = self.skip(x).to(z.dtype)
+        if self.skip.shared_targets:
+            # Units of one neuron are summed before they meet z, so that opposed units cancel without a rounding error.
+            return z + torch.zeros_like(z).index_add(-1, self.skip.target, response)
+        return z.index_add(-1, self.skip.target, response)
+
+
+class PairedLinear(GrowableLinear):
+    """
+    A `GrowableLinear` whose rows are stored as the sum of two: `W = W⁺ + W⁻` (`weight` and `twin_weight`).
+
+    This is the residual pair of arXiv 2402.12418, Eq. 3. The two rows of a pair enter the network only through their
+    sum, so they are added before the product, which halves its cost.
+    """
+
+    def __init__(self, in_features: int, out_features: int, **kwargs):
+        super().__init__(in_features, out_features, **kwargs)
+        self.twin_weight = nn.Parameter(torch.empty_like(self.weight).copy_(-self.weight.detach()))
+        self.twin_bias = nn.Parameter(torch.empty_like(self.bias).copy_(-self.bias.detach()))
+
+    def project(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight + self.twin_weight, self.bias + self.twin_bias)
+
+
+class SkipBranch(nn.Module):
+    """
+    Units fed by the input of a linear layer, each adding its response to the pre-activation of one of its neurons.
+
+    With the unit's pre-activation `s_j = p_j · x + b_j` and the activation `φ`, a unit of kind
+
+    - `"gain"` responds with `a_j φ(s_j)`, where the gain `a_j` is trained,
+    - `"residual_pair"` responds with `s_j + φ(s_j)`, where `p_j` is stored as the sum of two rows (arXiv 2402.12418,
+      Eq. 3),
+    - `"residual"` responds with `s_j + φ(s_j)` of a single row: what merged pairs become.
+
+    Args:
+        in_features (`int`): Size of the input, that of the layer the branch belongs to.
+        out_features (`int`): Number of neurons of that layer; targets are below it.
+        sizes (`Sequence[int]`): Number of units, then the widths of the branches nested in `linear`.
+        unit (`str`): Kind of unit, one of `SKIP_UNITS`.
+        activation (`str`): The activation `φ`, a name in transformers' `ACT2FN`.
+    """
+
+    def __init__(self, in_features: int, out_features: int, sizes: Sequence[int], unit: str, activation: str):
+        super().__init__()
+        if unit not in SKIP_UNITS:
+            raise ValueError(f"`skip_unit` must be one of {SKIP_UNITS}, got {unit!r}.")
+        rows = PairedLinear if unit == "residual_pair" else GrowableLinear
+        self.unit = unit
+        self.neurons = out_features
+        self.linear = rows(in_features, sizes[0], skip_sizes=sizes[1:], skip_unit=unit, activation=activation)
+        self.activation = ACT2FN[activation]
+        self.gain = nn.Parameter(torch.zeros(sizes[0])) if unit == "gain" else None
+        self.target: Tensor
+        self.register_buffer("target", torch.arange(sizes[0]) % out_features)
+        self.shared_targets = sizes[0] > out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Responses of the units, shape `(..., units)`, for inputs of shape `(..., in_features)`."""
+        pre_activation = self.linear(x)
+        response = self.activation(pre_activation)
+        return pre_activation + response if self.gain is None else self.gain * response
+
+    def check_targets_(self, name: str) -> None:
+        """
+        Verify `target` and note whether neurons are targeted more than once. To be called whenever `target` changes.
+
+        Raises:
+            ValueError: If a target is not a neuron of the layer. `name` is the name of the buffer in the message.
+        """
+        check_targets(name, self.target, self.neurons)
+        self.shared_targets = self.target.unique().numel() < self.target.numel()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        name = f"{prefix}target"
+        if name in state_dict:
+            check_targets(name, state_dict[name], self.neurons)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if not self.target.is_meta:
+            self.check_targets_(name)
+
+
+def check_targets(name: str, target: Tensor, neurons: int) -> None:
+    """Raise a `ValueError` if a target is not a neuron of the layer; `name` is how the message calls the tensor."""
+    if target.dtype != torch.int64 or int(target.min()) < 0 or int(target.max()) >= neurons:
+        raise ValueError(
+            f"`{name}` must hold neurons in [0, {neurons}) as int64, got {target.dtype} in [{int(target.min())}, "
+            f"{int(target.max())}]. The file is damaged or belongs to another model."
+        )
+
+
+class GrowableMLP(nn.Module):
+    """
+    `fc2(φ(fc1(x)))` with growable linears; its width is `fc1.out_features`.
+
+    Args:
+        hidden_size (`int`): Size of the input and the output.
+        intermediate_size (`int`): Number of hidden neurons.
+        hidden_act (`str`): Name of the activation `φ` in transformers' `ACT2FN`, also used by the branches.
+        skip_sizes (`dict[str, list[int]]`): Widths of the branches of `mlp.fc1` and `mlp.fc2`, outermost first.
+        skip_unit (`str`): Kind of unit of the branches.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        hidden_act: str,
+        skip_sizes: dict[str, list[int]],
+        skip_unit: str,
+    ):
+        super().__init__()
+        branch = {"skip_unit": skip_unit, "activation": hidden_act}
+        self.activation_fn = ACT2FN[hidden_act]
+        self.fc1 = GrowableLinear(hidden_size, intermediate_size, skip_sizes=skip_sizes.get("mlp.fc1", ()), **branch)
+        self.fc2 = GrowableLinear(intermediate_size, hidden_size, skip_sizes=skip_sizes.get("mlp.fc2", ()), **branch)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))

@@ -1,0 +1,323 @@
+"""What the growable models have in common: layers of growable linears, conversion from stock, loading into any shape."""
+
+import copy
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import cached_file
+
+from .configuration_saddle import LINEARS, SaddleConfig
+from .growable import GrowableLinear, GrowableMLP, PairedLinear, SkipBranch, check_targets
+
+
+HISTORY_NAME = "growth_history.json"
+_HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+_LOADING_KEYS = ("missing_keys", "unexpected_keys")
+_HEADS = ("classifier.", "cls_classifier.", "distillation_classifier.")
+
+
+def build_layer_(layer: nn.Module, config: SaddleConfig, layer_idx: int) -> None:
+    """Give a stock encoder layer, built without sub-modules, its norms, growable attention linears and MLP."""
+    shapes = config.per_layer_config[layer_idx]
+    skip_sizes = shapes.skip_sizes or {}
+    layer.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+    layer.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+    layer.mlp = GrowableMLP(
+        config.hidden_size, shapes.intermediate_size, config.hidden_act, skip_sizes, config.skip_unit
+    )
+    layer.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+
+def build_attention_(attention: nn.Module, config: SaddleConfig, layer_idx: int) -> None:
+    """Give a stock attention, built without sub-modules, growable linears; it keeps the global config."""
+    skip_sizes = config.per_layer_config[layer_idx].skip_sizes or {}
+    width = config.num_attention_heads * config.head_dim
+    attention.config = config
+    attention.num_attention_heads = config.num_attention_heads
+    attention.head_dim = config.head_dim
+    attention.attention_dropout = config.attention_probs_dropout_prob
+    attention.scaling = config.head_dim**-0.5 if config.attention_scaling is None else config.attention_scaling
+    attention.is_causal = False
+
+    def linear(name: str, fan_in: int, fan_out: int, bias: bool) -> GrowableLinear:
+        sizes = skip_sizes.get(f"attention.{name}", ())
+        return GrowableLinear(fan_in, fan_out, bias, sizes, config.skip_unit, config.hidden_act)
+
+    attention.q_proj = linear("q_proj", config.hidden_size, width, config.qkv_bias)
+    attention.k_proj = linear("k_proj", config.hidden_size, width, config.qkv_bias)
+    attention.v_proj = linear("v_proj", config.hidden_size, width, config.qkv_bias)
+    attention.o_proj = linear("o_proj", width, config.hidden_size, True)
+
+
+class GrowablePreTrainedModel(PreTrainedModel):
+    """
+    Base of the growable models.
+
+    `growth_history` is the record of the growth events, a JSON document that is saved and loaded with the model as
+    `growth_history.json`; it is `None` for a model that never grew.
+    """
+
+    config: SaddleConfig
+    stock_class: type[PreTrainedModel]
+    stock_key_mapping: dict[str, str] | None = None
+    growth_history: dict[str, Any] | None = None
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, PairedLinear):
+            init.copy_(module.twin_weight, -module.weight)
+            init.copy_(module.twin_bias, -module.bias)
+        elif isinstance(module, SkipBranch):
+            if module.gain is not None:
+                init.zeros_(module.gain)
+            init.copy_(module.target, torch.arange(module.target.numel()) % module.neurons)
+
+    # ---------------------------------------------------------------------------------------------- growable linears
+    def growable_linears(self) -> Iterator[tuple[int, str, str, GrowableLinear]]:
+        """
+        Yield every growable linear in canonical order, branches right after the linear they feed.
+
+        Each item is `(layer_idx, linear, path, module)`: the linear's name as in `LINEARS`, and its path in this
+        model, such as `"deit.layers.3.mlp.fc1"` or `"deit.layers.3.mlp.fc1.skip.linear"`.
+        """
+        prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
+        for layer_idx, layer in enumerate(self.base_model.layers):
+            for linear in LINEARS:
+                path = f"{prefix}layers.{layer_idx}.{linear}"
+                module: GrowableLinear | None = layer.get_submodule(linear)
+                while module is not None:
+                    yield layer_idx, linear, path, module
+                    path, module = f"{path}.skip.linear", None if module.skip is None else module.skip.linear
+
+    def shapes(self) -> dict[int, dict[str, Any]]:
+        """The `per_layer_config` that describes the modules as they are, with every layer explicit."""
+        shapes = {}
+        for layer_idx, layer in enumerate(self.base_model.layers):
+            linears = {name: layer.get_submodule(name) for name in LINEARS}
+            skip_sizes = {name: linear.skip_sizes for name, linear in linears.items() if linear.skip is not None}
+            shapes[layer_idx] = {"intermediate_size": layer.mlp.fc1.out_features, "skip_sizes": skip_sizes or None}
+        return shapes
+
+    def update_config_(self) -> None:
+        """Write the shapes of the modules into `config.per_layer_config`."""
+        _set_shapes(self.config, self.shapes())
+
+    # ------------------------------------------------------------------------------------------------------- loading
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """
+        As in transformers, with three additions: only safetensors are read, the growth history is loaded too, and a
+        checkpoint that lacks a tensor of a growable linear, or whose tensors do not fit, is refused.
+
+        Raises:
+            ValueError: If the checkpoint is truncated, of another shape than its config, or of another model type.
+        """
+        want_info = kwargs.pop("output_loading_info", False)
+        source = {key: kwargs[key] for key in _HUB_KWARGS if key in kwargs}
+        kwargs["use_safetensors"] = True
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+            )
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(
+                f"The weights in {pretrained_model_name_or_path} do not fit its config or are damaged: {error}"
+            ) from error
+        lost = sorted(key for key in info["missing_keys"] if ".layers." in f".{key}")
+        if lost:
+            raise ValueError(
+                f"The checkpoint {pretrained_model_name_or_path} lacks {len(lost)} tensors that its config asks for: "
+                f"{', '.join(lost[:5])}. Convert a stock checkpoint with `{cls.__name__}.from_stock`."
+            )
+        for _, _, path, linear in model.growable_linears():
+            if linear.skip is not None:
+                linear.skip.check_targets_(f"{path}.skip.target")
+        if pretrained_model_name_or_path is not None:
+            model.growth_history = _read_history(pretrained_model_name_or_path, source)
+        return (model, info) if want_info else model
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        # `Trainer` resumes, and reloads its best model, by `load_state_dict`, where the checkpoint may be smaller or
+        # larger than the model: the modules take the shapes of the incoming tensors before those are copied.
+        self._resize_to_(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _resize_to_(self, state_dict: Mapping[str, Tensor], prefix: str) -> None:
+        """Resize the growable linears to the tensors of a checkpoint; everything is checked before it is changed."""
+        inner = prefix if self.base_model is self else f"{prefix}{self.base_model_prefix}."
+        current = self.shapes()
+        incoming, units = _shapes_of(state_dict, f"{inner}layers.", current)
+        if len(units) > 1:
+            raise ValueError(f"The checkpoint mixes kinds of branch units: {sorted(units)}.")
+        unit = units.pop() if units else self.config.skip_unit
+        if incoming == current and unit == self.config.skip_unit:
+            return
+        config = copy.deepcopy(self.config)
+        config.skip_unit = unit
+        _set_shapes(config, incoming)
+        with torch.device("meta"):
+            expected = type(self)(config).state_dict()
+        for name, tensor in expected.items():
+            if name.endswith(".skip.target") and prefix + name in state_dict:
+                check_targets(prefix + name, state_dict[prefix + name], _neurons(expected, name))
+            if prefix + name in state_dict and state_dict[prefix + name].shape != tensor.shape:
+                raise ValueError(
+                    f"The checkpoint's `{prefix + name}` has shape {tuple(state_dict[prefix + name].shape)}, but its "
+                    f"other tensors ask for {tuple(tensor.shape)}."
+                )
+        self.config.skip_unit = unit
+        _set_shapes(self.config, incoming)
+        for layer_idx, layer in enumerate(self.base_model.layers):
+            if incoming[layer_idx] == current[layer_idx] and not incoming[layer_idx]["skip_sizes"]:
+                continue
+            fresh = type(layer)(self.config, layer_idx).train(layer.training)
+            for name in LINEARS:
+                old, new = layer.get_submodule(name), fresh.get_submodule(name)
+                if old.weight.shape != new.weight.shape or old.skip is not None or new.skip is not None:
+                    new.to(device=old.weight.device, dtype=old.weight.dtype).requires_grad_(old.weight.requires_grad)
+                    layer.set_submodule(name, new)
+
+    # -------------------------------------------------------------------------------------------------------- saving
+    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs) -> None:
+        """As in transformers; the growth history is written beside the weights."""
+        if is_main_process and not os.path.isfile(save_directory):
+            folder = Path(save_directory)
+            folder.mkdir(parents=True, exist_ok=True)
+            if self.growth_history is None:
+                (folder / HISTORY_NAME).unlink(missing_ok=True)
+            else:
+                partial = folder / f".{HISTORY_NAME}.partial"
+                partial.write_text(json.dumps(self.growth_history, indent=2, allow_nan=False) + "\n")
+                partial.replace(folder / HISTORY_NAME)
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+
+    def _upload_modified_files(self, working_dir, repo_id, files_timestamps, *args, **kwargs):
+        # The history is written before transformers notes which files of the folder are old.
+        files_timestamps.pop(HISTORY_NAME, None)
+        return super()._upload_modified_files(working_dir, repo_id, files_timestamps, *args, **kwargs)
+
+    # ---------------------------------------------------------------------------------------------------- conversion
+    @classmethod
+    def from_stock(cls, model: PreTrainedModel | str | os.PathLike, **config_overrides: Any):
+        """
+        Build a growable model with the weights of a stock one; its outputs equal the stock model's bit for bit.
+
+        Args:
+            model (`PreTrainedModel` or `str` or `os.PathLike`):
+                A stock model of the matching class, a folder, or a repo id on the Hub. Checkpoints of a folder or
+                repo may have the key names of any transformers version.
+            config_overrides:
+                Fields of the config to change. With another `num_labels` (or `id2label`) the head starts anew.
+
+        Raises:
+            ValueError: If the model is of another type, or if a tensor of it would not be used.
+        """
+        if isinstance(model, PreTrainedModel):
+            stock = model
+            if type(stock) is not cls.stock_class:
+                raise ValueError(
+                    f"`{cls.__name__}.from_stock` takes a {cls.stock_class.__name__}, got a {type(stock).__name__}."
+                )
+        else:
+            stock = cls._load_stock(model)
+        fields = stock.config.to_dict()
+        if {"num_labels", "id2label"} & set(config_overrides):
+            fields.pop("id2label", None)
+            fields.pop("label2id", None)
+        for derived in ("model_type", "architectures", "transformers_version"):
+            fields.pop(derived, None)
+        config = cls.config_class(**(fields | config_overrides))
+        grown = cls._from_config(
+            config, dtype=stock.dtype, attn_implementation=stock.config._attn_implementation
+        )
+        weights = stock.state_dict()
+        if config.num_labels != stock.config.num_labels:
+            weights = {name: tensor for name, tensor in weights.items() if not name.startswith(_HEADS)}
+        missing, unused = grown.load_state_dict(weights, strict=False)
+        if unused or not all(name.startswith(_HEADS) for name in missing):
+            raise ValueError(
+                f"Converting {stock.config.name_or_path or type(stock).__name__}: no source for {missing}, "
+                f"no use for {unused}. Change only config fields that keep the shapes of the stock weights."
+            )
+        return grown.train(stock.training)
+
+    @classmethod
+    def _load_stock(cls, path: str | os.PathLike) -> PreTrainedModel:
+        stock_type = cls.stock_class.config_class.model_type
+        found = AutoConfig.from_pretrained(path).model_type
+        if found != stock_type:
+            raise ValueError(
+                f"`{cls.__name__}.from_stock` takes checkpoints of model type {stock_type!r}, but {path} is {found!r}."
+            )
+        stock, info = cls.stock_class.from_pretrained(path, key_mapping=cls.stock_key_mapping, output_loading_info=True)
+        missing, unused = (sorted(name for name in info[key] if not _is_head(name)) for key in _LOADING_KEYS)
+        if missing or unused:
+            raise ValueError(
+                f"{path} does not fill a {cls.stock_class.__name__}: missing {missing}, unused {unused}. Use the Saddle "
+                "class that matches the checkpoint's architecture."
+            )
+        return stock.eval()
+
+
+def _is_head(name: str) -> bool:
+    return name.startswith(_HEADS) or "pooler." in name
+
+
+def _neurons(state_dict: Mapping[str, Tensor], target: str) -> int:
+    """Number of neurons of the linear that the branch with this `target` feeds."""
+    return len(state_dict[f"{target.removesuffix('skip.target')}weight"])
+
+
+def _set_shapes(config: SaddleConfig, shapes: dict[int, dict[str, Any]]) -> None:
+    """Assign `per_layer_config`, or remove it where every layer has the global shapes."""
+    config.per_layer_config = shapes
+    if not config.per_layer_attributes:
+        config.per_layer_config = None
+
+
+def _shapes_of(
+    state_dict: Mapping[str, Tensor], prefix: str, default: dict[int, dict[str, Any]]
+) -> tuple[dict[int, dict[str, Any]], set[str]]:
+    """Per-layer shapes that a checkpoint's tensors have (`default` for layers it lacks) and its kinds of unit."""
+    shapes, units = {}, set()
+    for layer_idx, current in default.items():
+        layer = f"{prefix}{layer_idx}."
+        if f"{layer}mlp.fc1.weight" not in state_dict:
+            shapes[layer_idx] = current
+            continue
+        skip_sizes = {}
+        for linear in LINEARS:
+            branch = f"{layer}{linear}.skip."
+            while f"{branch}linear.weight" in state_dict:
+                skip_sizes.setdefault(linear, []).append(len(state_dict[f"{branch}linear.weight"]))
+                gain, twin = f"{branch}gain" in state_dict, f"{branch}linear.twin_weight" in state_dict
+                units.add("gain" if gain else "residual_pair" if twin else "residual")
+                branch = f"{branch}linear.skip."
+        width = len(state_dict[f"{layer}mlp.fc1.weight"])
+        shapes[layer_idx] = {"intermediate_size": width, "skip_sizes": skip_sizes or None}
+    return shapes, units
+
+
+def _read_history(path: str | os.PathLike, source: dict[str, Any]) -> dict[str, Any] | None:
+    file = cached_file(path, HISTORY_NAME, _raise_exceptions_for_missing_entries=False, **source)
+    if file is None:
+        return None
+    try:
+        history = json.loads(Path(file).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"The growth history {file} is not valid JSON: {error}") from error
+    if not isinstance(history, dict):
+        raise ValueError(f"The growth history {file} must be a JSON object.")
+    return history
+
+
+__all__ = ["GrowablePreTrainedModel", "HISTORY_NAME", "build_attention_", "build_layer_"]
