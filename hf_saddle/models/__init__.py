@@ -13,6 +13,18 @@ from .modeling_saddle_deit import (
 from .modeling_saddle_vit import SaddleViTForImageClassification, SaddleViTModel, SaddleViTPreTrainedModel
 
 
+# Saved models carry this folder's code, so that `trust_remote_code=True` loads them where hf_saddle is not installed.
+for _class in (SaddleDeiTConfig, SaddleViTConfig):
+    _class.register_for_auto_class()
+for _class in (SaddleDeiTModel, SaddleViTModel):
+    _class.register_for_auto_class("AutoModel")
+for _class in (
+    SaddleDeiTForImageClassification,
+    SaddleDeiTForImageClassificationWithTeacher,
+    SaddleViTForImageClassification,
+):
+    _class.register_for_auto_class("AutoModelForImageClassification")
+
 __all__ = [
     "GrowableLinear",
     "GrowableMLP",

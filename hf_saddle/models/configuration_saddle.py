@@ -5,7 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedConfig
+from transformers.utils.versions import require_version
 
+
+# The range this code was tested with; code that was uploaded with a model meets whatever version its reader has.
+TRANSFORMERS_RANGE = "transformers>=5.23,<6"
+require_version(TRANSFORMERS_RANGE.split(",")[0], "Growable models need per-layer configs.")
 
 LINEARS = (
     "attention.q_proj",
