@@ -1,0 +1,22 @@
+"""Second-order growth decisions at first-order cost, for any `nn.Module`, batches and loss."""
+
+from .activations import ACTIVATIONS, Activation, activation_of
+from .analyze import CRITERIA, analyze_curvature, check_null_model
+from .operator import CurvatureOperator
+from .report import CurvatureReport, LayerCurvature, NullModel
+from .solver import SolverOptions
+
+
+__all__ = [
+    "ACTIVATIONS",
+    "CRITERIA",
+    "Activation",
+    "CurvatureOperator",
+    "CurvatureReport",
+    "LayerCurvature",
+    "NullModel",
+    "SolverOptions",
+    "activation_of",
+    "analyze_curvature",
+    "check_null_model",
+]

@@ -1,0 +1,46 @@
+"""Sums over ranks, such that several processes obtain what one process obtains on the union of their samples."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Ranks:
+    """
+    The processes that share one analysis; a no-op for a single process.
+
+    Args:
+        distributed (`bool`): Whether to reduce over the ranks of `group`. All of them must then call the same methods
+            in the same order.
+        group (`torch.distributed.ProcessGroup`, *optional*): The group; `None` is the default group.
+    """
+
+    def __init__(self, distributed: bool = False, group: "dist.ProcessGroup | None" = None):
+        if distributed and not (dist.is_available() and dist.is_initialized()):
+            raise ValueError("`distributed=True` needs `torch.distributed.init_process_group` to be called before.")
+        self.group = group
+        self.size = dist.get_world_size(group) if distributed else 1
+        self.index = dist.get_rank(group) if distributed else 0
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of `value` over the ranks, any shape. The argument is overwritten."""
+        if self.size > 1:
+            value = value.contiguous()
+            dist.all_reduce(value, group=self.group)
+        return value
+
+    def maximum(self, value: Tensor) -> Tensor:
+        """The element-wise maximum of `value` over the ranks. The argument is overwritten."""
+        if self.size > 1:
+            value = value.contiguous()
+            dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self.group)
+        return value
+
+    def before_and_total(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The sums of `value` over the lower ranks and over all ranks."""
+        if self.size == 1:
+            return torch.zeros_like(value), value
+        gathered = [torch.empty_like(value) for _ in range(self.size)]
+        dist.all_gather(gathered, value.contiguous(), group=self.group)
+        stacked = torch.stack(gathered)
+        return stacked[: self.index].sum(0), stacked.sum(0)

@@ -1,0 +1,135 @@
+"""Extreme eigenpairs of many symmetric matrices at once, from products with one vector per matrix."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+# Between these step numbers the residuals are compared with the tolerance: the small eigenproblems are not free.
+_CHECK_EVERY = 4
+
+
+@dataclass(frozen=True)
+class Ritz:
+    """Approximate eigenpairs, one per matrix: the unit `vector` has the Rayleigh quotient `value`."""
+
+    value: Tensor  # (n,)
+    vector: Tensor  # (d, n)
+    product: Tensor  # (d, n), the matrix times the vector
+    residual: Tensor  # (n,), ‖S v - λ v‖: some eigenvalue lies within it (Parlett 1980, Theorem 4.5.1)
+
+
+class Krylov:
+    """
+    The result of batched Lanczos recurrences: the tridiagonal projections and their bases.
+
+    Attributes:
+        values (`Tensor`): Ritz values in ascending order, shape `(n, steps)`. Those of exhausted recurrences (the
+            start vector spans an invariant subspace) repeat values that are there already.
+    """
+
+    def __init__(self, basis: list[Tensor], diagonal: list[Tensor], off_diagonal: list[Tensor], alive: list[Tensor]):
+        self._basis = basis
+        self._last = off_diagonal[-1]
+        matrix = torch.diag_embed(torch.stack(diagonal, dim=-1))
+        if len(diagonal) > 1:
+            beside = torch.stack(off_diagonal[:-1], dim=-1)
+            matrix = matrix + torch.diag_embed(beside, 1) + torch.diag_embed(beside, -1)
+        values, vectors = torch.linalg.eigh(matrix)
+        # A recurrence that ended early is continued by decoupled steps; their eigenvectors are no Ritz vectors.
+        dead = (~torch.stack(alive, dim=-1)).to(values.dtype)
+        self._genuine = torch.einsum("njk,nj->nk", vectors * vectors, dead) < 0.5
+        self.values, self._vectors = values, vectors
+
+    def residuals(self, largest: Tensor) -> Tensor:
+        """Residual norms of the chosen ends, shape `(n,)`; `largest` as in [`~Krylov.ritz`]."""
+        _, weights = self._select(largest)
+        return (self._last * weights[:, -1]).abs()
+
+    def ritz(self, largest: Tensor) -> Ritz:
+        """
+        One end of the spectrum of every matrix.
+
+        Args:
+            largest (`Tensor`): Per matrix whether the largest eigenvalue is wanted (else the smallest), bool, `(n,)`.
+        """
+        value, weights = self._select(largest)
+        vector = self._basis[0] * weights[:, 0]
+        for column, basis in enumerate(self._basis[1:-1], start=1):
+            vector.addcmul_(basis, weights[:, column])
+        product = (value * vector).addcmul_(self._basis[-1], self._last * weights[:, -1])
+        norm = vector.norm(dim=0)
+        return Ritz(value, vector / norm, product.div_(norm), (self._last * weights[:, -1]).abs())
+
+    def _select(self, largest: Tensor) -> tuple[Tensor, Tensor]:
+        infinity = torch.where(largest, -torch.inf, torch.inf).to(self.values.dtype)[:, None]
+        candidates = torch.where(self._genuine, self.values, infinity)
+        index = torch.where(largest, candidates.argmax(dim=1), candidates.argmin(dim=1))
+        rows = torch.arange(len(index), device=index.device)
+        return self.values[rows, index], self._vectors[rows, :, index]
+
+
+def lanczos(
+    operator: Callable[[Tensor], Tensor],
+    start: Tensor,
+    steps: int,
+    tolerance: float = 0.0,
+    largest: Tensor | None = None,
+) -> Krylov:
+    """
+    Run one Lanczos recurrence per matrix, all sharing the products.
+
+    Vectors are orthogonalised against the last two only. What is lost then are single copies of *converged* pairs,
+    while extreme values and residual bounds stay right (Paige 1976).
+
+    Args:
+        operator (`Callable`): Maps `(d, n)` to `(d, n)`: column `i` times matrix `i`.
+        start (`Tensor`): Start vectors, not zero, shape `(d, n)`.
+        steps (`int`): Number of products, at most `d` are made.
+        tolerance (`float`, *optional*, defaults to 0.0): Stop when the residual of every matrix is below `tolerance`
+            times the eigenvalue's magnitude.
+        largest (`Tensor`, *optional*): The ends the tolerance refers to, bool, shape `(n,)`. Both ends by default.
+    """
+    tiny = torch.finfo(start.dtype).tiny
+    precision = torch.finfo(start.dtype).eps
+    vector = start / start.norm(dim=0)
+    basis = [vector]
+    diagonal: list[Tensor] = []
+    off_diagonal: list[Tensor] = []
+    alive = [torch.ones(start.shape[1], dtype=torch.bool, device=start.device)]
+    steps = min(steps, start.shape[0])
+    for step in range(1, steps + 1):
+        image = operator(vector)
+        reach = image.norm(dim=0)
+        here = (image * vector).sum(dim=0)
+        image.addcmul_(vector, here, value=-1)
+        if step > 1:
+            image.addcmul_(basis[-2], off_diagonal[-1], value=-1)
+            image.addcmul_(basis[-2], (image * basis[-2]).sum(dim=0), value=-1)
+        image.addcmul_(vector, (image * vector).sum(dim=0), value=-1)
+        beside = image.norm(dim=0)
+        going_on = alive[-1] & (beside > 10 * precision * reach)
+        beside = torch.where(going_on, beside, 0)
+        diagonal.append(here)
+        off_diagonal.append(beside)
+        vector = torch.where(going_on, image.div_(beside.clamp_min(tiny)), 0)
+        basis.append(vector)
+        if tolerance > 0 and step % _CHECK_EVERY == 0 and step < steps:
+            krylov = Krylov(basis, diagonal, off_diagonal, alive)
+            if _converged(krylov, tolerance, largest):
+                return krylov
+        if step < steps:
+            alive.append(going_on)
+    return Krylov(basis, diagonal, off_diagonal, alive)
+
+
+def _converged(krylov: Krylov, tolerance: float, largest: Tensor | None) -> bool:
+    count = len(krylov.values)
+    always = torch.ones(count, dtype=torch.bool, device=krylov.values.device)
+    for end in [~always, always] if largest is None else [largest]:
+        value, _ = krylov._select(end)
+        if not bool((krylov.residuals(end) <= tolerance * value.abs()).all()):
+            return False
+    return True

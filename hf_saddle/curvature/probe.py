@@ -1,0 +1,291 @@
+"""Forward hooks that hand over inputs and output gradients of linear layers while one backward pass runs."""
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .activations import Activation, activation_of, is_activation
+
+
+# Gradients are taken of the summed loss times this factor (a power of two, hence exact): in fp16 those of a mean loss
+# would be flushed to zero.
+LOSS_SCALE = 1024.0
+# Tokens per image that are used where a root mean square is enough (step sizes).
+_TOKENS_FOR_SCALE = 32
+# Tokens on which the chain rule is checked: ∂L/∂z = ∂L/∂h φ'(z) holds only if the activation is the sole reader of z.
+_TOKENS_FOR_CHECK = 64
+_CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+
+
+@dataclass
+class Call:
+    """One use of a linear layer in a forward pass, and what data flow told about its surroundings."""
+
+    linear: str
+    samples: int
+    tokens: int
+    pre_activation_square: Tensor  # (n,), sum over the tokens used for scales
+    activation: Activation | None = None
+    consumers: dict[str, int] = field(
+        default_factory=dict
+    )  # linears that read the activation's output -> out_features
+    other_readers: list[str] = field(default_factory=list)  # further modules that read z
+    in_place: bool = False  # the activation overwrites z
+    chain_rule: Tensor | None = None  # ∂L/∂h φ'(z) of some tokens
+
+    def why_no_width(self) -> str | None:
+        """The reason why the neurons cannot be split, or `None` if they can."""
+        if self.activation is None:
+            return "no activation module reads its output, so its neurons are linear and their splitting matrices zero"
+        if self.in_place:
+            return "its activation overwrites its output (set `inplace=False`)"
+        if self.other_readers:
+            return f"its output is also read by {', '.join(self.other_readers)}"
+        if not self.consumers:
+            return "no linear layer reads the output of its activation"
+        # A branch of the consumer reads the same tensor; its columns are halved with the consumer's.
+        root = min(self.consumers, key=len)
+        strangers = [name for name in self.consumers if name != root and not name.startswith(f"{root}.")]
+        if strangers:
+            return f"the output of its activation is read by several layers ({root}, {', '.join(strangers)})"
+        return None
+
+
+Receiver = Callable[[Call, str, Tensor, Tensor, Tensor | None], None]
+
+
+def tokens_for_scale(value: Tensor, samples: int) -> Tensor:
+    """Every so many tokens of each image; `(samples · t, f)` to `(samples · t', f)`."""
+    per_image = value.reshape(samples, -1, value.shape[-1])
+    stride = max(1, per_image.shape[1] // _TOKENS_FOR_SCALE)
+    return per_image[:, stride // 2 :: stride].reshape(-1, value.shape[-1])
+
+
+def first_dimension(batch: Any) -> int | None:
+    """Leading dimension of the first tensor in a batch (dict, sequence or tensor, nested), the number of samples."""
+    if isinstance(batch, Tensor):
+        return batch.shape[0] if batch.dim() else None
+    members: Iterable[Any] = ()
+    if isinstance(batch, Mapping):
+        members = batch.values()
+    elif isinstance(batch, (list, tuple)):
+        members = batch
+    return next((size for size in map(first_dimension, members) if size is not None), None)
+
+
+class _Tap(torch.autograd.Function):
+    """
+    The identity, which hands its gradient over.
+
+    Its second argument is a scalar that requires a gradient. Asking autograd for that scalar's gradient makes it visit
+    every tap, frozen layers included, without touching `.grad` and without keeping one gradient tensor per layer.
+    Tensors are kept as autograd's saved tensors, so that non-reentrant checkpointing may drop and recompute them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, anchor: Tensor, receive: Callable | None, *saved: Tensor) -> Tensor:
+        ctx.save_for_backward(anchor, *saved)
+        ctx.receive = receive
+        # Not `view_as`: autograd forbids writing into such views, and a residual `z += x` may follow.
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        anchor, *saved = ctx.saved_tensors
+        if ctx.receive is not None:
+            with torch.autocast(gradients[0].device.type, enabled=False):
+                ctx.receive(gradients[0].detach(), *saved)
+        return gradients[0], torch.zeros_like(anchor), None, *[None] * len(saved)
+
+
+class _Known:
+    """Live tensors by the memory they occupy, so that a view of a known tensor is recognised."""
+
+    def __init__(self) -> None:
+        self._entries: dict[tuple[int, int], tuple[weakref.ref, Any]] = {}
+
+    def add(self, tensor: Tensor, value: Any) -> None:
+        self._entries[tensor.data_ptr(), tensor.numel()] = (weakref.ref(tensor), value)
+
+    def get(self, tensor: Any) -> Any:
+        if not isinstance(tensor, Tensor):
+            return None
+        alive, value = self._entries.get((tensor.data_ptr(), tensor.numel()), (lambda: None, None))
+        return None if alive() is None else value
+
+
+class Probe:
+    """
+    Context manager that watches linear layers of a model.
+
+    Args:
+        model (`nn.Module`): The model; it is used as it is (eval mode is the caller's business).
+        linears (`dict[str, nn.Linear]`): The layers to be analysed, by name.
+        receive (`Callable`): Called during the backward pass with the call, `"depth"` or `"width"`, the inputs
+            `(tokens, d)`, the gradient at z or φ(z) `(tokens, n)` and, for width, z `(tokens, n)`.
+        width (`bool`): Whether activations and consumers are looked for.
+
+    Attributes:
+        calls (`dict[str, list[Call]]`): The uses of each layer in the forward pass that ran last.
+        skipped (`dict[str, str]`): Layers that cannot be analysed, with the reason.
+    """
+
+    def __init__(self, model: nn.Module, linears: dict[str, nn.Linear], receive: Receiver, width: bool):
+        self.model, self.linears, self.receive, self.width = model, linears, receive, width
+        self.calls: dict[str, list[Call]] = {}
+        self.skipped: dict[str, str] = {}
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._samples = 0
+        self._recording = False
+        self._anchor = torch.zeros((), requires_grad=True)
+
+    def __enter__(self) -> "Probe":
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.Linear):
+                self._handles.append(module.register_forward_hook(self._linear_hook(name)))
+            elif self.width and is_activation(module):
+                self._handles.append(module.register_forward_hook(self._activation_hook(name)))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def forward(self, compute_loss: Callable[[], Tensor], samples: int, device: torch.device) -> Tensor:
+        """
+        Run the forward pass of one batch.
+
+        Args:
+            compute_loss (`Callable`): Returns the mean loss of the batch.
+            samples (`int`): Number of samples of the batch.
+            device (`torch.device`): Where the model is.
+        """
+        self.calls, self._samples, self._recording = {}, samples, True
+        self._outputs, self._activated = _Known(), _Known()
+        self._anchor = torch.zeros((), requires_grad=True, device=device)
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                return compute_loss()
+        finally:
+            self._recording = False
+
+    def backward(self, loss: Tensor) -> None:
+        """
+        Run the backward pass; gradients are handed to `receive` as they come.
+
+        Raises:
+            ValueError: If reentrant activation checkpointing is in use.
+        """
+        scaled = loss.float() if loss.dtype in (torch.float16, torch.bfloat16) else loss
+        try:
+            torch.autograd.grad(scaled * (self._samples * LOSS_SCALE), self._anchor, allow_unused=True)
+        except RuntimeError as error:
+            if "Checkpointing is not compatible" not in str(error):
+                raise
+            raise ValueError(
+                "Reentrant activation checkpointing cannot be probed. Switch it off for the analysis or use "
+                '`gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})`.'
+            ) from error
+
+    def _linear_hook(self, name: str) -> Callable:
+        watched = name in self.linears
+
+        def hook(module: nn.Linear, args: tuple, output: Tensor) -> Tensor | None:
+            if self._recording:
+                self._note_reader(name, module, args[0])
+            if not watched:
+                return None
+            reason = self._why_not(args[0], output)
+            if reason is not None:
+                self.skipped.setdefault(name, reason)
+                return None
+            inputs = args[0].detach()
+            call, receive = None, None
+            if self._recording:
+                chosen = tokens_for_scale(output.detach(), self._samples)
+                dtype = torch.float64 if output.dtype == torch.float64 else torch.float32
+                call = Call(
+                    name, self._samples, output.numel() // output.shape[-1], chosen.to(dtype).square().sum(dim=0)
+                )
+                self.calls.setdefault(name, []).append(call)
+                receive = self._depth_receiver(call)
+            tapped = _Tap.apply(output, self._anchor, receive, inputs)
+            if self.width:
+                self._outputs.add(tapped, (call, inputs))
+            return tapped
+
+        return hook
+
+    def _activation_hook(self, name: str) -> Callable:
+        def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+            known = self._outputs.get(args[0]) if args else None
+            if known is None or not torch.is_grad_enabled():
+                return None
+            call, inputs = known
+            receive = None
+            if call is not None:
+                if call.activation is not None:
+                    call.other_readers.append(name)
+                call.activation = activation_of(module)
+                call.in_place = output.data_ptr() == args[0].data_ptr()
+                receive = self._width_receiver(call)
+            tapped = _Tap.apply(output, self._anchor, receive, inputs, args[0].detach())
+            self._activated.add(tapped, call)
+            return tapped
+
+        return hook
+
+    def _note_reader(self, name: str, module: nn.Linear, tensor: Tensor) -> None:
+        producer = self._outputs.get(tensor)
+        if producer is not None and producer[0] is not None:
+            producer[0].other_readers.append(name)
+        activated = self._activated.get(tensor)
+        if activated is not None:
+            activated.consumers[name] = module.out_features
+
+    def _why_not(self, inputs: Tensor, output: Tensor) -> str | None:
+        if not torch.is_grad_enabled():
+            return (
+                "runs without gradients (under `torch.no_grad`, or reentrant activation checkpointing, which "
+                '`gradient_checkpointing_kwargs={"use_reentrant": False}` avoids)'
+            )
+        if inputs.numel() == 0:
+            return "gets no tokens"
+        if inputs.dim() < 2 or inputs.shape[0] % self._samples:
+            return (
+                f"its input of shape {tuple(inputs.shape)} is not grouped by the {self._samples} samples of the batch"
+            )
+        return None
+
+    def _depth_receiver(self, call: Call) -> Callable:
+        def receive(gradient: Tensor, inputs: Tensor) -> None:
+            gradient = gradient.reshape(-1, gradient.shape[-1])
+            if call.chain_rule is not None:
+                dtype = call.chain_rule.dtype
+                actual = gradient[:_TOKENS_FOR_CHECK].to(dtype)
+                error = (actual - call.chain_rule).norm()
+                # Half-precision tensors carry their own rounding, about 2⁻⁸ of each value for bfloat16.
+                tolerance = 0.1 if gradient.dtype in (torch.float16, torch.bfloat16) else _CHECK_TOLERANCE[dtype]
+                if not bool(error <= tolerance * actual.norm()):
+                    call.other_readers.append("an operation that is not a module")
+                call.chain_rule = None
+            self.receive(call, "depth", inputs.reshape(-1, inputs.shape[-1]), gradient, None)
+
+        return receive
+
+    def _width_receiver(self, call: Call) -> Callable:
+        def receive(gradient: Tensor, inputs: Tensor, pre_activation: Tensor) -> None:
+            gradient = gradient.reshape(-1, gradient.shape[-1])
+            pre_activation = pre_activation.reshape(-1, pre_activation.shape[-1])
+            if call.activation is not None:
+                few = pre_activation[:_TOKENS_FOR_CHECK]
+                few = few.to(torch.float64 if few.dtype == torch.float64 else torch.float32)
+                call.chain_rule = call.activation.first(few) * gradient[:_TOKENS_FOR_CHECK].to(few.dtype)
+            self.receive(call, "width", inputs.reshape(-1, inputs.shape[-1]), gradient, pre_activation)
+
+        return receive
