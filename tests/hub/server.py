@@ -219,7 +219,7 @@ class Handler(BaseHTTPRequestHandler):
         if not self.server.is_large(data):
             return self.reply(200, data, **headers)
         linked = {"X_Linked_Size": str(len(data)), "X_Linked_ETag": f'"{oid}"'}
-        return self.reply(302, Location=f"{self.server.endpoint}/lfs/{oid}", **headers, **linked)
+        return self.reply(302, Location=f"{self.server.storage}/lfs/{oid}", **headers, **linked)
 
     # ------------------------------------------------------------------------------------------------------------ LFS
     def lfs_batch(self, objects: list[dict]) -> None:
@@ -227,7 +227,7 @@ class Handler(BaseHTTPRequestHandler):
         for item in objects:
             entry = {"oid": item["oid"], "size": item["size"]}
             if item["oid"] not in self.server.objects:
-                entry["actions"] = {"upload": {"href": f"{self.server.endpoint}/lfs/{item['oid']}"}}
+                entry["actions"] = {"upload": {"href": f"{self.server.storage}/lfs/{item['oid']}"}}
             answer.append(entry)
         self.reply(200, {"transfer": "basic", "objects": answer})
 
@@ -252,6 +252,8 @@ class HubServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
+        # The Hub keeps large files on another host, and the client tells redirects to it from those within the Hub.
+        self.storage = self.endpoint.replace("127.0.0.1", "localhost")
         self.tokens = {"hf_write": ("tester", "write"), "hf_read": ("tester", "read")}
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}

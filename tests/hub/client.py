@@ -1,0 +1,116 @@
+"""What a user's process does with the Hub; runs in a process of its own, where `HF_ENDPOINT` is the stand-in."""
+
+import os
+import sys
+import traceback
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception of the other process, by the names of its classes, its message and its traceback."""
+
+    kinds: tuple[str, ...]
+    message: str
+    traceback: str
+
+
+class Client:
+    """
+    A process with the real `huggingface_hub` client; `client(function, *args)` runs a function of this module there.
+
+    Args:
+        endpoint (`str`): URL of the stand-in.
+        home (`Path`): `HF_HOME` of the process.
+        without_saddle (`bool`): Whether importing hf_saddle fails in the process.
+    """
+
+    def __init__(self, endpoint: str, home: Path, without_saddle: bool = False):
+        settings = {
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(home),
+            "HF_TOKEN": "hf_write",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        self.pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=_start, initargs=(without_saddle,))
+        before = dict(os.environ)
+        os.environ.update(settings)
+        try:
+            self.pool.submit(int).result(timeout=120)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+    def __call__(self, function, *args, **kwargs) -> Any:
+        outcome = self.pool.submit(_attempt, function, args, kwargs).result(timeout=240)
+        assert not isinstance(outcome, Failure), f"{outcome.kinds[0]}: {outcome.message}\n{outcome.traceback}"
+        return outcome
+
+    def failure(self, function, *args, **kwargs) -> Failure:
+        """Run a function that must raise."""
+        outcome = self.pool.submit(_attempt, function, args, kwargs).result(timeout=240)
+        assert isinstance(outcome, Failure), f"{function.__name__} should have failed"
+        return outcome
+
+    def close(self) -> None:
+        self.pool.shutdown()
+
+
+def _start(without_saddle: bool) -> None:
+    if without_saddle:
+        sys.modules["hf_saddle"] = None  # type: ignore[assignment]
+    import huggingface_hub.utils._http as http
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    # The client waits up to 8 s between attempts; the attempts are the same without the waiting.
+    http.time = type("NoWait", (), {"sleep": staticmethod(lambda seconds: None), "time": http.time.time})
+
+
+def _attempt(function, args, kwargs) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:
+        return Failure(tuple(kind.__name__ for kind in type(error).__mro__), str(error), traceback.format_exc())
+
+
+# ------------------------------------------------------------------------------------------------------------- actions
+def push(folder: str, repo_id: str, **kwargs) -> str:
+    """Load a model from a folder and push it; the answer's URL."""
+    from transformers import AutoModelForImageClassification
+
+    model = AutoModelForImageClassification.from_pretrained(folder)
+    return str(model.push_to_hub(repo_id, **kwargs))
+
+
+def logits(source: str, pixels, **kwargs) -> Any:
+    """Logits of a model from the Hub, its history, and the module that its class is defined in."""
+    import torch
+    from transformers import AutoModelForImageClassification
+
+    model = AutoModelForImageClassification.from_pretrained(source, **kwargs).eval()
+    with torch.no_grad():
+        output = model(torch.tensor(pixels)).logits.numpy()
+    return output, model.growth_history, type(model).__module__
+
+
+def save_again(source: str, folder: str, **kwargs) -> None:
+    """Load a model and save it elsewhere."""
+    from transformers import AutoModelForImageClassification
+
+    AutoModelForImageClassification.from_pretrained(source, **kwargs).save_pretrained(folder)
+
+
+def snapshot(repo_id: str, **kwargs) -> str:
+    """Download a whole repo."""
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(repo_id, **kwargs)

@@ -1,0 +1,52 @@
+"""A pushed model loads with its own code where hf_saddle is not installed, and without that code where it is."""
+
+import client as actions
+import numpy as np
+import pytest
+import torch
+from conftest import MODELS, build
+
+
+pytestmark = pytest.mark.hub
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def pushed(request, hub, client, tmp_path_factory):
+    model = build(request.param)
+    folder = tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(folder)
+    client(actions.push, str(folder), f"tester/{request.param}")
+    return model, f"tester/{request.param}"
+
+
+def expected(model, pixels) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.tensor(pixels)).logits.numpy()
+
+
+def test_loads_without_hf_saddle(pushed, stranger, pixels):
+    model, repo = pushed
+    output, _, module = stranger(actions.logits, repo, pixels, trust_remote_code=True)
+    assert module.startswith("transformers_modules.")
+    assert np.array_equal(output, expected(model, pixels))
+
+
+def test_loads_with_hf_saddle_and_no_remote_code(pushed, client, pixels):
+    model, repo = pushed
+    output, _, module = client(actions.logits, repo, pixels)
+    assert module.startswith("hf_saddle.models.")
+    assert np.array_equal(output, expected(model, pixels))
+
+
+def test_saved_again_it_still_loads(pushed, stranger, pixels, folder):
+    model, repo = pushed
+    stranger(actions.save_again, repo, str(folder), trust_remote_code=True)
+    output, _, module = stranger(actions.logits, str(folder), pixels, trust_remote_code=True)
+    assert module.startswith("transformers_modules.")
+    assert np.array_equal(output, expected(model, pixels))
+
+
+def test_without_trust_the_reader_is_told_how(pushed, stranger, pixels):
+    failure = stranger.failure(actions.logits, pushed[1], pixels, trust_remote_code=False)
+    assert "ValueError" in failure.kinds
+    assert "trust_remote_code" in failure.message
