@@ -109,7 +109,7 @@ class GrowablePreTrainedModel(PreTrainedModel):
 
     def update_config_(self) -> None:
         """Write the shapes of the modules into `config.per_layer_config`."""
-        _set_shapes(self.config, self.shapes())
+        set_shapes(self.config, self.shapes())
 
     # ------------------------------------------------------------------------------------------------------- loading
     @classmethod
@@ -163,7 +163,7 @@ class GrowablePreTrainedModel(PreTrainedModel):
             return
         config = copy.deepcopy(self.config)
         config.skip_unit = unit
-        _set_shapes(config, incoming)
+        set_shapes(config, incoming)
         with torch.device("meta"):
             expected = type(self)(config).state_dict()
         for name, tensor in expected.items():
@@ -175,7 +175,7 @@ class GrowablePreTrainedModel(PreTrainedModel):
                     f"other tensors ask for {tuple(tensor.shape)}."
                 )
         self.config.skip_unit = unit
-        _set_shapes(self.config, incoming)
+        set_shapes(self.config, incoming)
         for layer_idx, layer in enumerate(self.base_model.layers):
             if incoming[layer_idx] == current[layer_idx] and not incoming[layer_idx]["skip_sizes"]:
                 continue
@@ -277,7 +277,7 @@ def _neurons(state_dict: Mapping[str, Tensor], target: str) -> int:
     return len(state_dict[f"{target.removesuffix('skip.target')}weight"])
 
 
-def _set_shapes(config: SaddleConfig, shapes: dict[int, dict[str, Any]]) -> None:
+def set_shapes(config: SaddleConfig, shapes: dict[int, dict[str, Any]]) -> None:
     """Assign `per_layer_config`, or remove it where every layer has the global shapes."""
     config.per_layer_config = shapes
     if not config.per_layer_attributes:
@@ -320,4 +320,4 @@ def _read_history(path: str | os.PathLike, source: dict[str, Any]) -> dict[str, 
     return history
 
 
-__all__ = ["GrowablePreTrainedModel", "HISTORY_NAME", "build_attention_", "build_layer_"]
+__all__ = ["HISTORY_NAME", "GrowablePreTrainedModel", "build_attention_", "build_layer_", "set_shapes"]
