@@ -1,0 +1,33 @@
+"""Growing: planning under a budget, surgery, optimizer state and history. Nothing here knows a trainer."""
+
+from .config import PAPER_START, GrowthConfig
+from .costs import count_macs, count_parameters
+from .history import GrowthEvent, GrowthHistory
+from .line_search import line_search, probe_loss
+from .merge import merge_pairs_
+from .optimizer_state import carry_optimizer_state_
+from .plan import GrowthPlan, LayerGrowth
+from .planner import event_budget, plan_growth
+from .surgery import PreparedGrowth, grow_, prepare_growth, record_
+
+
+__all__ = [
+    "PAPER_START",
+    "GrowthConfig",
+    "GrowthEvent",
+    "GrowthHistory",
+    "GrowthPlan",
+    "LayerGrowth",
+    "PreparedGrowth",
+    "carry_optimizer_state_",
+    "count_macs",
+    "count_parameters",
+    "event_budget",
+    "grow_",
+    "line_search",
+    "merge_pairs_",
+    "plan_growth",
+    "prepare_growth",
+    "probe_loss",
+    "record_",
+]

@@ -1,0 +1,325 @@
+"""The record of all growth events of a model: JSON that can be checked, replayed, printed, kept with the weights."""
+
+import copy
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from ..models.configuration_saddle import LINEARS, SKIP_UNITS, SaddleConfig
+from ..models.modeling_saddle import GrowablePreTrainedModel, set_shapes
+from .costs import count_macs, count_parameters
+
+
+HISTORY_SCHEMA = 1
+_NOT_SAVED = ("replaced", "added")
+Config = TypeVar("Config", bound=SaddleConfig)
+
+
+@dataclass
+class GrowthEvent:
+    """
+    What one event did.
+
+    Losses are of the probe set, in evaluation mode. MACs are multiply-accumulates of the forward pass of one image.
+    """
+
+    criterion: str | None = None
+    operators: list[str] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)  # one entry per layer and operator, see `layer_record`
+    predicted_gain: float = 0.0
+    budget: float | None = None
+    step: int | None = None
+    epoch: float | None = None
+    loss_before: float | None = None  # None: not measured
+    loss_after: float | None = None
+    parameters_before: int = 0
+    parameters_after: int = 0
+    macs_before: int = 0
+    macs_after: int = 0
+    seconds: float = 0.0
+    skip_unit: str = "gain"
+    shapes: dict[int, dict[str, Any]] = field(default_factory=dict)  # `per_layer_config` after the event
+    versions: dict[str, str] = field(default_factory=dict)
+    replaced: dict[nn.Parameter, nn.Parameter] = field(default_factory=dict, repr=False, compare=False)
+    added: dict[str, nn.Parameter] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def neurons(self) -> int:
+        """Number of neurons that grew."""
+        return sum(layer["chosen"] for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The event fit for JSON, without `replaced` and `added`."""
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _NOT_SAVED}
+        return copy.deepcopy(values) | {"shapes": _to_json_shapes(self.shapes)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "GrowthEvent":
+        """
+        The inverse of `to_dict`.
+
+        Raises:
+            ValueError: If a field is unknown, missing, or cannot be meant.
+        """
+        known = {item.name for item in fields(cls)} - set(_NOT_SAVED)
+        if not isinstance(values, Mapping) or set(values) != known:
+            found = sorted(set(values) ^ known) if isinstance(values, Mapping) else values
+            raise ValueError(
+                f"A growth event has the wrong fields: {found} differ. It is damaged or of another version."
+            )
+        event = cls(**copy.deepcopy(dict(values)) | {"shapes": _from_json_shapes(values["shapes"])})
+        for name in ("parameters_before", "parameters_after", "macs_before", "macs_after"):
+            value = getattr(event, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(f"`{name}` of a growth event must be a whole number, got {value!r}.")
+        if event.skip_unit not in SKIP_UNITS:
+            raise ValueError(f"`skip_unit` of a growth event must be one of {SKIP_UNITS}, got {event.skip_unit!r}.")
+        if not event.layers and event.parameters_after != event.parameters_before and not event.is_merge:
+            raise ValueError("A growth event without layers changes the number of parameters; the history is damaged.")
+        if event.layers and event.parameters_after <= event.parameters_before:
+            raise ValueError("A growth event with layers adds no parameters; the history is damaged.")
+        return event
+
+    @property
+    def is_merge(self) -> bool:
+        """Whether the event merged residual pairs, see [`merge_pairs_`]."""
+        return self.operators == ["merge_pairs"]
+
+
+@dataclass
+class ModelSize:
+    """Size and shapes of a model before its first event."""
+
+    parameters: int
+    macs: int
+    skip_unit: str
+    shapes: dict[int, dict[str, Any]]
+
+    @classmethod
+    def of(cls, model: GrowablePreTrainedModel) -> "ModelSize":
+        """The size of a model as it is."""
+        return cls(count_parameters(model), count_macs(model), model.config.skip_unit, model.shapes())
+
+
+class GrowthHistory:
+    """
+    All growth events of a model, in order.
+
+    Args:
+        initial ([`ModelSize`]): The model before the first event.
+        events (`list[GrowthEvent]`, *optional*): What happened since.
+    """
+
+    schema_version = HISTORY_SCHEMA
+
+    def __init__(self, initial: ModelSize, events: list[GrowthEvent] | None = None):
+        self.initial = initial
+        self.events = list(events or [])
+
+    def __len__(self) -> int:
+        return len(self.events)
+
+    @classmethod
+    def from_model(cls, model: GrowablePreTrainedModel) -> "GrowthHistory":
+        """The history that is attached to a model, or a new one that starts at the model's present size."""
+        if model.growth_history is None:
+            return cls(ModelSize.of(model))
+        return cls.from_dict(model.growth_history)
+
+    def attach_(self, model: GrowablePreTrainedModel) -> None:
+        """Make this the model's history, to be saved with it."""
+        model.growth_history = self.to_dict()
+
+    def append(self, event: GrowthEvent) -> None:
+        """
+        Add an event.
+
+        Raises:
+            ValueError: If the event's shapes are smaller than those before it.
+        """
+        _check_shapes_grow(self.shapes, event.shapes, f"event {len(self.events)}")
+        self.events.append(event)
+
+    def update_last(self, event: GrowthEvent) -> None:
+        """Replace the last event, once what was unknown while it happened (`loss_after`, `seconds`) is known."""
+        last = self.events.pop()
+        try:
+            self.append(event)
+        except ValueError:
+            self.events.append(last)
+            raise
+
+    @property
+    def shapes(self) -> dict[int, dict[str, Any]]:
+        """`per_layer_config` after the last event."""
+        return self.events[-1].shapes if self.events else self.initial.shapes
+
+    @property
+    def skip_unit(self) -> str:
+        """Kind of the branch units after the last event."""
+        return self.events[-1].skip_unit if self.events else self.initial.skip_unit
+
+    def matches(self, model: GrowablePreTrainedModel) -> bool:
+        """Whether the history ends at the shapes that a model has."""
+        return self.shapes == model.shapes() and self.skip_unit == model.config.skip_unit
+
+    def check(self, model: GrowablePreTrainedModel) -> None:
+        """
+        Verify that a model is what the history leads to.
+
+        Raises:
+            ValueError: If shapes, kind of units or number of parameters differ.
+        """
+        if not self.matches(model):
+            raise ValueError(
+                f"The growth history of {len(self.events)} events does not lead to the shapes of this model. If the "
+                "model went back to an earlier checkpoint, use `history.rewound_to(model)`; if it is another model, "
+                "set `model.growth_history = None`."
+            )
+        expected = self.events[-1].parameters_after if self.events else self.initial.parameters
+        if count_parameters(model) != expected:
+            raise ValueError(
+                f"The growth history ends at {expected} parameters, but the model has {count_parameters(model)}. "
+                "Parts other than its linears were exchanged, such as the head."
+            )
+
+    def rewound_to(self, model: GrowablePreTrainedModel) -> "GrowthHistory":
+        """
+        The longest part of the history that leads to a model's shapes, for a model that went back to a checkpoint.
+
+        Raises:
+            ValueError: If no part does.
+        """
+        for length in range(len(self.events), -1, -1):
+            history = GrowthHistory(self.initial, self.events[:length])
+            if history.matches(model):
+                return history
+        raise ValueError("No part of the growth history leads to the shapes of this model: it belongs to another one.")
+
+    def apply(self, config: Config) -> Config:
+        """
+        Replay: the config of the ungrown model, with the shapes and kind of units after the last event.
+
+        Raises:
+            ValueError: If the config is not that of the model before the first event.
+        """
+        grown = copy.deepcopy(config)
+        for layer, shapes in self.initial.shapes.items():
+            found = config.per_layer_config[layer] if layer < config.num_hidden_layers else None
+            skip_sizes = None if found is None else (found.skip_sizes or None)
+            if found is None or (found.intermediate_size, skip_sizes) != tuple(shapes.values()):
+                raise ValueError(f"Layer {layer} of the config is not what the history starts from: {shapes}.")
+        grown.skip_unit = self.skip_unit
+        set_shapes(grown, copy.deepcopy(self.shapes))
+        return grown
+
+    def to_dict(self) -> dict[str, Any]:
+        """The history, fit for JSON."""
+        initial = asdict(self.initial) | {"shapes": _to_json_shapes(self.initial.shapes)}
+        events = [event.to_dict() for event in self.events]
+        return {"schema_version": self.schema_version, "initial": initial, "events": events}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "GrowthHistory":
+        """
+        The inverse of `to_dict`.
+
+        Raises:
+            ValueError: If it is of another schema, lacks a field, or contradicts itself.
+        """
+        if not isinstance(values, Mapping) or values.get("schema_version") != HISTORY_SCHEMA:
+            found = values.get("schema_version") if isinstance(values, Mapping) else values
+            raise ValueError(
+                f"The growth history has `schema_version` {found!r}, this version reads {HISTORY_SCHEMA}."
+            )
+        initial, events = values.get("initial"), values.get("events")
+        if not isinstance(initial, Mapping) or set(initial) != {item.name for item in fields(ModelSize)}:
+            raise ValueError("The growth history lacks `initial`, the size of the model before its first event.")
+        if not isinstance(events, list):
+            raise ValueError("The growth history lacks `events`, a list.")
+        start = ModelSize(**dict(initial) | {"shapes": _from_json_shapes(initial["shapes"])})
+        history = cls(start)
+        for event in events:
+            history.append(GrowthEvent.from_dict(event))
+        return history
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the history as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "GrowthHistory":
+        """
+        Read a history that `save` or `save_pretrained` wrote.
+
+        Raises:
+            ValueError: If the file is not a growth history.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text()))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+    def table(self) -> str:
+        """One line per event, as a Markdown table."""
+        header = ["event", "step", "epoch", "neurons", "operators", "parameters", "MACs/image", "loss before → after"]
+        lines = [header, ["---"] * len(header)]
+        size = self.initial
+        lines.append(["start", "", "", "", "", f"{size.parameters:,}", f"{size.macs:,}", ""])
+        for index, event in enumerate(self.events):
+            losses = [event.loss_before, event.loss_after]
+            change = " → ".join("?" if loss is None else f"{loss:.4f}" for loss in losses)
+            time = ["" if event.step is None else str(event.step), "" if event.epoch is None else f"{event.epoch:.2f}"]
+            counts = [f"{event.parameters_after:,}", f"{event.macs_after:,}"]
+            kinds = ", ".join(event.operators) or "none"
+            known = change if losses != [None, None] else ""
+            lines.append([str(index + 1), *time, str(event.neurons), kinds, *counts, known])
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def summary(self) -> str:
+        """One sentence."""
+        grown = sum(event.neurons for event in self.events)
+        start = self.initial.parameters
+        end = self.events[-1].parameters_after if self.events else start
+        return (
+            f"{len(self.events)} growth events, {grown} neurons: {start:,} → {end:,} parameters (×{end / start:.2f})."
+        )
+
+
+def _to_json_shapes(shapes: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """JSON keys are strings; a layer's shapes are copied."""
+    return {str(layer): copy.deepcopy(value) for layer, value in shapes.items()}
+
+
+def _from_json_shapes(shapes: Any) -> dict[int, dict[str, Any]]:
+    if not isinstance(shapes, Mapping) or not shapes:
+        raise ValueError(f"`shapes` of a growth history must map layers to their shapes, got {shapes!r}.")
+    found = {}
+    for layer, value in shapes.items():
+        skip_sizes = value.get("skip_sizes") if isinstance(value, Mapping) else None
+        width = value.get("intermediate_size") if isinstance(value, Mapping) else None
+        fits = isinstance(width, int) and width > 0 and isinstance(skip_sizes, (Mapping, type(None)))
+        if not str(layer).isdecimal() or not fits or not set(skip_sizes or ()) <= set(LINEARS):
+            raise ValueError(f"`shapes[{layer}]` of a growth history is damaged: {value!r}.")
+        found[int(layer)] = {"intermediate_size": width, "skip_sizes": copy.deepcopy(skip_sizes) or None}
+    return found
+
+
+def _check_shapes_grow(before: dict[int, dict[str, Any]], after: dict[int, dict[str, Any]], where: str) -> None:
+    if before.keys() != after.keys():
+        raise ValueError(f"The growth history is damaged: {where} has other layers than the model before it.")
+    for layer, old in before.items():
+        new = after[layer]
+        old_sizes, new_sizes = old["skip_sizes"] or {}, new["skip_sizes"] or {}
+        shrinks = new["intermediate_size"] < old["intermediate_size"] or any(
+            len(new_sizes.get(linear, ())) < len(sizes)
+            or any(b < a for a, b in zip(sizes, new_sizes[linear], strict=False))
+            for linear, sizes in old_sizes.items()
+        )
+        if shrinks:
+            raise ValueError(f"The growth history is damaged: layer {layer} shrinks in {where}.")

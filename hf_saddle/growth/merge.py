@@ -1,0 +1,89 @@
+"""Residual pairs become single rows once the growing is over: the same function, fewer parameters."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ..models.growable import GrowableLinear, PairedLinear, SkipBranch
+from ..models.modeling_saddle import GrowablePreTrainedModel
+from .costs import count_macs, count_parameters
+from .drafts import Axis
+from .history import GrowthEvent, GrowthHistory
+from .optimizer_state import Changes, Replaced, optimizer_swaps
+from .surgery import versions
+from .transaction import Transaction, set_config_, swap_attribute
+
+
+@torch.no_grad()
+def merge_pairs_(model: GrowablePreTrainedModel, optimizer: Optimizer | None = None) -> GrowthEvent:
+    """
+    Replace each residual pair by the sum of its two rows, which is all that enters the network. Outputs stay equal bit
+    for bit; the model's branch units are of kind `"residual"` afterwards and cannot grow in depth any more.
+
+    In training, the merged row moves half as fast as the pair did, whose rows both followed the same gradient.
+
+    Args:
+        model ([`GrowablePreTrainedModel`]): The model, grown by `residual_pair`.
+        optimizer (`Optimizer`, *optional*): The optimizer that trains it; merged rows keep the state of the first row.
+
+    Returns:
+        [`GrowthEvent`]: The record, which is also appended to `model.growth_history`.
+
+    Raises:
+        ValueError: If the model has no residual pairs, or the optimizer cannot follow. Nothing has changed then.
+    """
+    branches = [module.skip for *_, module in model.growable_linears() if module.skip is not None]
+    if not branches or model.config.skip_unit != "residual_pair":
+        raise ValueError("The model has no residual pairs to merge; only the operator `residual_pair` makes them.")
+    history = GrowthHistory.from_model(model)
+    before, macs, shapes, config = count_parameters(model), count_macs(model), model.shapes(), model.config
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    changes, swaps = Changes(), []
+    for branch in branches:
+        merged = _merged(branch, changes, names)
+        swaps += [swap_attribute(branch, "linear", merged), swap_attribute(branch, "unit", "residual")]
+    gone = set(changes.removed)
+    replaced = {change.old: change.new for change in changes.replaced}
+    order = [replaced.get(parameter, parameter) for parameter in model.parameters() if parameter not in gone]
+    if optimizer is not None:
+        swaps += optimizer_swaps(optimizer, changes, order)
+    rename: tuple[Callable[[], None], Callable[[], None]] = (
+        lambda: set_config_(config, shapes, "residual"),
+        lambda: set_config_(config, shapes, "residual_pair"),
+    )
+    event = GrowthEvent(
+        operators=["merge_pairs"],
+        parameters_before=before,
+        parameters_after=before - sum(parameter.numel() for parameter in gone),
+        macs_before=macs,
+        macs_after=macs,
+        skip_unit="residual",
+        shapes=shapes,
+        versions=versions(),
+        replaced=replaced,
+    )
+    history.append(event)
+    swaps += [rename, swap_attribute(model, "growth_history", history.to_dict())]
+    Transaction(swaps).commit_()
+    return event
+
+
+def _merged(branch: SkipBranch, changes: Changes, names: dict[nn.Parameter, str]) -> GrowableLinear:
+    """The linear of a branch with summed rows, which keeps the branch nested in it."""
+    pair = branch.linear
+    assert isinstance(pair, PairedLinear)
+    with torch.device("meta"):
+        merged = GrowableLinear(pair.in_features, pair.out_features)
+    for name in ("weight", "bias"):
+        old, twin = pair._parameters[name], pair._parameters[f"twin_{name}"]
+        assert old is not None and twin is not None
+        new = nn.Parameter(old + twin, requires_grad=old.requires_grad)
+        merged._parameters[name] = new
+        axes = tuple(Axis.unchanged(size) for size in old.shape)
+        changes.replaced.append(Replaced(names[old], old, new, axes))
+        changes.removed.append(twin)
+    if pair.skip is not None:
+        merged.skip = pair.skip
+    return merged.train(pair.training)

@@ -1,0 +1,231 @@
+"""What an event will do, as data: which neurons grow by which operator along which directions."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..models.modeling_saddle import GrowablePreTrainedModel
+from .config import OPERATORS
+
+
+PLAN_SCHEMA = 1
+_VECTORS = ("steps", "gains", "predicted_gain", "eigenvalues")
+
+
+@dataclass(frozen=True, eq=False)
+class LayerGrowth:
+    """
+    The neurons of one linear that grow by one operator. All tensors are float32 on the CPU.
+
+    | operator | effect on neuron `i` with `p = step · direction` |
+    |---|---|
+    | `"zero_gain"` | one unit `gain · φ(p · x̂)`; a gain other than 0 is compensated for by `w -= φ'(0) · gain · p` |
+    | `"residual_pair"` | one unit `s + φ(s)` whose row is stored as `p` and `-p` (arXiv 2402.12418, Eq. 3) |
+    | `"opposed_pair"` | two units with row `p` and gains `gain` and `-gain` (Network Morphism) |
+    | `"split"` | two copies `w ± p` with half the outgoing weights each (arXiv 1910.02366) |
+    | `"net2net"` | a copy `w + p` of `w`, half the outgoing weights each (arXiv 1511.05641) |
+    | `"gradmax"` | a new hidden unit with row `p` and no outgoing weights (arXiv 2201.05125, outgoing side zero) |
+
+    Raises:
+        ValueError: If there are duplicate neurons, a tensor of another length, or one that is not finite.
+    """
+
+    linear: str  # path of the linear in the model
+    operator: str
+    neurons: tuple[int, ...]  # (k,) distinct, as numbered before the event
+    directions: Tensor  # (k, d + 1) in coordinates x̂ = [x; 1]
+    steps: Tensor  # (k,)
+    gains: Tensor  # (k,) initial gains of the units; 0 where the operator has none
+    predicted_gain: Tensor  # (k,) decrease of the loss
+    eigenvalues: Tensor  # (k,)
+    candidates: int  # neurons of the linear that could have been chosen
+
+    def __post_init__(self) -> None:
+        if self.operator not in OPERATORS:
+            raise ValueError(f"`operator` must be one of {', '.join(OPERATORS)}, got {self.operator!r}.")
+        count = len(self.neurons)
+        if count == 0:
+            raise ValueError(f"`neurons` of {self.linear} is empty: leave the layer out of the plan.")
+        if len(set(self.neurons)) < count:
+            raise ValueError(f"`neurons` of {self.linear} has duplicates; a neuron grows once in an event.")
+        for name in ("directions", *_VECTORS):
+            value = getattr(self, name)
+            if len(value) != count or value.dim() != (2 if name == "directions" else 1):
+                raise ValueError(
+                    f"`{name}` of {self.linear} needs one entry per neuron, got shape {tuple(value.shape)}."
+                )
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"`{name}` of {self.linear} has values that are not finite.")
+
+    @classmethod
+    def by_hand(
+        cls,
+        model: GrowablePreTrainedModel,
+        linear: str,
+        operator: str,
+        neurons: Sequence[int],
+        *,
+        directions: Tensor | None = None,
+        steps: float | Tensor | None = None,
+        gains: float | Tensor | None = None,
+        seed: int = 0,
+    ) -> "LayerGrowth":
+        """
+        The growth of given neurons, without a measurement of the curvature.
+
+        Args:
+            model ([`GrowablePreTrainedModel`]): The model that is to grow.
+            linear (`str`): Path of the linear, such as `"deit.layers.0.mlp.fc1"`.
+            operator (`str`): One of `OPERATORS`.
+            neurons (`Sequence[int]`): The neurons, distinct.
+            directions (`Tensor`, *optional*): Shape `(k, d + 1)`; random unit vectors drawn from `seed` if `None`.
+            steps (`float` or `Tensor`, *optional*): Defaults to a fifth of the root mean square of the rows' norms.
+            gains (`float` or `Tensor`, *optional*): Defaults to 1 for opposed pairs, else 0.
+            seed (`int`, *optional*, defaults to 0): Seed of the directions.
+
+        Raises:
+            ValueError: If the model has no such linear or neuron, or a tensor has a wrong shape.
+        """
+        weight = find_linear(model, linear).weight.detach()
+        chosen = tuple(int(neuron) for neuron in neurons)
+        check_neurons(linear, chosen, len(weight))
+        if directions is None:
+            directions = random_directions(len(chosen), weight.shape[1] + 1, seed)
+        if steps is None:
+            steps = float(0.2 * weight.float().square().sum(1).mean().sqrt())
+        if gains is None:
+            gains = 1.0 if operator == "opposed_pair" else 0.0
+        zeros = torch.zeros(len(chosen))
+        return cls(
+            linear=linear,
+            operator=operator,
+            neurons=chosen,
+            directions=directions.detach().float().cpu(),
+            steps=zeros + torch.as_tensor(steps, dtype=torch.float32),
+            gains=zeros + torch.as_tensor(gains, dtype=torch.float32),
+            predicted_gain=zeros,
+            eigenvalues=zeros,
+            candidates=len(chosen),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The growth, fit for JSON: directions as base64 of little-endian float32, with their SHA-256."""
+        raw = np.ascontiguousarray(self.directions.numpy(), dtype="<f4").tobytes()
+        return {
+            "linear": self.linear,
+            "operator": self.operator,
+            "neurons": list(self.neurons),
+            "directions": base64.b64encode(raw).decode("ascii"),
+            "directions_sha256": hashlib.sha256(raw).hexdigest(),
+            "candidates": self.candidates,
+        } | {name: getattr(self, name).tolist() for name in _VECTORS}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "LayerGrowth":
+        """
+        The inverse of `to_dict`, bit for bit.
+
+        Raises:
+            ValueError: If the hash of the directions does not fit.
+        """
+        raw = base64.b64decode(values["directions"])
+        if hashlib.sha256(raw).hexdigest() != values["directions_sha256"]:
+            raise ValueError(f"The directions of {values['linear']} in the plan are damaged: their hash does not fit.")
+        directions = torch.from_numpy(np.frombuffer(raw, dtype="<f4").astype(np.float32))
+        return cls(
+            linear=values["linear"],
+            operator=values["operator"],
+            neurons=tuple(values["neurons"]),
+            directions=directions.view(len(values["neurons"]), -1),
+            candidates=values["candidates"],
+            **{name: torch.tensor(values[name], dtype=torch.float32) for name in _VECTORS},
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class GrowthPlan:
+    """
+    What an event will do. A plan without growths is a valid answer: nothing was significant, or the budget is spent.
+
+    Attributes:
+        growths (`tuple[LayerGrowth, ...]`): In the order of the model.
+        criterion (`str`, *optional*): What ranked the neurons; `None` for a plan by hand.
+        budget (`float`, *optional*): What the event was allowed to add; `None` for no limit.
+        parameters (`int`): Parameters that the plan adds.
+        macs (`int`): Multiply-accumulates that it adds to the forward pass of one image.
+        seed (`int`): Seed of what was drawn at random.
+    """
+
+    growths: tuple[LayerGrowth, ...] = ()
+    criterion: str | None = None
+    budget: float | None = None
+    parameters: int = 0
+    macs: int = 0
+    seed: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.growths)
+
+    @property
+    def predicted_gain(self) -> float:
+        """Decrease of the loss that the plan predicts; gains of several neurons add to first order."""
+        return sum(float(growth.predicted_gain.sum()) for growth in self.growths)
+
+    def to_json(self) -> str:
+        """The plan as canonical JSON."""
+        values = {name: getattr(self, name) for name in ("criterion", "budget", "parameters", "macs", "seed")}
+        values |= {"schema": PLAN_SCHEMA, "growths": [growth.to_dict() for growth in self.growths]}
+        return json.dumps(values, sort_keys=True, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "GrowthPlan":
+        """
+        The inverse of `to_json`, bit for bit.
+
+        Raises:
+            ValueError: If it is not a plan, is of another schema, or is damaged.
+        """
+        values = json.loads(text)
+        if not isinstance(values, dict) or values.pop("schema", None) != PLAN_SCHEMA:
+            raise ValueError(f"This is not a growth plan of schema {PLAN_SCHEMA}; make it anew with this version.")
+        growths = tuple(LayerGrowth.from_dict(growth) for growth in values.pop("growths"))
+        return cls(growths=growths, **values)
+
+    def digest(self) -> str:
+        """SHA-256 of the plan; equal on all ranks if they are about to do the same."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def find_linear(model: GrowablePreTrainedModel, path: str):
+    """
+    The growable linear at `path`.
+
+    Raises:
+        ValueError: If the model has none there.
+    """
+    for _, _, known, module in model.growable_linears():
+        if known == path:
+            return module
+    raise ValueError(
+        f"The model has no growable linear {path!r}. `[path for *_, path, _ in model.growable_linears()]` lists them."
+    )
+
+
+def check_neurons(linear: str, neurons: Sequence[int], size: int) -> None:
+    """Raise a `ValueError` for a neuron that does not exist."""
+    wrong = [neuron for neuron in neurons if not 0 <= neuron < size]
+    if wrong:
+        raise ValueError(f"`neurons` of {linear} must be in [0, {size}), got {wrong[:5]}.")
+
+
+def random_directions(count: int, size: int, seed: int) -> Tensor:
+    """Random unit vectors, shape `(count, size)`, from a generator of their own."""
+    values = torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
+    return values / values.norm(dim=1, keepdim=True)

@@ -1,0 +1,205 @@
+"""From a curvature report to a plan: most predicted gain per cost, within the budget; no state, no random surprise."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ..curvature import CurvatureReport, LayerCurvature
+from ..models.modeling_saddle import GrowablePreTrainedModel
+from .config import DEPTH_OPERATORS, QUOTAS, WIDTH_OPERATORS, GrowthConfig
+from .costs import CostBook, count_macs, count_parameters, plan_cost
+from .history import GrowthHistory
+from .operators import can_widen, unit_kind
+from .plan import GrowthPlan, LayerGrowth, random_directions
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """One neuron that could grow, with where its numbers are."""
+
+    entry: LayerCurvature
+    linear: str  # name in `LINEARS`
+    operator: str
+    neuron: int
+    gain: float
+
+
+def plan_growth(
+    report: CurvatureReport,
+    model: GrowablePreTrainedModel,
+    config: GrowthConfig,
+    *,
+    event: int = 0,
+    lr_ratio: float = 1.0,
+) -> GrowthPlan:
+    """
+    Choose which neurons grow, and how.
+
+    Candidates are the significant neurons of the layers that may grow. They are ranked by predicted gain per added
+    parameter (or multiply-accumulate) and taken one after the other while the budget lasts; a neuron grows by one
+    operator at most. The same arguments give the same plan on every rank. The model is not changed.
+
+    Args:
+        report ([`~hf_saddle.CurvatureReport`]): The curvature of this model as it is, see `config.criteria`.
+        model ([`GrowablePreTrainedModel`]): The model.
+        config ([`GrowthConfig`]): Where, how and how much.
+        event (`int`, *optional*, defaults to 0): Index of the event, from 0.
+        lr_ratio (`float`, *optional*, defaults to 1.0): Learning rate relative to its peak, for `schedule="lr"`.
+
+    Returns:
+        [`GrowthPlan`]: Possibly empty.
+
+    Raises:
+        ValueError: If the report does not fit the model, or the config asks for an operator that the model's branches
+        do
+            not allow.
+    """
+    allowed = event_budget(model, config, event, lr_ratio)
+    if config.operator in DEPTH_OPERATORS and unit_kind(model) not in (None, _KIND_OF[config.operator]):
+        raise ValueError(
+            f"`operator={config.operator!r}` makes other branch units than the model has ({unit_kind(model)!r}). A "
+            "model keeps one kind: use `operator='auto'`."
+        )
+    candidates = list(_candidates(report, model, config))
+    chosen = _choose(candidates, CostBook(model), config, allowed)
+    growths = tuple(_growths(chosen, model, config, event, Counter(map(_layer, candidates))))
+    cost = plan_cost(model, growths)
+    return GrowthPlan(
+        growths=growths,
+        criterion=config.criterion,
+        budget=allowed if math.isfinite(allowed) else None,
+        parameters=cost.parameters,
+        macs=cost.macs,
+        seed=config.growth_seed,
+    )
+
+
+_KIND_OF = {"zero_gain": "gain", "opposed_pair": "gain", "residual_pair": "residual_pair"}
+_DEPTH_OF_KIND = {None: "zero_gain", "gain": "zero_gain", "residual_pair": "residual_pair"}
+
+
+def event_budget(model: GrowablePreTrainedModel, config: GrowthConfig, event: int, lr_ratio: float = 1.0) -> float:
+    """What an event may add to a model, in `config.budget_unit`; infinite without a limit."""
+    initial = GrowthHistory.from_model(model).initial
+    by_macs = config.budget_unit == "macs"
+    size = count_macs(model) if by_macs else count_parameters(model)
+    remaining = config.final_budget(initial.macs if by_macs else initial.parameters) - size
+    return config.event_budget_for(event, remaining=remaining, lr_ratio=lr_ratio)
+
+
+def _layer(candidate: _Candidate) -> tuple[str, str]:
+    return candidate.entry.linear, candidate.operator
+
+
+def _operator(entry: LayerCurvature, linear: str, kind: str | None, config: GrowthConfig) -> str | None:
+    """How the neurons of a layer would grow; `None` if they cannot."""
+    operator: str | None = config.operator
+    if operator == "auto":
+        by_criterion = {"width": "split", "gradmax": "gradmax"}
+        operator = by_criterion.get(entry.criterion, _DEPTH_OF_KIND.get(kind))
+        if entry.criterion == "paper_score" and kind is None:
+            operator = "residual_pair"
+    if operator in WIDTH_OPERATORS and not can_widen(linear, entry.linear, operator, kind):
+        return None
+    if operator in DEPTH_OPERATORS and entry.linear.count(".skip.linear") >= config.max_depth:
+        return None
+    return operator
+
+
+def _candidates(report: CurvatureReport, model: GrowablePreTrainedModel, config: GrowthConfig) -> Iterator[_Candidate]:
+    """Significant neurons of the layers that may grow, in the order of the report."""
+    known = {path: (layer, linear, module) for layer, linear, path, module in model.growable_linears()}
+    kind = unit_kind(model)
+    for entry in report.layers:
+        if entry.criterion not in config.criteria or entry.linear not in known:
+            continue
+        layer, linear, module = known[entry.linear]
+        if entry.direction.shape != (module.out_features, module.in_features + 1):
+            raise ValueError(
+                f"The report's directions of {entry.linear} have shape {tuple(entry.direction.shape)}, the model's "
+                f"layer needs {(module.out_features, module.in_features + 1)}. Measure anew after a growth."
+            )
+        operator = _operator(entry, linear, kind, config)
+        frozen = not module.weight.requires_grad
+        elsewhere = (config.linears is not None and linear not in config.linears) or (
+            config.layers is not None and layer not in config.layers
+        )
+        if operator is None or frozen or elsewhere:
+            continue
+        fit = entry.significant & torch.isfinite(entry.gain) & (entry.gain > 0)
+        if entry.criterion == "depth" and not config.both_ends:
+            fit = fit & (entry.eigenvalue < 0)
+        neurons = torch.nonzero(fit).flatten().tolist()
+        if len(neurons) >= config.layer_threshold:
+            gains = entry.gain.tolist()
+            yield from (_Candidate(entry, linear, operator, neuron, gains[neuron]) for neuron in neurons)
+
+
+def _choose(candidates: list[_Candidate], book: CostBook, config: GrowthConfig, allowed: float) -> list[_Candidate]:
+    """Greedy by gain per cost, which depends on what was chosen before; what does not fit is passed over."""
+
+    def cost(candidate: _Candidate) -> int:
+        price = book.cost(candidate.entry.linear, candidate.operator, candidate.neuron)
+        return price.macs if config.budget_unit == "macs" else price.parameters
+
+    shares = [allowed / len(QUOTAS)] * len(QUOTAS) if config.quotas else [allowed]
+    quota_of = {linear: index for index, group in enumerate(QUOTAS) for linear in group}
+    taken: set[tuple[str, int]] = set()
+    per_layer: Counter[str] = Counter()
+    chosen = []
+    # The sort is stable: ties keep the order of the model.
+    for candidate in sorted(candidates, key=lambda candidate: -candidate.gain / cost(candidate)):
+        path = candidate.entry.linear
+        quota = quota_of[candidate.linear] if config.quotas else 0
+        price = cost(candidate)
+        full = config.max_per_layer is not None and per_layer[path] >= config.max_per_layer
+        if (path, candidate.neuron) in taken or full or price > shares[quota]:
+            continue
+        book.book_(path, candidate.operator, candidate.neuron)
+        shares[quota] -= price
+        taken.add((path, candidate.neuron))
+        per_layer[path] += 1
+        chosen.append(candidate)
+    return chosen
+
+
+def _growths(
+    chosen: list[_Candidate],
+    model: GrowablePreTrainedModel,
+    config: GrowthConfig,
+    event: int,
+    numbers: Counter[tuple[str, str]],
+) -> Iterator[LayerGrowth]:
+    """The chosen neurons by layer and operator, in the order of the model."""
+    order = {path: index for index, (*_, path, _) in enumerate(model.growable_linears())}
+    groups: dict[tuple[str, str], list[_Candidate]] = {}
+    for candidate in chosen:
+        groups.setdefault(_layer(candidate), []).append(candidate)
+    for path, operator in sorted(groups, key=lambda key: (order[key[0]], key[1])):
+        members = sorted(groups[path, operator], key=lambda candidate: candidate.neuron)
+        entry = members[0].entry
+        neurons = [member.neuron for member in members]
+        eigenvalues = entry.eigenvalue[neurons].float().cpu()
+        directions = entry.direction[neurons].float().cpu()
+        if config.random_directions:
+            seed = ((config.growth_seed << 32) + (event << 16) + order[path]) % 2**63
+            directions = random_directions(len(neurons), directions.shape[1], seed)
+        gains = torch.zeros(len(neurons))
+        if operator == "zero_gain" and config.gain_init:
+            gains = -config.gain_init * torch.sign(eigenvalues)
+        elif operator == "opposed_pair":
+            gains = torch.ones(len(neurons))
+        yield LayerGrowth(
+            linear=path,
+            operator=operator,
+            neurons=tuple(neurons),
+            directions=directions,
+            steps=entry.step[neurons].float().cpu(),
+            gains=gains,
+            predicted_gain=entry.gain[neurons].float().cpu(),
+            eigenvalues=eigenvalues,
+            candidates=numbers[path, operator],
+        )

@@ -1,0 +1,167 @@
+"""Growing a model in place, together with its config, its history and its optimizer, all or nothing."""
+
+import importlib
+import time
+from typing import Any
+
+import torch
+import transformers
+from torch.optim import Optimizer
+
+from ..models.modeling_saddle import GrowablePreTrainedModel
+from .costs import count_macs, count_parameters, plan_cost
+from .history import GrowthEvent, GrowthHistory
+from .operators import draft_growths
+from .plan import GrowthPlan, LayerGrowth
+from .transaction import Rebuild, Transaction, growth_swaps, swap_attribute
+
+
+class PreparedGrowth:
+    """
+    A growth that is computed but not yet done, so that several processes can agree before any of them changes.
+
+    Attributes:
+        event ([`GrowthEvent`]): What will be recorded.
+    """
+
+    def __init__(self, event: GrowthEvent, transaction: Transaction):
+        self.event = event
+        self._transaction = transaction
+
+    def commit_(self) -> GrowthEvent:
+        """Grow. Only pointers are assigned; if that fails, all is as before."""
+        self._transaction.commit_()
+        return self.event
+
+    def rollback_(self) -> None:
+        """Undo `commit_`. Valid until the model has been trained on."""
+        self._transaction.rollback_()
+
+
+def grow_(
+    model: GrowablePreTrainedModel,
+    plan: GrowthPlan,
+    optimizer: Optimizer | None = None,
+    *,
+    step: int | None = None,
+    epoch: float | None = None,
+    loss_before: float | None = None,
+) -> GrowthEvent:
+    """
+    Grow a model in place: its modules, config and history, and the optimizer that trains it.
+
+    Call it after `optimizer.step()` and `optimizer.zero_grad()`. If anything fails, all of them are as before. The
+    plan is data, so a second model grows in the same way: for an average of the weights (timm's `ModelEma`,
+    `torch.optim.swa_utils.AveragedModel`) call `grow_(ema.module, plan)` right after `grow_(model, plan, optimizer)`.
+
+    Args:
+        model ([`GrowablePreTrainedModel`]):
+            The model, not its wrapper (`accelerator.unwrap_model(model)`).
+        plan ([`GrowthPlan`]):
+            What is to grow; an empty plan is recorded and changes nothing else.
+        optimizer (`Optimizer` or `AcceleratedOptimizer`, *optional*):
+            The optimizer that trains the model, see [`carry_optimizer_state_`].
+        step (`int`, *optional*): For the record.
+        epoch (`float`, *optional*): For the record.
+        loss_before (`float`, *optional*): For the record: loss of the probe set.
+
+    Returns:
+        [`GrowthEvent`]: The record, which is also appended to `model.growth_history`. `replaced` maps old parameters
+        to new ones, `added` names those without predecessor. What is known only later (`loss_after`) is recorded by
+        `record_(model, event)`.
+
+    Raises:
+        ValueError: If the plan does not fit the model, or the optimizer cannot follow. Nothing has changed then.
+
+    Example:
+
+    ```python
+    >>> from hf_saddle.growth import GrowthPlan, LayerGrowth, grow_
+
+    >>> growth = LayerGrowth.by_hand(model, "deit.layers.0.mlp.fc1", "split", neurons=[3, 5])
+    >>> event = grow_(model, GrowthPlan((growth,)), optimizer)
+    ```"""
+    record = {"step": step, "epoch": epoch, "loss_before": loss_before}
+    return prepare_growth(model, plan, optimizer, **record).commit_()
+
+
+@torch.no_grad()
+def prepare_growth(
+    model: GrowablePreTrainedModel, plan: GrowthPlan, optimizer: Optimizer | None = None, **record: Any
+) -> PreparedGrowth:
+    """
+    Compute a growth without changing anything. Arguments and errors are those of [`grow_`].
+
+    Where several processes train one model, each prepares, all compare, and then each commits.
+    """
+    started = time.perf_counter()
+    if not isinstance(model, GrowablePreTrainedModel):
+        raise ValueError(
+            f"Only Saddle models grow, got a {type(model).__name__}. Unwrap it (`accelerator.unwrap_model(model)`), "
+            "or convert a stock model with `from_stock`."
+        )
+    history = GrowthHistory.from_model(model)
+    if not history.matches(model):
+        raise ValueError(
+            "The growth history of the model does not lead to its shapes. If it went back to an earlier checkpoint, "
+            "attach `GrowthHistory.from_model(model).rewound_to(model)`; else set `model.growth_history = None`."
+        )
+    drafts, unit = draft_growths(model, plan)
+    rebuild = Rebuild(unit, model.config.hidden_act)
+    for draft in drafts:
+        rebuild.add_(draft)
+    swaps, shapes = growth_swaps(model, rebuild, unit, optimizer)
+    cost = plan_cost(model, plan.growths)
+    parameters, macs = count_parameters(model), count_macs(model)
+    event = GrowthEvent(
+        criterion=plan.criterion,
+        operators=sorted({growth.operator for growth in plan.growths}),
+        layers=[layer_record(growth) for growth in plan.growths],
+        predicted_gain=plan.predicted_gain,
+        budget=plan.budget,
+        parameters_before=parameters,
+        parameters_after=parameters + cost.parameters,
+        macs_before=macs,
+        macs_after=macs + cost.macs,
+        skip_unit=unit,
+        shapes=shapes,
+        versions=versions(),
+        replaced={change.old: change.new for change in rebuild.changes.replaced},
+        added={change.name: change.new for change in rebuild.changes.added},
+        **record,
+    )
+    event.seconds = time.perf_counter() - started
+    history.append(event)
+    swaps.append(swap_attribute(model, "growth_history", history.to_dict()))
+    return PreparedGrowth(event, Transaction(swaps))
+
+
+def record_(model: GrowablePreTrainedModel, event: GrowthEvent) -> None:
+    """Write the last event into the model's history again, once `loss_after` is known."""
+    history = GrowthHistory.from_model(model)
+    history.update_last(event)
+    history.attach_(model)
+
+
+def layer_record(growth: LayerGrowth) -> dict[str, Any]:
+    """What the history keeps of the growth of one layer."""
+    values = growth.eigenvalues
+    return {
+        "linear": growth.linear,
+        "operator": growth.operator,
+        "candidates": growth.candidates,
+        "chosen": len(growth.neurons),
+        "neurons": list(growth.neurons),
+        "eigenvalue": {"min": float(values.min()), "mean": float(values.mean()), "max": float(values.max())},
+        "predicted_gain": float(growth.predicted_gain.sum()),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide what an event does."""
+    package = importlib.import_module("hf_saddle")
+    return {
+        "hf_saddle": package.__version__,
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+    }
