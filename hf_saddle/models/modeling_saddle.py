@@ -3,7 +3,7 @@
 import copy
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,9 @@ class GrowablePreTrainedModel(PreTrainedModel):
     stock_class: type[PreTrainedModel]
     stock_key_mapping: dict[str, str] | None = None
     growth_history: dict[str, Any] | None = None
+    # Called before an upload with the folder, the repo id and the token; adds files and returns their names. hf_saddle
+    # sets it, so that a model card is pushed too; code that was loaded from the Hub has none.
+    prepare_push: Callable[..., list[str]] | None = None
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -190,19 +193,26 @@ class GrowablePreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs) -> None:
         """As in transformers; the growth history is written beside the weights."""
         if is_main_process and not os.path.isfile(save_directory):
-            folder = Path(save_directory)
-            folder.mkdir(parents=True, exist_ok=True)
-            if self.growth_history is None:
-                (folder / HISTORY_NAME).unlink(missing_ok=True)
-            else:
-                partial = folder / f".{HISTORY_NAME}.partial"
-                partial.write_text(json.dumps(self.growth_history, indent=2, allow_nan=False) + "\n")
-                partial.replace(folder / HISTORY_NAME)
+            self.save_growth_history(save_directory)
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+
+    def save_growth_history(self, folder: str | os.PathLike) -> None:
+        """Write the growth history into a folder; without one, a history that is there is removed."""
+        path = Path(folder) / HISTORY_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self.growth_history is None:
+            path.unlink(missing_ok=True)
+            return
+        partial = path.with_name(f".{HISTORY_NAME}.partial")
+        partial.write_text(json.dumps(self.growth_history, indent=2, allow_nan=False) + "\n")
+        partial.replace(path)
 
     def _upload_modified_files(self, working_dir, repo_id, files_timestamps, *args, **kwargs):
         # The history is written before transformers notes which files of the folder are old.
         files_timestamps.pop(HISTORY_NAME, None)
+        if self.prepare_push is not None:
+            for name in self.prepare_push(Path(working_dir), repo_id, kwargs.get("token")):
+                files_timestamps.pop(name, None)
         return super()._upload_modified_files(working_dir, repo_id, files_timestamps, *args, **kwargs)
 
     # ---------------------------------------------------------------------------------------------------- conversion

@@ -1,0 +1,216 @@
+"""The model card: metadata that the Hub understands, and text whose every number comes from the model's own files."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..growth import GrowthEvent, GrowthHistory, count_macs, count_parameters
+from ..growth.surgery import versions
+from ..models.configuration_saddle import TRANSFORMERS_RANGE
+from ..models.modeling_saddle import GrowablePreTrainedModel
+from .escape import markdown, number, plain, quantity
+from .record import TrainingRecord, is_repo_id
+from .states import growths
+
+
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+PICTURES = "pictures"
+MARK = "<!-- Written by hf-saddle"
+_AUTO_CLASSES = {"ForImageClassification": "AutoModelForImageClassification", "Model": "AutoModel"}
+_TASKS = {"AutoModelForImageClassification": "image-classification", "AutoModel": "image-feature-extraction"}
+_TAGS = ("hf-saddle", "growing-network", "vision", "arxiv:2402.12418")
+_KINDS = {"saddle_deit": "distilled DeiT (class and distillation token)", "saddle_vit": "ViT"}
+_MAX_LABELS = 20
+
+
+def render_model_card(
+    model: GrowablePreTrainedModel,
+    record: TrainingRecord | None = None,
+    *,
+    name: str,
+    repo_id: str | None = None,
+    pictures: list[str] | None = None,
+    has_processor: bool = False,
+    tags: list[str] | None = None,
+) -> ModelCard:
+    """
+    The card of a model.
+
+    Args:
+        model ([`GrowablePreTrainedModel`]): The model; its weights are not read.
+        record ([`TrainingRecord`], *optional*): What was measured while it was trained.
+        name (`str`): Title of the card, and the folder to load from where there is no `repo_id`.
+        repo_id (`str`, *optional*): The repo on the Hub.
+        pictures (`list[str]`, *optional*): Names of the pictures in the folder `pictures` beside the card.
+        has_processor (`bool`, *optional*, defaults to `False`): Whether an image processor is beside the card.
+        tags (`list[str]`, *optional*): More tags.
+
+    Raises:
+        ValueError: If the growth history does not lead to this model, or is damaged.
+    """
+    history = GrowthHistory.from_model(model)
+    if not history.matches(model):
+        history.check(model)
+    config = model.config
+    sides = config.image_size if isinstance(config.image_size, (list, tuple)) else (config.image_size,) * 2
+    context = {
+        "title": markdown(name),
+        "summary": _summary(model, history),
+        "pictures": pictures or [],
+        "folder": PICTURES,
+        "sizes": _sizes(model, history),
+        "repo_id": repo_id,
+        "source": repr(repo_id if repo_id is not None else plain(name)).replace("`", "'"),
+        "auto_class": _auto_class(model),
+        "has_processor": has_processor,
+        "image_height": sides[0],
+        "image_width": sides[1],
+        "transformers_range": TRANSFORMERS_RANGE,
+        "transformers_version": versions()["transformers"],
+        "labels": _labels(config.id2label) if model.config.num_labels else "",
+        "growth_sentence": history.summary(),
+        "events": [_event(index, event) for index, event in enumerate(history.events, 1)],
+        "rows": [row for index, event in enumerate(history.events, 1) for row in _rows(index, event)],
+        "record": record,
+        "versions": _versions(history, record),
+    }
+    context |= _training(record) if record is not None else {"results": []}
+    return ModelCard.from_template(_metadata(model, record, name, tags or []), str(TEMPLATE), **context)
+
+
+def _metadata(
+    model: GrowablePreTrainedModel, record: TrainingRecord | None, name: str, tags: list[str]
+) -> ModelCardData:
+    task = _TASKS[_auto_class(model)]
+    own = [*_TAGS, model.config.model_type.removeprefix("saddle_")]
+    fields: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": task,
+        "tags": [*own, *(plain(tag) for tag in tags if tag not in own)],
+    }
+    if record is None:
+        return ModelCardData(**fields)
+    if record.license is not None:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", record.license):
+            raise ValueError(f"`license` must be a name that the Hub knows, as 'apache-2.0', got {record.license!r}.")
+        fields["license"] = record.license
+    if record.base_model is not None:
+        fields |= {"base_model": plain(record.base_model), "base_model_relation": "finetune"}
+    if record.dataset is not None and is_repo_id(record.dataset):
+        fields["datasets"] = [record.dataset]
+    if record.emissions_grams is not None:
+        emissions = {"emissions": record.emissions_grams, "source": "codecarbon", "training_type": "pre-training"}
+        fields["co2_eq_emissions"] = emissions
+    if record.dataset is not None and "accuracy" in record.results and task == "image-classification":
+        fields |= {"metrics": ["accuracy"], "model_name": plain(name)}
+        fields["eval_results"] = [
+            EvalResult(
+                task_type=task,
+                task_name="Image Classification",
+                dataset_type=plain(record.dataset),
+                dataset_name=plain(record.dataset),
+                dataset_split=plain(record.split),
+                metric_type="accuracy",
+                metric_name="Accuracy",
+                metric_value=float(record.results["accuracy"]),
+            )
+        ]
+    return ModelCardData(**fields)
+
+
+def _auto_class(model: GrowablePreTrainedModel) -> str:
+    return next(auto for ending, auto in _AUTO_CLASSES.items() if ending in type(model).__name__)
+
+
+def _summary(model: GrowablePreTrainedModel, history: GrowthHistory) -> str:
+    config, size = model.config, history.initial.parameters
+    shape = (
+        f"A {_KINDS[config.model_type]} of {config.num_hidden_layers} layers, {config.hidden_size} wide, "
+        f"{config.num_attention_heads} heads"
+    )
+    if not history.events:
+        return f"{shape}, with {quantity(size)} parameters. It is growable and has not grown."
+    return (
+        f"{shape}, that grew while it was trained: from {quantity(size)} to "
+        f"{quantity(count_parameters(model))} parameters in {len(history.events)} events."
+    )
+
+
+def _sizes(model: GrowablePreTrainedModel, history: GrowthHistory) -> list[tuple[str, str, str, str]]:
+    first = history.initial
+    rows = (
+        ("parameters", first.parameters, count_parameters(model)),
+        ("multiply-accumulates per image", first.macs, count_macs(model)),
+    )
+    return [(name, number(start), number(end), f"{end / start:.3f}") for name, start, end in rows]
+
+
+def _labels(id2label: dict[int, str]) -> str:
+    shown = [markdown(id2label[index], 40) for index in sorted(id2label)[:_MAX_LABELS]]
+    rest = len(id2label) - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest else "")
+
+
+def _optional(value: float | None, digits: int = 4) -> str:
+    return "" if value is None else number(value, digits)
+
+
+def _event(index: int, event: GrowthEvent) -> dict[str, str]:
+    losses = [_optional(event.loss_before), _optional(event.loss_after)]
+    return {
+        "number": str(index),
+        "step": _optional(event.step),
+        "epoch": _optional(event.epoch),
+        "criterion": markdown(event.criterion or "by hand"),
+        "operators": markdown(", ".join(map(str, event.operators)) or "none"),
+        "neurons": number(sum(growth.chosen for growth in growths(event))),
+        "gain": number(event.predicted_gain) if event.criterion else "",
+        "losses": " → ".join(text or "?" for text in losses) if any(losses) else "",
+        "parameters": f"{number(event.parameters_before)} → {number(event.parameters_after)}",
+        "seconds": number(event.seconds),
+    }
+
+
+def _rows(index: int, event: GrowthEvent) -> list[dict[str, str]]:
+    return [
+        {
+            "event": str(index),
+            "layer": number(growth.layer),
+            "linear": f"`{growth.linear}{'.skip.linear' * growth.nested}`",
+            "operator": f"`{growth.operator}`",
+            "chosen": f"{number(growth.chosen)} of {number(growth.candidates)}",
+            "eigenvalues": ", ".join(number(value) for value in growth.eigenvalues) if event.criterion else "",
+            "gain": number(growth.predicted_gain) if event.criterion else "",
+        }
+        for growth in growths(event)
+    ]
+
+
+def _training(record: TrainingRecord) -> dict[str, Any]:
+    sentence = "Trained"
+    sentence += f" on {markdown(record.dataset)}" if record.dataset is not None else " on data that were not recorded"
+    sentence += ", from scratch" if record.base_model is None else f", starting from {markdown(record.base_model)}"
+    if record.device is not None:
+        sentence += f", on {number(record.processes)} × {markdown(record.device)}"
+    seconds = record.seconds()
+    sentence += "." if seconds is None else f", in {number(seconds)} s (growth and validation included)."
+    settings = [(f"`{plain(key)}`", markdown(value)) for key, value in record.settings.items()]
+    settings += [(f"growth `{plain(key)}`", markdown(value)) for key, value in record.growth.items()]
+    of_dataset = "" if record.dataset is None else f" of {markdown(record.dataset)}"
+    return {
+        "training_sentence": sentence,
+        "settings": [(name.replace("|", ""), value) for name, value in settings],
+        "results": [(markdown(key), number(value, 4)) for key, value in record.results.items()],
+        "split": markdown(record.split),
+        "of_dataset": of_dataset + ("" if record.results_step is None else f" at step {number(record.results_step)}"),
+    }
+
+
+def _versions(history: GrowthHistory, record: TrainingRecord | None) -> str:
+    """Of the training, where they are known; else of the last growth; else of the library that writes."""
+    found = history.events[-1].versions if history.events else versions()
+    if record is not None and record.versions:
+        found = record.versions
+    return ", ".join(f"{markdown(name)} {markdown(version)}" for name, version in found.items())

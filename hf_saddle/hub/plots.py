@@ -1,0 +1,260 @@
+"""Pictures of a growth history, drawn without a display; the same history gives the same bytes of SVG."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from ..growth import GrowthEvent, GrowthHistory
+from ..models.configuration_saddle import LINEARS
+from .states import State, growths, parameters_at, states
+
+
+# An opaque light ground reads the same on a light and on a dark page. Blue and orange differ for every kind of colour
+# vision; no picture tells things apart by colour alone.
+GROUND, INK, MUTED, GRID = "#fcfcfb", "#0b0b0b", "#52514e", "#dddcd6"
+BLUE, ORANGE = "#2a78d6", "#c8501e"
+BLUES = LinearSegmentedColormap.from_list("blues", ["#eef4fc", "#9ec3f0", "#2a78d6", "#123c73"])
+ORANGES = LinearSegmentedColormap.from_list("oranges", ["#fdf1ea", "#f4b894", "#d9622b", "#7c2d0c"])
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.edgecolor": GRID,
+    "axes.facecolor": GROUND,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "figure.facecolor": GROUND,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "svg.hashsalt": "hf-saddle",
+    "svg.fonttype": "path",
+}
+
+
+def save_pictures(folder: Path, history: GrowthHistory, log: Sequence[dict[str, float]] = ()) -> list[str]:
+    """
+    Draw what the history and the training log hold, each picture as SVG and PNG.
+
+    Args:
+        folder (`Path`): Where to write; made if missing.
+        history ([`~hf_saddle.GrowthHistory`]): What grew.
+        log (`Sequence[dict]`, *optional*): The `log_history` of the training.
+
+    Returns:
+        `list[str]`: Names of the pictures, without suffix. Pictures without anything to show are left out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    drawings: dict[str, Callable[[], Figure]] = {"architecture": lambda: draw_architecture(history)}
+    if history.events:
+        drawings["timeline"] = lambda: draw_timeline(history)
+    if _measured(history):
+        drawings["eigenvalues"] = lambda: draw_eigenvalues(history)
+    if _series(log, "loss") or _series(log, "eval_loss"):
+        drawings["loss"] = lambda: draw_loss(history, log)
+    if _series(log, "eval_accuracy"):
+        drawings["accuracy"] = lambda: draw_accuracy(history, log)
+    with matplotlib.rc_context(STYLE):
+        for name, draw in drawings.items():
+            figure = draw()
+            figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
+            figure.savefig(folder / f"{name}.png", dpi=144, metadata={"Software": None})
+    return list(drawings)
+
+
+def _figure(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(**grid)
+
+
+def _heat(axes: Axes, values: np.ndarray, texts: list[list[str]], colours: LinearSegmentedColormap) -> None:
+    """A heat map whose every cell also says its value; a cell without growth stays empty."""
+    top = max(float(values.max()), 1.0)
+    axes.imshow(values, cmap=colours, vmin=0, vmax=top, aspect="auto")
+    for row, line in enumerate(texts):
+        for column, text in enumerate(line):
+            dark = values[row, column] > 0.55 * top
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=GROUND if dark else INK)
+    axes.set_xticks(np.arange(values.shape[1] + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(values.shape[0] + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color=GROUND, linewidth=2)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+
+
+def draw_architecture(history: GrowthHistory) -> Figure:
+    """The final shape: width of the MLP and skip units of every linear, layer by layer."""
+    first, *_, last = [*states(history)] * 2
+    layers = range(len(last.widths))
+    width = max(5.5, 1.6 + 0.62 * len(layers))
+    figure, (top, bottom) = _figure(width, 3.6, nrows=2, height_ratios=[1.6, len(LINEARS)], sharex=True)
+    added = np.array([[last.widths[i] - first.widths[i] for i in layers]], dtype=float)
+    texts = [[f"{last.widths[i]}\n(+{int(added[0, i])})" if added[0, i] else str(last.widths[i]) for i in layers]]
+    _heat(top, added, texts, BLUES)
+    top.set_title("Width: hidden neurons of each MLP (in brackets: added)")
+    top.set_yticks([0], ["mlp"])
+    units = np.array([[last.units(i, linear) for i in layers] for linear in LINEARS], dtype=float)
+    texts = [[" › ".join(map(str, last.branches[i].get(linear, []))) for i in layers] for linear in LINEARS]
+    _heat(bottom, units, texts, ORANGES)
+    bottom.set_title("Depth: skip units of each linear (a › b: b units feed the a units)")
+    bottom.set_yticks(range(len(LINEARS)), [linear.split(".")[1] for linear in LINEARS])
+    bottom.set_xticks(layers, [str(i) for i in layers])
+    bottom.set_xlabel("layer")
+    return figure
+
+
+def draw_timeline(history: GrowthHistory) -> Figure:
+    """Parameters over the training, and the added width and depth of every layer after each event."""
+    found = states(history)
+    layers = len(found[0].widths)
+    figure, (top, left, right) = _three_panels(max(7.0, 3.4 + 0.9 * len(found)), 2.6 + max(1.2, 0.26 * layers))
+    steps = [state.step for state in found]
+    margin = max(1, steps[-1]) * 0.06
+    top.step([*steps, steps[-1] + margin], [*(s.parameters for s in found), found[-1].parameters], where="post")
+    for number, state in enumerate(found[1:], 1):
+        top.plot(state.step, state.parameters, "o", color=BLUE, markersize=5)
+        top.annotate(str(number), (state.step, state.parameters), (-3, 4), textcoords="offset points", ha="right")
+    top.set_title("Parameters over the training (numbers: events)")
+    top.set_xlabel("step")
+    _quantities(top.yaxis)
+    top.margins(y=0.15)
+    top.grid(axis="y")
+    widths = np.array([[s.widths[i] - found[0].widths[i] for s in found] for i in range(layers)], dtype=float)
+    units = np.array([[sum(s.units(i, name) for name in LINEARS) for s in found] for i in range(layers)], dtype=float)
+    for axes, values, title, colours in (
+        (left, widths, "Added hidden neurons", BLUES),
+        (right, units, "Added skip units", ORANGES),
+    ):
+        _heat(axes, values, [[f"{int(value)}" if value else "" for value in row] for row in values], colours)
+        axes.set_title(title)
+        axes.set_xticks(range(len(found)), ["start", *(str(i) for i in range(1, len(found)))])
+        axes.set_yticks(range(layers), [str(i) for i in range(layers)])
+        axes.set_xlabel("after event")
+    left.set_ylabel("layer")
+    return figure
+
+
+def _three_panels(width: float, height: float) -> tuple[Figure, tuple[Axes, Axes, Axes]]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(2, 2, height_ratios=[1, max(1.0, (height - 2.6) / 1.6)])
+    return figure, (
+        figure.add_subplot(grid[0, :]),
+        figure.add_subplot(grid[1, 0]),
+        figure.add_subplot(grid[1, 1]),
+    )
+
+
+def draw_eigenvalues(history: GrowthHistory) -> Figure:
+    """Range and mean of the eigenvalues of neurons that grew, one panel per event, the linears of a layer in order."""
+    events = _measured(history)
+    columns = min(3, len(events))
+    rows = math.ceil(len(events) / columns)
+    layers = len(states(history)[0].widths)
+    size = (max(5.5, 0.8 + columns * max(2.0, 0.24 * layers)), 0.9 + 1.7 * rows)
+    figure, panels = _figure(*size, nrows=rows, ncols=columns, squeeze=False, sharex=True, sharey=True)
+    for panel in panels.flat[len(events) :]:
+        panel.set_visible(False)
+    for panel, (number, event) in zip(panels.flat, events, strict=False):
+        for growth in growths(event):
+            place = growth.layer + (LINEARS.index(growth.linear) - 2.5) / (len(LINEARS) + 1)
+            low, mean, high = growth.eigenvalues
+            colour, marker = (BLUE, "o") if growth.widens else (ORANGE, "s")
+            panel.plot([place, place], [low, high], color=colour, linewidth=2.5, alpha=0.45)
+            panel.plot(place, mean, marker, color=colour, markersize=4)
+        panel.axhline(0, color=MUTED, linewidth=0.8)
+        time = "" if event.step is None else f", step {event.step}"
+        panel.set_title(f"event {number}{time}", fontsize=9)
+        panel.set_xlim(-0.5, layers - 0.5)
+        panel.set_xticks(range(layers))
+        panel.grid(axis="y")
+    figure.supxlabel("layer (marks: mean, bars: range)", color=MUTED, fontsize=9)
+    figure.supylabel("eigenvalue", color=MUTED, fontsize=9)
+    panels[0, 0].plot([], [], "o", color=BLUE, label="width")
+    panels[0, 0].plot([], [], "s", color=ORANGE, label="depth")
+    figure.legend(loc="outside upper right", ncols=2)
+    return figure
+
+
+def _measured(history: GrowthHistory) -> list[tuple[int, GrowthEvent]]:
+    """Events whose eigenvalues were measured; growth by hand has none."""
+    return [(i, event) for i, event in enumerate(history.events, 1) if event.layers and event.criterion is not None]
+
+
+def draw_loss(history: GrowthHistory, log: Sequence[dict[str, float]]) -> Figure:
+    """Training and validation loss, with a mark for every growth event."""
+    figure, axes = _figure(7, 3.2)
+    for key, label, line, colour in (("loss", "training", "-", BLUE), ("eval_loss", "validation", "--", ORANGE)):
+        series = _series(log, key)
+        if series:
+            axes.plot(*zip(*series, strict=True), line, color=colour, label=label)
+    _mark_events(axes, states(history))
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.set_title("Loss (dotted: growth events and the share of parameters that they added)", pad=16)
+    axes.grid(axis="y")
+    axes.legend()
+    return figure
+
+
+def draw_accuracy(history: GrowthHistory, log: Sequence[dict[str, float]]) -> Figure:
+    """Validation accuracy against the number of parameters at that time."""
+    found = states(history)
+    series = _series(log, "eval_accuracy")
+    sizes = [parameters_at(found, step) for step, _ in series]
+    figure, axes = _figure(5.5, 3.4)
+    axes.plot(sizes, [value for _, value in series], "-", color=GRID, zorder=1)
+    axes.scatter(sizes, [value for _, value in series], s=18, color=BLUE, zorder=2)
+    for index, place, side in ((0, (6, -4), "left"), (-1, (-6, 6), "right")):
+        step, value = series[index]
+        axes.annotate(
+            f"step {step}: {value:.3f}", (sizes[index], value), place, textcoords="offset points", ha=side, color=INK
+        )
+    axes.set_xlabel("parameters")
+    axes.set_ylabel("validation accuracy")
+    axes.set_title("Accuracy against size, evaluation by evaluation")
+    _quantities(axes.xaxis)
+    axes.margins(0.12)
+    axes.grid()
+    return figure
+
+
+def _mark_events(axes: Axes, found: list[State]) -> None:
+    for number, (before, state) in enumerate(zip(found, found[1:], strict=False), 1):
+        axes.axvline(state.step, color=MUTED, linewidth=0.8, linestyle=":")
+        text = f"{number}: +{(state.parameters - before.parameters) / before.parameters:.0%}"
+        above = {"transform": axes.get_xaxis_transform(), "va": "bottom", "ha": "center"}
+        axes.text(state.step, 1.0, text, color=MUTED, fontsize=8, **above)
+
+
+def _series(log: Sequence[dict[str, float]], key: str) -> list[tuple[int, float]]:
+    return [(int(entry["step"]), float(entry[key])) for entry in log if key in entry and "step" in entry]
+
+
+def _quantities(axis: Any) -> None:
+    """Ticks such as 12.5k and 1.2M."""
+
+    def text(value: float, _: Any) -> str:
+        for unit, size in (("M", 1e6), ("k", 1e3)):
+            if abs(value) >= size:
+                return f"{value / size:g}{unit}"
+        return f"{value:g}"
+
+    axis.set_major_locator(MaxNLocator(5))
+    axis.set_major_formatter(FuncFormatter(text))

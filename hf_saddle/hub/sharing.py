@@ -1,0 +1,169 @@
+"""Files that travel with the weights: history, code, pictures, record and card, for a model and for a `Trainer`."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from transformers.dynamic_module_utils import custom_object_save
+
+from ..growth import GrowthHistory
+from ..models.modeling_saddle import GrowablePreTrainedModel
+from .model_card import MARK, PICTURES, render_model_card
+from .plots import save_pictures
+from .record import RECORD_NAME, TrainingRecord, fingerprint
+
+
+logger = logging.getLogger(__name__)
+
+CARD_NAME = "README.md"
+# Texts of cards that a program wrote, and that may be replaced: ours, that of `push_to_hub`, that of `Trainer`.
+_REPLACEABLE = (MARK, "card has been automatically generated", "card has been generated automatically")
+
+
+def write_model_card(
+    folder: str | Path,
+    model: GrowablePreTrainedModel,
+    record: TrainingRecord | None = None,
+    *,
+    repo_id: str | None = None,
+    tags: list[str] | None = None,
+) -> Path:
+    """
+    Write `README.md`, its pictures and `training_record.json` into a folder that has, or will have, the weights.
+
+    A card that somebody has edited, that is, one without the comment that this function puts into it, is left alone.
+
+    Args:
+        folder (`str` or `Path`): Where the model is saved.
+        model ([`GrowablePreTrainedModel`]): The model.
+        record ([`TrainingRecord`], *optional*):
+            What was measured while it was trained. Defaults to the `training_record.json` in `folder`, or where the
+            model was loaded from, if it was measured with exactly these weights.
+        repo_id (`str`, *optional*): The repo on the Hub, for the example of how to load the model.
+        tags (`list[str]`, *optional*): More tags, besides those of a card that is already there.
+
+    Returns:
+        `Path`: The card.
+
+    Raises:
+        ValueError: If the growth history does not lead to this model, or a file is damaged.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    card_path = folder / CARD_NAME
+    history = GrowthHistory.from_model(model)
+    if not history.matches(model):
+        history.check(model)
+    if record is None:
+        record = _find_record(model, [folder, Path(model.name_or_path or folder)])
+    if record is not None:
+        record.save(folder)
+    pictures = save_pictures(folder / PICTURES, history, record.log if record is not None else ())
+    old = card_path.read_text() if card_path.is_file() else None
+    if old is not None and not any(text in old for text in _REPLACEABLE):
+        logger.warning(f"{card_path} was written by hand and is kept. Remove it to have a card written.")
+        return card_path
+    known_tags = (ModelCard(old, ignore_metadata_errors=True).data.tags or []) if old is not None else []
+    card = render_model_card(
+        model,
+        record,
+        name=(repo_id or folder.resolve().name).split("/")[-1],
+        repo_id=repo_id,
+        pictures=pictures,
+        has_processor=(folder / "preprocessor_config.json").is_file(),
+        tags=[*known_tags, *(tags or [])],
+    )
+    partial = card_path.with_name(f".{CARD_NAME}.partial")
+    partial.write_text(str(card))
+    partial.replace(card_path)
+    return card_path
+
+
+def prepare_push(model: GrowablePreTrainedModel, folder: Path, repo_id: str, token: str | bool | None) -> list[str]:
+    """Write the card into a folder that `model.push_to_hub` is about to upload; returns the names that changed."""
+    if not (folder / RECORD_NAME).exists():
+        _fetch_record(folder, repo_id, token)
+    write_model_card(folder, model, repo_id=repo_id)
+    return [CARD_NAME, PICTURES, RECORD_NAME]
+
+
+def write_companions(model: GrowablePreTrainedModel, folder: str | Path) -> None:
+    """Write what `save_pretrained` puts beside config and weights: the growth history and the code."""
+    model.save_growth_history(folder)
+    custom_object_save(model, folder)
+
+
+class ModelCardMixin:
+    """
+    For a `Trainer` of a growable model, before `Trainer` in the bases: every push carries history, code and card.
+
+    Set `card_facts` to keyword arguments of [`TrainingRecord.of`] (`growth`, `dataset`, `base_model`, `license`), as
+    far as they are known.
+    """
+
+    card_facts: dict[str, Any] = {}
+    model: Any
+    args: Any
+    state: Any
+    hub_model_id: str | None
+    push_in_progress: Any
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """As in `Trainer`; the card tells what grew, and its numbers are those of the training's log."""
+        if not self.state.is_world_process_zero:
+            return
+        given = {"license": license, "base_model": finetuned_from, "dataset": _first(dataset or dataset_tags)}
+        self.card_facts = self.card_facts | {key: value for key, value in given.items() if value is not None}
+        record = TrainingRecord.of(self.model, self.args, self.state, **self.card_facts)
+        write_companions(self.model, self.args.output_dir)
+        more = [tags] if isinstance(tags, str) else list(tags or [])
+        write_model_card(
+            self.args.output_dir,
+            self.model,
+            record,
+            repo_id=self.hub_model_id or self.args.hub_model_id,
+            tags=["generated_from_trainer", *more],
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # A push that is still going on reads the files that would be written here.
+        idle = self.push_in_progress is None or self.push_in_progress.is_done()
+        if self.args.hub_strategy != "end" and (idle or self.args.hub_always_push):
+            self.create_model_card()
+        super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]
+
+
+def _first(value: str | list[str] | None) -> str | None:
+    return value[0] if isinstance(value, list) and value else value if isinstance(value, str) else None
+
+
+def _find_record(model: GrowablePreTrainedModel, folders: list[Path]) -> TrainingRecord | None:
+    """The record that was measured with exactly these weights."""
+    found = [record for record in map(TrainingRecord.load, folders) if record is not None]
+    if not found:
+        return None
+    weights = fingerprint(model)
+    return next((record for record in found if record.weights == weights), None)
+
+
+def _fetch_record(folder: Path, repo_id: str, token: str | bool | None) -> None:
+    """Bring the record of an earlier push, which the card of a later one still needs."""
+    try:
+        path = huggingface_hub.hf_hub_download(repo_id, RECORD_NAME, token=token)
+    except (EntryNotFoundError, LocalEntryNotFoundError):
+        return
+    (folder / RECORD_NAME).write_bytes(Path(path).read_bytes())

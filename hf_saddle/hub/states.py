@@ -1,0 +1,102 @@
+"""A growth history as cards and pictures need it: the sizes of the model in order, and what each event did where."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ..growth import GrowthEvent, GrowthHistory
+from ..growth.config import OPERATORS, WIDTH_OPERATORS
+from ..models.configuration_saddle import LINEARS
+
+
+@dataclass(frozen=True)
+class State:
+    """The size and shape of the model from `step` on."""
+
+    step: int
+    parameters: int
+    macs: int
+    widths: tuple[int, ...]  # hidden neurons of the MLP of each layer
+    branches: tuple[dict[str, list[int]], ...]  # of each layer: linear -> widths of its nested branches
+
+    def units(self, layer: int, linear: str) -> int:
+        """Number of skip units of a linear, all depths together."""
+        return sum(self.branches[layer].get(linear, []))
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What an event did to one linear."""
+
+    layer: int
+    linear: str
+    nested: int  # 0 for the linear itself, 1 for the branch that feeds it, and so on
+    operator: str
+    candidates: int
+    chosen: int
+    eigenvalues: tuple[float, float, float]  # smallest, mean, largest of the chosen neurons
+    predicted_gain: float
+
+    @property
+    def widens(self) -> bool:
+        """Whether the linear became wider; otherwise it became deeper."""
+        return self.operator in WIDTH_OPERATORS
+
+
+def states(history: GrowthHistory) -> list[State]:
+    """The states of a history in order; the first is the model before any growth."""
+    initial = history.initial
+    found = [_state(0, initial.parameters, initial.macs, initial.shapes)]
+    for event in history.events:
+        # An event by hand knows no step: it is drawn one step after the one before it.
+        step = found[-1].step + 1 if event.step is None else event.step
+        found.append(_state(step, event.parameters_after, event.macs_after, event.shapes))
+    return found
+
+
+def parameters_at(found: list[State], step: int) -> int:
+    """Parameters of the model at a training step; a growth counts from the step after it."""
+    return next(state.parameters for state in reversed(found) if state.step < step or state is found[0])
+
+
+def growths(event: GrowthEvent) -> list[Growth]:
+    """
+    The records of the linears that an event grew, checked.
+
+    Raises:
+        ValueError: If a record is not what a growth event writes.
+    """
+    try:
+        return [_growth(record) for record in event.layers]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"The growth history is damaged: a record of a linear cannot be read ({error!r}).") from error
+
+
+def _state(step: int, parameters: int, macs: int, shapes: dict[int, dict[str, Any]]) -> State:
+    layers = [shapes[layer] for layer in sorted(shapes)]
+    return State(
+        step=step,
+        parameters=parameters,
+        macs=macs,
+        widths=tuple(layer["intermediate_size"] for layer in layers),
+        branches=tuple(dict(layer["skip_sizes"] or {}) for layer in layers),
+    )
+
+
+def _growth(record: dict[str, Any]) -> Growth:
+    layer, block, name, *rest = record["linear"].split("layers.")[-1].split(".")
+    if f"{block}.{name}" not in LINEARS or record["operator"] not in OPERATORS:
+        raise ValueError(f"{record['linear']!r} cannot grow by {record['operator']!r}")
+    numbers = [record["eigenvalue"][key] for key in ("min", "mean", "max")] + [record["predicted_gain"]]
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"{numbers} are not finite")
+    return Growth(
+        layer=int(layer),
+        linear=f"{block}.{name}",
+        nested=rest.count("skip"),
+        operator=record["operator"],
+        candidates=int(record["candidates"]),
+        chosen=int(record["chosen"]),
+        eigenvalues=(float(numbers[0]), float(numbers[1]), float(numbers[2])),
+        predicted_gain=float(numbers[3]),
+    )
