@@ -142,7 +142,7 @@ def check_null_model(
     settings = Settings(0.1, significance, "gelu", seed, solver or SolverOptions(), None, flip=True)
     report = _analyze(model, batches, criterion, loss, linears, max_tokens, settings, Ranks(distributed, group))
     selected = sum(layer.candidates for layer in report)
-    return NullModel(selected, sum(layer.neurons for layer in report), nominal_rate(significance), report)
+    return NullModel(selected, sum(layer.neurons for layer in report), nominal_rate(criterion, significance), report)
 
 
 def _analyze(
@@ -161,6 +161,8 @@ def _analyze(
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
     chosen, skipped = _choose(model, linears)
+    if not chosen:
+        raise _nothing_to_analyse(criteria, skipped)
     with _undisturbed(model):
         run = _Run(model, chosen, criteria, loss or _own_loss, list(batches), max_tokens, settings, ranks)
         run.skipped |= skipped
@@ -170,12 +172,16 @@ def _analyze(
     for name, reason in run.skipped.items():
         logger.info("No curvature for %s: %s.", name, reason)
     if not layers:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in run.skipped.items()) or "it has no linear layer"
-        raise ValueError(f"No layer of the model can be analysed for {', '.join(criteria)}. {reasons}.")
+        raise _nothing_to_analyse(criteria, run.skipped)
     seconds = time.perf_counter() - started
     return CurvatureReport(
         tuple(layers), run.images.total, run.tokens, run.loss, seconds, settings.seed, dict(run.skipped)
     )
+
+
+def _nothing_to_analyse(criteria: tuple[str, ...], skipped: dict[str, str]) -> ValueError:
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items()) or "it has no `nn.Linear`"
+    return ValueError(f"No layer of the model can be analysed for {', '.join(criteria)}. {reasons}.")
 
 
 class _Run:
@@ -234,7 +240,8 @@ class _Run:
                 total += float(value.detach()) * self.samples[number]
                 probe.backward(value)
                 self._drop_unsplittable()
-            self.skipped |= {name: reason for name, reason in probe.skipped.items() if name not in self.skipped}
+            for name, reason in probe.skipped.items():
+                self._skip(name, reason)
         self._note_silent()
         summed = self.ranks.sum(torch.tensor(total, dtype=torch.float64, device=self.device))
         self.loss = float(summed) / self.images.total
@@ -282,7 +289,7 @@ class _Run:
             analysis = LayerAnalysis(name, self.linears[name], criterion, self.settings, self.images, self.ranks)
             result = analysis.run(tokens, moments, consumer_width)
             if isinstance(result, str):
-                self.skipped[name] = result
+                self._skip(name, result)
             else:
                 self.layers.append(result)
 
@@ -291,9 +298,16 @@ class _Run:
         for name, calls in self._probe.calls.items():
             reasons = [reason for call in calls if (reason := call.why_no_width()) is not None]
             if reasons and "width" in self.criteria:
-                self.skipped[name] = f"width: {reasons[0]}"
+                self._skip(name, f"width: {reasons[0]}")
                 self.layers = [layer for layer in self.layers if (layer.linear, layer.criterion) != (name, "width")]
                 self._parts.pop((name, "width"), None)
+
+    def _skip(self, name: str, reason: str) -> None:
+        known = self.skipped.get(name)
+        if known is None:
+            self.skipped[name] = reason
+        elif reason not in known:
+            self.skipped[name] = f"{known}; {reason}"
 
     def _note_silent(self) -> None:
         done = {layer.linear for layer in self.layers}

@@ -1,5 +1,6 @@
 """Extreme eigenpairs of many symmetric matrices at once, from products with one vector per matrix."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -81,8 +82,8 @@ def lanczos(
     """
     Run one Lanczos recurrence per matrix, all sharing the products.
 
-    Vectors are orthogonalised against the last two only. What is lost then are single copies of *converged* pairs,
-    while extreme values and residual bounds stay right (Paige 1976).
+    New vectors are orthogonalised against all earlier ones: for the few steps that are made this costs little beside the
+    products, and restarts from good vectors stay accurate in float32.
 
     Args:
         operator (`Callable`): Maps `(d, n)` to `(d, n)`: column `i` times matrix `i`.
@@ -93,7 +94,10 @@ def lanczos(
         largest (`Tensor`, *optional*): The ends the tolerance refers to, bool, shape `(n,)`. Both ends by default.
     """
     tiny = torch.finfo(start.dtype).tiny
-    precision = torch.finfo(start.dtype).eps
+    # Below this share of the matrix norm, what is left of a new vector is rounding of the products: following it would
+    # let the noise choose a direction.
+    rounding = 10 * math.sqrt(start.shape[0]) * torch.finfo(start.dtype).eps
+    reach = torch.zeros_like(start[0])
     vector = start / start.norm(dim=0)
     basis = [vector]
     diagonal: list[Tensor] = []
@@ -102,15 +106,15 @@ def lanczos(
     steps = min(steps, start.shape[0])
     for step in range(1, steps + 1):
         image = operator(vector)
-        reach = image.norm(dim=0)
+        reach = torch.maximum(reach, image.norm(dim=0))
         here = (image * vector).sum(dim=0)
         image.addcmul_(vector, here, value=-1)
         if step > 1:
             image.addcmul_(basis[-2], off_diagonal[-1], value=-1)
-            image.addcmul_(basis[-2], (image * basis[-2]).sum(dim=0), value=-1)
-        image.addcmul_(vector, (image * vector).sum(dim=0), value=-1)
+        for earlier in basis:
+            image.addcmul_(earlier, (image * earlier).sum(dim=0), value=-1)
         beside = image.norm(dim=0)
-        going_on = alive[-1] & (beside > 10 * precision * reach)
+        going_on = alive[-1] & (beside > rounding * reach)
         beside = torch.where(going_on, beside, 0)
         diagonal.append(here)
         off_diagonal.append(beside)

@@ -181,11 +181,12 @@ class Probe:
         Raises:
             ValueError: If reentrant activation checkpointing is in use.
         """
-        scaled = loss.float() if loss.dtype in (torch.float16, torch.bfloat16) else loss
         try:
-            torch.autograd.grad(scaled * (self._samples * LOSS_SCALE), self._anchor, allow_unused=True)
+            with torch.inference_mode(False), torch.enable_grad():
+                scaled = loss.float() if loss.dtype in (torch.float16, torch.bfloat16) else loss
+                torch.autograd.grad(scaled * (self._samples * LOSS_SCALE), self._anchor, allow_unused=True)
         except RuntimeError as error:
-            if "Checkpointing is not compatible" not in str(error):
+            if "is incompatible with .grad()" not in str(error) and "not compatible with .grad()" not in str(error):
                 raise
             raise ValueError(
                 "Reentrant activation checkpointing cannot be probed. Switch it off for the analysis or use "

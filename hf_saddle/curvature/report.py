@@ -36,7 +36,9 @@ class LayerCurvature:
     linear: str  # path of the layer in the model
     criterion: str
     eigenvalue: Tensor  # (n,) held-out estimate; score of a control
-    standard_error: Tensor  # (n,) of `eigenvalue`, from per-image sums
+    standard_error: (
+        Tensor  # (n,) of `eigenvalue`, from per-image sums, not smaller than that of one half of the images
+    )
     residual: Tensor  # (n,) ‖S v - λ v‖; of the sampled tokens only where not `refined`
     direction: Tensor  # (n, d_in + 1) unit vectors in x̂ = [x; 1] coordinates
     step: Tensor  # (n,) ε
@@ -159,9 +161,10 @@ def _neuron_rows(entry: LayerCurvature) -> list[dict[str, Any]]:
     ]
 
 
-def nominal_rate(significance: float) -> float:
-    """Share of neurons without curvature that pass `significance` standard errors, one-sided, normal errors."""
-    return 0.5 * math.erfc(significance / math.sqrt(2))
+def nominal_rate(criterion: str, significance: float) -> float:
+    """Share of neurons without curvature that pass `significance` normal standard errors: one end, or either (depth)."""
+    both_ends = math.erfc(significance / math.sqrt(2))
+    return both_ends if criterion == "depth" else both_ends / 2
 
 
 @dataclass(frozen=True)

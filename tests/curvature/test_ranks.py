@@ -1,0 +1,127 @@
+"""Several ranks, or several batches, give the result of one process on the union of the samples."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from curvature_cases import EXACT, cross_entropy, transformer_case
+
+from hf_saddle.curvature import SolverOptions, analyze_curvature
+
+
+SCREENED = SolverOptions(screen_tokens=0.3, screen_floor=16, shortlist=0.3, shortlist_floor=3)
+OPTIONS = {"exact": EXACT, "screened": SCREENED}
+CRITERIA = ("width", "depth", "grad_norm", "gradmax", "paper_score", "random")
+FIELDS = ("eigenvalue", "standard_error", "fit_eigenvalue", "residual", "step", "gain", "direction")
+
+
+def case():
+    return transformer_case(samples=20, tokens=6, hidden=12)
+
+
+def part(rows):
+    return {name: value[rows] for name, value in case().batch.items()}
+
+
+def analyze(batches, solver, **kwargs):
+    return analyze_curvature(case().model, batches, CRITERIA, loss=cross_entropy, solver=solver, seed=3, **kwargs)
+
+
+def assert_same(actual, expected):
+    assert [(a.linear, a.criterion) for a in actual] == [(b.linear, b.criterion) for b in expected]
+    assert (actual.samples, actual.tokens) == (expected.samples, expected.tokens)
+    assert actual.loss == pytest.approx(expected.loss, rel=1e-10)
+    for a, b in zip(actual, expected, strict=True):
+        assert torch.equal(a.significant, b.significant)
+        assert torch.equal(a.refined, b.refined)
+        for name in FIELDS:
+            left, right = getattr(a, name), getattr(b, name)
+            if name == "direction":  # eigenvectors have no sign
+                left, right = left * left.sum(1, keepdim=True).sign(), right * right.sum(1, keepdim=True).sign()
+            scale = float(b.fit_eigenvalue.abs().max()) if name != "direction" else 1
+            torch.testing.assert_close(
+                left, right, rtol=1e-7, atol=1e-9 * scale, msg=lambda text, a=a: f"{a.linear} {text}"
+            )
+
+
+def run_rank(rank, path, store, name):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    # 7 samples in one batch here, 13 in two batches there.
+    batches = [[part(slice(0, 7))], [part(slice(7, 11)), part(slice(11, 20))]][rank]
+    report = analyze(batches, OPTIONS[name], distributed=True, max_tokens=10**6)
+    torch.save(report, f"{path}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", ["exact", "screened"])
+def test_two_ranks_give_the_result_of_one_process(name, tmp_path):
+    multiprocessing.spawn(run_rank, args=(str(tmp_path), str(tmp_path / "store"), name), nprocs=2)
+    expected = analyze([part(slice(0, 20))], OPTIONS[name])
+    for rank in range(2):
+        assert_same(torch.load(tmp_path / f"{rank}.pt", weights_only=False), expected)
+
+
+def failing_rank(rank, path, store):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    batch = part(slice(10 * rank, 10 * rank + 10))
+    if rank == 1:
+        batch["x"][0] = float("nan")
+    with pytest.raises(ValueError, match="loss"):
+        analyze([batch], EXACT, distributed=True)
+    dist.destroy_process_group()
+
+
+@pytest.mark.distributed
+def test_a_bad_loss_on_one_rank_is_an_error_on_all(tmp_path):
+    multiprocessing.spawn(failing_rank, args=(str(tmp_path), str(tmp_path / "store")), nprocs=2)
+
+
+@pytest.mark.parametrize("name", ["exact", "screened"])
+def test_batches_of_unequal_size_are_weighted_by_their_samples(name):
+    batches = [part(slice(0, 3)), part(slice(3, 15)), part(slice(15, 20))]
+    assert_same(analyze(batches, OPTIONS[name], max_tokens=10**6), analyze([part(slice(0, 20))], OPTIONS[name]))
+
+
+def test_a_cap_on_tokens_leaves_the_estimates_unbiased():
+    batches = [part(slice(0, 10)), part(slice(10, 20))]
+    full = analyze_curvature(case().model, [part(slice(0, 20))], loss=cross_entropy, linears=["mlp.fc1"], solver=EXACT)
+    reference = full["mlp.fc1", "depth"]
+    values = []
+    for seed in range(60):
+        report = analyze_curvature(
+            case().model, batches, loss=cross_entropy, linears=["mlp.fc1"], solver=EXACT, max_tokens=60, seed=seed
+        )
+        values.append(report["mlp.fc1", "depth"].eigenvalue)
+    spread = torch.stack(values)
+    # Folds differ by seed, so the mean is compared with the same quantity of full probes of many seeds.
+    unsampled = torch.stack(
+        [
+            analyze_curvature(
+                case().model, [part(slice(0, 20))], loss=cross_entropy, linears=["mlp.fc1"], solver=EXACT, seed=seed
+            )["mlp.fc1", "depth"].eigenvalue
+            for seed in range(60)
+        ]
+    )
+    error = (spread.std(0).square() / 60 + unsampled.std(0).square() / 60).sqrt()
+    assert ((spread.mean(0) - unsampled.mean(0)).abs() < 5 * error + 0.1 * reference.fit_eigenvalue.abs()).all()
+
+
+def test_the_same_seed_gives_the_same_report_and_another_seed_other_folds():
+    batch = part(slice(0, 20))
+    first, again, other = (
+        analyze_curvature(case().model, [batch], loss=cross_entropy, linears=["mlp.fc1"], seed=seed)[
+            "mlp.fc1", "depth"
+        ]
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first.eigenvalue, again.eigenvalue)
+    assert torch.equal(first.direction, again.direction)
+    assert not torch.equal(first.eigenvalue, other.eigenvalue)
+
+
+def test_distributed_without_a_process_group_is_refused():
+    with pytest.raises(ValueError, match="init_process_group"):
+        analyze([part(slice(0, 20))], EXACT, distributed=True)
