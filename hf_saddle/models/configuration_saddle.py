@@ -4,7 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.utils.versions import require_version
 
 
@@ -25,13 +27,14 @@ SKIP_UNITS = ("gain", "residual_pair", "residual")
 # Bounds that no vision transformer comes near (ViT-22B, arXiv 2302.05442, is the largest published): a config beyond
 # them is corrupt or hostile and is refused before any memory is taken.
 MAX_SIZE = 2**18
+MAX_LAYERS = 2**12
 MAX_SKIP_DEPTH = 32
 MAX_PARAMETERS = 2**35
 
 
-def _check_size(field: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_SIZE:
-        raise ValueError(f"`{field}` must be an integer in [1, {MAX_SIZE}], got {value!r}.")
+def _check_size(field: str, value: Any, low: int = 1, high: int = MAX_SIZE) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"`{field}` must be an integer in [{low}, {high}], got {value!r}.")
 
 
 def _check_skip_sizes(field: str, skip_sizes: Any) -> None:
@@ -51,23 +54,43 @@ def _check_skip_sizes(field: str, skip_sizes: Any) -> None:
             _check_size(f"{field}[{linear!r}]", width)
 
 
-_SIZE_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels")
+_SIZE_FIELDS = ("hidden_size", "num_attention_heads", "intermediate_size", "num_channels", "encoder_stride")
+_OPTIONAL_SIZE_FIELDS = ("head_dim", "pooler_output_size")
 _SIDE_FIELDS = ("image_size", "patch_size")
+_ACTIVATION_FIELDS = ("hidden_act", "pooler_act")
+_PROBABILITY_FIELDS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+_SCALE_FIELDS = ("initializer_range", "layer_norm_eps")
 
 
 def _check_field(field: str, value: Any) -> None:
-    if field in _SIZE_FIELDS or (field == "head_dim" and value is not None):
+    if field in _SIZE_FIELDS or (field in _OPTIONAL_SIZE_FIELDS and value is not None):
         _check_size(field, value)
+    elif field == "num_hidden_layers":
+        _check_size(field, value, high=MAX_LAYERS)
+    elif field == "num_labels" and value is not None:
+        _check_size(field, value, low=0)
     elif field in _SIDE_FIELDS:
-        for side in value if isinstance(value, (list, tuple)) else (value,):
+        sides = value if isinstance(value, (list, tuple)) else (value, value)
+        if len(sides) != 2:
+            raise ValueError(f"`{field}` must be one integer or two (height and width), got {value!r}.")
+        for side in sides:
             _check_size(field, side)
+    elif field in _ACTIVATION_FIELDS and not (isinstance(value, str) and value in ACT2FN):
+        raise ValueError(f"`{field}` must be the name of an activation of transformers, got {value!r}.")
+    elif field in _PROBABILITY_FIELDS and not (_is_number(value) and 0 <= value <= 1):
+        raise ValueError(f"`{field}` must be a number in [0, 1], got {value!r}.")
+    elif field in _SCALE_FIELDS and not (_is_number(value) and 0 <= value < math.inf):
+        raise ValueError(f"`{field}` must be a number that is not negative, got {value!r}.")
     elif field == "skip_unit" and value not in SKIP_UNITS:
         raise ValueError(f"`skip_unit` must be one of {', '.join(SKIP_UNITS)}, got {value!r}.")
     elif field == "skip_sizes":
         _check_skip_sizes(field, value)
-    elif field == "attention_scaling" and value is not None:
-        if not (isinstance(value, float) and math.isfinite(value) and value > 0):
-            raise ValueError(f"`attention_scaling` must be a positive float, got {value!r}.")
+    elif field == "attention_scaling" and not (value is None or (isinstance(value, float) and 0 < value < math.inf)):
+        raise ValueError(f"`attention_scaling` must be a positive float, got {value!r}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 class SaddleConfig(PreTrainedConfig):
@@ -85,6 +108,8 @@ class SaddleConfig(PreTrainedConfig):
     attention_scaling: float | None = None
 
     def __post_init__(self, **kwargs):
+        # Before transformers makes a name for every label.
+        _check_field("num_labels", kwargs.get("num_labels"))
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
         super().__post_init__(**kwargs)
@@ -92,7 +117,10 @@ class SaddleConfig(PreTrainedConfig):
 
     def __setattr__(self, key: str, value: Any) -> None:
         _check_field(key, value)
-        super().__setattr__(key, value)
+        try:
+            super().__setattr__(key, value)
+        except StrictDataclassFieldValidationError as error:
+            raise ValueError(f"`{key}`: {error}") from error
 
     def __eq__(self, other: object) -> bool:
         # The generated comparison reads every field of the global config, which raises once layers differ.
@@ -111,6 +139,8 @@ class SaddleConfig(PreTrainedConfig):
     def _check_per_layer_config(self, value: Any) -> None:
         if not isinstance(value, Mapping):
             raise ValueError(f"`per_layer_config` must map layer indices to their shapes, got {value!r}.")
+        if len({str(layer).lstrip("0") for layer in value}) < len(value):
+            raise ValueError(f"`per_layer_config` names a layer twice: {list(value)}.")
         for layer, shapes in value.items():
             field = f"per_layer_config[{layer}]"
             if not str(layer).isdecimal() or int(layer) >= self.num_hidden_layers:
@@ -140,7 +170,10 @@ class SaddleConfig(PreTrainedConfig):
                 break
         sides = [side if isinstance(side, Sequence) else (side, side) for side in (self.image_size, self.patch_size)]
         positions = math.prod(image // patch for image, patch in zip(*sides, strict=True))
-        total += self.hidden_size * (positions + self.num_channels * math.prod(sides[1]) + (self.num_labels or 0))
+        if positions == 0:
+            raise ValueError(f"`patch_size` {self.patch_size} is larger than `image_size` {self.image_size}.")
+        total += self.hidden_size * (positions + self.num_channels * math.prod(sides[1]) + self.num_labels)
+        total += self.hidden_size * (self.pooler_output_size or 0)
         if total > MAX_PARAMETERS:
             raise ValueError(
                 f"The config asks for more than {MAX_PARAMETERS:.1e} parameters. Check `hidden_size`, "

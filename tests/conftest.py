@@ -1,0 +1,90 @@
+"""Tests run offline, quietly and on one thread, and what transformers calls deprecated is a failure."""
+
+import logging
+import os
+import re
+
+
+# Read when huggingface_hub, datasets and torch are imported. A process that talks to a stand-in for the Hub sets its own.
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+for _variable in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "OMP_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from transformers.utils import logging as transformers_logging  # noqa: E402
+
+from hf_saddle import (  # noqa: E402
+    SaddleDeiTConfig,
+    SaddleDeiTForImageClassification,
+    SaddleViTConfig,
+    SaddleViTForImageClassification,
+)
+
+
+torch.set_num_threads(1)
+
+_DEPRECATION = re.compile(r"deprecat|(will be|is) removed in|removed in (a future|v?\d)", re.IGNORECASE)
+
+
+class _Deprecations(logging.Handler):
+    """Keeps the deprecation messages; upstream logs many of them instead of issuing a warning."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if _DEPRECATION.search(message):
+            self.messages.append(message)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for origin in ("transformers", "huggingface_hub", "accelerate", "datasets"):
+        config.addinivalue_line("filterwarnings", rf"error:.*\b{origin}\b:FutureWarning")
+        config.addinivalue_line("filterwarnings", rf"error:.*\b{origin}\b:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def deprecations():
+    """Fail a test during which transformers logged a deprecation; `deprecations.clear()` lets one pass."""
+    transformers_logging.warning_once.cache_clear()
+    handler, logger = _Deprecations(), logging.getLogger("transformers")
+    logger.addHandler(handler)
+    yield handler.messages
+    logger.removeHandler(handler)
+    assert not handler.messages, f"transformers logged a deprecation: {handler.messages}"
+
+
+@pytest.fixture
+def tiny_shape() -> dict[str, int]:
+    """Config fields of the models that transformers' own ViT tests use."""
+    return {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 37,
+        "image_size": 30,
+        "patch_size": 2,
+    }
+
+
+@pytest.fixture
+def deit(tiny_shape) -> SaddleDeiTForImageClassification:
+    """A tiny growable DeiT in eval mode, with random weights."""
+    torch.manual_seed(0)
+    return SaddleDeiTForImageClassification(SaddleDeiTConfig(**tiny_shape, num_labels=3)).eval()
+
+
+@pytest.fixture
+def vit(tiny_shape) -> SaddleViTForImageClassification:
+    """A tiny growable plain ViT in eval mode, with random weights."""
+    torch.manual_seed(0)
+    return SaddleViTForImageClassification(SaddleViTConfig(**tiny_shape, num_labels=3)).eval()
+
+
+@pytest.fixture
+def pixels() -> torch.Tensor:
+    """Two images for the tiny models."""
+    return torch.randn(2, 3, 30, 30, generator=torch.Generator().manual_seed(0))
