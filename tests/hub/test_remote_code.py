@@ -1,10 +1,10 @@
 """A pushed model loads with its own code where hf_saddle is not installed, and without that code where it is."""
 
-import client as actions
+import hub_client as actions
 import numpy as np
 import pytest
 import torch
-from conftest import MODELS, build
+from hub_cases import MODELS, build
 
 
 pytestmark = pytest.mark.hub

@@ -34,6 +34,7 @@ class Client:
             "HF_ENDPOINT": endpoint,
             "HF_HOME": str(home),
             "HF_TOKEN": "hf_write",
+            "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -75,6 +76,11 @@ def _start(without_saddle: bool) -> None:
     http.time = type("NoWait", (), {"sleep": staticmethod(lambda seconds: None), "time": http.time.time})
 
 
+def import_saddle() -> None:
+    """What a user's process does first."""
+    import hf_saddle.hub  # noqa: F401
+
+
 def _attempt(function, args, kwargs) -> Any:
     try:
         return function(*args, **kwargs)
@@ -114,3 +120,78 @@ def snapshot(repo_id: str, **kwargs) -> str:
     from huggingface_hub import snapshot_download
 
     return snapshot_download(repo_id, **kwargs)
+
+
+def save_and_push(folder: str, repo_id: str) -> str:
+    """Load a model, save it and push in one call, as `save_pretrained(push_to_hub=True)`."""
+    from transformers import AutoModelForImageClassification
+
+    model = AutoModelForImageClassification.from_pretrained(folder)
+    model.save_pretrained(folder, push_to_hub=True, repo_id=repo_id)
+    return folder
+
+
+def train_and_push(folder: str, repo_id: str, strategy: str, *, again: bool = False, **arguments) -> dict[str, Any]:
+    """
+    Six steps of a `Trainer` whose model grows by hand after the third, saved and pushed after every second one.
+
+    Returns the logits of the trained model for fixed pixels, and the message of the last push's failure, if any.
+    """
+    import torch
+    from hub_cases import build
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    from hf_saddle.growth import GrowthPlan, LayerGrowth, grow_
+    from hf_saddle.hub import ModelCardMixin
+
+    class GrowByHand(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, optimizer=None, **kwargs):
+            if state.global_step == 3:
+                growth = LayerGrowth.by_hand(model, "deit.layers.0.mlp.fc1", "zero_gain", [0, 1, 2])
+                grow_(model, GrowthPlan((growth,)), optimizer=optimizer.optimizer)
+
+    class GrowingTrainer(ModelCardMixin, Trainer):
+        card_facts = {"dataset": "tester/pictures", "license": "apache-2.0"}
+
+    def accuracy(prediction) -> dict[str, float]:
+        return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+    torch.manual_seed(0)
+    data = [{"pixel_values": torch.randn(3, 16, 16), "labels": index % 3} for index in range(12)]
+    settings = {
+        "output_dir": folder,
+        "max_steps": 6,
+        "per_device_train_batch_size": 2,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "push_to_hub": True,
+        "hub_model_id": repo_id,
+        "hub_strategy": strategy,
+        "hub_always_push": True,
+    }
+    trainer = GrowingTrainer(
+        model=build("deit-ungrown"),
+        args=TrainingArguments(**settings | arguments),
+        train_dataset=data,
+        eval_dataset=data,
+        compute_metrics=accuracy,
+        callbacks=[GrowByHand()],
+    )
+    trainer.train()
+    trainer.evaluate(data, metric_key_prefix="test")
+    message = ""
+    try:
+        trainer.push_to_hub()
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"
+        if again:
+            trainer.push_to_hub()
+    with torch.no_grad():
+        output = trainer.model.eval()(data[0]["pixel_values"][None]).logits.numpy()
+    return {"pixels": data[0]["pixel_values"][None].numpy(), "logits": output, "message": message}

@@ -1,4 +1,4 @@
-"""A stand-in for the Hub on the loopback interface: repos, branches, pull requests, LFS, tokens, and faults on demand."""
+"""A stand-in for the Hub on the loopback interface: repos, branches, pull requests, LFS, tokens, faults on demand."""
 
 import base64
 import hashlib
@@ -140,7 +140,7 @@ class Handler(BaseHTTPRequestHandler):
         answer = {"url": f"{self.server.endpoint}/{name}", "name": name}
         if name in self.server.repos:
             return self.reply(409, answer | {"error": "You already created this model repo"})
-        repo = self.server.repos[name] = Repo(private=bool(request.get("private")))
+        repo = self.server.repos[name] = Repo(private=request.get("visibility") == "private")
         repo.commit("main", {}, "initial commit")
         return self.reply(200, answer)
 
