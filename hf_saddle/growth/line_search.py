@@ -29,8 +29,8 @@ def line_search(
     Scale what a plan changes at once so that the loss of the probe set falls most.
 
     One factor scales the steps of all splits and the gains of all zero-gain units (which start from
-    `-sign(eigenvalue)` where the plan has 0). A plan of zero-gain units alone keeps the function where no factor lowers
-    the loss. The trials are made on a copy of the model, in evaluation mode.
+    `-sign(eigenvalue)` where the plan has 0). A plan of zero-gain units alone keeps the function where no factor
+    lowers the loss. The trials are made on a copy of the model, in evaluation mode.
 
     Args:
         model ([`GrowablePreTrainedModel`]): The model, which is not changed.

@@ -127,22 +127,19 @@ def _swap_group(group: dict[str, Any], params: list[nn.Parameter], names: list[s
 
 
 def _swap_states(optimizer: Optimizer, changes: Changes, grown: list[tuple[Replaced, dict[str, Any]]]):
-    gone = [*(change.old for change in changes.replaced), *changes.removed]
-    before = {parameter: optimizer.state[parameter] for parameter in gone if parameter in optimizer.state}
+    before: dict[Any, Any] = dict(optimizer.state)
+    renewed: dict[Any, tuple[Any, Any]] = {change.old: (change.new, state) for change, state in grown}
+    gone = set(changes.removed)
+    after = dict(renewed.get(old, (old, state)) for old, state in before.items() if old not in gone)
 
-    def apply() -> None:
-        for parameter in before:
-            del optimizer.state[parameter]
-        for change, state in grown:
-            optimizer.state[change.new] = state
+    def assign(states: dict[Any, Any]) -> Callable[[], None]:
+        def swap() -> None:
+            optimizer.state.clear()
+            optimizer.state.update(states)
 
-    def undo() -> None:
-        for change, _ in grown:
-            optimizer.state.pop(change.new, None)
-        for parameter, state in before.items():
-            optimizer.state[parameter] = state
+        return swap
 
-    return apply, undo
+    return assign(after), assign(before)
 
 
 def _grown_groups(optimizer: Optimizer, changes: Changes, order: Sequence[nn.Parameter]):
@@ -205,8 +202,8 @@ def _grown_value(change: Replaced, name: str, value: Any) -> Any:
 def _unknown(change: Replaced, name: str, what: str) -> ValueError:
     return ValueError(
         f"The optimizer's state {name!r} of {change.name} is {what}, the parameter has shape "
-        f"{tuple(change.old.shape)}: there is no rule to carry it. Use an optimizer whose state tensors have the shape "
-        "of the parameter."
+        f"{tuple(change.old.shape)}: there is no rule to carry it. Use an optimizer whose state tensors have the "
+        "shape of the parameter."
     )
 
 

@@ -1,0 +1,155 @@
+"""An event happens as a whole or not at all, wherever it fails."""
+
+import copy
+
+import pytest
+import torch
+from growth_cases import LINEAR_NAMES, batch, logits, plan_for, tiny_model, train
+
+from hf_saddle.growth import GrowthPlan, drafts, grow_, merge, merge_pairs_, optimizer_state, prepare_growth, surgery
+from hf_saddle.growth import transaction as transactions
+
+
+class OutOfMemory(RuntimeError):
+    """Stands for `torch.OutOfMemoryError`."""
+
+
+def snapshot(model, optimizer):
+    """Everything that a growth may change, by identity and by value."""
+    modules = [(name, id(module)) for name, module in model.named_modules()]
+    tensors = [(n, id(t), t.detach().clone()) for n, t in model.state_dict(keep_vars=True).items()]
+    sizes = [(m.in_features, m.out_features) for *_, m in model.growable_linears()]
+    flags = [(m.skip.shared_targets, m.skip.neurons, m.skip.unit) for *_, m in model.growable_linears() if m.skip]
+    groups = [[id(p) for p in group["params"]] for group in optimizer.param_groups]
+    state = [(id(p), {k: copy.deepcopy(v) for k, v in s.items()}) for p, s in optimizer.state.items()]
+    return modules, tensors, sizes, flags, groups, state, model.config.to_dict(), copy.deepcopy(model.growth_history)
+
+
+def same(first, second):
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(same, first, second))
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    return first == second
+
+
+def a_model_in_training(operator="zero_gain"):
+    model = tiny_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    grow_(model, plan_for(model, operator, [1, 4], LINEAR_NAMES), optimizer)
+    train(model, optimizer, 2)
+    return model, optimizer
+
+
+def a_plan(model):
+    growths = plan_for(model, "split", [1, 2]).growths
+    growths += plan_for(model, "zero_gain", [0, 3], ["mlp.fc2", "attention.q_proj"]).growths
+    return GrowthPlan(growths + plan_for(model, "zero_gain", [1], ["attention.v_proj"], depth=1).growths)
+
+
+def fail_at(monkeypatch, owner, name, call):
+    """Let the `call`-th call of a function raise; returns a counter of calls."""
+    original, calls = getattr(owner, name), []
+
+    def wrapped(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            raise OutOfMemory("simulated")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, wrapped)
+    return calls
+
+
+STAGES = [
+    (drafts.ParameterDraft, "copy_"),
+    (drafts.ParameterDraft, "append_"),
+    (drafts.LinearDraft, "copy_rows_"),
+    (transactions.Rebuild, "_replace_"),
+    (transactions.Rebuild, "_create_"),
+    (transactions.Rebuild, "_new_branch"),
+    (optimizer_state, "_grown_state"),
+    (optimizer_state, "_grown_groups"),
+    (optimizer_state, "_carry"),
+    (transactions, "set_config_"),
+    (transactions, "set_shapes"),
+    (surgery, "plan_cost"),
+    (surgery, "count_macs"),
+    (surgery, "layer_record"),
+    (surgery.GrowthHistory, "append"),
+    (surgery.GrowthHistory, "to_dict"),
+]
+
+
+@pytest.mark.parametrize(("owner", "name"), STAGES, ids=[name for _, name in STAGES])
+def test_a_failure_at_any_call_of_a_stage_leaves_everything_as_before(owner, name, monkeypatch):
+    model, optimizer = a_model_in_training()
+    plan = a_plan(model)
+    before = snapshot(model, optimizer)
+    with monkeypatch.context() as patch:
+        calls = fail_at(patch, owner, name, call=-1)
+        prepare_growth(model, plan, optimizer)
+        prepared = len(calls)
+    assert prepared > 0 and same(before, snapshot(model, optimizer))
+    for call in {1, (prepared + 1) // 2, prepared}:
+        with monkeypatch.context() as patch:
+            fail_at(patch, owner, name, call)
+            with pytest.raises(OutOfMemory):
+                grow_(model, plan, optimizer)
+        assert same(before, snapshot(model, optimizer)), f"{name} at call {call}"
+    grow_(model, plan, optimizer)
+    train(model, optimizer, 2)
+
+
+def test_a_failure_between_any_two_assignments_is_undone():
+    model, optimizer = a_model_in_training()
+    plan = a_plan(model)
+    before = snapshot(model, optimizer)
+    count = len(prepare_growth(model, plan, optimizer)._transaction.swaps)
+    for failing in range(count):
+        prepared = prepare_growth(model, plan, optimizer)
+        apply, undo = prepared._transaction.swaps[failing]
+
+        def half_done(apply=apply):
+            apply()
+            raise OutOfMemory("simulated")
+
+        prepared._transaction.swaps[failing] = (half_done, undo)
+        with pytest.raises(OutOfMemory):
+            prepared.commit_()
+        assert same(before, snapshot(model, optimizer)), failing
+
+
+def test_a_committed_growth_can_be_undone_as_long_as_nothing_was_trained():
+    model, optimizer = a_model_in_training()
+    before, outputs = snapshot(model, optimizer), logits(model)
+    prepared = prepare_growth(model, a_plan(model), optimizer, step=3)
+    assert same(before, snapshot(model, optimizer))
+    event = prepared.commit_()
+    assert event.step == 3 and not same(before, snapshot(model, optimizer))
+    prepared.rollback_()
+    assert same(before, snapshot(model, optimizer)) and torch.equal(outputs, logits(model))
+    train(model, optimizer, 2)
+
+
+@pytest.mark.parametrize("name", ["_merged", "optimizer_swaps", "count_macs"])
+def test_a_failed_merge_leaves_everything_as_before(name, monkeypatch):
+    model, optimizer = a_model_in_training("residual_pair")
+    before = snapshot(model, optimizer)
+    with monkeypatch.context() as patch:
+        fail_at(patch, merge, name, 1)
+        with pytest.raises(OutOfMemory):
+            merge_pairs_(model, optimizer)
+    assert same(before, snapshot(model, optimizer))
+
+
+def test_growing_draws_no_random_numbers_and_leaves_gradients_alone():
+    model = tiny_model()
+    model(**batch()).loss.backward()
+    model.vit.layers[0].zero_grad()
+    kept = model.classifier.weight.grad
+    state = torch.get_rng_state()
+    grow_(model, plan_for(model, "split", [1]))
+    assert torch.equal(state, torch.get_rng_state()) and model.classifier.weight.grad is kept

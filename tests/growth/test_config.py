@@ -1,0 +1,154 @@
+"""Options: every bad value is refused by name, schedules are pure functions, the paper's numbers are the paper's."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+from transformers import HfArgumentParser, TrainingArguments
+
+from hf_saddle.growth import PAPER_START, GrowthConfig, count_parameters
+from hf_saddle.growth.config import QUOTAS
+from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
+
+
+BAD = {
+    "warmup": -1,
+    "interval": 0,
+    "unit": "days",
+    "num_events": 0,
+    "stop": -1,
+    "linears": ["mlp.fc3"],
+    "layers": [-1],
+    "layer_threshold": 0,
+    "max_per_layer": 0,
+    "max_depth": -1,
+    "criterion": "hessian",
+    "operator": "grow",
+    "step_size": 0.0,
+    "gain_init": -0.1,
+    "significance": -1,
+    "budget": 1,
+    "budget_unit": "flops",
+    "event_budget": -5,
+    "schedule": "cosine",
+    "probe_samples": 1,
+    "probe_batch_size": 0,
+    "growth_seed": -1,
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_value_is_refused_by_name(name):
+    with pytest.raises(ValueError, match=f"`{name}"):
+        GrowthConfig(**{name: BAD[name]})
+
+
+@pytest.mark.parametrize("name", ["warmup", "num_events", "significance", "budget", "growth_seed"])
+@pytest.mark.parametrize("value", [math.nan, "3", True], ids=str)
+def test_values_of_other_types_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        GrowthConfig(**{name: value})
+
+
+CONTRADICTIONS = (
+    ({"budget": None}, "event_budget"),
+    ({"schedule": "linear", "num_events": None}, "num_events"),
+    ({"criterion": "depth", "operator": "split"}, "criterion='width'"),
+    ({"criterion": "width", "operator": "zero_gain"}, "operator='split'"),
+)
+
+
+@pytest.mark.parametrize(("fields", "message"), CONTRADICTIONS)
+def test_contradictions_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        GrowthConfig(**fields)
+
+
+def test_every_field_has_a_help_text_and_is_an_option():
+    assert all(item.metadata["help"] for item in dataclasses.fields(GrowthConfig))
+    parser = HfArgumentParser((GrowthConfig, TrainingArguments))
+    options = (
+        "--output_dir x --warmup 3 --interval 20 --linears mlp.fc1 mlp.fc2 --layers 0 1 --budget 2e6 --line_search"
+    )
+    config, _ = parser.parse_args_into_dataclasses(options.split())
+    assert (config.warmup, config.interval, config.linears, config.layers) == (3, 20, ["mlp.fc1", "mlp.fc2"], [0, 1])
+    assert config.budget == 2e6 and config.line_search
+
+
+def test_json_round_trip():
+    config = GrowthConfig(linears=["mlp.fc1"], budget=None, event_budget=1000, stop=7.5)
+    assert GrowthConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(ValueError, match="no field colour"):
+        GrowthConfig.from_dict({"colour": 1})
+
+
+@pytest.mark.parametrize("interval", [10, 20, 30, 50])
+def test_events_fall_due_at_warmup_and_every_interval(interval):
+    config = GrowthConfig(warmup=50, interval=interval, num_events=None, stop=290)
+    done, times = 0, []
+    for step in range(3001):
+        if config.event_due(step / 10, done):
+            times.append(step / 10)
+            done += 1
+    assert times == list(range(50, 291, interval))
+
+
+def test_a_missed_event_is_caught_up_and_the_number_is_kept():
+    config = GrowthConfig(warmup=2, interval=1, num_events=3, unit="steps")
+    assert [config.event_due(10, done) for done in range(4)] == [True, True, True, False]
+
+
+def test_epochs_that_are_sums_of_steps_are_due():
+    assert GrowthConfig(warmup=1, interval=1).event_due(sum([0.1] * 10), 0)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"), [("constant", [100, 100, 100, 100]), ("linear", [160, 120, 80, 40]), ("lr", [100] * 4)]
+)
+def test_shares_of_the_budget_add_up_to_it(schedule, expected):
+    config = GrowthConfig(num_events=4, schedule=schedule)
+    remaining, shares = 400.0, []
+    for event in range(4):
+        shares.append(config.event_budget_for(event, remaining=remaining))
+        remaining -= shares[-1]
+    assert shares == pytest.approx(expected) and remaining == pytest.approx(0)
+    assert config.event_budget_for(4, remaining=10.0) == 0.0
+
+
+def test_what_an_event_leaves_the_next_ones_share():
+    assert GrowthConfig(num_events=4).event_budget_for(1, remaining=400.0) == pytest.approx(400 / 3)
+
+
+def test_an_event_budget_is_scheduled_and_capped():
+    config = GrowthConfig(num_events=4, schedule="linear", event_budget=100)
+    assert [config.event_budget_for(event, remaining=60) for event in range(4)] == [60, 60, 50, 25]
+    assert config.event_budget_for(0, remaining=-5) == 0.0
+
+
+def test_a_small_budget_is_a_multiple_and_a_large_one_a_number():
+    assert GrowthConfig(budget=1.5).final_budget(1000) == 1500
+    assert GrowthConfig(budget=20_000_000).final_budget(1000) == 20_000_000
+    assert GrowthConfig(budget=None, event_budget=1).final_budget(1000) == math.inf
+
+
+def test_the_paper_preset():
+    config = GrowthConfig.paper()
+    due, done = [], 0
+    for epoch in range(1, 301):
+        if config.event_due(epoch, done):
+            due.append(epoch)
+            done += 1
+    assert due == [50, 80, 110, 140, 170, 200, 230, 260, 290]
+    assert config.event_budget_for(0) == 580_000 and config.event_budget_for(3, lr_ratio=0.25) == 145_000
+    assert (config.layer_threshold, config.operator, config.criteria) == (60, "residual_pair", ("paper_score",))
+    assert config.quotas and len(QUOTAS) == 4
+    model = SaddleViTForImageClassification(SaddleViTConfig(**PAPER_START, num_labels=100))
+    assert count_parameters(model) == 11_071_204
+
+
+def test_criteria_follow_the_operator():
+    assert GrowthConfig().criteria == ("width", "depth")
+    assert GrowthConfig(operator="split").criteria == ("width",)
+    assert GrowthConfig(operator="zero_gain").criteria == ("depth",)
+    assert GrowthConfig(criterion="random", operator="split").criteria == ("random",)

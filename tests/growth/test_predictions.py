@@ -1,0 +1,109 @@
+"""The loss falls by what the curvature predicts, the better the smaller the step."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from growth_cases import batch, logits, path_of, tiny_model
+
+from hf_saddle.curvature import analyze_curvature
+from hf_saddle.growth import GrowthConfig, GrowthPlan, LayerGrowth, grow_, line_search, plan_growth, probe_loss
+
+
+PROBE = [batch(32, seed=3, dtype=torch.float64)]
+LINEARS = ("mlp.fc1", "mlp.fc2", "attention.v_proj", "attention.q_proj", "attention.o_proj")
+
+
+def trained(seed=0):
+    model = tiny_model(seed=seed).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for _ in range(5):
+        model(**PROBE[0]).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+def measured(model, growth, factor):
+    """Loss change and prediction with the step times `factor`."""
+    steps = growth.steps * factor
+    grown = copy.deepcopy(model)
+    grow_(grown, GrowthPlan((replace(growth, steps=steps),)))
+    change = probe_loss(grown, PROBE) - probe_loss(model, PROBE)
+    return change, -float(growth.predicted_gain.double().sum()) * factor**2
+
+
+def growth_of(model, linear, criterion):
+    entry = analyze_curvature(model, PROBE, criterion, linears=[linear], step_size=0.1)[linear, criterion]
+    value = entry.fit_eigenvalue  # the probe set is the one it was fitted to
+    strongest = torch.argsort(value if criterion == "width" else -value.abs())[:3].tolist()
+    steps, eigenvalues = entry.step[strongest].float(), value[strongest].float()
+    # ½ ε² λ for a split; ½ φ''(0) ε² λ for a unit, and GELU has φ''(0) = 2 · pdf(0).
+    slope = 0.5 if criterion == "width" else (2 * torch.pi) ** -0.5
+    return LayerGrowth(
+        linear=linear,
+        operator="split" if criterion == "width" else "zero_gain",
+        neurons=tuple(strongest),
+        directions=entry.direction[strongest].float(),
+        steps=steps,
+        gains=torch.zeros(3) if criterion == "width" else -torch.sign(eigenvalues),
+        predicted_gain=slope * steps**2 * eigenvalues.abs(),
+        eigenvalues=eigenvalues,
+        candidates=3,
+    )
+
+
+CASES = [("mlp.fc1", "width"), *((linear, "depth") for linear in LINEARS)]
+
+
+@pytest.mark.parametrize(("linear", "criterion"), CASES, ids=lambda value: value)
+def test_measured_loss_change_approaches_the_prediction(linear, criterion):
+    model = trained()
+    growth = growth_of(model, path_of(model, linear), criterion)
+    if criterion == "width":
+        assert bool((growth.eigenvalues < 0).all())
+    ratios = []
+    for factor in (1.0, 0.5, 0.25, 0.125):
+        change, prediction = measured(model, growth, factor)
+        assert change < 0 and prediction < 0
+        ratios.append(change / prediction)
+    print(linear, criterion, " ".join(f"{ratio:.5f}" for ratio in ratios))
+    errors = [abs(ratio - 1) for ratio in ratios]
+    assert errors[-1] < 0.01
+    assert all(later < earlier * 0.5 for earlier, later in zip(errors, errors[1:], strict=False) if earlier > 1e-4)
+
+
+def test_a_plan_from_a_report_lowers_the_loss_and_zero_gain_leaves_it():
+    model = trained()
+    report = analyze_curvature(model, PROBE, ("width", "depth"), step_size=0.3, significance=0.0)
+    before = probe_loss(model, PROBE)
+    for settings, falls in ({"criterion": "width"}, True), ({"criterion": "depth"}, False):
+        config = GrowthConfig(num_events=1, significance=0.0, **settings)
+        plan = plan_growth(report, model, config)
+        assert plan and plan.parameters <= plan.budget
+        grown = copy.deepcopy(model)
+        grow_(grown, plan)
+        after = probe_loss(grown, PROBE)
+        assert (after < before) if falls else (after == before)
+        assert bool((logits(grown) == logits(model)).all()) != falls
+
+
+def test_line_search_finds_a_lower_loss():
+    model = trained()
+    report = analyze_curvature(model, PROBE, "depth", step_size=0.2, significance=0.0)
+    plan = plan_growth(report, model, GrowthConfig(criterion="depth", num_events=1, max_per_layer=4))
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    searched = line_search(model, plan, PROBE)
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    assert model.growth_history is None
+    before = probe_loss(model, PROBE)
+    grow_(model, searched)
+    assert probe_loss(model, PROBE) < before
+    assert searched.predicted_gain > 0 and searched.growths[0].gains.abs().max() > 0
+
+
+def test_line_search_of_a_plan_without_a_step_returns_it():
+    model = trained()
+    plan = GrowthPlan((LayerGrowth.by_hand(model, path_of(model, "mlp.fc1"), "opposed_pair", [1]),))
+    assert line_search(model, plan, PROBE) is plan
