@@ -31,10 +31,10 @@ MODELS = {
 }
 
 
-def build(name: str):
+def build(name: str, seed: int = 0):
     """One of `MODELS` with random weights, none of them zero."""
     config_class, model_class, per_layer_config = MODELS[name]
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = model_class(config_class(**SHAPE, per_layer_config=per_layer_config)).eval()
     with torch.no_grad():
         for parameter in model.parameters():

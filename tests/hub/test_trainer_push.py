@@ -1,0 +1,103 @@
+"""`Trainer` pushes by every strategy: history, code, pictures and a card with the training's own numbers."""
+
+import json
+
+import hub_client as actions
+import numpy as np
+import pytest
+from hub_server import Fault
+from huggingface_hub import ModelCard
+
+
+pytestmark = pytest.mark.hub
+
+FILES = {
+    "README.md",
+    "config.json",
+    "growable.py",
+    "growth_history.json",
+    "model.safetensors",
+    "modeling_saddle_deit.py",
+    "pictures/architecture.png",
+    "pictures/loss.svg",
+    "pictures/timeline.png",
+    "training_record.json",
+}
+
+
+@pytest.fixture(scope="module", params=["end", "every_save", "checkpoint"])
+def trained(request, hub, client, tmp_path_factory):
+    strategy = request.param
+    repo, folder = f"tester/trainer-{strategy.replace('_', '-')}", tmp_path_factory.mktemp(strategy)
+    result = client(actions.train_and_push, str(folder), repo, strategy)
+    return strategy, repo, folder, result
+
+
+def test_everything_is_uploaded(trained, hub):
+    _, repo, folder, result = trained
+    assert not result["message"]
+    files = hub.repos[repo].files()
+    assert set(files) >= FILES
+    assert len(json.loads(files["growth_history.json"])["events"]) == 1
+    assert files["README.md"] == (folder / "README.md").read_bytes()
+
+
+def test_the_pushed_model_computes_what_the_trained_one_did(trained, client, stranger):
+    _, repo, _, result = trained
+    for process, options in ((client, {}), (stranger, {"trust_remote_code": True})):
+        output, history, _ = process(actions.logits, repo, result["pixels"], **options)
+        assert np.array_equal(output, result["logits"])
+        assert len(history["events"]) == 1
+
+
+def test_the_card_has_the_numbers_of_the_log(trained, hub):
+    _, repo, _, _ = trained
+    files = hub.repos[repo].files()
+    record = json.loads(files["training_record.json"])
+    card = ModelCard(files["README.md"].decode())
+    test = [entry for entry in record["log"] if "test_accuracy" in entry][-1]
+    (result,) = card.data.eval_results
+    assert result.metric_value == test["test_accuracy"]
+    assert (result.dataset_name, result.dataset_split) == ("tester/pictures", "test")
+    assert card.data.license == "apache-2.0"
+    assert "generated_from_trainer" in card.data.tags
+    assert f"| accuracy | {test['test_accuracy']:.4g} |" in card.text
+    assert "| `max_steps` | 6 |" in card.text
+
+
+def test_pushes_happen_when_the_strategy_says(trained, hub):
+    strategy, repo, _, _ = trained
+    titles = hub.repos[repo].titles
+    steps = [title for title in titles if title.startswith("Training in progress, step")]
+    expected = {"end": 0, "every_save": 3, "checkpoint": 6}[strategy]
+    assert len(steps) == expected
+    assert titles[-1] == "End of training"
+
+
+def test_a_push_before_the_growth_has_the_ungrown_model(trained, hub):
+    strategy, repo, _, _ = trained
+    if strategy == "end":
+        pytest.skip("nothing is pushed during the training")
+    commits = list(hub.repos[repo].commits.values())
+    early = next(files for files in commits if "model.safetensors" in files)
+    late = commits[-1]
+    assert "growth_history.json" not in early
+    assert "has not grown" in early["README.md"].decode()
+    assert len(early["model.safetensors"]) < len(late["model.safetensors"])
+
+
+def test_a_checkpoint_is_complete(trained, hub):
+    strategy, repo, _, _ = trained
+    last = {path for path in hub.repos[repo].files() if path.startswith("last-checkpoint/")}
+    assert bool(last) == (strategy == "checkpoint")
+    if last:
+        assert {"last-checkpoint/growth_history.json", "last-checkpoint/trainer_state.json"} <= last
+
+
+def test_a_broken_last_push_loses_nothing(hub, client, folder):
+    hub.faults.append(Fault("POST", "/commit/", drop=True))
+    result = client(actions.train_and_push, str(folder), "tester/broken", "end", again=True)
+    assert result["message"]
+    assert set(hub.repos["tester/broken"].files()) >= FILES
+    output, _, _ = client(actions.logits, "tester/broken", result["pixels"])
+    assert np.array_equal(output, result["logits"])
