@@ -122,6 +122,17 @@ class SaddleConfig(PreTrainedConfig):
         except StrictDataclassFieldValidationError as error:
             raise ValueError(f"`{key}`: {error}") from error
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+        """As in transformers; the dictionary has to be of this class's model type."""
+        found = config_dict.get("model_type")
+        if found != cls.model_type:
+            raise ValueError(
+                f"`model_type` is {found!r}, but {cls.__name__} reads {cls.model_type!r}. Load the folder with the "
+                "class that wrote it; a stock DeiT or ViT becomes growable through `from_stock` of a Saddle model."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
     def __eq__(self, other: object) -> bool:
         # The generated comparison reads every field of the global config, which raises once layers differ. Where a
         # config was read from is not part of it.

@@ -1,4 +1,4 @@
-"""Growable modules: a linear whose neurons may have skip branches (growable linears themselves), and the MLP of them."""
+"""Growable modules: a linear whose neurons may have skip branches (growable linears too), and the MLP of them."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What the growable models have in common: layers of growable linears, conversion from stock, loading into any shape."""
+"""What the growable models have in common: layers of growable linears, conversion, loading into any shape."""
 
 import copy
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers import initialization as init
@@ -119,34 +119,55 @@ class GrowablePreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         """
         As in transformers, with three additions: only safetensors are read, the growth history is loaded too, and a
-        checkpoint that lacks a tensor of a growable linear, or whose tensors do not fit, is refused.
+        checkpoint that lacks a tensor of a layer, has one too many, or whose tensors do not fit, is refused.
 
         Raises:
             ValueError: If the checkpoint is truncated, of another shape than its config, or of another model type.
         """
         want_info = kwargs.pop("output_loading_info", False)
         source = {key: kwargs[key] for key in _HUB_KWARGS if key in kwargs}
-        kwargs["use_safetensors"] = True
+        ignore_sizes = kwargs.pop("ignore_mismatched_sizes", False)
+        fixed = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
         try:
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-            )
+            model, info = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs | fixed)
         except (SafetensorError, RuntimeError) as error:
             raise ValueError(
                 f"The weights in {pretrained_model_name_or_path} do not fit its config or are damaged: {error}"
             ) from error
-        lost = sorted(key for key in info["missing_keys"] if ".layers." in f".{key}")
-        if lost:
+        if info["mismatched_keys"] and not ignore_sizes:
+            name, found, wanted = min(info["mismatched_keys"])
             raise ValueError(
-                f"The checkpoint {pretrained_model_name_or_path} lacks {len(lost)} tensors that its config asks for: "
-                f"{', '.join(lost[:5])}. Convert a stock checkpoint with `{cls.__name__}.from_stock`."
+                f"`{name}` in {pretrained_model_name_or_path} has shape {tuple(found)}, but its config asks for "
+                f"{tuple(wanted)}."
             )
+        for key, complaint in (
+            ("missing_keys", "lacks tensors that its config asks for"),
+            ("unexpected_keys", "has tensors that its config lacks"),
+        ):
+            names = sorted(name for name in info[key] if ".layers." in f".{name}")
+            if names:
+                raise ValueError(
+                    f"The checkpoint {pretrained_model_name_or_path} {complaint}: "
+                    f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}."
+                )
         for _, _, path, linear in model.growable_linears():
             if linear.skip is not None:
                 linear.skip.check_targets_(f"{path}.skip.target")
         if pretrained_model_name_or_path is not None:
             model.growth_history = _read_history(pretrained_model_name_or_path, source)
         return (model, info) if want_info else model
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
+        # Everything is cast to the dtype of the model while it is read; a target that had to be is not one.
+        for file in checkpoint_files or ():
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+                    if name.endswith("skip.target") and tensors.get_slice(name).get_dtype() != "I64":
+                        raise ValueError(
+                            f"`{name}` must be int64, got {tensors.get_slice(name).get_dtype()} in {file}."
+                        )
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         # `Trainer` resumes, and reloads its best model, by `load_state_dict`, where the checkpoint may be smaller or
@@ -246,18 +267,20 @@ class GrowablePreTrainedModel(PreTrainedModel):
         for derived in ("model_type", "architectures", "transformers_version"):
             fields.pop(derived, None)
         config = cls.config_class(**(fields | config_overrides))
-        grown = cls._from_config(
-            config, dtype=stock.dtype, attn_implementation=stock.config._attn_implementation
-        )
+        grown = cls._from_config(config, dtype=stock.dtype, attn_implementation=stock.config._attn_implementation)
         weights = stock.state_dict()
         if config.num_labels != stock.config.num_labels:
             weights = {name: tensor for name, tensor in weights.items() if not name.startswith(_HEADS)}
-        missing, unused = grown.load_state_dict(weights, strict=False)
-        if unused or not all(name.startswith(_HEADS) for name in missing):
+        expected = {name: tensor.shape for name, tensor in grown.state_dict().items()}
+        missing = sorted(name for name in expected.keys() - weights.keys() if not name.startswith(_HEADS))
+        unused = sorted(weights.keys() - expected.keys())
+        resized = sorted(name for name in expected.keys() & weights.keys() if expected[name] != weights[name].shape)
+        if missing or unused or resized:
             raise ValueError(
-                f"Converting {stock.config.name_or_path or type(stock).__name__}: no source for {missing}, "
-                f"no use for {unused}. Change only config fields that keep the shapes of the stock weights."
+                f"Converting {stock.config.name_or_path or type(stock).__name__}: no source for {missing}, no use for "
+                f"{unused}, other shapes for {resized}. Override only config fields that keep the stock shapes."
             )
+        grown.load_state_dict(weights, strict=False)
         return grown.train(stock.training)
 
     @classmethod
@@ -268,12 +291,14 @@ class GrowablePreTrainedModel(PreTrainedModel):
             raise ValueError(
                 f"`{cls.__name__}.from_stock` takes checkpoints of model type {stock_type!r}, but {path} is {found!r}."
             )
-        stock, info = cls.stock_class.from_pretrained(path, key_mapping=cls.stock_key_mapping, output_loading_info=True)
+        stock, info = cls.stock_class.from_pretrained(
+            path, key_mapping=cls.stock_key_mapping, output_loading_info=True
+        )
         missing, unused = (sorted(name for name in info[key] if not _is_head(name)) for key in _LOADING_KEYS)
         if missing or unused:
             raise ValueError(
-                f"{path} does not fill a {cls.stock_class.__name__}: missing {missing}, unused {unused}. Use the Saddle "
-                "class that matches the checkpoint's architecture."
+                f"{path} does not fill a {cls.stock_class.__name__}: missing {missing}, unused {unused}. Use the "
+                "Saddle class that matches the checkpoint's architecture."
             )
         return stock.eval()
 

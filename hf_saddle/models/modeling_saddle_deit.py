@@ -82,7 +82,7 @@ class SaddleDeiTForImageClassification(SaddleDeiTPreTrainedModel, DeiTForImageCl
 
 
 class SaddleDeiTForImageClassificationWithTeacher(SaddleDeiTPreTrainedModel, DeiTForImageClassificationWithTeacher):
-    """Growable DeiT with a head on the class token and one on the distillation token. Forward as in the stock class."""
+    """Growable DeiT with a head on the class token and one on the distillation token. Forward as in stock."""
 
     stock_class = DeiTForImageClassificationWithTeacher
 
