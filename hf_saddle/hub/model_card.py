@@ -1,5 +1,6 @@
 """The model card: metadata that the Hub understands, and text whose every number comes from the model's own files."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ _TASKS = {"AutoModelForImageClassification": "image-classification", "AutoModel"
 _TAGS = ("hf-saddle", "growing-network", "vision", "arxiv:2402.12418")
 _KINDS = {"saddle_deit": "distilled DeiT (class and distillation token)", "saddle_vit": "ViT"}
 _MAX_LABELS = 20
+_NO_CODE = str.maketrans("`|", "''")
 
 
 def render_model_card(
@@ -62,7 +64,7 @@ def render_model_card(
         "folder": PICTURES,
         "sizes": _sizes(model, history),
         "repo_id": repo_id,
-        "source": repr(repo_id if repo_id is not None else plain(name)).replace("`", "'"),
+        "source": json.dumps(repo_id if repo_id is not None else plain(name), ensure_ascii=False).replace("`", "'"),
         "auto_class": _auto_class(model),
         "has_processor": has_processor,
         "image_height": sides[0],
@@ -196,16 +198,21 @@ def _training(record: TrainingRecord) -> dict[str, Any]:
         sentence += f", on {number(record.processes)} × {markdown(record.device)}"
     seconds = record.seconds()
     sentence += "." if seconds is None else f", in {number(seconds)} s (growth and validation included)."
-    settings = [(f"`{plain(key)}`", markdown(value)) for key, value in record.settings.items()]
-    settings += [(f"growth `{plain(key)}`", markdown(value)) for key, value in record.growth.items()]
+    settings = [(_code(key), markdown(value)) for key, value in record.settings.items()]
+    settings += [(f"growth {_code(key)}", markdown(value)) for key, value in record.growth.items()]
     of_dataset = "" if record.dataset is None else f" of {markdown(record.dataset)}"
     return {
         "training_sentence": sentence,
-        "settings": [(name.replace("|", ""), value) for name, value in settings],
+        "settings": settings,
         "results": [(markdown(key), number(value, 4)) for key, value in record.results.items()],
         "split": markdown(record.split),
         "of_dataset": of_dataset + ("" if record.results_step is None else f" at step {number(record.results_step)}"),
     }
+
+
+def _code(name: str) -> str:
+    """A name as code, in a table."""
+    return f"`{plain(name).translate(_NO_CODE)}`"
 
 
 def _versions(history: GrowthHistory, record: TrainingRecord | None) -> str:
