@@ -160,6 +160,11 @@ class GrowthHistory:
         return self.events[-1].shapes if self.events else self.initial.shapes
 
     @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one image after the last event."""
+        return self.events[-1].macs_after if self.events else self.initial.macs
+
+    @property
     def skip_unit(self) -> str:
         """Kind of the branch units after the last event."""
         return self.events[-1].skip_unit if self.events else self.initial.skip_unit

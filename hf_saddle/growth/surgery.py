@@ -9,7 +9,7 @@ import transformers
 from torch.optim import Optimizer
 
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .costs import count_macs, count_parameters, plan_cost
+from .costs import count_parameters, plan_cost
 from .history import GrowthEvent, GrowthHistory
 from .operators import draft_growths
 from .plan import GrowthPlan, LayerGrowth
@@ -112,7 +112,7 @@ def prepare_growth(
         rebuild.add_(draft)
     swaps, shapes = growth_swaps(model, rebuild, unit, optimizer)
     cost = plan_cost(model, plan.growths)
-    parameters, macs = count_parameters(model), count_macs(model)
+    parameters, macs = count_parameters(model), history.macs
     event = GrowthEvent(
         criterion=plan.criterion,
         operators=sorted({growth.operator for growth in plan.growths}),

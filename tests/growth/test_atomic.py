@@ -76,7 +76,6 @@ STAGES = [
     (transactions, "set_config_"),
     (transactions, "set_shapes"),
     (surgery, "plan_cost"),
-    (surgery, "count_macs"),
     (surgery, "layer_record"),
     (surgery.GrowthHistory, "append"),
     (surgery.GrowthHistory, "to_dict"),

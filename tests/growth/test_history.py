@@ -1,0 +1,150 @@
+"""The history is JSON that can be checked, replayed, rewound and printed."""
+
+import copy
+import json
+
+import pytest
+import torch
+from growth_cases import LINEAR_NAMES, plan_for, tiny_model
+
+from hf_saddle.growth import GrowthEvent, GrowthHistory, GrowthPlan, grow_, merge_pairs_, record_
+
+
+def grown(operator="zero_gain"):
+    model = tiny_model()
+    start = copy.deepcopy(model)
+    grow_(model, plan_for(model, operator, [0, 2, 5], LINEAR_NAMES), step=10, epoch=1.0, loss_before=2.0)
+    grow_(model, GrowthPlan(criterion="depth"), step=20)
+    grow_(model, plan_for(model, "split", [1, 2]), step=30)
+    return model, start
+
+
+@pytest.mark.parametrize("operator", ["zero_gain", "residual_pair"])
+def test_replaying_on_the_ungrown_config_gives_the_grown_model(operator):
+    model, start = grown(operator)
+    history = GrowthHistory.from_model(model)
+    config = history.apply(start.config)
+    assert config == model.config and start.config != model.config
+    type(model)(config).load_state_dict(model.state_dict())
+    with pytest.raises(ValueError, match="not what the history starts from"):
+        history.apply(model.config)
+
+
+def test_json_round_trip_through_files(tmp_path):
+    model, _ = grown()
+    history = GrowthHistory.from_model(model)
+    history.save(tmp_path / "history.json")
+    assert GrowthHistory.load(tmp_path / "history.json").to_dict() == history.to_dict()
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    loaded.save_pretrained(tmp_path / "again")
+    assert GrowthHistory.load(tmp_path / "again" / "growth_history.json").to_dict() == history.to_dict()
+    GrowthHistory.from_model(loaded).check(loaded)
+    (tmp_path / "history.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        GrowthHistory.load(tmp_path / "history.json")
+
+
+def test_an_entry_holds_what_happened():
+    model, start = grown()
+    first, empty, last = GrowthHistory.from_model(model).to_dict()["events"]
+    assert (first["step"], first["epoch"], first["loss_before"], first["operators"]) == (10, 1.0, 2.0, ["zero_gain"])
+    assert [layer["linear"] for layer in first["layers"]] == [f"vit.layers.0.{name}" for name in LINEAR_NAMES]
+    assert first["layers"][0].keys() == {
+        "linear", "operator", "candidates", "chosen", "neurons", "eigenvalue", "predicted_gain"
+    }  # fmt: skip
+    assert empty["layers"] == [] and empty["parameters_before"] == empty["parameters_after"]
+    assert last["parameters_before"] == first["parameters_after"] > first["parameters_before"]
+    assert first["versions"]["torch"] == str(torch.__version__)
+    assert first["macs_after"] > first["macs_before"] and first["seconds"] > 0
+    assert GrowthHistory.from_model(model).initial.shapes == start.shapes()
+
+
+def test_what_is_known_later_is_recorded():
+    model = tiny_model()
+    event = grow_(model, plan_for(model, "split", [1]))
+    event.loss_after = 1.5
+    record_(model, event)
+    assert [e.loss_after for e in GrowthHistory.from_model(model).events] == [1.5]
+
+
+def test_a_model_that_went_back_is_noticed_and_the_history_rewound():
+    model, start = grown()
+    early = copy.deepcopy(model.state_dict())
+    grow_(model, plan_for(model, "split", [3]))
+    model.load_state_dict(early)
+    with pytest.raises(ValueError, match="rewound_to"):
+        grow_(model, plan_for(model, "split", [3]))
+    history = GrowthHistory.from_model(model).rewound_to(model)
+    assert len(history) == 3
+    history.attach_(model)
+    GrowthHistory.from_model(model).check(model)
+    grow_(model, plan_for(model, "split", [3]))
+    assert len(GrowthHistory.from_model(model).rewound_to(start)) == 0
+    with pytest.raises(ValueError, match="another one"):
+        history.rewound_to(tiny_model(intermediate_size=40))
+
+
+def test_a_history_of_another_model_does_not_pass():
+    model, _ = grown()
+    history = GrowthHistory.from_model(model)
+    with pytest.raises(ValueError, match="does not lead to the shapes"):
+        history.check(tiny_model())
+    model.classifier = torch.nn.Linear(16, 9)
+    with pytest.raises(ValueError, match="such as the head"):
+        history.check(model)
+
+
+def broken(change):
+    values = GrowthHistory.from_model(grown()[0]).to_dict()
+    change(values)
+    return values
+
+
+DAMAGE = {
+    "schema": (lambda v: v.update(schema_version=99), "schema_version"),
+    "no initial": (lambda v: v.pop("initial"), "lacks `initial`"),
+    "no events": (lambda v: v.update(events={}), "lacks `events`"),
+    "unknown field": (lambda v: v["events"][0].update(colour=1), "wrong fields"),
+    "missing field": (lambda v: v["events"][0].pop("layers"), "wrong fields"),
+    "parameters": (lambda v: v["events"][0].update(parameters_after=v["events"][0]["parameters_before"]), "damaged"),
+    "negative": (lambda v: v["events"][0].update(macs_before=-1), "whole number"),
+    "silent change": (lambda v: v["events"][1].update(parameters_after=10**9), "without layers"),
+    "unit": (lambda v: v["events"][0].update(skip_unit="pair"), "skip_unit"),
+    "shrinking width": (lambda v: v["events"][2]["shapes"]["0"].update(intermediate_size=3), "shrinks"),
+    "shrinking depth": (lambda v: v["events"][2]["shapes"]["0"].update(skip_sizes=None), "shrinks"),
+    "layers": (lambda v: v["events"][2]["shapes"].pop("1"), "other layers"),
+    "shapes": (lambda v: v["events"][2].update(shapes=[]), "must map layers"),
+    "linear": (lambda v: v["events"][2]["shapes"]["0"].update(skip_sizes={"mlp.fc3": [1]}), "is damaged"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_history_is_refused(case):
+    change, message = DAMAGE[case]
+    with pytest.raises(ValueError, match=message):
+        GrowthHistory.from_dict(json.loads(json.dumps(broken(change))))
+
+
+def test_table_and_summary():
+    model, _ = grown()
+    history = GrowthHistory.from_model(model)
+    table = history.table().splitlines()
+    assert len(table) == 6 and "| 10 | 1.00 | 18 | zero_gain |" in table[3] and "| none |" in table[4]
+    assert "2.0000 → ?" in table[3]
+    assert history.summary().startswith("3 growth events, 20 neurons: ")
+    assert "0 neurons" in GrowthHistory.from_model(tiny_model()).summary()
+
+
+def test_events_compare_by_what_is_saved():
+    model = tiny_model()
+    event = grow_(model, plan_for(model, "split", [1]))
+    assert GrowthEvent.from_dict(json.loads(json.dumps(event.to_dict()))) == event
+
+
+def test_a_merge_is_an_event():
+    model, start = grown("residual_pair")
+    merge_pairs_(model)
+    history = GrowthHistory.from_model(model)
+    history.check(model)
+    assert history.events[-1].is_merge and history.apply(start.config) == model.config
