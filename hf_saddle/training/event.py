@@ -1,0 +1,180 @@
+"""One growth event from probe to record, on a model as it is trained: wrapped, compiled, on one or many processes."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..curvature import analyze_curvature
+from ..growth import (
+    GrowthConfig,
+    GrowthEvent,
+    GrowthPlan,
+    PreparedGrowth,
+    line_search,
+    plan_growth,
+    prepare_growth,
+    probe_loss,
+    record_,
+)
+from ..models.modeling_saddle import GrowablePreTrainedModel
+from .distributed import Replicas, ddp_arguments, find_ddp, fingerprint, is_compiled, is_sharded, rebuild_ddp_, unwrap
+from .probe import event_seed, private_randomness
+
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+def growth_event_(
+    model: nn.Module,
+    optimizer: Optimizer | None,
+    batches: Sequence[Any],
+    config: GrowthConfig,
+    *,
+    event: int = 0,
+    step: int | None = None,
+    epoch: float | None = None,
+    lr_ratio: float = 1.0,
+    loss: Loss | None = None,
+) -> GrowthEvent:
+    """
+    Measure, plan and grow, as [`GrowthCallback`] does; for hand-written loops.
+
+    Call it on all processes between two steps, after `optimizer.step()` and `optimizer.zero_grad()`. The wrapper of
+    DDP and that of `torch.compile` stay the same objects. Parameters' gradients, the random generators and the modes
+    of modules are not touched, so that an event without growth leaves no trace but its record.
+
+    Args:
+        model (`nn.Module`): The model as it is trained, that is, what `accelerator.prepare` returned.
+        optimizer (`Optimizer` or `AcceleratedOptimizer`, *optional*): The optimizer that trains it.
+        batches (`Sequence`): The probe batches of this process, see [`probe_batches`].
+        config ([`GrowthConfig`]): Where, how and how much to grow.
+        event (`int`, *optional*, defaults to 0): Index of the event, from 0.
+        step (`int`, *optional*): Training step, for the record.
+        epoch (`float`, *optional*): Epoch, for the record.
+        lr_ratio (`float`, *optional*, defaults to 1.0): Learning rate relative to its peak, for `schedule="lr"`.
+        loss (`Callable`, *optional*): Maps model and batch to the mean loss; the loss of the training. Defaults to
+            `model(**batch).loss`.
+
+    Returns:
+        [`GrowthEvent`]: The record, which is also the last event of the model's history. `seconds` is all that the
+        event took.
+
+    Raises:
+        ValueError: If the model cannot grow (see [`check_growable`]) or nothing can be measured.
+        RuntimeError: If the processes do not agree, or another one failed. No process has grown then.
+    """
+    started = time.perf_counter()
+    inner, replicas = check_growable(model), Replicas.of(model)
+    with private_randomness(event_seed(config, event)):
+        replicas.check_equal("model and optimizer before the growth", fingerprint(inner, optimizer))
+        plan, loss_before = decide(inner, batches, config, replicas, event=event, lr_ratio=lr_ratio, loss=loss)
+        record = {"step": step, "epoch": epoch, "loss_before": loss_before}
+        done = commit_(model, plan, optimizer, replicas, record)
+        if plan:
+            local = probe_loss(inner, batches, loss)
+            done.loss_after = replicas.mean(local, float(len(batches)) if replicas.size == 1 else _samples(batches))
+            replicas.check_equal("model and optimizer after the growth", fingerprint(inner, optimizer))
+    done.seconds = time.perf_counter() - started
+    record_(inner, done)
+    return done
+
+
+def check_growable(model: nn.Module) -> GrowablePreTrainedModel:
+    """
+    The growable model inside of the wrappers of DDP and `torch.compile`.
+
+    Raises:
+        ValueError: If it is not a Saddle model, or is sharded. The message tells what to do.
+    """
+    inner = unwrap(model)
+    if is_sharded(inner):
+        raise ValueError(
+            "The model is sharded (FSDP2) and cannot grow in place. Use `regrow_sharded` in a loop with Accelerate, "
+            "or DDP, which a Trainer uses where FSDP is not configured."
+        )
+    if not isinstance(inner, GrowablePreTrainedModel):
+        raise ValueError(
+            f"Only Saddle models grow, got a {type(inner).__name__}. Convert a stock model with "
+            "`SaddleViTForImageClassification.from_stock(model)`; merge adapters of PEFT into their model first "
+            "(`model.merge_and_unload()`); DeepSpeed and FSDP1 wrappers are not supported, use DDP."
+        )
+    return inner
+
+
+def decide(
+    model: GrowablePreTrainedModel,
+    batches: Sequence[Any],
+    config: GrowthConfig,
+    replicas: Replicas,
+    *,
+    event: int,
+    lr_ratio: float,
+    loss: Loss | None,
+) -> tuple[GrowthPlan, float]:
+    """The plan that all processes agree on, and the probe's loss before it."""
+    report = analyze_curvature(
+        model,
+        batches,
+        config.criteria,
+        loss=loss,
+        linears=_probed(model, config),
+        step_size=config.step_size,
+        significance=config.significance,
+        unit_activation=model.config.hidden_act,
+        seed=event_seed(config, event),
+        distributed=replicas.size > 1,
+        group=replicas.group,
+    )
+
+    def make_plan() -> GrowthPlan:
+        plan = plan_growth(report, model, config, event=event, lr_ratio=lr_ratio)
+        # The probe samples of the first process decide how far to go: a random part of all.
+        return line_search(model, plan, batches, loss=loss) if config.line_search else plan
+
+    return replicas.agree_on(replicas.together("Planning the growth", make_plan)), report.loss
+
+
+def commit_(
+    model: nn.Module, plan: GrowthPlan, optimizer: Optimizer | None, replicas: Replicas, record: dict[str, Any]
+) -> GrowthEvent:
+    """Grow on all processes or on none, and make the wrappers follow."""
+    inner = check_growable(model)
+    wrapper = find_ddp(model)
+
+    def prepare() -> PreparedGrowth:
+        if wrapper is not None:
+            ddp_arguments(wrapper)  # refuses what cannot follow
+        return prepare_growth(inner, plan, optimizer, **record)
+
+    event = replicas.together("The growth", prepare).commit_()
+    if not plan:
+        return event
+    if wrapper is not None:
+        rebuild_ddp_(wrapper)
+    if is_compiled(model):
+        # A limited number of recompilations is allowed, after which torch silently runs eagerly.
+        torch.compiler.reset()
+    return event
+
+
+def _probed(model: GrowablePreTrainedModel, config: GrowthConfig) -> list[str]:
+    """Paths of the linears that may grow."""
+    paths = [
+        path
+        for layer, linear, path, module in model.growable_linears()
+        if (config.linears is None or linear in config.linears)
+        and (config.layers is None or layer in config.layers)
+        and module.weight.requires_grad
+    ]
+    if not paths:
+        raise ValueError("No linear may grow: see `linears` and `layers` of the config, and whether all are frozen.")
+    return paths
+
+
+def _samples(batches: Sequence[Any]) -> float:
+    tensors = [next(v for v in batch.values() if isinstance(v, Tensor)) for batch in batches]
+    return float(sum(len(tensor) for tensor in tensors))

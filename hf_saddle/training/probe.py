@@ -1,0 +1,103 @@
+"""Probe batches that leave the training alone: an own loader, own random numbers, and the training's put back."""
+
+import copy
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.data_loader import IterableDatasetShard
+from accelerate.utils import send_to_device
+from torch.utils.data import DataLoader, IterableDataset, default_collate
+
+from ..growth import GrowthConfig
+
+
+def event_seed(config: GrowthConfig, event: int) -> int:
+    """Seed of all that is drawn at random in an event; events differ, ranks and resumed runs do not."""
+    return (config.growth_seed + 0x9E3779B97F4A7C15 * event) % 2**63
+
+
+@contextmanager
+def private_randomness(seed: int) -> Iterator[None]:
+    """Seed the random generators of Python, NumPy and torch for a while; then all of them are as before."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)
+        for _ in devices:
+            torch.cuda.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+def probe_batches(
+    dataset: Any,
+    config: GrowthConfig,
+    *,
+    event: int = 0,
+    collate_fn: Callable[[list[Any]], Any] = default_collate,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[Any]:
+    """
+    Draw the samples that an event is decided on, `config.probe_samples` on all ranks together.
+
+    Global random generators are used from a seed of the event and put back, and the collator is copied, so that the
+    training goes on as if nothing had been drawn. A map-style data set that keeps a random generator of its own has to
+    be given as a copy. An iterable data set is copied, and its first samples are taken.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): The training data.
+        config ([`GrowthConfig`]): Number of samples, batch size and seed.
+        event (`int`, *optional*, defaults to 0): Index of the event, from 0. Each draws other samples.
+        collate_fn (`Callable`, *optional*): Makes a batch of a list of samples.
+        device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where the batches go.
+        rank (`int`, *optional*, defaults to 0): Index of this process.
+        world_size (`int`, *optional*, defaults to 1): Number of processes; each draws its share of the same samples.
+
+    Returns:
+        `list`: Batches of at most `config.probe_batch_size` samples.
+
+    Raises:
+        ValueError: If a rank has no sample, or the data set is a stream that cannot be copied.
+    """
+    seed = event_seed(config, event)
+    with private_randomness(seed + rank):
+        if isinstance(dataset, (IterableDataset, IterableDatasetShard)):
+            samples = _stream(dataset)
+            source: Any = list(islice(islice(samples, config.probe_samples), rank, None, world_size))
+            indices = list(range(len(source)))
+        else:
+            source = dataset
+            order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+            indices = order[: config.probe_samples][rank::world_size].tolist()
+        if not indices:
+            raise ValueError(
+                f"Rank {rank} of {world_size} has no probe sample: the training data set has too few samples."
+            )
+        loader = DataLoader(
+            source, batch_size=config.probe_batch_size, sampler=indices, collate_fn=copy.deepcopy(collate_fn)
+        )
+        return [send_to_device(batch, device) for batch in loader]
+
+
+def _stream(dataset: Any) -> Iterator[Any]:
+    if isinstance(dataset, IterableDatasetShard):
+        dataset = dataset.dataset  # all ranks read the same samples, of which each then takes its share
+    try:
+        return iter(copy.deepcopy(dataset))
+    except TypeError as error:
+        raise ValueError(
+            f"The training data is a stream that cannot be copied ({error}), and reading it would take samples from "
+            "the training. Pass `probe_dataset` to `GrowthCallback`: some training samples in a data set of their own."
+        ) from error
