@@ -136,10 +136,11 @@ class SkipBranch(nn.Module):
 
 def check_targets(name: str, target: Tensor, neurons: int) -> None:
     """Raise a `ValueError` if a target is not a neuron of the layer; `name` is how the message calls the tensor."""
-    if target.dtype != torch.int64 or int(target.min()) < 0 or int(target.max()) >= neurons:
+    if target.dtype != torch.int64 or target.numel() == 0 or int(target.min()) < 0 or int(target.max()) >= neurons:
+        found = f"{target.dtype} in [{target.min()}, {target.max()}]" if target.numel() else "none"
         raise ValueError(
-            f"`{name}` must hold neurons in [0, {neurons}) as int64, got {target.dtype} in [{int(target.min())}, "
-            f"{int(target.max())}]. The file is damaged or belongs to another model."
+            f"`{name}` must hold neurons in [0, {neurons}) as int64, got {found}. The file is damaged or belongs to "
+            "another model."
         )
 
 

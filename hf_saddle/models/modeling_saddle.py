@@ -184,20 +184,13 @@ class GrowablePreTrainedModel(PreTrainedModel):
             raise ValueError(f"The checkpoint mixes kinds of branch units: {sorted(units)}.")
         unit = units.pop() if units else self.config.skip_unit
         if incoming == current and unit == self.config.skip_unit:
+            _check_tensors(state_dict, prefix, self.state_dict())
             return
         config = copy.deepcopy(self.config)
         config.skip_unit = unit
         set_shapes(config, incoming)
         with torch.device("meta"):
-            expected = type(self)(config).state_dict()
-        for name, tensor in expected.items():
-            if name.endswith(".skip.target") and prefix + name in state_dict:
-                check_targets(prefix + name, state_dict[prefix + name], _neurons(expected, name))
-            if prefix + name in state_dict and state_dict[prefix + name].shape != tensor.shape:
-                raise ValueError(
-                    f"The checkpoint's `{prefix + name}` has shape {tuple(state_dict[prefix + name].shape)}, but its "
-                    f"other tensors ask for {tuple(tensor.shape)}."
-                )
+            _check_tensors(state_dict, prefix, type(self)(config).state_dict())
         self.config.skip_unit = unit
         set_shapes(self.config, incoming)
         for layer_idx, layer in enumerate(self.base_model.layers):
@@ -305,6 +298,25 @@ class GrowablePreTrainedModel(PreTrainedModel):
 
 def _is_head(name: str) -> bool:
     return name.startswith(_HEADS) or "pooler." in name
+
+
+def _check_tensors(state_dict: Mapping[str, Tensor], prefix: str, expected: Mapping[str, Tensor]) -> None:
+    """Raise a `ValueError` if tensors of a checkpoint have another shape, or if its branches are not complete."""
+    for name, tensor in expected.items():
+        incoming = state_dict.get(prefix + name)
+        if incoming is not None and incoming.shape != tensor.shape:
+            raise ValueError(
+                f"The checkpoint's `{prefix + name}` has shape {tuple(incoming.shape)}, but its other tensors ask for "
+                f"{tuple(tensor.shape)}."
+            )
+        if incoming is not None and name.endswith("skip.target"):
+            check_targets(prefix + name, incoming, _neurons(expected, name))
+    branches = {name for name in state_dict if name.startswith(prefix) and ".skip." in name}
+    wanted = {prefix + name for name in expected if ".skip." in name}
+    # A layer that the checkpoint does not have at all keeps its branches.
+    lost = {name for name in wanted - branches if f"{name.split('.skip.')[0]}.weight" in state_dict}
+    if lost or branches - wanted:
+        raise ValueError(f"The checkpoint lacks {sorted(lost)} and has {sorted(branches - wanted)} too many.")
 
 
 def _neurons(state_dict: Mapping[str, Tensor], target: str) -> int:
