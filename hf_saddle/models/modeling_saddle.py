@@ -154,7 +154,7 @@ class GrowablePreTrainedModel(PreTrainedModel):
             if linear.skip is not None:
                 linear.skip.check_targets_(f"{path}.skip.target")
         if pretrained_model_name_or_path is not None:
-            model.growth_history = _read_history(pretrained_model_name_or_path, source)
+            model.growth_history = read_history(pretrained_model_name_or_path, source)
         return (model, info) if want_info else model
 
     @staticmethod
@@ -354,7 +354,7 @@ def _shapes_of(
     return shapes, units
 
 
-def _read_history(path: str | os.PathLike, source: dict[str, Any]) -> dict[str, Any] | None:
+def read_history(path: str | os.PathLike, source: dict[str, Any]) -> dict[str, Any] | None:
     file = cached_file(path, HISTORY_NAME, _raise_exceptions_for_missing_entries=False, **source)
     if file is None:
         return None
