@@ -42,8 +42,8 @@ class _Deprecations(logging.Handler):
 
 def pytest_configure(config: pytest.Config) -> None:
     for origin in ("transformers", "huggingface_hub", "accelerate", "datasets"):
-        config.addinivalue_line("filterwarnings", rf"error:.*\b{origin}\b:FutureWarning")
-        config.addinivalue_line("filterwarnings", rf"error:.*\b{origin}\b:DeprecationWarning")
+        for category in ("FutureWarning", "DeprecationWarning"):
+            config.addinivalue_line("filterwarnings", f"error::{category}:{origin}")
 
 
 @pytest.fixture(autouse=True)
