@@ -77,7 +77,7 @@ class Replicas:
 
     def from_first(self, value: Result) -> Result:
         """The value of the first process."""
-        if self.size == 1:
+        if self.group is None:
             return value
         values = [value]
         dist.broadcast_object_list(values, src=dist.get_global_rank(self.group, 0), group=self.group)
@@ -204,8 +204,8 @@ def ddp_arguments(wrapper: DistributedDataParallel) -> dict[str, Any]:
     """
     if wrapper._delay_all_reduce_params or wrapper.mixed_precision is not None or wrapper._use_python_reducer:
         raise ValueError(
-            "DDP with `delay_all_reduce_named_params`, its own `mixed_precision` or the Python reducer cannot follow a "
-            "growth. Leave these out; mixed precision of Accelerate (`--mixed_precision bf16`) works."
+            "DDP with `delay_all_reduce_named_params`, its own `mixed_precision` or the Python reducer cannot follow "
+            "a growth. Leave these out; mixed precision of Accelerate (`--mixed_precision bf16`) works."
         )
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     names = [name for name in _KEPT if name in known]

@@ -1,20 +1,27 @@
-"""`GrowthTrainer`: a `Trainer` whose model may change its shapes."""
+"""`GrowthTrainer`: a `Trainer` whose model may change its shapes, and whose checkpoints are whole or not used."""
 
 from typing import Any
 
 import torch
 from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..hub import ModelCardMixin
 from .callback import GrowthCallback
+from .checkpoints import discard, last_whole_checkpoint, missing_parts, rotate, write_manifest
 from .distributed import find_ddp, follows, is_compiled, rebuild_ddp_
 
 
 class GrowthTrainer(ModelCardMixin, Trainer):
     """
-    HF `Trainer` for models that grow; same arguments. Needed for several processes, for reporters such as TensorBoard
-    to see the growth, and for models that change between two calls of `train()`.
+    HF `Trainer` for models that grow; it takes the same arguments.
+
+    Needed for several processes (DDP), for reporters such as TensorBoard to see the growth, for models that change
+    their shapes between two calls of `train()`, for the model card, and for checkpoints that survive a killed job:
+    one that was not finished is never resumed from. `train(resume_from_checkpoint=True)` takes the last whole one.
     """
+
+    optimizer: torch.optim.Optimizer | None
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -25,7 +32,67 @@ class GrowthTrainer(ModelCardMixin, Trainer):
         """The callbacks that let the model grow."""
         return [callback for callback in self.callback_handler.callbacks if isinstance(callback, GrowthCallback)]
 
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+    # ------------------------------------------------------------------------------------------------------ resuming
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """
+        As in `Trainer`.
+
+        Raises:
+            ValueError: If the checkpoint is not whole, or, for `True`, there is no whole one.
+        """
+        if resume_from_checkpoint:
+            resume_from_checkpoint = self._whole_checkpoint(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _whole_checkpoint(self, wanted: str | bool) -> str:
+        last = last_whole_checkpoint(self.args.output_dir)
+        if wanted is True:
+            if last is None:
+                raise ValueError(f"There is no whole checkpoint in {self.args.output_dir}; train from the start.")
+            return last
+        missing = missing_parts(str(wanted))
+        # Files of an optimizer are left out on purpose by `save_only_model`, but a damaged model is never meant.
+        if missing:
+            raise ValueError(
+                f"The checkpoint {wanted} is not whole: {', '.join(missing)} missing or truncated. The last whole one "
+                f"in {self.args.output_dir} is {last}."
+            )
+        return str(wanted)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        if load_result.missing_keys or load_result.unexpected_keys:
+            raise ValueError(
+                f"The checkpoint does not fill the model: missing {load_result.missing_keys[:5]}, not used "
+                f"{load_result.unexpected_keys[:5]}. It belongs to a model of another class or head."
+            )
+
+    def _load_callback_state(self) -> None:
+        # Callbacks are re-created from their state, which holds only what JSON can.
+        given = self.growth_callbacks
+        super()._load_callback_state()
+        for old, new in zip(given, self.growth_callbacks, strict=True):
+            new.probe_dataset, new.loss = old.probe_dataset, old.loss
+
+    # -------------------------------------------------------------------------------------------------------- saving
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = f"{self._get_output_dir(trial=trial)}/{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        limit = self.args.save_total_limit
+        if self.args.should_save:
+            discard(folder)  # of an earlier run that had come so far
+        self.accelerator.wait_for_everyone()
+        # Older checkpoints go only when this one is whole.
+        self.args.save_total_limit = None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            write_manifest(folder)
+            rotate(self._get_output_dir(trial=trial), limit, self.state.best_model_checkpoint)
+
+    # ------------------------------------------------------------------------------------------- optimizer and wrapper
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As in `Trainer`; an optimizer or a DDP wrapper that was made for earlier shapes of the model is renewed."""
         for callback in self.growth_callbacks:
             callback.trainer = self
@@ -39,3 +106,10 @@ class GrowthTrainer(ModelCardMixin, Trainer):
             if is_compiled(self.model_wrapped):
                 torch.compiler.reset()
         return super().create_optimizer(model)
+
+    # ---------------------------------------------------------------------------------------------------------- card
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """As in `Trainer`; the card tells what grew, when and why."""
+        for callback in self.growth_callbacks:
+            self.card_facts = {"growth": callback.config} | self.card_facts
+        super().create_model_card(*args, **kwargs)

@@ -1,0 +1,111 @@
+"""Whole checkpoints: a manifest written last tells those that were finished from those that a killed job left."""
+
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import sort_checkpoints
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+
+MANIFEST_NAME = "checkpoint_manifest.json"
+
+
+def write_manifest(folder: str | os.PathLike) -> None:
+    """Note the sizes of all files of a checkpoint, once all of them are written."""
+    root = Path(folder)
+    files = sorted(path for path in root.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
+    sizes = {path.relative_to(root).as_posix(): path.stat().st_size for path in files}
+    partial = root / f".{MANIFEST_NAME}.partial"
+    partial.write_text(json.dumps({"files": sizes}, indent=2) + "\n")
+    partial.replace(root / MANIFEST_NAME)
+
+
+def missing_parts(folder: str | os.PathLike) -> list[str]:
+    """
+    What a checkpoint lacks to resume a training from it.
+
+    A checkpoint of [`GrowthTrainer`] has a manifest, which decides. Without one, the files that every `Trainer` writes
+    must be there and readable to their end.
+
+    Returns:
+        `list[str]`: Names of files that are missing or truncated; empty for a whole checkpoint.
+    """
+    root = Path(folder)
+    manifest = root / MANIFEST_NAME
+    if not manifest.is_file():
+        return _unreadable(root)
+    try:
+        sizes: dict[str, int] = json.loads(manifest.read_text())["files"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        return [MANIFEST_NAME]
+    return [
+        name for name, size in sizes.items() if not (root / name).is_file() or (root / name).stat().st_size != size
+    ]
+
+
+def last_whole_checkpoint(output_dir: str | os.PathLike) -> str | None:
+    """
+    The checkpoint of the highest step that is whole, or `None`.
+
+    transformers' `get_last_checkpoint` takes the highest step, even if the job was killed while it was written.
+    """
+    if not Path(output_dir).is_dir():
+        return None
+    for folder in reversed(sort_checkpoints(str(output_dir))):
+        if not missing_parts(folder):
+            return folder
+    return None
+
+
+def discard(folder: str | os.PathLike) -> None:
+    """Remove a checkpoint such that it is never taken for whole while it is being removed."""
+    root = Path(folder)
+    if not root.is_dir():
+        return
+    (root / MANIFEST_NAME).unlink(missing_ok=True)
+    (root / TRAINER_STATE_NAME).unlink(missing_ok=True)
+    shutil.rmtree(root)
+
+
+def rotate(output_dir: str | os.PathLike, limit: int | None, best: str | None) -> None:
+    """Keep the `limit` newest checkpoints, and the best one beside the newest; as transformers' `rotate_checkpoints`."""
+    folders = sort_checkpoints(str(output_dir), use_mtime=True)
+    if limit is None or limit <= 0 or len(folders) <= limit:
+        return
+    kept = {folders[-1]} | ({str(Path(best))} if best is not None else set())
+    surplus = len(folders) - max(limit, len(kept))
+    for folder in [folder for folder in folders if folder not in kept][: max(surplus, 0)]:
+        discard(folder)
+
+
+def _unreadable(root: Path) -> list[str]:
+    bad = [name for name in (CONFIG_NAME, TRAINER_STATE_NAME) if not _is_json(root / name)]
+    if (root / SAFE_WEIGHTS_INDEX_NAME).is_file():
+        names = sorted(set(json.loads((root / SAFE_WEIGHTS_INDEX_NAME).read_text())["weight_map"].values()))
+    else:
+        names = [SAFE_WEIGHTS_NAME]
+    bad += [name for name in names if not _is_safetensors(root / name)]
+    random_states = sorted(path.name for path in root.glob("rng_state*.pth")) or ["rng_state.pth"]
+    pickles = [OPTIMIZER_NAME, SCHEDULER_NAME, *random_states]
+    return bad + [name for name in pickles if not zipfile.is_zipfile(root / name)]
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
+        return False
+    return True
+
+
+def _is_safetensors(path: Path) -> bool:
+    try:
+        with safe_open(path, "pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
