@@ -252,7 +252,7 @@ class GrowablePreTrainedModel(PreTrainedModel):
                     f"`{cls.__name__}.from_stock` takes a {cls.stock_class.__name__}, got a {type(stock).__name__}."
                 )
         else:
-            stock = cls._load_stock(model)
+            stock = cls.load_stock(model)
         fields = stock.config.to_dict()
         if {"num_labels", "id2label"} & set(config_overrides):
             fields.pop("id2label", None)
@@ -277,15 +277,21 @@ class GrowablePreTrainedModel(PreTrainedModel):
         return grown.train(stock.training)
 
     @classmethod
-    def _load_stock(cls, path: str | os.PathLike) -> PreTrainedModel:
+    def load_stock(cls, path: str | os.PathLike, **source: Any) -> PreTrainedModel:
+        """
+        The stock model of a checkpoint, with every weight restored; `source` are arguments such as `revision`.
+
+        Raises:
+            ValueError: If the checkpoint is of another type, or does not fill the stock class.
+        """
         stock_type = cls.stock_class.config_class.model_type
-        found = AutoConfig.from_pretrained(path).model_type
+        found = AutoConfig.from_pretrained(path, **source).model_type
         if found != stock_type:
             raise ValueError(
                 f"`{cls.__name__}.from_stock` takes checkpoints of model type {stock_type!r}, but {path} is {found!r}."
             )
         stock, info = cls.stock_class.from_pretrained(
-            path, key_mapping=cls.stock_key_mapping, output_loading_info=True
+            path, key_mapping=cls.stock_key_mapping, output_loading_info=True, **source
         )
         missing, unused = (sorted(name for name in info[key] if not _is_head(name)) for key in _LOADING_KEYS)
         if missing or unused:
@@ -355,6 +361,7 @@ def _shapes_of(
 
 
 def read_history(path: str | os.PathLike, source: dict[str, Any]) -> dict[str, Any] | None:
+    """The growth history in a folder or repo, or `None`; `source` are arguments such as `revision`."""
     file = cached_file(path, HISTORY_NAME, _raise_exceptions_for_missing_entries=False, **source)
     if file is None:
         return None
@@ -367,4 +374,4 @@ def read_history(path: str | os.PathLike, source: dict[str, Any]) -> dict[str, A
     return history
 
 
-__all__ = ["HISTORY_NAME", "GrowablePreTrainedModel", "build_attention_", "build_layer_", "set_shapes"]
+__all__ = ["HISTORY_NAME", "GrowablePreTrainedModel", "build_attention_", "build_layer_", "read_history", "set_shapes"]
