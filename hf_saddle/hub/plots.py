@@ -1,4 +1,4 @@
-"""Pictures of a growth history, drawn without a display; the same history gives the same bytes of SVG."""
+"""Pictures of a growth history, drawn without a display; the same history gives the same bytes."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,40 +11,24 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ..growth import GrowthEvent, GrowthHistory
 from ..models.configuration_saddle import LINEARS
 from .states import State, growths, parameters_at, states
-
-
-# An opaque light ground reads the same on a light and on a dark page. Blue and orange differ for every kind of colour
-# vision; no picture tells things apart by colour alone.
-GROUND, INK, MUTED, GRID = "#fcfcfb", "#0b0b0b", "#52514e", "#dddcd6"
-BLUE, ORANGE = "#2a78d6", "#c8501e"
-BLUES = LinearSegmentedColormap.from_list("blues", ["#eef4fc", "#9ec3f0", "#2a78d6", "#123c73"])
-ORANGES = LinearSegmentedColormap.from_list("oranges", ["#fdf1ea", "#f4b894", "#d9622b", "#7c2d0c"])
-STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.color": INK,
-    "axes.labelcolor": MUTED,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.edgecolor": GRID,
-    "axes.facecolor": GROUND,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "figure.facecolor": GROUND,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.8,
-    "legend.frameon": False,
-    "svg.hashsalt": "hf-saddle",
-    "svg.fonttype": "path",
-}
+from .style import (
+    BLUE,
+    BLUES,
+    GRID,
+    GROUND,
+    INK,
+    MUTED,
+    ORANGE,
+    ORANGES,
+    STYLE,
+    label_quantities,
+    new_figure,
+    save_figure,
+)
 
 
 def save_pictures(folder: Path, history: GrowthHistory, log: Sequence[dict[str, float]] = ()) -> list[str]:
@@ -72,15 +56,9 @@ def save_pictures(folder: Path, history: GrowthHistory, log: Sequence[dict[str, 
     with matplotlib.rc_context(STYLE):
         for name, draw in drawings.items():
             figure = draw()
-            figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
-            figure.savefig(folder / f"{name}.png", dpi=144, metadata={"Software": None})
+            for suffix in (".svg", ".png"):
+                save_figure(figure, folder / f"{name}{suffix}")
     return list(drawings)
-
-
-def _figure(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(**grid)
 
 
 def _heat(axes: Axes, values: np.ndarray, texts: list[list[str]], colours: LinearSegmentedColormap) -> None:
@@ -103,7 +81,7 @@ def draw_architecture(history: GrowthHistory) -> Figure:
     first, *_, last = [*states(history)] * 2
     layers = range(len(last.widths))
     width = max(5.5, 1.6 + 0.62 * len(layers))
-    figure, (top, bottom) = _figure(width, 3.6, nrows=2, height_ratios=[1.6, len(LINEARS)], sharex=True)
+    figure, (top, bottom) = new_figure(width, 3.6, nrows=2, height_ratios=[1.6, len(LINEARS)], sharex=True)
     added = np.array([[last.widths[i] - first.widths[i] for i in layers]], dtype=float)
     texts = [[f"{last.widths[i]}\n(+{int(added[0, i])})" if added[0, i] else str(last.widths[i]) for i in layers]]
     _heat(top, added, texts, BLUES)
@@ -132,7 +110,7 @@ def draw_timeline(history: GrowthHistory) -> Figure:
         top.annotate(str(number), (state.step, state.parameters), (-3, 4), textcoords="offset points", ha="right")
     top.set_title("Parameters over the training (numbers: events)")
     top.set_xlabel("step")
-    _quantities(top.yaxis)
+    label_quantities(top.yaxis)
     top.margins(y=0.15)
     top.grid(axis="y")
     widths = np.array([[s.widths[i] - found[0].widths[i] for s in found] for i in range(layers)], dtype=float)
@@ -168,7 +146,7 @@ def draw_eigenvalues(history: GrowthHistory) -> Figure:
     rows = math.ceil(len(events) / columns)
     layers = len(states(history)[0].widths)
     size = (max(5.5, 0.8 + columns * max(2.0, 0.24 * layers)), 0.9 + 1.7 * rows)
-    figure, panels = _figure(*size, nrows=rows, ncols=columns, squeeze=False, sharex=True, sharey=True)
+    figure, panels = new_figure(*size, nrows=rows, ncols=columns, squeeze=False, sharex=True, sharey=True)
     for panel in panels.flat[len(events) :]:
         panel.set_visible(False)
     for panel, (number, event) in zip(panels.flat, events, strict=False):
@@ -199,7 +177,7 @@ def _measured(history: GrowthHistory) -> list[tuple[int, GrowthEvent]]:
 
 def draw_loss(history: GrowthHistory, log: Sequence[dict[str, float]]) -> Figure:
     """Training and validation loss, with a mark for every growth event."""
-    figure, axes = _figure(7, 3.2)
+    figure, axes = new_figure(7, 3.2)
     for key, label, line, colour in (("loss", "training", "-", BLUE), ("eval_loss", "validation", "--", ORANGE)):
         series = _series(log, key)
         if series:
@@ -218,7 +196,7 @@ def draw_accuracy(history: GrowthHistory, log: Sequence[dict[str, float]]) -> Fi
     found = states(history)
     series = _series(log, "eval_accuracy")
     sizes = [parameters_at(found, step) for step, _ in series]
-    figure, axes = _figure(5.5, 3.4)
+    figure, axes = new_figure(5.5, 3.4)
     axes.plot(sizes, [value for _, value in series], "-", color=GRID, zorder=1)
     axes.scatter(sizes, [value for _, value in series], s=18, color=BLUE, zorder=2)
     for index, place, side in ((0, (6, -4), "left"), (-1, (-6, 6), "right")):
@@ -229,7 +207,7 @@ def draw_accuracy(history: GrowthHistory, log: Sequence[dict[str, float]]) -> Fi
     axes.set_xlabel("parameters")
     axes.set_ylabel("validation accuracy")
     axes.set_title("Accuracy against size, evaluation by evaluation")
-    _quantities(axes.xaxis)
+    label_quantities(axes.xaxis)
     axes.margins(0.12)
     axes.grid()
     return figure
@@ -239,22 +217,9 @@ def _mark_events(axes: Axes, found: list[State]) -> None:
     for number, (before, state) in enumerate(zip(found, found[1:], strict=False), 1):
         axes.axvline(state.step, color=MUTED, linewidth=0.8, linestyle=":")
         text = f"{number}: +{(state.parameters - before.parameters) / before.parameters:.0%}"
-        above = {"transform": axes.get_xaxis_transform(), "va": "bottom", "ha": "center"}
+        above: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "va": "bottom", "ha": "center"}
         axes.text(state.step, 1.0, text, color=MUTED, fontsize=8, **above)
 
 
 def _series(log: Sequence[dict[str, float]], key: str) -> list[tuple[int, float]]:
     return [(int(entry["step"]), float(entry[key])) for entry in log if key in entry and "step" in entry]
-
-
-def _quantities(axis: Any) -> None:
-    """Ticks such as 12.5k and 1.2M."""
-
-    def text(value: float, _: Any) -> str:
-        for unit, size in (("M", 1e6), ("k", 1e3)):
-            if abs(value) >= size:
-                return f"{value / size:g}{unit}"
-        return f"{value:g}"
-
-    axis.set_major_locator(MaxNLocator(5))
-    axis.set_major_formatter(FuncFormatter(text))

@@ -66,7 +66,7 @@ def write_model_card(
     if old is not None and not any(text in old for text in _REPLACEABLE):
         logger.warning(f"{card_path} was written by hand and is kept. Remove it to have a card written.")
         return card_path
-    known_tags = (ModelCard(old, ignore_metadata_errors=True).data.tags or []) if old is not None else []
+    known_tags = (ModelCard(old, ignore_metadata_errors=True).data.get("tags") or []) if old is not None else []
     card = render_model_card(
         model,
         record,
@@ -90,10 +90,10 @@ def prepare_push(model: GrowablePreTrainedModel, folder: Path, repo_id: str, tok
     return [CARD_NAME, PICTURES, RECORD_NAME]
 
 
-def write_companions(model: GrowablePreTrainedModel, folder: str | Path) -> None:
-    """Write what `save_pretrained` puts beside config and weights: the growth history and the code."""
+def write_companions(model: GrowablePreTrainedModel, folder: str | Path) -> list[str]:
+    """Write what `save_pretrained` puts beside config and weights: history and code. Returns the names of the code."""
     model.save_growth_history(folder)
-    custom_object_save(model, folder)
+    return [Path(path).name for path in custom_object_save(model, folder)]
 
 
 class ModelCardMixin:

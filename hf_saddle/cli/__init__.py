@@ -1,0 +1,6 @@
+"""The command `hf-saddle`."""
+
+from .app import main
+
+
+__all__ = ["main"]

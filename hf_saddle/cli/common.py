@@ -1,0 +1,111 @@
+"""What several commands need: quiet libraries, a model from a folder or repo, data, tables."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from datasets import Dataset
+from huggingface_hub.utils import disable_progress_bars
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, ViTImageProcessorPil
+from transformers.utils import logging
+
+from .. import models
+from ..models.modeling_saddle import GrowablePreTrainedModel
+from ..training.data import load_images, preprocess
+
+
+Source = Annotated[str, typer.Argument(help="Folder of a saved model, or repo id on the Hub.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the repo.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def quiet() -> None:
+    """No progress bars and warnings between the lines of a table."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    disable_progress_bars()
+
+
+def load_config(source: str, revision: str | None = None) -> PreTrainedConfig:
+    """
+    The config of a model.
+
+    Raises:
+        ValueError: If there is no such folder or repo, or no config in it.
+    """
+    if not Path(source).is_dir() and (Path(source).exists() or source.count("/") > 1 or source.startswith((".", "/"))):
+        raise ValueError(f"{source} is not a folder with a saved model.")
+    return AutoConfig.from_pretrained(source, **at(revision), trust_remote_code=False)
+
+
+def load_model(source: str, revision: str | None = None) -> GrowablePreTrainedModel:
+    """
+    A growable model in eval mode.
+
+    Raises:
+        ValueError: If it is of another kind, damaged, or not there.
+    """
+    return model_class(load_config(source, revision), source).from_pretrained(source, **at(revision)).eval()
+
+
+def model_class(config: PreTrainedConfig, source: str) -> type[GrowablePreTrainedModel]:
+    """
+    The growable class that a config was saved with.
+
+    Raises:
+        ValueError: If it was none.
+    """
+    name = (config.architectures or [""])[0]
+    if name not in models.__all__ or not name.endswith(("Model", "ForImageClassification", "WithTeacher")):
+        raise ValueError(
+            f"{source} is a {name or config.model_type}, which does not grow. "
+            "Make a growable model of a stock ViT or DeiT with `hf-saddle convert`."
+        )
+    return getattr(models, name)
+
+
+def at(revision: str | None) -> dict[str, str]:
+    """Keyword arguments of `from_pretrained` for a revision; none for a folder or the main branch."""
+    return {} if revision is None else {"revision": revision}
+
+
+def sides(model: Any) -> tuple[int, int]:
+    """Height and width of a model's images."""
+    size = model.config.image_size
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def find_processor(source: str, revision: str | None) -> BaseImageProcessor | None:
+    """The image processor that was saved with a model, or `None`."""
+    try:
+        return AutoImageProcessor.from_pretrained(source, **at(revision))
+    except (OSError, ValueError):
+        return None
+
+
+def load_data(source: str, revision: str | None, model: Any, dataset: str, split: str, samples: int) -> Dataset:
+    """
+    Preprocessed images of a data set, with the model's own image processor where it has one.
+
+    Raises:
+        ValueError: If there is no such data set or split.
+    """
+    height, width = sides(model)
+    processor = find_processor(source, revision) or ViTImageProcessorPil(size={"height": height, "width": width})
+    splits = load_images(dataset, max_samples=samples)
+    if split not in splits:
+        raise ValueError(f"The data set {dataset!r} has no split {split!r}; it has {', '.join(splits)}.")
+    return preprocess(splits, processor)[split]
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A table on the terminal; numbers to the right. Foreign text is not taken for markup."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("depth", "operators") else "right")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)

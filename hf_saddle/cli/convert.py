@@ -1,0 +1,141 @@
+"""`hf-saddle convert`: between stock and growable models, always verified before anything is written."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+from .. import models
+from ..growth.merge import merge_pairs_
+from ..models.modeling_saddle import GrowablePreTrainedModel
+from .common import Revision, Source, at, find_processor, load_config, load_model, quiet, sides
+
+
+class Target(StrEnum):
+    """What a model is converted to."""
+
+    saddle = "saddle"
+    stock = "stock"
+    per_layer = "per-layer"
+    merged = "merged"
+
+
+# Fields of a growable config that a stock one does not have.
+_OWN_FIELDS = ("skip_unit", "skip_sizes", "attention_scaling", "head_dim", "auto_map", "per_layer_config")
+
+
+def convert(
+    source: Source,
+    output: Annotated[Path, typer.Argument(help="New or empty folder for the result.")],
+    to: Annotated[
+        Target,
+        typer.Option(
+            help="'saddle': a growable model of a stock ViT or DeiT. 'stock': a stock model of one that grew in width "
+            "only, narrower layers filled up with neurons of weight zero. 'per-layer': the same with its own widths "
+            "as plain `per_layer_config`, which stock classes refuse and other tools read. 'merged': residual pairs "
+            "as single rows."
+        ),
+    ] = Target.saddle,
+    revision: Revision = None,
+) -> None:
+    """
+    Convert a model. The result computes the same, which is verified before it is written.
+
+    Example: `hf-saddle convert facebook/deit-tiny-patch16-224 outputs/growable`
+    """
+    quiet()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output} exists and is not an empty folder; nothing is overwritten.")
+    torch.manual_seed(0)
+    if to is Target.saddle:
+        before, after = _to_saddle(source, revision)
+    elif to is Target.merged:
+        before, after = _merged(source, revision)
+    else:
+        before = load_model(source, revision)
+        after = _to_stock(before)
+    difference = _difference(before, after)
+    if difference > 1e-4:
+        raise ValueError(f"The converted model computes something else (by {difference:.2g}); nothing is written.")
+    if to is Target.per_layer:
+        _save_per_layer(before, after, output)
+    else:
+        after.save_pretrained(output)
+    processor = find_processor(source, revision)
+    if processor is not None:
+        processor.save_pretrained(output)
+    typer.echo(f"wrote {output}; largest difference of the outputs on random images: {difference:.2g}")
+
+
+def _to_saddle(source: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedModel]:
+    config = load_config(source, revision)
+    name = (config.architectures or [""])[0]
+    classes = [getattr(models, item) for item in models.__all__ if item.startswith("Saddle")]
+    found = [item for item in classes if getattr(item, "stock_class", type(None)).__name__ == name]
+    if not found:
+        raise ValueError(f"{source} is a {name or config.model_type}; only stock ViT and DeiT models become growable.")
+    stock = found[0].load_stock(source, **at(revision))
+    return stock, found[0].from_stock(stock)
+
+
+def _merged(source: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedModel]:
+    before, after = load_model(source, revision), load_model(source, revision)
+    merge_pairs_(after)
+    return before, after
+
+
+def _to_stock(model: GrowablePreTrainedModel) -> PreTrainedModel:
+    """The stock model that computes the same; narrower layers are filled up with neurons that are fed by nothing."""
+    config = model.config
+    branches = [path for _, _, path, linear in model.growable_linears() if linear.skip is not None]
+    if branches:
+        raise ValueError(f"The model has grown in depth at {branches[0]}: no stock class computes that.")
+    if config.head_dim * config.num_attention_heads != config.hidden_size or config.attention_scaling is not None:
+        raise ValueError("The model's attention has a `head_dim` or `attention_scaling` that no stock class has.")
+    shapes = model.shapes()
+    width = max(layer["intermediate_size"] for layer in shapes.values())
+    fields = {key: value for key, value in config.to_dict().items() if key not in _OWN_FIELDS}
+    for derived in ("model_type", "architectures", "transformers_version"):
+        fields.pop(derived, None)
+    kind = model.stock_class
+    stock = kind(kind.config_class(**fields | {"intermediate_size": width}))
+    state = stock.state_dict()
+    for name, tensor in model.state_dict().items():
+        target = torch.zeros_like(state[name])
+        target[tuple(slice(size) for size in tensor.shape)] = tensor
+        state[name] = target
+    stock.load_state_dict(state)
+    return stock.eval()
+
+
+def _save_per_layer(model: GrowablePreTrainedModel, stock: PreTrainedModel, output: Path) -> None:
+    """The growable model's own tensors, under the stock model's names and type, with plain per-layer widths."""
+    output.mkdir(parents=True, exist_ok=True)
+    fields = stock.config.to_dict() | {"architectures": [type(stock).__name__]}
+    shapes = model.shapes()
+    default = model.config.to_dict()["intermediate_size"]
+    fields |= {
+        "intermediate_size": default,
+        "per_layer_config": {
+            str(layer): {"intermediate_size": shape["intermediate_size"]}
+            for layer, shape in shapes.items()
+            if shape["intermediate_size"] != default
+        },
+    }
+    (output / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, output / "model.safetensors", metadata={"format": "pt"})
+    model.save_growth_history(output)
+
+
+def _difference(before: PreTrainedModel, after: PreTrainedModel) -> float:
+    """Largest difference between the first outputs of two models for random images."""
+    pixels = torch.randn(2, before.config.num_channels, *sides(before))
+    with torch.no_grad():
+        first, second = (model.eval()(pixel_values=pixels)[0] for model in (before, after))
+    return float((first - second).abs().max())

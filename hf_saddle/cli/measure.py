@@ -1,0 +1,116 @@
+"""`hf-saddle inspect` and `hf-saddle analyze`: what a model is, and where it wants to grow."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch.utils.data import DataLoader
+
+from ..curvature import analyze_curvature
+from ..growth import GrowthHistory, count_macs, count_parameters
+from ..hub.report_plot import save_report
+from ..models.modeling_saddle import read_history
+from .common import AsJson, Revision, Source, at, load_config, load_data, load_model, model_class, print_table, quiet
+
+
+def inspect(source: Source, revision: Revision = None, as_json: AsJson = False) -> None:
+    """
+    Show shapes, size and growth history of a model. The weights are not read.
+
+    Example: `hf-saddle inspect outputs/demo`
+    """
+    quiet()
+    facts = _facts(source, revision)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    typer.echo(f"{facts['class']}: {facts['parameters']:,} parameters, {facts['macs']:,} MACs per image")
+    shapes = [(layer["layer"], layer["intermediate_size"], _depth(layer["skip_sizes"])) for layer in facts["layers"]]
+    rows = [[str(value) for value in shape] for shape in shapes]
+    print_table(f"Shapes (branch units: {facts['skip_unit']})", ["layer", "width", "depth"], rows)
+    history = facts["history"]
+    if history is None:
+        typer.echo("No growth history.")
+        return
+    keys = ["event", "step", "neurons", "operators", "loss before", "loss after", "parameters"]
+    print_table("Growth", keys, [_event_row(index, event) for index, event in enumerate(history["events"], 1)])
+    typer.echo(facts["history_check"])
+
+
+def _facts(source: str, revision: str | None) -> dict[str, Any]:
+    config = load_config(source, revision)
+    kind = model_class(config, source)
+    with torch.device("meta"):
+        model = kind(config)
+    model.growth_history = read_history(source, at(revision))
+    check = None
+    if model.growth_history is not None:
+        history = GrowthHistory.from_model(model)
+        check = history.summary()
+        try:
+            history.check(model)
+        except ValueError as error:
+            check = f"The history does not fit this model: {error}"
+    layers = [{"layer": layer, **shapes} for layer, shapes in model.shapes().items()]
+    return {
+        "class": kind.__name__,
+        "model_type": config.model_type,
+        "parameters": count_parameters(model),
+        "macs": count_macs(model),
+        "labels": config.num_labels,
+        "skip_unit": config.skip_unit,
+        "layers": layers,
+        "history": model.growth_history,
+        "history_check": check,
+    }
+
+
+def _depth(skip_sizes: dict[str, list[int]] | None) -> str:
+    """`mlp.fc1 4 › 2`: four units, fed by two more."""
+    return ", ".join(f"{linear} {' › '.join(map(str, sizes))}" for linear, sizes in (skip_sizes or {}).items())
+
+
+def _event_row(index: int, event: dict[str, Any]) -> list[str]:
+    losses = ["" if event[key] is None else f"{event[key]:.4f}" for key in ("loss_before", "loss_after")]
+    neurons = str(sum(layer["chosen"] for layer in event["layers"]))
+    step = "" if event["step"] is None else str(event["step"])
+    return [str(index), step, neurons, ", ".join(event["operators"]), *losses, f"{event['parameters_after']:,}"]
+
+
+def analyze(
+    source: Source,
+    dataset: Annotated[str, typer.Argument(help="'digits', 'fashion-mnist', or the name of a data set on the Hub.")],
+    criterion: Annotated[
+        list[str] | None,
+        typer.Option(help="'width', 'depth' or a control; may be repeated. Default: width and depth."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    samples: Annotated[int, typer.Option(min=2, help="Number of images.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of folds and start vectors.")] = 0,
+    picture: Annotated[Path | None, typer.Option(help="Also draw all eigenvalues into this PNG or SVG file.")] = None,
+    revision: Revision = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Measure where the neurons of a model want more depth or width. The model is not changed.
+
+    Example: `hf-saddle analyze outputs/demo digits`
+    """
+    quiet()
+    if picture is not None and picture.suffix not in (".png", ".svg"):
+        raise ValueError(f"`--picture` must end in .png or .svg, got {picture}.")
+    model = load_model(source, revision)
+    data = load_data(source, revision, model, dataset, split, samples)
+    paths = [path for _, _, path, _ in model.growable_linears()]
+    report = analyze_curvature(
+        model, DataLoader(data, batch_size=batch_size), criterion or ["width", "depth"], linears=paths, seed=seed
+    )
+    if picture is not None:
+        save_report(picture, report)
+    if as_json:
+        typer.echo(json.dumps(report.to_dict()))
+        return
+    typer.echo(report.summary())
