@@ -1,0 +1,29 @@
+"""Accuracy as an `evaluate` metric that needs no download."""
+
+import datasets
+import evaluate
+import numpy as np
+from sklearn.metrics import accuracy_score
+from transformers import EvalPrediction
+
+
+class Accuracy(evaluate.Metric):
+    """Share of correct predictions; what `evaluate.load("accuracy")` would fetch from the Hub."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        features = datasets.Features({"predictions": datasets.Value("int32"), "references": datasets.Value("int32")})
+        return evaluate.MetricInfo(
+            description="Accuracy of class predictions.",
+            citation="",
+            inputs_description="Predicted and true class indices.",
+            features=features,
+        )
+
+    def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
+        return {"accuracy": float(accuracy_score(references, predictions))}
+
+
+def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """`compute_metrics` for an image classifier: accuracy of the largest logit."""
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    return Accuracy().compute(predictions=np.argmax(logits, axis=-1), references=prediction.label_ids)

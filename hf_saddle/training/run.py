@@ -1,0 +1,121 @@
+"""The whole job in one function: data, model, training with growth, evaluation, saving, and reloading as proof."""
+
+import logging
+from dataclasses import dataclass, field
+
+import torch
+from datasets import DatasetDict
+from transformers import AutoConfig, AutoModelForImageClassification, TrainingArguments, ViTImageProcessorPil
+
+from ..growth import GrowthConfig, GrowthHistory
+from ..models import SaddleDeiTConfig, SaddleDeiTForImageClassification, SaddleViTConfig, SaddleViTForImageClassification
+from ..models.modeling_saddle import GrowablePreTrainedModel
+from .callback import GrowthCallback
+from .data import load_images, preprocess
+from .metrics import compute_accuracy
+from .trainer import GrowthTrainer
+
+
+logger = logging.getLogger(__name__)
+
+ARCHITECTURES = {
+    "deit": (SaddleDeiTConfig, SaddleDeiTForImageClassification),
+    "vit": (SaddleViTConfig, SaddleViTForImageClassification),
+}
+
+
+@dataclass
+class ModelAndDataArguments:
+    """Which model starts on which data. The default is a small DeiT with a narrow MLP, from scratch."""
+
+    dataset: str = field(
+        default="digits", metadata={"help": "'digits', 'fashion-mnist', or the name of a data set on the Hub."}
+    )
+    max_samples: int | None = field(default=None, metadata={"help": "Keep at most that many samples of each split."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Stock or Saddle checkpoint (folder or repo id) to start from."}
+    )
+    architecture: str = field(default="deit", metadata={"help": "'deit' or 'vit', for a model from scratch."})
+    image_size: int = field(default=16, metadata={"help": "Side of the model's input in pixels, from scratch."})
+    patch_size: int = field(default=4, metadata={"help": "Side of a patch in pixels, from scratch."})
+    hidden_size: int = field(default=64, metadata={"help": "Width of the residual stream, from scratch."})
+    num_hidden_layers: int = field(default=4, metadata={"help": "Number of layers, from scratch."})
+    num_attention_heads: int = field(default=4, metadata={"help": "Number of heads, from scratch."})
+    intermediate_size: int = field(default=32, metadata={"help": "Initial width of every MLP, from scratch."})
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"`architecture` must be one of {', '.join(ARCHITECTURES)}, got {self.architecture!r}.")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What [`train_and_grow`] leaves behind."""
+
+    trainer: GrowthTrainer
+    metrics: dict[str, float]
+    history: GrowthHistory
+    reload_difference: float
+
+
+def build_model(arguments: ModelAndDataArguments, splits: DatasetDict) -> GrowablePreTrainedModel:
+    """A growable classifier for the labels of `splits`: from scratch, from a stock checkpoint, or a Saddle one."""
+    names = splits["train"].features["label"].names
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    if arguments.model_name_or_path is None:
+        config_class, model_class = ARCHITECTURES[arguments.architecture]
+        shapes = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        fields = {name: getattr(arguments, name) for name in (*shapes, "intermediate_size")}
+        return model_class(config_class(**fields, **labels))
+    model_type = AutoConfig.from_pretrained(arguments.model_name_or_path).model_type
+    if model_type in ARCHITECTURES:
+        return ARCHITECTURES[model_type][1].from_stock(arguments.model_name_or_path, **labels)
+    return AutoModelForImageClassification.from_pretrained(
+        arguments.model_name_or_path, **labels, ignore_mismatched_sizes=True
+    )
+
+
+def train_and_grow(
+    arguments: ModelAndDataArguments, growth: GrowthConfig, training: TrainingArguments
+) -> RunResult:
+    """
+    Train a classifier that grows, test it, save it, and verify that the saved model computes the same.
+
+    Args:
+        arguments ([`ModelAndDataArguments`]): Model and data.
+        growth ([`~hf_saddle.GrowthConfig`]): When, where, how and how much to grow.
+        training (`TrainingArguments`): As for any `Trainer`.
+
+    Returns:
+        [`RunResult`]: the trainer, metrics on the test split, the history, and the largest difference between the
+        logits of the trained and the reloaded model on the test split (0.0 is expected).
+    """
+    torch.manual_seed(training.seed)
+    splits = load_images(arguments.dataset, seed=training.seed, max_samples=arguments.max_samples)
+    model = build_model(arguments, splits)
+    processor = ViTImageProcessorPil(size={"height": model.config.image_size, "width": model.config.image_size})
+    data = preprocess(splits, processor)
+    trainer = GrowthTrainer(
+        model=model,
+        args=training,
+        train_dataset=data["train"],
+        eval_dataset=data["validation"],
+        processing_class=processor,
+        compute_metrics=compute_accuracy,
+        callbacks=[GrowthCallback(growth)],
+    )
+    trainer.train()
+    metrics = trainer.evaluate(data["test"], metric_key_prefix="test")
+    trainer.save_model()
+    trainer.log_metrics("test", metrics)
+    trainer.save_metrics("test", metrics)
+    trainer.save_state()
+    reloaded = AutoModelForImageClassification.from_pretrained(training.output_dir)
+    return RunResult(trainer, metrics, GrowthHistory.from_model(model), _difference(model, reloaded, data["test"]))
+
+
+@torch.no_grad()
+def _difference(model: GrowablePreTrainedModel, reloaded: GrowablePreTrainedModel, dataset) -> float:
+    pixels = dataset[:64]["pixel_values"].to(model.device)
+    logits = model.eval()(pixel_values=pixels).logits
+    return (logits - reloaded.to(model.device).eval()(pixel_values=pixels).logits).abs().max().item()
