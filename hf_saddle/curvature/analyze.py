@@ -417,14 +417,15 @@ def _choose(model: nn.Module, names: Sequence[str] | None) -> tuple[dict[str, nn
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; modes and the states of all random generators are put back."""
+    """Eval mode and gradients on for a while; modes and the states of all random generators are put back."""
     modes = {module: module.training for module in model.modules()}
     devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[device.index for device in devices]):
         try:
             model.eval()
-            yield
+            with torch.inference_mode(False), torch.enable_grad():
+                yield
         finally:
             for module, training in modes.items():
                 module.training = training

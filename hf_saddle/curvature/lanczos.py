@@ -82,8 +82,8 @@ def lanczos(
     """
     Run one Lanczos recurrence per matrix, all sharing the products.
 
-    New vectors are orthogonalised against all earlier ones: for the few steps that are made this costs little beside the
-    products, and restarts from good vectors stay accurate in float32.
+    New vectors are orthogonalised against all earlier ones: for the few steps that are made this costs little beside
+    the products, and restarts from good vectors stay accurate in float32.
 
     Args:
         operator (`Callable`): Maps `(d, n)` to `(d, n)`: column `i` times matrix `i`.
@@ -98,12 +98,14 @@ def lanczos(
     # let the noise choose a direction.
     rounding = 10 * math.sqrt(start.shape[0]) * torch.finfo(start.dtype).eps
     reach = torch.zeros_like(start[0])
-    vector = start / start.norm(dim=0)
-    basis = [vector]
     diagonal: list[Tensor] = []
     off_diagonal: list[Tensor] = []
     alive = [torch.ones(start.shape[1], dtype=torch.bool, device=start.device)]
     steps = min(steps, start.shape[0])
+    # One tensor for all basis vectors: few large operations where many small ones would wait for each other's threads.
+    space = start.new_empty(steps + 1, *start.shape)
+    vector = torch.div(start, start.norm(dim=0), out=space[0])
+    basis = [vector]
     for step in range(1, steps + 1):
         image = operator(vector)
         reach = torch.maximum(reach, image.norm(dim=0))
@@ -111,14 +113,14 @@ def lanczos(
         image.addcmul_(vector, here, value=-1)
         if step > 1:
             image.addcmul_(basis[-2], off_diagonal[-1], value=-1)
-        for earlier in basis:
-            image.addcmul_(earlier, (image * earlier).sum(dim=0), value=-1)
+        known = space[:step]
+        image.sub_((known * (known * image).sum(dim=1, keepdim=True)).sum(dim=0))
         beside = image.norm(dim=0)
         going_on = alive[-1] & (beside > rounding * reach)
         beside = torch.where(going_on, beside, 0)
         diagonal.append(here)
         off_diagonal.append(beside)
-        vector = torch.where(going_on, image.div_(beside.clamp_min(tiny)), 0)
+        vector = torch.mul(image, going_on / beside.clamp_min(tiny), out=space[step])
         basis.append(vector)
         if tolerance > 0 and step % _CHECK_EVERY == 0 and step < steps:
             krylov = Krylov(basis, diagonal, off_diagonal, alive)

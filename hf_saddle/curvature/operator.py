@@ -10,7 +10,7 @@ from .distributed import Ranks
 
 
 # Tokens of one slice of a product: the intermediate `tokens x n` stays in the cache and its memory is bounded.
-_SLICE = 2048
+_SLICE = 4096
 
 
 @dataclass(frozen=True)

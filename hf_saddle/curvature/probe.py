@@ -169,8 +169,7 @@ class Probe:
         self._outputs, self._activated = _Known(), _Known()
         self._anchor = torch.zeros((), requires_grad=True, device=device)
         try:
-            with torch.inference_mode(False), torch.enable_grad():
-                return compute_loss()
+            return compute_loss()
         finally:
             self._recording = False
 
@@ -182,9 +181,8 @@ class Probe:
             ValueError: If reentrant activation checkpointing is in use.
         """
         try:
-            with torch.inference_mode(False), torch.enable_grad():
-                scaled = loss.float() if loss.dtype in (torch.float16, torch.bfloat16) else loss
-                torch.autograd.grad(scaled * (self._samples * LOSS_SCALE), self._anchor, allow_unused=True)
+            scaled = loss.float() if loss.dtype in (torch.float16, torch.bfloat16) else loss
+            torch.autograd.grad(scaled * (self._samples * LOSS_SCALE), self._anchor, allow_unused=True)
         except RuntimeError as error:
             if "is incompatible with .grad()" not in str(error) and "not compatible with .grad()" not in str(error):
                 raise

@@ -162,7 +162,7 @@ def _neuron_rows(entry: LayerCurvature) -> list[dict[str, Any]]:
 
 
 def nominal_rate(criterion: str, significance: float) -> float:
-    """Share of neurons without curvature that pass `significance` normal standard errors: one end, or either (depth)."""
+    """Share of neurons without curvature that pass so many normal standard errors, at one end or either (depth)."""
     both_ends = math.erfc(significance / math.sqrt(2))
     return both_ends if criterion == "depth" else both_ends / 2
 

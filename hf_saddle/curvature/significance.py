@@ -55,14 +55,15 @@ def held_out_estimate(forms: Tensor, images: Images, ranks: Ranks) -> tuple[Tens
     """
     The mean of per-image quadratic forms and its standard error.
 
-    An image's tokens are correlated, so the image, not the token, is the unit. The two folds' means are dependent: each
-    fold chooses the direction that the other one judges, and both choose the neurons that are looked at. Their standard
-    errors are therefore added as if they were fully correlated, so that judging both ways steadies the estimate but does
-    not count as more evidence than one held-out half. (With independent folds, the null model is selected at two to
-    three times its nominal rate.)
+    An image's tokens are correlated, so the image, not the token, is the unit. The two folds' means are dependent:
+    each fold chooses the direction that the other one judges, and both choose the neurons that are looked at. Their
+    standard errors are therefore added as if they were fully correlated, so that judging both ways steadies the
+    estimate but does not count as more evidence than one held-out half. (With independent folds, the null model is
+    selected at two to three times its nominal rate.)
 
     Args:
-        forms (`Tensor`): `vᵀ S_image v` with a direction `v` fitted without that image, shape `(images, n)`, this rank.
+        forms (`Tensor`): `vᵀ S_image v` with a direction `v` fitted without that image, shape `(images, n)`, this
+            rank.
 
     Returns:
         `tuple[Tensor, Tensor]`: Estimate and standard error, float64, shape `(n,)`.

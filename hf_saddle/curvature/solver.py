@@ -24,7 +24,7 @@ class SolverOptions:
             neurons are screened. 1 turns screening off: every neuron is refined on all tokens.
         screen_floor (`int`, *optional*, defaults to 512): Number of tokens that screening uses at least.
         screen_steps (`int`, *optional*, defaults to 6): Lanczos steps of the screening, per fold.
-        shortlist (`float`, *optional*, defaults to 0.25): Share of the neurons, by screened gain, that are refined.
+        shortlist (`float`, *optional*, defaults to 1/6): Share of the neurons, by screened gain, that are refined.
         shortlist_floor (`int`, *optional*, defaults to 64): Number of neurons that are refined at least.
         refine_steps (`int`, *optional*, defaults to 2): Lanczos steps on all tokens of each fold, from the screened
             vectors.
@@ -37,7 +37,7 @@ class SolverOptions:
     screen_tokens: float = 1 / 12
     screen_floor: int = 512
     screen_steps: int = 6
-    shortlist: float = 0.25
+    shortlist: float = 1 / 6
     shortlist_floor: int = 64
     refine_steps: int = 2
     polish_steps: int = 2

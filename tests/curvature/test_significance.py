@@ -1,4 +1,4 @@
-"""Noise is not selected, signal is; images, not tokens, are the independent samples; the unit of the loss is irrelevant."""
+"""Noise is not selected, signal is; images, not tokens, are the samples; the unit of the loss is irrelevant."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ class MeanMLP(nn.Module):
 
 
 def noise_case(seed, samples=96, tokens=6, width=8, hidden=32, shared=0.8):
-    """Labels without relation to inputs whose tokens share most of their variance with the other tokens of the image."""
+    """Labels without relation to the inputs; tokens share most of their variance with the others of the image."""
     torch.manual_seed(seed)
     x = shared**0.5 * torch.randn(samples, 1, width) + (1 - shared) ** 0.5 * torch.randn(samples, tokens, width)
     return Case(MeanMLP(width, hidden, 4).double(), {"x": x.double(), "y": torch.randint(4, (samples,))})
@@ -91,7 +91,7 @@ def test_copies_of_a_token_within_an_image_add_no_significance(criterion):
 
 
 def test_the_standard_error_covers_the_spread_of_the_estimate_over_probes():
-    """Directions hardly vary between these probes, so the spread is that of a mean over all images, the half's is √2 it."""
+    """Directions hardly vary here: the spread is that of a mean over all images, the error that of a half."""
     estimates, errors = [], []
     torch.manual_seed(0)
     model = MeanMLP(3, 2, 2).double()
@@ -147,7 +147,7 @@ def test_screening_keeps_the_best_neurons():
         analyze_curvature(case.model, [case.batch], "width", loss=cross_entropy, linears=["mlp.fc1"], solver=solver)[
             "mlp.fc1", "width"
         ]
-        for solver in (EXACT, SolverOptions(screen_floor=128, shortlist_floor=1))
+        for solver in (EXACT, SolverOptions(screen_floor=128, shortlist=0.25, shortlist_floor=1))
     )
     best = (exact.step**2 * -exact.fit_eigenvalue).topk(8).indices
     assert int(screened.refined[best].sum()) >= 7

@@ -1,0 +1,453 @@
+"""What the curvature analysis costs, in forward+backward passes, and which of the truly extreme neurons it finds.
+
+    python benchmarks/curvature_speed.py                    # everything, about ten minutes on two cores
+    python benchmarks/curvature_speed.py --parts block scaling model memory others --seeds 8
+
+Writes benchmarks/results/curvature_speed.json (and .md). Times are ratios of alternating measurements of one run.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import math
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_saddle.curvature import ACTIVATIONS, CurvatureOperator, analyze_curvature
+from hf_saddle.curvature.distributed import Ranks
+from hf_saddle.curvature.lanczos import lanczos
+
+
+RESULTS = Path(__file__).parent / "results"
+IMAGES, TOKENS, WIDTH, HIDDEN, CLASSES, TOP = 64, 197, 384, 768, 100, 64
+
+
+class Block(nn.Module):
+    """One residual MLP block and a classifier on the mean token."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.fc1, self.activation, self.fc2 = nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((x + self.fc2(self.activation(self.fc1(x)))).mean(dim=1))
+
+
+def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """The mean loss of a batch."""
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+class TokenSource:
+    """
+    Images of tokens with class-dependent means.
+
+    "correlated" tokens look like those of a trained transformer: a decaying spectrum, an image's own component,
+    neighbours that resemble each other, layer norm. "gaussian" tokens are white noise around the class mean, the hardest
+    case: the extreme eigenvalues of the sample are almost all noise.
+    """
+
+    def __init__(self, kind: str, width: int, seed: int):
+        self.kind, self.width = kind, width
+        self.generator = torch.Generator().manual_seed(seed)
+        spectrum = torch.arange(1, width + 1).float() ** -0.5
+        self.spectrum = spectrum / spectrum.norm() * math.sqrt(width)
+        self.rotation = torch.linalg.qr(torch.randn(width, width, generator=self.generator))[0]
+        self.means = torch.randn(CLASSES, width, generator=self.generator)
+
+    def batch(self, images: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """Tokens `(images, tokens, width)` and labels `(images,)`."""
+        labels = torch.randint(CLASSES, (images,), generator=self.generator)
+        noise = torch.randn(images, tokens, self.width, generator=self.generator)
+        if self.kind == "gaussian":
+            return noise + 0.3 * self.means[labels][:, None], labels
+        for token in range(1, tokens):
+            noise[:, token] = 0.8 * noise[:, token - 1] + 0.6 * noise[:, token]
+        common = 0.7 * torch.randn(images, 1, self.width, generator=self.generator) + 0.5 * self.means[labels][:, None]
+        return nn.functional.layer_norm((noise + common) * self.spectrum @ self.rotation, (self.width,)), labels
+
+
+def trained_block(kind: str, seed: int = 0, steps: int = 60) -> tuple[Block, tuple[Tensor, Tensor]]:
+    """A briefly trained block and its probe batch of 64 images of 197 tokens."""
+    torch.manual_seed(seed)
+    source, model = TokenSource(kind, WIDTH, seed), Block(WIDTH, HIDDEN)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(steps):
+        loss = cross_entropy(model, source.batch(32, TOKENS))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model, source.batch(IMAGES, TOKENS)
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    """Duration of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def ratios(functions: dict[str, Callable[[], Any]], reference: str, rounds: int) -> dict[str, float]:
+    """Median over rounds of each duration divided by the reference's duration in the same round."""
+    for function in functions.values():
+        function()
+    taken: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            taken[name].append(seconds(function))
+    base = taken[reference]
+    result = {
+        name: statistics.median(t / b for t, b in zip(times, base, strict=True)) for name, times in taken.items()
+    }
+    return result | {f"{reference}_ms": 1e3 * statistics.median(base)}
+
+
+def forward_backward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Callable[[], None]:
+    """One forward and backward pass with the gradient of the input, as inside of a network."""
+
+    def run() -> None:
+        model.zero_grad(set_to_none=True)
+        cross_entropy(model, (batch[0].detach().requires_grad_(), batch[1])).backward()
+
+    return run
+
+
+def splitting_operator(model: Block, batch: tuple[Tensor, Tensor]) -> CurvatureOperator:
+    """The splitting matrices of fc1, built by hand as an oracle that does not use the probe."""
+    z = model.fc1(batch[0])
+    hidden = model.activation(z)
+    loss = nn.functional.cross_entropy(model.head((batch[0] + model.fc2(hidden)).mean(dim=1)), batch[1])
+    (gradient,) = torch.autograd.grad(loss, hidden)
+    inputs = nn.functional.pad(batch[0].flatten(0, 1), (0, 1), value=1.0)
+    coefficients = (gradient * ACTIVATIONS["gelu"].second(z.detach())).flatten(0, 1)
+    return CurvatureOperator([(inputs, coefficients)], 1.0, Ranks())
+
+
+def dense_extremes(operator: CurvatureOperator, chunk: int = 64) -> tuple[Tensor, Tensor]:
+    """Smallest eigenvalues `(n,)` and vectors `(d + 1, n)` of the dense matrices, some neurons at a time."""
+    (inputs, coefficients), values, vectors = operator.segments[0], [], []
+    for columns in coefficients.split(chunk, dim=1):
+        matrices = torch.stack([(inputs * column[:, None]).t() @ inputs for column in columns.t()])
+        value, vector = torch.linalg.eigh(matrices)
+        values.append(value[:, 0])
+        vectors.append(vector[:, :, 0])
+    return torch.cat(values), torch.cat(vectors).t()
+
+
+def overlap(scores: Tensor, others: Tensor) -> int:
+    """How many of the 64 largest entries two rankings share."""
+    return len(set(scores.topk(TOP).indices.tolist()) & set(others.topk(TOP).indices.tolist()))
+
+
+def analyzer(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Callable[..., Any]:
+    """The analysis of fc1 of one block as a function of criterion and seed."""
+
+    def run(criterion: str = "width", seed: int = 0) -> Any:
+        return analyze_curvature(model, [batch], criterion, loss=cross_entropy, linears=["fc1"], seed=seed)
+
+    return run
+
+
+def block_part(seeds: int) -> dict[str, Any]:
+    """The 384-768-384 block: cost of the whole analysis, and which of the true top 64 it finds."""
+    result: dict[str, Any] = {}
+    for kind in ("correlated", "gaussian"):
+        model, batch = trained_block(kind)
+        operator = splitting_operator(model, batch)
+        start = time.perf_counter()
+        values, vectors = dense_extremes(operator)
+        dense_seconds = time.perf_counter() - start
+        rows = torch.cat([model.fc1.weight, model.fc1.bias[:, None]], dim=1).detach().norm(dim=1)
+        response = (operator.segments[0][0] @ vectors).square().mean(dim=0)
+        square = model.fc1(batch[0]).detach().flatten(0, 1).square().mean(dim=0)
+        steps = torch.minimum(0.1 * rows, 0.5 * (square / response).sqrt())
+
+        analysis = analyzer(model, batch)
+        found = []
+        for seed in range(seeds):
+            layer = analysis(seed=seed)["fc1", "width"]
+            fitted = torch.where(layer.refined, -layer.fit_eigenvalue, -torch.inf)
+            found.append(
+                {
+                    "by_eigenvalue": overlap(-values, fitted),
+                    "by_gain": overlap(-values * steps.square(), fitted * layer.step.square()),
+                    "in_shortlist": int(layer.refined[values.argsort()[:TOP]].sum()),
+                    "significant": layer.candidates,
+                }
+            )
+        start_vectors = torch.randn(WIDTH + 1, HIDDEN, generator=torch.Generator().manual_seed(0))
+        low = torch.zeros(HIDDEN, dtype=torch.bool)
+        plain = lanczos(operator, start_vectors, 12).ritz(low).value
+        cost = ratios(
+            {
+                "fb": forward_backward(model, batch),
+                "analysis_width": analysis,
+                "analysis_depth": lambda analysis=analysis: analysis("depth"),
+                "probe_only": lambda analysis=analysis: analysis("paper_score"),
+                "one_product": lambda operator=operator, v=start_vectors: operator(v),
+                "plain_lanczos_12": lambda operator=operator, v=start_vectors, low=low: lanczos(operator, v, 12).ritz(
+                    low
+                ),
+            },
+            "fb",
+            rounds=7,
+        )
+        cost["dense"] = dense_seconds / (cost["fb_ms"] / 1e3)
+        result[kind] = {"ratio_to_fb": cost, "top64": found, "plain_lanczos_12_top64": overlap(-values, -plain)}
+    return result
+
+
+def scaling_part() -> dict[str, Any]:
+    """Milliseconds of the analysis and of fb when tokens, inputs or neurons are doubled."""
+    result = {}
+    base = {"images": 16, "width": 192, "hidden": 512}
+    for name in ("images", "width", "hidden"):
+        rows = []
+        for factor in (1, 2, 4):
+            sizes = base | {name: base[name] * factor}
+            torch.manual_seed(0)
+            model = Block(sizes["width"], sizes["hidden"])
+            batch = TokenSource("correlated", sizes["width"], 0).batch(sizes["images"], TOKENS)
+            functions = {
+                "fb": forward_backward(model, batch),
+                "analysis": analyzer(model, batch),
+            }
+            cost = ratios(functions, "fb", rounds=7)
+            rows.append({"factor": factor, "fb_ms": cost["fb_ms"], "analysis_to_fb": cost["analysis"]})
+        result[name] = rows
+    return result
+
+
+def deit_small() -> tuple[nn.Module, dict[str, Tensor]]:
+    """A DeiT-S with q, k, v and fc1 of half the width, and a batch of 64 images."""
+    from transformers import DeiTConfig, DeiTForImageClassification
+
+    torch.manual_seed(0)
+    config = DeiTConfig(hidden_size=384, num_attention_heads=6, intermediate_size=768, num_labels=CLASSES)
+    config.head_dim = 32
+    model = DeiTForImageClassification(config)
+    for parameter in (model.deit.embeddings.cls_token, model.deit.embeddings.position_embeddings):
+        nn.init.trunc_normal_(parameter, std=0.02)
+    batch = {"pixel_values": torch.randn(IMAGES, 3, 224, 224), "labels": torch.randint(CLASSES, (IMAGES,))}
+    return model, batch
+
+
+def training_step(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], None]:
+    """Forward, backward and AdamW in train mode."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def run() -> None:
+        model.train()
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+def model_part(rounds: int = 3) -> dict[str, Any]:
+    """The whole DeiT-S: analysis in units of one training step of the same 64 images."""
+    model, batch = deit_small()
+    shapes = [
+        tuple(module.weight.shape)
+        for name, module in model.named_modules()
+        if name.startswith("deit.layers.0.") and isinstance(module, nn.Linear)
+    ]
+    functions: dict[str, Callable[[], Any]] = {"training_step": training_step(model, batch)}
+    for name, criterion in {"depth": "depth", "width": "width", "depth_and_width": ("depth", "width")}.items():
+        functions[name] = lambda criterion=criterion: analyze_curvature(model, [batch], criterion)
+    report = analyze_curvature(model, [batch], ("depth", "width"))
+    return ratios(functions, "training_step", rounds) | {
+        "linear_shapes": shapes,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "entries": len(report),
+        "neurons": sum(layer.neurons for layer in report),
+        "significant": sum(layer.candidates for layer in report),
+    }
+
+
+def memory_of(mode: str) -> float:
+    """Peak memory in MiB above that of the loaded model and batch, in this process."""
+    model, batch = deit_small()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if mode == "training_step":
+        step = training_step(model, batch)
+        step()
+        step()
+    elif mode == "forward_backward":
+        model.eval()
+        anchor = model.deit.embeddings.cls_token
+        torch.autograd.grad(model(**batch).loss, anchor)
+    elif mode == "several_batches":
+        halves = [{name: value[half] for name, value in batch.items()} for half in (slice(0, 32), slice(32, 64))]
+        analyze_curvature(model, halves, ("depth", "width"))
+    else:
+        analyze_curvature(model, [batch], ("depth", "width"))
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def memory_part() -> dict[str, float]:
+    """Peaks of separate processes, as a process's peak never falls."""
+    result = {}
+    for mode in ("training_step", "forward_backward", "analysis", "several_batches"):
+        command = [sys.executable, __file__, "--memory-of", mode]
+        result[mode] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    result["extra_share"] = (result["analysis"] - result["forward_backward"]) / result["training_step"]
+    return result
+
+
+def others_part() -> dict[str, Any]:
+    """curvlinops' lowest Hessian eigenvalue and GroMo's first-order statistics on the same block, where installed."""
+    result: dict[str, Any] = {}
+    model, batch = trained_block("correlated")
+    fb = statistics.median(seconds(forward_backward(model, batch)) for _ in range(5))
+    if importlib.util.find_spec("curvlinops"):
+        from curvlinops import HessianLinearOperator
+        from scipy.sparse.linalg import eigsh
+
+        parameters = {name: parameter for name, parameter in model.named_parameters() if name.startswith("fc1")}
+        hessian = HessianLinearOperator(model, nn.CrossEntropyLoss(), parameters, [batch]).to_scipy()
+        result["curvlinops_lowest_eigenvalue"] = (
+            seconds(lambda: eigsh(hessian, k=1, which="SA", tol=1e-2, maxiter=50)) / fb
+        )
+    else:
+        result["curvlinops_lowest_eigenvalue"] = None
+    if importlib.util.find_spec("gromo"):
+        from gromo.modules.linear_growing_module import LinearGrowingModule
+
+        first = LinearGrowingModule(WIDTH, HIDDEN, post_layer_function=nn.GELU())
+        second = LinearGrowingModule(HIDDEN, WIDTH, previous_module=first)
+        first.layer.load_state_dict(model.fc1.state_dict())
+        second.layer.load_state_dict(model.fc2.state_dict())
+
+        def statistics_pass() -> None:
+            x, labels = batch
+            out = second(first(x))
+            nn.functional.cross_entropy(model.head((x + out).mean(dim=1)), labels).backward()
+            second.update_computation()
+
+        second.init_computation()
+        statistics_pass()
+        result["gromo_first_order_statistics"] = statistics.median(seconds(statistics_pass) for _ in range(5)) / fb
+    else:
+        result["gromo_first_order_statistics"] = None
+    return result
+
+
+def versions() -> dict[str, str]:
+    """What the figures depend on."""
+    found = {"python": platform.python_version(), "torch": torch.__version__, "threads": str(torch.get_num_threads())}
+    for package in ("transformers", "gromo", "curvlinops-for-pytorch"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    cpu = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return found | {"cpu": f"{len(cpu)} x {cpu[0]}"}
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    lines = [
+        "# Cost of the curvature analysis",
+        "",
+        "Made by `benchmarks/curvature_speed.py`; details in the JSON file.",
+        "",
+    ]
+    for kind, part in results.get("block", {}).items():
+        cost = part["ratio_to_fb"]
+        lines += [
+            f"## Block 384-768-384, 12,608 {kind} tokens (fb = {cost['fb_ms']:.0f} ms)",
+            "",
+            "| what | cost / fb | of the true top 64 |",
+            "|---|---|---|",
+        ]
+        for name in ("by_eigenvalue", "by_gain", "in_shortlist"):
+            part[name] = [found[name] for found in part["top64"]]
+        lines.append(
+            f"| whole analysis, width (own forward and backward pass included) | {cost['analysis_width']:.2f} | {part['by_eigenvalue']} |"
+        )
+        lines.append(f"| the same, ranked by gain | | {part['by_gain']} |")
+        lines.append(f"| whole analysis, depth | {cost['analysis_depth']:.2f} | |")
+        lines.append(f"| probe and a first-order score only | {cost['probe_only']:.2f} | |")
+        lines.append(f"| one product with all matrices | {cost['one_product']:.2f} | |")
+        lines.append(
+            f"| plain batched Lanczos, 12 steps | {cost['plain_lanczos_12']:.2f} | {part['plain_lanczos_12_top64']} |"
+        )
+        lines += [f"| dense matrices and `eigh` | {cost['dense']:.0f} | 64 |", ""]
+    for name, rows in results.get("scaling", {}).items():
+        cells = "; ".join(
+            f"x{row['factor']}: fb {row['fb_ms']:.0f} ms, analysis {row['analysis_to_fb']:.2f} fb" for row in rows
+        )
+        lines.append(f"* growth with {name}: {cells}")
+    if "model" in results:
+        part = results["model"]
+        lines += [
+            "",
+            f"## DeiT-S, reduced widths, 64 images (training step {part['training_step_ms'] / 1e3:.1f} s)",
+            "",
+        ]
+        lines += [f"* {name}: {part[name]:.2f} training steps" for name in ("depth", "width", "depth_and_width")]
+    if "memory" in results:
+        lines += ["", "## Peak memory, DeiT-S, 64 images (MiB above model and batch)", ""]
+        lines += [
+            f"* {name}: {value:.2f}" if name == "extra_share" else f"* {name}: {value:.0f}"
+            for name, value in results["memory"].items()
+        ]
+    if "others" in results:
+        lines += ["", "## Other packages on the correlated block, ratio to fb", ""]
+        lines += [
+            f"* {name}: {'not installed' if value is None else f'{value:.1f}'}"
+            for name, value in results["others"].items()
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parts = {
+        "block": block_part,
+        "scaling": scaling_part,
+        "model": model_part,
+        "memory": memory_part,
+        "others": others_part,
+    }
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.memory_of:
+        print(memory_of(arguments.memory_of))
+        return
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / "curvature_speed.json"
+    results = json.loads(file.read_text()) if file.exists() else {}
+    results["versions"], results["seeds"] = versions(), list(range(arguments.seeds))
+    for name in arguments.parts:
+        results[name] = parts[name](arguments.seeds) if name == "block" else parts[name]()
+        print(json.dumps({name: results[name]}, indent=1))
+        file.write_text(json.dumps(results, indent=1) + "\n")
+    text = table(results)
+    file.with_suffix(".md").write_text(text)
+    file.write_text(json.dumps(results, indent=1) + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
