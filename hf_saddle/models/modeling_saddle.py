@@ -130,10 +130,8 @@ class GrowablePreTrainedModel(PreTrainedModel):
         fixed = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
         try:
             model, info = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs | fixed)
-        except (SafetensorError, RuntimeError) as error:
-            raise ValueError(
-                f"The weights in {pretrained_model_name_or_path} do not fit its config or are damaged: {error}"
-            ) from error
+        except SafetensorError as error:
+            raise ValueError(f"The weights in {pretrained_model_name_or_path} are damaged: {error}") from error
         if info["mismatched_keys"] and not ignore_sizes:
             name, found, wanted = min(info["mismatched_keys"])
             raise ValueError(

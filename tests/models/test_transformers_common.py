@@ -1,0 +1,108 @@
+"""Growable models pass transformers' own common tests, which come with the source of the installed version."""
+
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import transformers
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hf_saddle"
+COMMON = ("test_modeling_common.py", "test_configuration_common.py")
+# What the common tests import and the source distribution lacks.
+ABSENT = {
+    "exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
+    "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
+    "utils/test_configuration_utils.py": (
+        "config_common_kwargs = {'return_dict': False, 'output_hidden_states': True, 'dtype': 'float16', "
+        "'chunk_size_feed_forward': 5, 'architectures': ['SomeModel'], 'id2label': {0: 'label'}, "
+        "'label2id': {'label': 0}, 'problem_type': 'regression'}\n"
+    ),
+}
+MINIMUM = 60
+CASES = [
+    "StockDeiTTest",
+    "SaddleDeiTUngrownTest",
+    "SaddleDeiTGrownGainTest",
+    "SaddleDeiTGrownResidualPairTest",
+    "SaddleDeiTGrownResidualTest",
+    "StockViTTest",
+    "SaddleViTUngrownTest",
+    "SaddleViTGrownGainTest",
+]
+
+
+def pip(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--no-deps", "--disable-pip-version-check"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if result.returncode:
+        pytest.skip(f"cannot fetch transformers' tests: {(result.stderr.strip().splitlines() or ['no reason'])[-1]}")
+
+
+@pytest.fixture(scope="session")
+def upstream(tmp_path_factory) -> Path:
+    """A folder on the import path with transformers' common tests as the package `upstream`."""
+    folder = CACHE / f"transformers-{transformers.__version__}-tests"
+    if folder.exists():
+        return folder
+    CACHE.mkdir(parents=True, exist_ok=True)
+    work = tmp_path_factory.mktemp("fetch")
+    pip("download", f"transformers=={transformers.__version__}", "--no-binary", "transformers", "--dest", str(work))
+    pip("install", "parameterized>=0.9", "--target", str(work / "tree"))
+    package = work / "tree" / "upstream"
+    for name, text in ABSENT.items():
+        (package / name).parent.mkdir(parents=True)
+        (package / name).write_text(text)
+        (package / name).with_name("__init__.py").touch()
+    (package / "__init__.py").touch()
+    with tarfile.open(next(work.glob("transformers-*.tar.gz"))) as archive:
+        root = archive.getnames()[0].split("/")[0]
+        for name in COMMON:
+            (package / name).write_bytes(archive.extractfile(f"{root}/tests/{name}").read())
+    work = (work / "tree").rename(work / folder.name)
+    try:
+        work.rename(folder)
+    except OSError:  # another file system, or another process was first
+        return work
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_common(case, upstream, tmp_path, record_property):
+    here = Path(__file__).parent
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    report = tmp_path / "report.xml"
+    paths = [str(upstream), str(here), str(here.parents[1])]
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", str(here / "transformers_common.py"), "-k", case, "-c", "pytest.ini"]
+        + [
+            "--rootdir",
+            ".",
+            "--noconftest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--junitxml",
+            str(report),
+            "-W",
+            "ignore",
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=800,
+    )
+    assert report.exists(), result.stdout + result.stderr
+    suite = ElementTree.parse(report).getroot().find("testsuite")
+    counts = {key: int(suite.get(key)) for key in ("tests", "failures", "errors", "skipped")}
+    record_property("counts", counts)
+    passed = counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"]
+    assert not counts["failures"] and not counts["errors"], result.stdout
+    assert passed >= MINIMUM, result.stdout
