@@ -2,7 +2,8 @@
 
 from .config import PAPER_START, GrowthConfig
 from .costs import count_macs, count_parameters
-from .history import GrowthEvent, GrowthHistory
+from .event import GrowthEvent
+from .history import GrowthHistory
 from .line_search import line_search, probe_loss
 from .merge import merge_pairs_
 from .optimizer_state import carry_optimizer_state_

@@ -10,7 +10,8 @@ from ..models.growable import GrowableLinear, PairedLinear, SkipBranch
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .costs import count_macs, count_parameters
 from .drafts import Axis
-from .history import GrowthEvent, GrowthHistory
+from .event import GrowthEvent
+from .history import GrowthHistory
 from .optimizer_state import Changes, Replaced, optimizer_swaps
 from .surgery import versions
 from .transaction import Transaction, set_config_, swap_attribute

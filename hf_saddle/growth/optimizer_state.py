@@ -58,10 +58,9 @@ def carry_optimizer_state_(optimizer: Optimizer, changes: Changes, order: Sequen
     - A new parameter takes the place of the old one in its group. One without predecessor joins the group of its
       sibling, at the place it has in a fresh optimizer on the grown model; it starts without state.
     - A state tensor of the parameter's shape is carried entry by entry: multiplied by the entry's gradient share, or
-    by
-      its square for [`SECOND_MOMENTS`]. This holds for optimizers of any origin (Adam, SGD, Lion, …).
-    - Entries that no old one continues start from 0, second moments from the mean over the parameter: from 0 with an
-      old step count their first updates would be up to 5 times the learning rate.
+      by its square for `SECOND_MOMENTS`. This holds for optimizers of any origin (Adam, SGD, Lion, …).
+    - Entries that no old one continues start from 0, second moments from the mean over the parameter. With an old step
+      count the first updates of AdamW are then at most 1.2 times the learning rate (5.8 times for moments from 0).
     - Factored second moments (Adafactor) are carried so that the estimate of every untouched entry stays the same.
     - Numbers, and tensors of one element, are kept. Any other state is refused.
 

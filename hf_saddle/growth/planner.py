@@ -83,10 +83,12 @@ _DEPTH_OF_KIND = {None: "zero_gain", "gain": "zero_gain", "residual_pair": "resi
 
 def event_budget(model: GrowablePreTrainedModel, config: GrowthConfig, event: int, lr_ratio: float = 1.0) -> float:
     """What an event may add to a model, in `config.budget_unit`; infinite without a limit."""
-    initial = GrowthHistory.from_model(model).initial
     by_macs = config.budget_unit == "macs"
-    size = count_macs(model) if by_macs else count_parameters(model)
-    remaining = config.final_budget(initial.macs if by_macs else initial.parameters) - size
+    size = initial = count_macs(model) if by_macs else count_parameters(model)
+    if model.growth_history is not None:
+        start = GrowthHistory.from_model(model).initial
+        initial = start.macs if by_macs else start.parameters
+    remaining = config.final_budget(initial) - size
     return config.event_budget_for(event, remaining=remaining, lr_ratio=lr_ratio)
 
 

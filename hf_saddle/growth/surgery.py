@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .costs import count_parameters, plan_cost
-from .history import GrowthEvent, GrowthHistory
+from .event import GrowthEvent
+from .history import GrowthHistory
 from .operators import draft_growths
 from .plan import GrowthPlan, LayerGrowth
 from .transaction import Rebuild, Transaction, growth_swaps, swap_attribute
