@@ -2,6 +2,17 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
+from .curvature import CurvatureReport, analyze_curvature
+from .growth import (
+    GrowthConfig,
+    GrowthEvent,
+    GrowthHistory,
+    GrowthPlan,
+    LayerGrowth,
+    grow_,
+    merge_pairs_,
+    plan_growth,
+)
 from .models import (
     SaddleDeiTConfig,
     SaddleDeiTForImageClassification,
@@ -11,6 +22,7 @@ from .models import (
     SaddleViTForImageClassification,
     SaddleViTModel,
 )
+from .training import GrowthCallback, GrowthTrainer, growth_event_, probe_batches
 
 
 __version__ = "0.1.0"
@@ -23,6 +35,14 @@ AutoModelForImageClassification.register(SaddleDeiTConfig, SaddleDeiTForImageCla
 AutoModelForImageClassification.register(SaddleViTConfig, SaddleViTForImageClassification)
 
 __all__ = [
+    "CurvatureReport",
+    "GrowthCallback",
+    "GrowthConfig",
+    "GrowthEvent",
+    "GrowthHistory",
+    "GrowthPlan",
+    "GrowthTrainer",
+    "LayerGrowth",
     "SaddleDeiTConfig",
     "SaddleDeiTForImageClassification",
     "SaddleDeiTForImageClassificationWithTeacher",
@@ -31,4 +51,10 @@ __all__ = [
     "SaddleViTForImageClassification",
     "SaddleViTModel",
     "__version__",
+    "analyze_curvature",
+    "grow_",
+    "growth_event_",
+    "merge_pairs_",
+    "plan_growth",
+    "probe_batches",
 ]

@@ -192,7 +192,9 @@ def add_units_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Tensor
         paired (`bool`): Whether a row is stored together with its opposite, as in a [`PairedLinear`].
     """
     rows = rows.to(linear.weight)
-    values = {"weight": rows[:, :-1].contiguous(), "bias": rows[:, -1].contiguous()}
+    # Cloned, since the bias of a single unit counts as contiguous with the stride of the row.
+    weight, bias = (part.clone(memory_format=torch.contiguous_format) for part in (rows[:, :-1], rows[:, -1]))
+    values = {"weight": weight, "bias": bias}
     if paired:
         values |= {"twin_weight": -values["weight"], "twin_bias": -values["bias"]}
     if linear.branch is None:

@@ -21,8 +21,8 @@ def load_images(name: str, seed: int = 0, max_samples: int | None = None) -> Dat
 
     Args:
         name (`str`):
-            `"digits"` (scikit-learn's 1,797 hand-written digits of 8 × 8 pixels), `"fashion-mnist"` (the Debian package
-            `dataset-fashion-mnist`), or the name of a data set on the Hub with an image and a label column.
+            `"digits"` (scikit-learn's 1,797 hand-written digits of 8 × 8 pixels), `"fashion-mnist"` (the Debian
+            package `dataset-fashion-mnist`), or the name of a data set on the Hub with an image and a label column.
         seed (`int`, *optional*, defaults to 0):
             Seed of the split, where the source has none.
         max_samples (`int`, *optional*):
@@ -47,7 +47,9 @@ def load_images(name: str, seed: int = 0, max_samples: int | None = None) -> Dat
         held_out = splits["train"].train_test_split(0.1, seed=seed, stratify_by_column="label")
         splits = DatasetDict(splits | {"train": held_out["train"], "validation": held_out["test"]})
     if max_samples is not None:
-        splits = DatasetDict({k: v.shuffle(seed=seed).select(range(min(max_samples, len(v)))) for k, v in splits.items()})
+        splits = DatasetDict(
+            {k: v.shuffle(seed=seed).select(range(min(max_samples, len(v)))) for k, v in splits.items()}
+        )
     return splits
 
 
@@ -79,12 +81,12 @@ def _fashion_mnist() -> DatasetDict:
             f"Fashion-MNIST is not in {FASHION_MNIST_FOLDER}. Install the Debian package `dataset-fashion-mnist`, or "
             "give the Hub's name of the data set, `zalando-datasets/fashion_mnist`."
         )
-    return DatasetDict(
-        {
-            split: _dataset(_read_idx(f"{stem}-images-idx3-ubyte.gz"), _read_idx(f"{stem}-labels-idx1-ubyte.gz"), _FASHION_LABELS)
-            for split, stem in (("train", "train"), ("test", "t10k"))
-        }
-    )
+    return DatasetDict({split: _fashion_split(stem) for split, stem in (("train", "train"), ("test", "t10k"))})
+
+
+def _fashion_split(stem: str) -> Dataset:
+    images, labels = (_read_idx(f"{stem}-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1"))
+    return _dataset(images, labels, _FASHION_LABELS)
 
 
 def _read_idx(file: str) -> np.ndarray:
@@ -100,7 +102,8 @@ def _from_hub(name: str) -> DatasetDict:
         splits = load_dataset(name)
     except (ConnectionError, FileNotFoundError, OSError) as error:
         raise ValueError(
-            f"The data set {name!r} could not be loaded: {error}. Without a connection use 'digits' or 'fashion-mnist'."
+            f"The data set {name!r} could not be loaded: {error}. Without a connection use 'digits' or "
+            "'fashion-mnist'."
         ) from error
     features = splits["train"].features
     images = [column for column, feature in features.items() if isinstance(feature, Image)]

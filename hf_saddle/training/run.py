@@ -1,14 +1,25 @@
 """The whole job in one function: data, model, training with growth, evaluation, saving, and reloading as proof."""
 
-import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from datasets import DatasetDict
-from transformers import AutoConfig, AutoModelForImageClassification, TrainingArguments, ViTImageProcessorPil
+from datasets import Dataset, DatasetDict
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    HfArgumentParser,
+    TrainingArguments,
+    ViTImageProcessorPil,
+)
 
 from ..growth import GrowthConfig, GrowthHistory
-from ..models import SaddleDeiTConfig, SaddleDeiTForImageClassification, SaddleViTConfig, SaddleViTForImageClassification
+from ..models import (
+    SaddleDeiTConfig,
+    SaddleDeiTForImageClassification,
+    SaddleViTConfig,
+    SaddleViTForImageClassification,
+)
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .callback import GrowthCallback
 from .data import load_images, preprocess
@@ -16,11 +27,28 @@ from .metrics import compute_accuracy
 from .trainer import GrowthTrainer
 
 
-logger = logging.getLogger(__name__)
-
 ARCHITECTURES = {
     "deit": (SaddleDeiTConfig, SaddleDeiTForImageClassification),
     "vit": (SaddleViTConfig, SaddleViTForImageClassification),
+}
+
+# What suits the default model and data; every one of them is an option.
+DEFAULTS = {
+    "num_train_epochs": 30,
+    "per_device_train_batch_size": 64,
+    "per_device_eval_batch_size": 128,
+    "learning_rate": 2e-3,
+    "weight_decay": 0.05,
+    "warmup_steps": 40,
+    "lr_scheduler_type": "cosine",
+    "eval_strategy": "epoch",
+    "logging_steps": 50,
+    "save_strategy": "no",
+    "report_to": "none",
+    "dataloader_pin_memory": torch.accelerator.is_available(),
+    "warmup": 6,
+    "interval": 6,
+    "num_events": 3,
 }
 
 
@@ -75,9 +103,7 @@ def build_model(arguments: ModelAndDataArguments, splits: DatasetDict) -> Growab
     )
 
 
-def train_and_grow(
-    arguments: ModelAndDataArguments, growth: GrowthConfig, training: TrainingArguments
-) -> RunResult:
+def train_and_grow(arguments: ModelAndDataArguments, growth: GrowthConfig, training: TrainingArguments) -> RunResult:
     """
     Train a classifier that grows, test it, save it, and verify that the saved model computes the same.
 
@@ -88,7 +114,7 @@ def train_and_grow(
 
     Returns:
         [`RunResult`]: the trainer, metrics on the test split, the history, and the largest difference between the
-        logits of the trained and the reloaded model on the test split (0.0 is expected).
+        logits of the trained and the reloaded model on test images (0.0 is expected).
     """
     torch.manual_seed(training.seed)
     splits = load_images(arguments.dataset, seed=training.seed, max_samples=arguments.max_samples)
@@ -110,12 +136,35 @@ def train_and_grow(
     trainer.log_metrics("test", metrics)
     trainer.save_metrics("test", metrics)
     trainer.save_state()
+    trainer.create_model_card(dataset=arguments.dataset, finetuned_from=arguments.model_name_or_path)
     reloaded = AutoModelForImageClassification.from_pretrained(training.output_dir)
     return RunResult(trainer, metrics, GrowthHistory.from_model(model), _difference(model, reloaded, data["test"]))
 
 
 @torch.no_grad()
-def _difference(model: GrowablePreTrainedModel, reloaded: GrowablePreTrainedModel, dataset) -> float:
-    pixels = dataset[:64]["pixel_values"].to(model.device)
+def _difference(model: GrowablePreTrainedModel, reloaded: GrowablePreTrainedModel, data: Dataset) -> float:
+    pixels = data[:64]["pixel_values"].to(model.device)
     logits = model.eval()(pixel_values=pixels).logits
     return (logits - reloaded.to(model.device).eval()(pixel_values=pixels).logits).abs().max().item()
+
+
+def run(arguments: Sequence[str] | None = None, prog: str | None = None) -> str:
+    """
+    The job as a program: options in, a report for people out.
+
+    Args:
+        arguments (`Sequence[str]`, *optional*): Command line; that of the process if `None`.
+        prog (`str`, *optional*): Name of the program in `--help`.
+
+    Returns:
+        `str`: What grew, the test accuracy, and where the model is; empty on all processes but the first.
+    """
+    parser = HfArgumentParser((ModelAndDataArguments, GrowthConfig, TrainingArguments), prog=prog)
+    parser.set_defaults(**DEFAULTS)
+    result = train_and_grow(*parser.parse_args_into_dataclasses(arguments))
+    if not result.trainer.is_world_process_zero():
+        return ""
+    return (
+        f"{result.history.table()}\n\ntest accuracy: {result.metrics['test_accuracy']:.4f}\nsaved to "
+        f"{result.trainer.args.output_dir}; largest difference of logits after reloading: {result.reload_difference}"
+    )
