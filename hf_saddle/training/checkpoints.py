@@ -73,7 +73,7 @@ def discard(folder: str | os.PathLike) -> None:
 
 
 def rotate(output_dir: str | os.PathLike, limit: int | None, best: str | None) -> None:
-    """Keep the `limit` newest checkpoints, and the best one beside the newest; as transformers' `rotate_checkpoints`."""
+    """Keep the `limit` newest checkpoints, and the best one beside the newest, as transformers does."""
     folders = sort_checkpoints(str(output_dir), use_mtime=True)
     if limit is None or limit <= 0 or len(folders) <= limit:
         return

@@ -14,6 +14,7 @@ from ..growth import (
     GrowthEvent,
     GrowthPlan,
     PreparedGrowth,
+    event_budget,
     line_search,
     plan_growth,
     prepare_growth,
@@ -114,8 +115,10 @@ def decide(
     event: int,
     lr_ratio: float,
     loss: Loss | None,
-) -> tuple[GrowthPlan, float]:
-    """The plan that all processes agree on, and the probe's loss before it."""
+) -> tuple[GrowthPlan, float | None]:
+    """The plan that all processes agree on, and the probe's loss before it; nothing is measured without a budget."""
+    if event_budget(model, config, event, lr_ratio) <= 0:
+        return GrowthPlan(criterion=config.criterion, budget=0.0, seed=config.growth_seed), None
     report = analyze_curvature(
         model,
         batches,

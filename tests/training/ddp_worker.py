@@ -1,0 +1,209 @@
+"""What `test_ddp.py` runs in two processes: every function is one check, which leaves what it found as JSON."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import transformers
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+from training_cases import Images, events, growth, losses, no_growth, tiny, train, trainer_for
+from transformers import Trainer
+
+from hf_saddle.training import event as event_module
+from hf_saddle.training import growth_event_, probe_batches
+from hf_saddle.training.distributed import fingerprint
+
+
+CONFIG = growth()
+
+
+def probe(config=CONFIG):
+    return probe_batches(Images(), config, rank=dist.get_rank(), world_size=dist.get_world_size())
+
+
+def one_process_gradients(model, batches):
+    """Of a copy, on the batches of all ranks."""
+    twin = copy.deepcopy(model)
+    for batch in batches:
+        (twin(**batch).loss / len(batches)).backward()
+    return [parameter.grad for parameter in twin.parameters()]
+
+
+def largest_difference(model, expected):
+    return max(
+        0.0 if a.grad is None and b is None else float((a.grad - b).abs().max())
+        for a, b in zip(model.parameters(), expected, strict=True)
+    )
+
+
+def same_everywhere(value):
+    values = [None, None]
+    dist.all_gather_object(values, value)
+    return values[0] == values[1]
+
+
+def gradients_after_growth(folder):
+    """Gradients of DDP after each of two events, for every way of wrapping."""
+    found = {}
+    ways = {
+        "plain": {},
+        "unused": {"find_unused_parameters": True},
+        "views": {"gradient_as_bucket_view": True},
+        "static": {"static_graph": True},
+        "small_buckets": {"bucket_cap_mb": 0.01},
+        "no_sync": {},
+        "comm_hook": {},
+    }
+    for way, arguments in ways.items():
+        model = tiny(hidden_dropout_prob=0.0).double()
+        wrapper = DistributedDataParallel(model, **arguments)
+        calls = []
+        wrapper.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        if way == "comm_hook":
+            wrapper.register_comm_hook(None, allreduce_hook)
+        optimizer = torch.optim.AdamW(wrapper.parameters(), lr=1e-2)
+        shards = [[Images()[i] for i in range(start, start + 8)] for start in range(0, 32, 8)]
+        batches = [torch.utils.data.default_collate(shard) for shard in shards]
+        for batch in batches:
+            batch["pixel_values"] = batch["pixel_values"].double()
+        mine = batches[dist.get_rank() :: 2]
+        worst = 0.0
+        for number in range(3):
+            micro = mine if way == "no_sync" else mine[:1]
+            used = batches if way == "no_sync" else batches[:2]
+            expected = one_process_gradients(model, used)
+            if way == "no_sync":
+                with wrapper.no_sync():
+                    (wrapper(**micro[0]).loss / 2).backward()
+                (wrapper(**micro[1]).loss / 2).backward()
+            else:
+                wrapper(**micro[0]).loss.backward()
+            worst = max(worst, largest_difference(model, expected))
+            optimizer.step()
+            optimizer.zero_grad()
+            if number < 2:
+                doubles = [b | {"pixel_values": b["pixel_values"].double()} for b in probe()]
+                event = growth_event_(wrapper, optimizer, doubles, CONFIG, event=number)
+                assert event.neurons > 0
+        assert wrapper.module is model
+        assert calls, "the forward hook of the wrapper was lost"
+        assert len(wrapper._comm_hooks) == (way == "comm_hook")
+        found[way] = {"difference": worst, "replicas_equal": same_everywhere(fingerprint(model, optimizer))}
+    return found
+
+
+def trainer_runs(folder):
+    """What a run with two processes finds, to be compared with one process and with a resumed run."""
+    trainer = train(folder / "full", CONFIG, save_strategy="steps", save_steps=1, per_device_train_batch_size=8)
+    resumed = {}
+    for step in (2, 3, 7):
+        other = train(folder / f"from{step}", CONFIG, resume=str(folder / "full" / f"checkpoint-{step}"))
+        same = all(
+            torch.equal(a, b)
+            for a, b in zip(other.model.state_dict().values(), trainer.model.state_dict().values(), strict=True)
+        )
+        resumed[step] = losses(other) == losses(trainer) and events(other) == events(trainer) and same
+    return {
+        "losses": losses(trainer),
+        "events": events(trainer),
+        "resumed": resumed,
+        "replicas_equal": same_everywhere(fingerprint(trainer.model, trainer.optimizer)),
+    }
+
+
+def modes(folder):
+    """Runs of the Trainer whose only claim is that the replicas stay equal and all events happen."""
+    found = {}
+    options = {
+        "accumulation": {"gradient_accumulation_steps": 2, "max_grad_norm": 0.5},
+        "bf16": {"bf16": True},
+        "unused_off": {"ddp_find_unused_parameters": False},
+        "unused_on": {"ddp_find_unused_parameters": True},
+        "checkpointing": {"activation_checkpointing": True, "ddp_find_unused_parameters": False},
+    }
+    for name, fields in options.items():
+        trainer = train(folder / name, CONFIG, **fields)
+        equal = same_everywhere(fingerprint(trainer.model, trainer.optimizer))
+        found[name] = {"replicas_equal": equal, "events": len(events(trainer))}
+    return found
+
+
+def empty_plans(folder):
+    """Losses without the callback, and with one whose plans are empty."""
+    return {"without": losses(train(folder / "a")), "with": losses(train(folder / "b", no_growth()))}
+
+
+def second_training(folder):
+    """`train()` twice, with the best and smaller model loaded in between."""
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}  # the worst
+    every = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    trainer = trainer_for(folder, CONFIG, eval_dataset=Images(16), **best, **every)
+    trainer.train()
+    after_first = len(events(trainer))
+    trainer.train()
+    return {
+        "best_step": trainer.state.best_global_step,
+        "events_of_best": after_first,
+        "events_of_second": sum("growth_event" in entry for entry in trainer.state.log_history),
+        "losses": losses(trainer),
+        "replicas_equal": same_everywhere(fingerprint(trainer.model)),
+    }
+
+
+def refusals(folder):
+    """What is refused, by its message, on this rank."""
+    found = {}
+    try:
+        train(folder / "plain", CONFIG, trainer_class=Trainer)
+    except ValueError as error:
+        found["plain_trainer"] = str(error)
+    wrapper = DistributedDataParallel(tiny())
+    optimizer = torch.optim.AdamW(wrapper.parameters(), lr=1e-2)
+    before = fingerprint(wrapper.module)
+    if dist.get_rank() == 1:
+        with torch.no_grad():
+            wrapper.module.classifier.bias += 1e-6
+    try:
+        growth_event_(wrapper, optimizer, probe(), CONFIG)
+    except RuntimeError as error:
+        found["drift"] = str(error)
+    if dist.get_rank() == 1:
+        with torch.no_grad():
+            wrapper.module.classifier.bias -= 1e-6
+    wrapper = DistributedDataParallel(tiny())
+    optimizer = torch.optim.AdamW(wrapper.parameters(), lr=1e-2)
+    original = event_module.prepare_growth
+
+    def fails(*args, **kwargs):
+        raise MemoryError("no memory left for the growth")
+
+    if dist.get_rank() == 1:
+        event_module.prepare_growth = fails
+    try:
+        growth_event_(wrapper, optimizer, probe(), CONFIG)
+    except (MemoryError, RuntimeError) as error:
+        found["one_rank_fails"] = f"{type(error).__name__}: {error}"
+    event_module.prepare_growth = original
+    found["unchanged"] = fingerprint(wrapper.module) == before
+    return found
+
+
+def main() -> None:
+    transformers.logging.set_verbosity_error()
+    folder, names = Path(sys.argv[1]), sys.argv[2:]
+    torch.set_num_threads(1)
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    found = {}
+    for name in names:
+        found[name] = globals()[name](folder / name)
+    (folder / f"found_{dist.get_rank()}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Two processes do what one does; what they cannot do they refuse. The checks run in `ddp_worker.py`."""
+
+import json
+
+import pytest
+from training_cases import events, growth, launch, losses, train
+
+
+pytestmark = pytest.mark.distributed
+
+
+def found_by_ranks(folder, *checks: str) -> list[dict]:
+    run = launch("ddp_worker.py", str(folder), *checks)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return [json.loads((folder / f"found_{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What both ranks found in one launch."""
+    return found_by_ranks(tmp_path_factory.mktemp("ddp"), "gradients_after_growth", "empty_plans", "refusals")
+
+
+@pytest.mark.parametrize("way", ["plain", "unused", "views", "static", "small_buckets", "no_sync", "comm_hook"])
+def test_gradients_after_growth_are_those_of_one_process_on_all_batches(found, way):
+    for rank in found:
+        assert rank["gradients_after_growth"][way]["difference"] < 1e-13
+        assert rank["gradients_after_growth"][way]["replicas_equal"]
+
+
+def test_a_run_whose_plans_are_empty_has_the_losses_of_a_run_without_the_callback(found):
+    for rank in found:
+        assert rank["empty_plans"]["with"] == rank["empty_plans"]["without"]
+
+
+def test_a_plain_trainer_is_refused(found):
+    assert all("Use GrowthTrainer" in rank["refusals"]["plain_trainer"] for rank in found)
+
+
+def test_replicas_that_drifted_apart_are_refused(found):
+    assert all("Ranks [1] differ from rank 0" in rank["refusals"]["drift"] for rank in found)
+
+
+def test_if_one_rank_cannot_grow_none_does(found):
+    first, second = (rank["refusals"] for rank in found)
+    assert first["one_rank_fails"].startswith("RuntimeError: The growth failed on rank 1")
+    assert second["one_rank_fails"].startswith("MemoryError: no memory left")
+    assert first["unchanged"] and second["unchanged"]
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_grow_as_one_does_and_resume_exactly(tmp_path):
+    ranks = found_by_ranks(tmp_path, "trainer_runs")
+    found = ranks[0]["trainer_runs"]
+    assert found["replicas_equal"] and found["events"] == ranks[1]["trainer_runs"]["events"]
+    assert found["resumed"] == {"2": True, "3": True, "7": True}
+    # The same samples per step, without dropout, whose masks differ; sums in another order.
+    one = train(tmp_path / "one", growth(), per_device_train_batch_size=16)
+    assert len(events(one)) == len(found["events"]) == 3
+
+
+@pytest.mark.slow
+def test_modes_keep_the_replicas_equal(tmp_path):
+    for rank in found_by_ranks(tmp_path, "modes"):
+        for name, mode in rank["modes"].items():
+            assert mode == {"replicas_equal": True, "events": 3}, name
+
+
+@pytest.mark.slow
+def test_a_second_training_after_the_best_and_smaller_model_was_loaded(tmp_path):
+    for rank in found_by_ranks(tmp_path, "second_training"):
+        found = rank["second_training"]
+        assert found["best_step"] == 2 and found["events_of_best"] == 0
+        assert found["events_of_second"] == 3 and found["replicas_equal"]
+        assert len(found["losses"]) == 12
