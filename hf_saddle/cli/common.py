@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Annotated, Any
 
+import datasets
 import typer
-from datasets import Dataset
 from huggingface_hub.utils import disable_progress_bars
 from rich.console import Console
 from rich.table import Table
@@ -26,6 +26,7 @@ def quiet() -> None:
     """No progress bars and warnings between the lines of a table."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     disable_progress_bars()
 
 
@@ -86,18 +87,23 @@ def find_processor(source: str, revision: str | None) -> BaseImageProcessor | No
         return None
 
 
-def load_data(source: str, revision: str | None, model: Any, dataset: str, split: str, samples: int) -> Dataset:
+def load_data(
+    source: str, revision: str | None, model: Any, dataset: str, split: str, samples: int
+) -> datasets.Dataset:
     """
     Preprocessed images of a data set, with the model's own image processor where it has one.
 
     Raises:
-        ValueError: If there is no such data set or split.
+        ValueError: If there is no such data set or split, or the model does not know its labels.
     """
     height, width = sides(model)
     processor = find_processor(source, revision) or ViTImageProcessorPil(size={"height": height, "width": width})
     splits = load_images(dataset, max_samples=samples)
     if split not in splits:
         raise ValueError(f"The data set {dataset!r} has no split {split!r}; it has {', '.join(splits)}.")
+    labels = splits[split].features["label"].num_classes
+    if labels > model.config.num_labels:
+        raise ValueError(f"The data set {dataset!r} has {labels} labels, the model {model.config.num_labels}.")
     return preprocess(splits, processor)[split]
 
 

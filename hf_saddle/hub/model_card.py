@@ -98,7 +98,7 @@ def _metadata(
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", record.license):
             raise ValueError(f"`license` must be a name that the Hub knows, as 'apache-2.0', got {record.license!r}.")
         fields["license"] = record.license
-    if record.base_model is not None:
+    if record.base_model is not None and is_repo_id(record.base_model):
         fields |= {"base_model": plain(record.base_model), "base_model_relation": "finetune"}
     if record.dataset is not None and is_repo_id(record.dataset):
         fields["datasets"] = [record.dataset]
@@ -193,7 +193,8 @@ def _rows(index: int, event: GrowthEvent) -> list[dict[str, str]]:
 def _training(record: TrainingRecord) -> dict[str, Any]:
     sentence = "Trained"
     sentence += f" on {markdown(record.dataset)}" if record.dataset is not None else " on data that were not recorded"
-    sentence += ", from scratch" if record.base_model is None else f", starting from {markdown(record.base_model)}"
+    if record.base_model is not None:
+        sentence += f", starting from {markdown(record.base_model)}"
     if record.device is not None:
         sentence += f", on {number(record.processes)} × {markdown(record.device)}"
     seconds = record.seconds()

@@ -26,6 +26,7 @@ from .style import (
     ORANGES,
     STYLE,
     label_quantities,
+    linear_range,
     new_figure,
     save_figure,
 )
@@ -162,12 +163,17 @@ def draw_eigenvalues(history: GrowthHistory) -> Figure:
         panel.set_xlim(-0.5, layers - 0.5)
         panel.set_xticks(range(layers))
         panel.grid(axis="y")
+    panels[0, 0].set_yscale("symlog", linthresh=linear_range(value for _, event in events for value in _values(event)))
     figure.supxlabel("layer (marks: mean, bars: range)", color=MUTED, fontsize=9)
     figure.supylabel("eigenvalue", color=MUTED, fontsize=9)
     panels[0, 0].plot([], [], "o", color=BLUE, label="width")
     panels[0, 0].plot([], [], "s", color=ORANGE, label="depth")
     figure.legend(loc="outside upper right", ncols=2)
     return figure
+
+
+def _values(event: GrowthEvent) -> list[float]:
+    return [value for growth in growths(event) for value in growth.eigenvalues]
 
 
 def _measured(history: GrowthHistory) -> list[tuple[int, GrowthEvent]]:
@@ -181,7 +187,7 @@ def draw_loss(history: GrowthHistory, log: Sequence[dict[str, float]]) -> Figure
     for key, label, line, colour in (("loss", "training", "-", BLUE), ("eval_loss", "validation", "--", ORANGE)):
         series = _series(log, key)
         if series:
-            axes.plot(*zip(*series, strict=True), line, color=colour, label=label)
+            axes.plot(*zip(*series, strict=True), line, marker=".", color=colour, label=label)
     _mark_events(axes, states(history))
     axes.set_xlabel("step")
     axes.set_ylabel("loss")

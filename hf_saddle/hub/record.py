@@ -105,7 +105,8 @@ class TrainingRecord:
             state (`TrainerState`): The trainer's `state`; its log gives losses and metrics.
             growth ([`~hf_saddle.GrowthConfig`], *optional*): When, where, how and how much the model grew.
             dataset (`str`, *optional*): Repo id of the data set, or its name.
-            base_model (`str`, *optional*): Repo id of the model that the training started from; not from scratch.
+            base_model (`str`, *optional*):
+                Repo id or folder of the model that the training started from. Defaults to where `model` was loaded.
             license (`str`, *optional*): Licence of the weights, as the Hub spells it.
         """
         settings = {name: _plain(getattr(args, name)) for name in _ALWAYS}
@@ -116,11 +117,12 @@ class TrainingRecord:
                 settings[name] = _plain(value)
         if "max_steps" in settings:
             settings.pop("num_train_epochs")
+        start = base_model or model.name_or_path or None
         log = _numbers_only(state.log_history)
         split, results = _results(log, state.best_global_step if args.load_best_model_at_end else None)
         return cls(
             dataset=dataset,
-            base_model=base_model if base_model is not None and is_repo_id(base_model) else None,
+            base_model=start if start is None or is_repo_id(start) else Path(start).name,
             license=license,
             settings=settings,
             growth=_differences(growth),
@@ -169,7 +171,8 @@ def fingerprint(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        values = tensor.detach().cpu().flatten().clone(memory_format=torch.contiguous_format)
+        digest.update(values.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 
 from ..curvature import CurvatureReport
-from .style import BLUE, GRID, INK, MUTED, ORANGE, STYLE, new_figure, save_figure
+from .style import BLUE, GRID, INK, MUTED, ORANGE, STYLE, linear_range, new_figure, save_figure
 
 
 def save_report(path: Path, report: CurvatureReport) -> None:
@@ -37,7 +37,7 @@ def save_report(path: Path, report: CurvatureReport) -> None:
             )
             axes.set_xticks(range(len(entries)), [_short(entry.linear) for entry in entries], rotation=90, fontsize=7)
             axes.set_xlim(-0.6, len(entries) - 0.4)
-            axes.set_yscale("symlog", linthresh=_typical(entries))
+            axes.set_yscale("symlog", linthresh=linear_range(float(entry.eigenvalue.abs().max()) for entry in entries))
             axes.axhline(0, color=MUTED, linewidth=0.8)
             axes.set_ylabel("eigenvalue, held out")
             axes.grid(axis="y")
@@ -47,11 +47,6 @@ def save_report(path: Path, report: CurvatureReport) -> None:
         axes.plot([], [], ".", color=BLUE, markersize=4, label="within noise")
         figure.legend(loc="outside lower right", ncols=2, labelcolor=INK)
         save_figure(figure, path)
-
-
-def _typical(entries: list) -> float:
-    """The median magnitude: the axis is linear up to there, since eigenvalues of layers differ by orders."""
-    return max(float(np.median(np.abs(np.concatenate([entry.eigenvalue.numpy() for entry in entries])))), 1e-12)
 
 
 def _short(path: str) -> str:

@@ -1,5 +1,6 @@
 """How the pictures look, and how they become files."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,11 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(path, metadata={"Date": None, "Creator": None})
     else:
         figure.savefig(path, dpi=144, metadata={"Software": None})
+
+
+def linear_range(values: Iterable[float]) -> float:
+    """Up to where a symmetric logarithmic axis is linear, so that it shows three orders of magnitude."""
+    return max(max((abs(value) for value in values), default=1.0) / 1000, 1e-12)
 
 
 def label_quantities(axis: Axis) -> None:

@@ -1,0 +1,275 @@
+"""Every command of `hf-saddle`: what it prints, what it writes, and how it refuses."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
+
+from hf_saddle import (
+    SaddleDeiTConfig,
+    SaddleDeiTForImageClassification,
+    SaddleViTConfig,
+    SaddleViTForImageClassification,
+)
+from hf_saddle.cli import main
+from hf_saddle.growth import GrowthPlan, LayerGrowth, grow_
+
+
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 16, "patch_size": 4}
+PIXELS = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def run(*arguments) -> int:
+    """The exit code of a command."""
+    with pytest.raises(SystemExit) as exit:
+        main([str(argument) for argument in arguments])
+    return int(exit.value.code or 0)
+
+
+def logits(model) -> np.ndarray:
+    with torch.no_grad():
+        return model.eval()(PIXELS).logits.numpy()
+
+
+def grow(model, *growths):
+    """Let a model grow by hand and fill in weights, so that none of them is zero."""
+    grow_(model, GrowthPlan(tuple(LayerGrowth.by_hand(model, *growth, [0, 1, 2]) for growth in growths)))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+@pytest.fixture
+def deeper(tmp_path):
+    """A DeiT that grew in depth and width, saved."""
+    torch.manual_seed(0)
+    model = SaddleDeiTForImageClassification(SaddleDeiTConfig(**SHAPE, intermediate_size=40, num_labels=10))
+    grow(model, ("deit.layers.0.mlp.fc1", "split"), ("deit.layers.1.mlp.fc1", "zero_gain"))
+    model.save_pretrained(tmp_path / "deeper")
+    return model, tmp_path / "deeper"
+
+
+@pytest.fixture
+def wider(tmp_path):
+    """A ViT that grew in width only, saved."""
+    torch.manual_seed(0)
+    model = SaddleViTForImageClassification(SaddleViTConfig(**SHAPE, intermediate_size=40, num_labels=10))
+    grow(model, ("vit.layers.1.mlp.fc1", "split"))
+    model.save_pretrained(tmp_path / "wider")
+    return model, tmp_path / "wider"
+
+
+# ----------------------------------------------------------------------------------------------------------- the whole
+def test_help_names_every_command(capsys):
+    assert run("--help") == 0
+    printed = capsys.readouterr().out
+    for command in ("inspect", "analyze", "grow", "card", "push", "convert", "export"):
+        assert command in printed
+
+
+@pytest.mark.parametrize("command", ["inspect", "analyze", "card", "push", "convert", "export"])
+def test_every_command_explains_itself(command, capsys):
+    assert run(command, "--help") == 0
+    assert f"hf-saddle {command}" in capsys.readouterr().out.replace("\n", " ")
+
+
+@pytest.mark.parametrize("arguments", [["fly"], ["inspect"], ["inspect", "x", "--nonsense"], ["card", "/not/there"]])
+def test_a_command_that_is_not_understood(arguments):
+    assert run(*arguments) == 2
+
+
+def test_errors_are_one_line_without_a_traceback(tmp_path):
+    command = [sys.executable, "-c", "from hf_saddle.cli import main; main()", "inspect", str(tmp_path / "nothing")]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 1
+    assert found.stderr.startswith("error: ")
+    assert "Traceback" not in found.stderr
+    assert not found.stdout
+
+
+# ------------------------------------------------------------------------------------------------- inspect and analyze
+def test_inspect_as_table(deeper, capsys):
+    assert run("inspect", deeper[1]) == 0
+    printed = capsys.readouterr().out
+    assert f"{sum(parameter.numel() for parameter in deeper[0].parameters()):,} parameters" in printed
+    assert "mlp.fc1 3" in printed
+    assert "1 growth events, 6 neurons" in printed
+
+
+def test_inspect_as_json(deeper, capsys):
+    assert run("inspect", deeper[1], "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["parameters"] == sum(parameter.numel() for parameter in deeper[0].parameters())
+    assert facts["layers"][0] == {"layer": 0, "intermediate_size": 43, "skip_sizes": None}
+    assert facts["layers"][1]["skip_sizes"] == {"mlp.fc1": [3]}
+    assert facts["history"] == deeper[0].growth_history
+
+
+def test_inspect_says_that_a_history_does_not_fit(deeper, wider, capsys):
+    (deeper[1] / "growth_history.json").write_text((wider[1] / "growth_history.json").read_text())
+    assert run("inspect", deeper[1]) == 0
+    assert "does not fit this model" in capsys.readouterr().out
+
+
+def test_inspect_reads_no_weights(deeper):
+    (deeper[1] / "model.safetensors").unlink()
+    assert run("inspect", deeper[1]) == 0
+
+
+def test_analyze(deeper, tmp_path, capsys):
+    picture = tmp_path / "report.svg"
+    arguments = ["digits", "--samples", "32", "--criterion", "depth", "--picture", picture]
+    assert run("analyze", deeper[1], *arguments, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert {layer["criterion"] for layer in report["layers"]} == {"depth"}
+    assert "deit.layers.1.mlp.fc1.skip.linear" in {layer["linear"] for layer in report["layers"]}
+    assert picture.read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["digits", "--split", "night"], "no split 'night'"),
+        (["digits", "--criterion", "luck"], "luck"),
+        (["digits", "--picture", "report.exe"], "must end in .png or .svg"),
+    ],
+)
+def test_analyze_refuses(deeper, arguments, message, capsys):
+    assert run("analyze", deeper[1], *arguments) == 1
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_analyze_refuses_data_with_more_labels(deeper, tmp_path, capsys):
+    model = SaddleViTForImageClassification(SaddleViTConfig(**SHAPE, intermediate_size=40, num_labels=3))
+    model.save_pretrained(tmp_path / "three")
+    assert run("analyze", tmp_path / "three", "digits") == 1
+    assert "10 labels" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------- card and convert
+def test_card(deeper, capsys):
+    options = ["--dataset", "digits", "--license", "apache-2.0", "--repo-id", "name/my-model"]
+    assert run("card", deeper[1], *options) == 0
+    text = (deeper[1] / "README.md").read_text()
+    assert "license: apache-2.0" in text
+    assert 'from_pretrained("name/my-model"' in text
+    assert (deeper[1] / "pictures" / "architecture.png").is_file()
+
+
+def test_card_refuses_a_foreign_history(deeper, wider, capsys):
+    (deeper[1] / "growth_history.json").write_text((wider[1] / "growth_history.json").read_text())
+    assert run("card", deeper[1]) == 1
+    assert "does not lead to the shapes of this model" in " ".join(capsys.readouterr().err.split())
+
+
+def test_convert_stock_to_growable(tmp_path):
+    torch.manual_seed(0)
+    stock = ViTForImageClassification(ViTConfig(**SHAPE, intermediate_size=40, num_labels=3))
+    stock.save_pretrained(tmp_path / "stock")
+    assert run("convert", tmp_path / "stock", tmp_path / "growable") == 0
+    growable = AutoModelForImageClassification.from_pretrained(tmp_path / "growable")
+    assert isinstance(growable, SaddleViTForImageClassification)
+    assert np.array_equal(logits(growable), logits(stock))
+
+
+def test_convert_a_wider_model_to_stock(wider, tmp_path):
+    assert run("convert", wider[1], tmp_path / "stock", "--to", "stock") == 0
+    stock = AutoModelForImageClassification.from_pretrained(tmp_path / "stock")
+    assert type(stock) is ViTForImageClassification
+    assert stock.config.intermediate_size == 43
+    assert np.allclose(logits(stock), logits(wider[0]), atol=1e-6)
+
+
+def test_convert_a_wider_model_to_plain_widths(wider, tmp_path):
+    assert run("convert", wider[1], tmp_path / "plain", "--to", "per-layer") == 0
+    config = json.loads((tmp_path / "plain" / "config.json").read_text())
+    assert config["model_type"] == "vit"
+    assert config["per_layer_config"] == {"1": {"intermediate_size": 43}}
+    assert "auto_map" not in config
+    again = SaddleViTForImageClassification.from_pretrained(
+        tmp_path / "plain", config=SaddleViTConfig.from_pretrained(wider[1])
+    )
+    assert np.array_equal(logits(again), logits(wider[0]))
+
+
+def test_convert_merges_pairs(tmp_path):
+    torch.manual_seed(0)
+    config = SaddleDeiTConfig(**SHAPE, intermediate_size=40, num_labels=10, skip_unit="residual_pair")
+    model = SaddleDeiTForImageClassification(config)
+    grow(model, ("deit.layers.0.mlp.fc1", "residual_pair"))
+    model.save_pretrained(tmp_path / "pairs")
+    assert run("convert", tmp_path / "pairs", tmp_path / "merged", "--to", "merged") == 0
+    merged = AutoModelForImageClassification.from_pretrained(tmp_path / "merged")
+    assert merged.config.skip_unit == "residual"
+    assert np.array_equal(logits(merged), logits(model))
+
+
+@pytest.mark.parametrize(
+    ("to", "message"), [("stock", "grown in depth"), ("merged", "no residual pairs"), ("saddle", "only stock")]
+)
+def test_convert_refuses_what_cannot_be(deeper, tmp_path, to, message, capsys):
+    assert run("convert", deeper[1], tmp_path / "out", "--to", to) == 1
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_convert_overwrites_nothing(deeper, wider):
+    before = (deeper[1] / "config.json").read_bytes()
+    assert run("convert", wider[1], deeper[1], "--to", "stock") == 1
+    assert (deeper[1] / "config.json").read_bytes() == before
+
+
+# ----------------------------------------------------------------------------------------------------- export and grow
+def test_export_runs_without_hf_saddle(deeper, tmp_path):
+    assert run("export", deeper[1], tmp_path / "model.pt2") == 0
+    torch.save(PIXELS, tmp_path / "pixels.pt")
+    script = (
+        "import sys, torch; sys.modules['hf_saddle'] = None\n"
+        f"model = torch.export.load({str(tmp_path / 'model.pt2')!r}).module()\n"
+        f"torch.save(model(torch.load({str(tmp_path / 'pixels.pt')!r})), {str(tmp_path / 'logits.pt')!r})\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    assert np.allclose(torch.load(tmp_path / "logits.pt").detach().numpy(), logits(deeper[0]), atol=1e-6)
+
+
+def test_export_overwrites_nothing(deeper, tmp_path, capsys):
+    (tmp_path / "model.pt2").write_text("mine")
+    assert run("export", deeper[1], tmp_path / "model.pt2") == 1
+    assert (tmp_path / "model.pt2").read_text() == "mine"
+
+
+def test_export_to_onnx(deeper, tmp_path, capsys):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    assert run("export", deeper[1], tmp_path / "model.onnx", "--format", "onnx") == 0
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    found = session.run(None, {"pixel_values": PIXELS.numpy()})[0]
+    assert np.allclose(found, logits(deeper[0]), atol=1e-5)
+
+
+def test_grow(tmp_path, capsys):
+    folder = tmp_path / "grown"
+    short = ["--max_steps", "4", "--max_samples", "40", "--unit", "steps", "--warmup", "2", "--num_events", "1"]
+    small = ["--hidden_size", "16", "--num_hidden_layers", "2", "--intermediate_size", "8", "--probe_samples", "16"]
+    main_options = ["--output_dir", folder, "--use_cpu", "--disable_tqdm", "true", *short, *small]
+    assert run("grow", *main_options, "--significance", "0") == 0
+    assert "largest difference after reloading: 0.0" in capsys.readouterr().out
+    assert "| growth `warmup` | 2" in (folder / "README.md").read_text()
+    assert json.loads((folder / "growth_history.json").read_text())["events"]
+
+
+def test_grow_lists_its_options(capsys):
+    assert run("grow", "--help") == 0
+    printed = capsys.readouterr().out
+    assert "--probe_samples" in printed
+    assert "--learning_rate" in printed
+
+
+def test_grow_refuses(tmp_path, capsys):
+    assert run("grow", "--output_dir", tmp_path, "--criterion", "luck") == 1
+    assert "`criterion` must be one of" in " ".join(capsys.readouterr().err.split())
