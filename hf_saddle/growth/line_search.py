@@ -1,8 +1,7 @@
 """How far to go along the chosen directions, decided by the loss of the probe set."""
 
-import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .plan import GrowthPlan, LayerGrowth
-from .surgery import grow_
+from .surgery import prepare_growth
 
 
 FACTORS = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.125)
@@ -30,10 +29,10 @@ def line_search(
 
     One factor scales the steps of all splits and the gains of all zero-gain units (which start from
     `-sign(eigenvalue)` where the plan has 0). A plan of zero-gain units alone keeps the function where no factor
-    lowers the loss. The trials are made on a copy of the model, in evaluation mode.
+    lowers the loss. The trials are made in evaluation mode, and undone.
 
     Args:
-        model ([`GrowablePreTrainedModel`]): The model, which is not changed.
+        model ([`GrowablePreTrainedModel`]): The model; it is as before when this returns or raises.
         plan ([`GrowthPlan`]): What is to grow.
         batches (`Iterable`): The probe set. The leading dimension of the first tensor of a batch is its number of
         samples. loss (`Callable`, *optional*): Maps model and batch to the mean loss. Defaults to
@@ -52,9 +51,13 @@ def line_search(
         trials.append(_scaled(plan, 0.0))
     losses = []
     for trial in trials:
-        grown = copy.deepcopy(model)
-        grow_(grown, trial)
-        losses.append(probe_loss(grown, kept, loss))
+        # On the model itself, which is exact to undo: a copy would carry along what wraps the forward of the original.
+        prepared = prepare_growth(model, trial)
+        prepared.commit_()
+        try:
+            losses.append(probe_loss(model, kept, loss))
+        finally:
+            prepared.rollback_()
     best = min(range(len(trials)), key=lambda index: losses[index] if math.isfinite(losses[index]) else math.inf)
     return trials[best]
 
@@ -68,7 +71,7 @@ def probe_loss(
     model.eval()
     try:
         for batch in batches:
-            values = batch.values() if isinstance(batch, dict) else batch
+            values = batch.values() if isinstance(batch, Mapping) else batch
             count = len(next(value for value in values if isinstance(value, Tensor)))
             result = model(**batch).loss if loss is None else loss(model, batch)
             total, samples = total + float(result) * count, samples + count

@@ -175,7 +175,10 @@ class GrowthPlan:
 
     @property
     def predicted_gain(self) -> float:
-        """Decrease of the loss that the plan predicts; gains of several neurons add to first order."""
+        """
+        Decrease of the loss that the plan predicts; gains of several neurons add to first order. Splits have it at
+        once, zero-gain units once their gains have grown to ±1.
+        """
         return sum(float(growth.predicted_gain.sum()) for growth in self.growths)
 
     def to_json(self) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ..models.modeling_saddle import GrowablePreTrainedModel
@@ -100,6 +101,11 @@ def prepare_growth(
         raise ValueError(
             f"Only Saddle models grow, got a {type(model).__name__}. Unwrap it (`accelerator.unwrap_model(model)`), "
             "or convert a stock model with `from_stock`."
+        )
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        raise ValueError(
+            "The model is sharded (FSDP2, tensor parallelism) and cannot grow in place. Save a checkpoint, grow it in "
+            "one process, and resume from it."
         )
     history = GrowthHistory.from_model(model)
     if not history.matches(model):

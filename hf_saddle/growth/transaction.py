@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ..models.configuration_saddle import SaddleConfig
@@ -153,14 +152,9 @@ def _check_ready(changes: Changes) -> None:
     Verify that parameters may be exchanged now.
 
     Raises:
-        ValueError: If parameters are sharded, hold gradients (which would be lost), or would not be finite.
+        ValueError: If parameters hold gradients, which would be lost, or would not be finite.
     """
     for change in changes.replaced:
-        if isinstance(change.old, DTensor):
-            raise ValueError(
-                f"{change.name} is sharded (FSDP2, tensor parallelism) and cannot grow in place. Save a checkpoint, "
-                "grow it in one process, and resume from it."
-            )
         if change.old.grad is not None and bool(change.old.grad.any()):
             raise ValueError(
                 f"{change.name} holds a gradient, which a growth would lose. Grow after `optimizer.step()` and "

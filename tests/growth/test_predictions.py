@@ -93,10 +93,12 @@ def test_line_search_finds_a_lower_loss():
     model = trained()
     report = analyze_curvature(model, PROBE, "depth", step_size=0.2, significance=0.0)
     plan = plan_growth(report, model, GrowthConfig(criterion="depth", num_events=1, max_per_layer=4))
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    parameters, state = list(model.parameters()), copy.deepcopy(model.state_dict())
+    config = model.config.to_dict()
     searched = line_search(model, plan, PROBE)
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
-    assert model.growth_history is None
+    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
+    assert model.growth_history is None and model.config.to_dict() == config
     before = probe_loss(model, PROBE)
     grow_(model, searched)
     assert probe_loss(model, PROBE) < before

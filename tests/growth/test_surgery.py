@@ -4,7 +4,10 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from growth_cases import LINEAR_NAMES, logits, path_of, plan_for, tiny_model, wake_
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from hf_saddle.growth import GrowthHistory, GrowthPlan, LayerGrowth, count_macs, count_parameters, grow_
 
@@ -203,6 +206,17 @@ def test_a_gradient_is_not_lost():
     logits_with_gradient.sum().backward()
     with pytest.raises(ValueError, match="holds a gradient"):
         grow_(model, plan_for(model, "split", [1]))
+
+
+def test_sharded_models_do_not_grow_in_place():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = tiny_model()
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(ValueError, match="is sharded"):
+            grow_(model, GrowthPlan())
+    finally:
+        dist.destroy_process_group()
 
 
 def test_other_models_do_not_grow():
