@@ -1,0 +1,79 @@
+"""The whole job on tiny settings, as the example and the command line run it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import DeiTConfig, DeiTForImageClassification, TrainingArguments
+
+from hf_saddle import GrowthConfig, SaddleDeiTForImageClassification
+from hf_saddle.training.data import load_images
+from hf_saddle.training.run import ModelAndDataArguments, build_model, run, train_and_grow
+
+
+TINY = {"image_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 16, "max_samples": 96}
+GROWTH = {"unit": "steps", "warmup": 2, "interval": 2, "num_events": 2, "probe_samples": 32, "significance": 0.0}
+TRAINING = {
+    "max_steps": 6,
+    "per_device_train_batch_size": 16,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+}
+ROOT = Path(__file__).parents[1]
+
+
+def options(**values) -> list[str]:
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+def test_the_job_grows_saves_and_reloads_the_same_model(tmp_path):
+    training = TrainingArguments(output_dir=str(tmp_path), **TRAINING)
+    result = train_and_grow(ModelAndDataArguments(**TINY), GrowthConfig(**GROWTH), training)
+    assert [event.step for event in result.history.events] == [2, 4]
+    assert result.history.events[-1].parameters_after > result.history.initial.parameters
+    assert result.reload_difference == 0.0
+    assert 0 <= result.metrics["test_accuracy"] <= 1
+    assert {"README.md", "growth_history.json", "model.safetensors", "preprocessor_config.json"} <= {
+        path.name for path in tmp_path.iterdir()
+    }
+
+
+def test_the_report_tells_what_grew(tmp_path):
+    report = run(options(output_dir=tmp_path, **TINY, **GROWTH, **TRAINING))
+    history = json.loads((tmp_path / "growth_history.json").read_text())
+    assert f"{history['events'][-1]['parameters_after']:,}" in report
+    assert "after reloading: 0.0" in report
+
+
+def test_a_stock_checkpoint_starts_with_its_backbone_and_new_labels(tmp_path):
+    fields = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 16}
+    stock = DeiTForImageClassification(DeiTConfig(**fields, image_size=8, patch_size=4))
+    stock.save_pretrained(tmp_path)
+    model = build_model(ModelAndDataArguments(model_name_or_path=str(tmp_path)), load_images("digits", max_samples=20))
+    assert isinstance(model, SaddleDeiTForImageClassification)
+    assert model.config.id2label[3] == "3" and model.config.num_labels == 10
+    assert torch.equal(model.deit.layers[0].mlp.fc1.weight, stock.deit.layers[0].mlp.fc1.weight)
+
+
+def test_a_saddle_checkpoint_starts_as_it_is(tmp_path):
+    first = build_model(ModelAndDataArguments(**TINY), load_images("digits", max_samples=20))
+    first.save_pretrained(tmp_path)
+    again = build_model(ModelAndDataArguments(model_name_or_path=str(tmp_path)), load_images("digits", max_samples=20))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+
+
+def test_an_unknown_architecture_is_refused():
+    with pytest.raises(ValueError, match="architecture"):
+        ModelAndDataArguments(architecture="resnet")
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("grow_*.py")), ids=lambda path: path.stem)
+def test_examples_run(example, tmp_path):
+    command = [sys.executable, str(example), *options(output_dir=tmp_path, **TINY, **GROWTH, **TRAINING)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "after reloading: 0.0" in done.stdout
