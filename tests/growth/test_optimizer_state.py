@@ -107,13 +107,15 @@ def test_longer_parameters_keep_the_state_of_every_old_entry(make):
     train(model, optimizer, 2)
 
 
-def test_moments_follow_the_gradient_that_copies_see():
+@pytest.mark.parametrize(("neurons", "depth"), [([5, 9], 0), ([1], 1)], ids=["neuron", "unit"])
+def test_moments_follow_the_gradient_that_copies_see(neurons, depth):
     """At step size 0 a copied row sees half of the old gradient, its column all of it: moments are scaled alike."""
     model = tiny_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     grow_(model, plan_for(model, "zero_gain", [5, 6], gains=0.5), optimizer)
+    grow_(model, plan_for(model, "zero_gain", [0, 1], depth=1, gains=0.5), optimizer)
     train(model, optimizer, 1)
-    grow_(model, plan_for(model, "split", [5, 9], steps=0.0), optimizer)
+    grow_(model, plan_for(model, "split", neurons, depth=depth, steps=0.0), optimizer)
     model(**batch(seed=10)).loss.backward()
     base = path_of(model, "mlp")
     for name, parameter in model.named_parameters():
