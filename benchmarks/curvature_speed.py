@@ -55,8 +55,8 @@ class TokenSource:
     Images of tokens with class-dependent means.
 
     "correlated" tokens look like those of a trained transformer: a decaying spectrum, an image's own component,
-    neighbours that resemble each other, layer norm. "gaussian" tokens are white noise around the class mean, the hardest
-    case: the extreme eigenvalues of the sample are almost all noise.
+    neighbours that resemble each other, layer norm. "gaussian" tokens are white noise around the class mean, the
+    hardest case: the extreme eigenvalues of the sample are almost all noise.
     """
 
     def __init__(self, kind: str, width: int, seed: int):
@@ -317,7 +317,7 @@ def others_part() -> dict[str, Any]:
         from curvlinops import HessianLinearOperator
         from scipy.sparse.linalg import eigsh
 
-        parameters = {name: parameter for name, parameter in model.named_parameters() if name.startswith("fc1")}
+        parameters = list(model.fc1.parameters())
         hessian = HessianLinearOperator(model, nn.CrossEntropyLoss(), parameters, [batch]).to_scipy()
         result["curvlinops_lowest_eigenvalue"] = (
             seconds(lambda: eigsh(hessian, k=1, which="SA", tol=1e-2, maxiter=50)) / fb
@@ -379,7 +379,8 @@ def table(results: dict[str, Any]) -> str:
         for name in ("by_eigenvalue", "by_gain", "in_shortlist"):
             part[name] = [found[name] for found in part["top64"]]
         lines.append(
-            f"| whole analysis, width (own forward and backward pass included) | {cost['analysis_width']:.2f} | {part['by_eigenvalue']} |"
+            f"| whole analysis, width (its own forward and backward pass included) | {cost['analysis_width']:.2f} "
+            f"| {part['by_eigenvalue']} |"
         )
         lines.append(f"| the same, ranked by gain | | {part['by_gain']} |")
         lines.append(f"| whole analysis, depth | {cost['analysis_depth']:.2f} | |")

@@ -15,7 +15,7 @@ from .activations import Activation, activation_of, is_activation
 # would be flushed to zero.
 LOSS_SCALE = 1024.0
 # Tokens per image that are used where a root mean square is enough (step sizes).
-_TOKENS_FOR_SCALE = 32
+_TOKENS_FOR_SCALE = 16
 # Tokens on which the chain rule is checked: ∂L/∂z = ∂L/∂h φ'(z) holds only if the activation is the sole reader of z.
 _TOKENS_FOR_CHECK = 64
 _CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
