@@ -5,7 +5,7 @@ import os
 import re
 
 
-# Read when huggingface_hub, datasets and torch are imported. A process that talks to a stand-in for the Hub sets its own.
+# Read when huggingface_hub, datasets and torch are imported. A process that has a stand-in for the Hub sets its own.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
 for _variable in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "OMP_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")

@@ -58,8 +58,9 @@ class ModelTester:
             self.config_fields["per_layer_config"] = per_layer_config
         for name, value in SHAPE.items():
             setattr(self, name, value)
-        self.num_masks = (self.image_size // self.patch_size) ** 2
-        self.seq_length = self.num_masks + (2 if "deit" in config_class.model_type else 1)
+        self.mask_length = (self.image_size // self.patch_size) ** 2
+        self.num_masks = self.mask_length // 2
+        self.seq_length = self.mask_length + (2 if "deit" in config_class.model_type else 1)
 
     def get_config(self):
         return self.config_class(**self.config_fields)
