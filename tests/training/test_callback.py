@@ -85,7 +85,7 @@ def test_the_callback_does_what_the_public_functions_do(tmp_path):
     assert events(other) == events(trainer)
 
 
-# ----------------------------------------------------------------------------------------------------- modes of training
+# ---------------------------------------------------------------------------------------------------- modes of training
 MODES = {
     "accumulation": {"gradient_accumulation_steps": 2},
     "no_clipping": {"max_grad_norm": 0.0},
@@ -209,7 +209,7 @@ def test_auto_find_batch_size_starts_again_with_the_schedule(tmp_path):
 
 
 def test_model_init_and_a_second_training(tmp_path):
-    trainer = trainer_for(tmp_path, growth(), model_init=tiny)
+    trainer = trainer_for(tmp_path, growth(), model_init=lambda: tiny())
     trainer.train()
     first, weights = losses(trainer), copy.deepcopy(trainer.model)
     assert_grew(trainer)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from training_cases import events, growth, launch, losses, train
+from training_cases import events, growth, launch, train
 
 
 pytestmark = pytest.mark.distributed
