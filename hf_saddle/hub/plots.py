@@ -146,7 +146,7 @@ def draw_eigenvalues(history: GrowthHistory) -> Figure:
     columns = min(3, len(events))
     rows = math.ceil(len(events) / columns)
     layers = len(states(history)[0].widths)
-    size = (max(5.5, 0.8 + columns * max(2.0, 0.24 * layers)), 0.9 + 1.7 * rows)
+    size = (max(5.5, 0.8 + columns * max(2.0, 0.24 * layers)), 0.9 + 2.1 * rows)
     figure, panels = new_figure(*size, nrows=rows, ncols=columns, squeeze=False, sharex=True, sharey=True)
     for panel in panels.flat[len(events) :]:
         panel.set_visible(False)

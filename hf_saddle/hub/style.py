@@ -56,8 +56,8 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def linear_range(values: Iterable[float]) -> float:
-    """Up to where a symmetric logarithmic axis is linear, so that it shows three orders of magnitude."""
-    return max(max((abs(value) for value in values), default=1.0) / 1000, 1e-12)
+    """Up to where a symmetric logarithmic axis is linear, so that it shows two orders of magnitude."""
+    return max(max((abs(value) for value in values), default=1.0) / 100, 1e-12)
 
 
 def label_quantities(axis: Axis) -> None:

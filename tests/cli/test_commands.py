@@ -258,7 +258,7 @@ def test_grow(tmp_path, capsys):
     small = ["--hidden_size", "16", "--num_hidden_layers", "2", "--intermediate_size", "8", "--probe_samples", "16"]
     main_options = ["--output_dir", folder, "--use_cpu", "--disable_tqdm", "true", *short, *small]
     assert run("grow", *main_options, "--significance", "0") == 0
-    assert "largest difference after reloading: 0.0" in capsys.readouterr().out
+    assert "largest difference of logits after reloading: 0.0" in capsys.readouterr().out
     assert "| growth `warmup` | 2" in (folder / "README.md").read_text()
     assert json.loads((folder / "growth_history.json").read_text())["events"]
 

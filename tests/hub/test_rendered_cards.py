@@ -1,0 +1,56 @@
+"""The cards in `model_cards/` are what their JSON files say; recipes say that they were not run."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from transformers import HfArgumentParser, TrainingArguments
+
+from hf_saddle.growth import GrowthConfig, GrowthHistory, count_parameters
+from hf_saddle.hub import TrainingRecord
+from hf_saddle.training.run import ModelAndDataArguments
+
+
+CARDS = Path(__file__).parents[2] / "model_cards"
+RECIPES = sorted((CARDS / "recipes").glob("*.md"))
+spec = importlib.util.spec_from_file_location("render", CARDS / "render.py")
+render = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(render)
+
+
+@pytest.mark.parametrize("folder", render.trained(), ids=lambda folder: folder.name)
+def test_a_card_is_what_its_files_say(folder):
+    assert render.render(folder) == (folder / "README.md").read_text()
+    GrowthHistory.from_model(render.load(folder)).check(render.load(folder))
+    record = TrainingRecord.load(folder)
+    assert record.results and record.weights and record.log
+    for picture in re.findall(r"\]\((pictures/\S+)\)", (folder / "README.md").read_text()):
+        assert (folder / picture).is_file()
+        assert (folder / picture).with_suffix(".svg").is_file()
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_a_recipe_says_that_it_was_not_run(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = recipe.read_text()
+    assert text.index("**NOT YET RUN.**") < 200
+    (start,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    namespace: dict = {}
+    exec(start, namespace)
+    if "model" in namespace:
+        assert count_parameters(namespace["model"]) == 11_071_204
+    for block in re.findall(r"^```py\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        compile(block, recipe.name, "exec")
+    for command in re.findall(r"^hf-saddle grow (.*?)\n```", text, re.DOTALL | re.MULTILINE):
+        parser = HfArgumentParser((ModelAndDataArguments, GrowthConfig, TrainingArguments))
+        arguments = [word for word in shlex.split(command.replace("\\\n", " ")) if word != "--bf16"]
+        data, growth, _ = parser.parse_args_into_dataclasses([*arguments, "--use_cpu"])
+        assert (data.dataset, growth.budget) == ("uoft-cs/cifar100", 1.75)
+
+
+def test_the_list_names_every_card():
+    listed = set(re.findall(r"\]\((\S+?)\)", (CARDS / "README.md").read_text()))
+    cards = {f"{folder.name}/README.md" for folder in render.trained()}
+    assert listed == cards | {f"recipes/{recipe.name}" for recipe in RECIPES}
