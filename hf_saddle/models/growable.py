@@ -53,10 +53,11 @@ class GrowableLinear(nn.Linear):
         if self.skip is None:
             return z
         response = self.skip(x).to(z.dtype)
+        # `z` and the zeros are fresh, so they may be added to in place, which saves a copy.
         if self.skip.shared_targets:
             # Units of one neuron are summed before they meet z, so that opposed units cancel without a rounding error.
-            return z + torch.zeros_like(z).index_add(-1, self.skip.target, response)
-        return z.index_add(-1, self.skip.target, response)
+            return z + torch.zeros_like(z).index_add_(-1, self.skip.target, response)
+        return z.index_add_(-1, self.skip.target, response)
 
 
 class PairedLinear(GrowableLinear):
