@@ -363,7 +363,7 @@ def _problem_of(loss: Any) -> str | None:
             "batch; for a transformers model the batch must contain the labels."
         )
     if not bool(torch.isfinite(loss)):
-        return f"The loss of a probe batch is {float(loss)}. Check the batch and the model before growing it."
+        return f"The loss of a probe batch is {float(loss.detach())}. Check the batch and the model before growing it."
     if not loss.requires_grad:
         return "The loss does not depend on any of the chosen linear layers, or was computed under `torch.no_grad`."
     return None
