@@ -145,7 +145,7 @@ class SaddleConfig(PreTrainedConfig):
         return super().per_layer_config
 
     @per_layer_config.setter
-    def per_layer_config(self, value: Mapping[int | str, Mapping[str, Any]] | None) -> None:
+    def per_layer_config(self, value: Mapping[Any, Mapping[str, Any]] | None) -> None:
         if value is not None:
             self._check_per_layer_config(value)
         PreTrainedConfig.per_layer_config.fset(self, value)

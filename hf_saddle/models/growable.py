@@ -166,10 +166,10 @@ class GrowableMLP(nn.Module):
         skip_unit: str,
     ):
         super().__init__()
-        branch = {"skip_unit": skip_unit, "activation": hidden_act}
+        sizes = [skip_sizes.get(linear, ()) for linear in ("mlp.fc1", "mlp.fc2")]
         self.activation_fn = ACT2FN[hidden_act]
-        self.fc1 = GrowableLinear(hidden_size, intermediate_size, skip_sizes=skip_sizes.get("mlp.fc1", ()), **branch)
-        self.fc2 = GrowableLinear(intermediate_size, hidden_size, skip_sizes=skip_sizes.get("mlp.fc2", ()), **branch)
+        self.fc1 = GrowableLinear(hidden_size, intermediate_size, True, sizes[0], skip_unit, hidden_act)
+        self.fc2 = GrowableLinear(intermediate_size, hidden_size, True, sizes[1], skip_unit, hidden_act)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return self.fc2(self.activation_fn(self.fc1(hidden_states)))

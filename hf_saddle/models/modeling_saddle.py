@@ -24,7 +24,7 @@ _LOADING_KEYS = ("missing_keys", "unexpected_keys")
 _HEADS = ("classifier.", "cls_classifier.", "distillation_classifier.")
 
 
-def build_layer_(layer: nn.Module, config: SaddleConfig, layer_idx: int) -> None:
+def build_layer_(layer: Any, config: SaddleConfig, layer_idx: int) -> None:
     """Give a stock encoder layer, built without sub-modules, its norms, growable attention linears and MLP."""
     shapes = config.per_layer_config[layer_idx]
     skip_sizes = shapes.skip_sizes or {}
@@ -36,7 +36,7 @@ def build_layer_(layer: nn.Module, config: SaddleConfig, layer_idx: int) -> None
     layer.dropout = nn.Dropout(config.hidden_dropout_prob)
 
 
-def build_attention_(attention: nn.Module, config: SaddleConfig, layer_idx: int) -> None:
+def build_attention_(attention: Any, config: SaddleConfig, layer_idx: int) -> None:
     """Give a stock attention, built without sub-modules, growable linears; it keeps the global config."""
     skip_sizes = config.per_layer_config[layer_idx].skip_sizes or {}
     width = config.num_attention_heads * config.head_dim
@@ -44,7 +44,7 @@ def build_attention_(attention: nn.Module, config: SaddleConfig, layer_idx: int)
     attention.num_attention_heads = config.num_attention_heads
     attention.head_dim = config.head_dim
     attention.attention_dropout = config.attention_probs_dropout_prob
-    attention.scaling = config.head_dim**-0.5 if config.attention_scaling is None else config.attention_scaling
+    attention.scaling = attention.head_dim**-0.5 if config.attention_scaling is None else config.attention_scaling
     attention.is_causal = False
 
     def linear(name: str, fan_in: int, fan_out: int, bias: bool) -> GrowableLinear:
@@ -345,7 +345,7 @@ def _shapes_of(
         if f"{layer}mlp.fc1.weight" not in state_dict:
             shapes[layer_idx] = current
             continue
-        skip_sizes = {}
+        skip_sizes: dict[str, list[int]] = {}
         for linear in LINEARS:
             branch = f"{layer}{linear}.skip."
             while f"{branch}linear.weight" in state_dict:
