@@ -226,6 +226,7 @@ def test_convert_overwrites_nothing(deeper, wider):
 
 
 # ----------------------------------------------------------------------------------------------------- export and grow
+@pytest.mark.slow
 def test_export_runs_without_hf_saddle(deeper, tmp_path):
     assert run("export", deeper[1], tmp_path / "model.pt2") == 0
     torch.save(PIXELS, tmp_path / "pixels.pt")
@@ -236,6 +237,12 @@ def test_export_runs_without_hf_saddle(deeper, tmp_path):
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
     assert np.allclose(torch.load(tmp_path / "logits.pt").detach().numpy(), logits(deeper[0]), atol=1e-6)
+
+
+def test_export(deeper, tmp_path):
+    assert run("export", deeper[1], tmp_path / "model.pt2") == 0
+    exported = torch.export.load(tmp_path / "model.pt2").module()
+    assert np.allclose(exported(PIXELS).detach().numpy(), logits(deeper[0]), atol=1e-6)
 
 
 def test_export_overwrites_nothing(deeper, tmp_path, capsys):

@@ -133,25 +133,17 @@ def save_and_push(folder: str, repo_id: str) -> str:
 
 def train_and_push(folder: str, repo_id: str, strategy: str, *, again: bool = False, **arguments) -> dict[str, Any]:
     """
-    Six steps of a `Trainer` whose model grows by hand after the third, saved and pushed after every second one.
+    Six steps of a `GrowthTrainer` with an event after the third, saved and pushed after every second one.
 
     Returns the logits of the trained model for fixed pixels, and the message of the last push's failure, if any.
     """
     import torch
     from hub_cases import build
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import TrainingArguments
 
-    from hf_saddle.growth import GrowthPlan, LayerGrowth, grow_
-    from hf_saddle.hub import ModelCardMixin
+    from hf_saddle import GrowthCallback, GrowthConfig, GrowthTrainer
 
-    class GrowByHand(TrainerCallback):
-        def on_step_end(self, args, state, control, model=None, optimizer=None, **kwargs):
-            if state.global_step == 3:
-                growth = LayerGrowth.by_hand(model, "deit.layers.0.mlp.fc1", "zero_gain", [0, 1, 2])
-                grow_(model, GrowthPlan((growth,)), optimizer=optimizer.optimizer)
-
-    class GrowingTrainer(ModelCardMixin, Trainer):
-        card_facts = {"dataset": "tester/pictures", "license": "apache-2.0"}
+    growth = GrowthConfig(unit="steps", warmup=3, num_events=1, significance=0, probe_samples=12, budget=1.2)
 
     def accuracy(prediction) -> dict[str, float]:
         return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
@@ -175,14 +167,15 @@ def train_and_push(folder: str, repo_id: str, strategy: str, *, again: bool = Fa
         "hub_strategy": strategy,
         "hub_always_push": True,
     }
-    trainer = GrowingTrainer(
+    trainer = GrowthTrainer(
         model=build("deit-ungrown"),
         args=TrainingArguments(**settings | arguments),
         train_dataset=data,
         eval_dataset=data,
         compute_metrics=accuracy,
-        callbacks=[GrowByHand()],
+        callbacks=[GrowthCallback(growth)],
     )
+    trainer.card_facts = {"dataset": "tester/pictures", "license": "apache-2.0"}
     trainer.train()
     trainer.evaluate(data, metric_key_prefix="test")
     message = ""
@@ -195,3 +188,19 @@ def train_and_push(folder: str, repo_id: str, strategy: str, *, again: bool = Fa
     with torch.no_grad():
         output = trainer.model.eval()(data[0]["pixel_values"][None]).logits.numpy()
     return {"pixels": data[0]["pixel_values"][None].numpy(), "logits": output, "message": message}
+
+
+def command(*arguments: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of `hf-saddle`."""
+    import contextlib
+    import io
+
+    from hf_saddle.cli import main
+
+    output, errors, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        try:
+            main(list(arguments))
+        except SystemExit as exit:
+            code = int(exit.code or 0)
+    return code, output.getvalue(), errors.getvalue()

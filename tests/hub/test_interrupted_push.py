@@ -21,6 +21,7 @@ STAGES = {
     "large file": ("PUT", "/lfs/"),
     "commit": ("POST", "/commit/"),
 }
+QUICK = ("large file", "commit")
 
 
 @pytest.fixture
@@ -43,7 +44,9 @@ def check_recovery(hub, client, saved, repo, pixels):
         assert np.array_equal(output, model(torch.tensor(pixels)).logits.numpy())
 
 
-@pytest.mark.parametrize("stage", list(STAGES))
+@pytest.mark.parametrize(
+    "stage", [pytest.param(stage, marks=() if stage in QUICK else pytest.mark.slow) for stage in STAGES]
+)
 def test_a_dropped_connection(stage, saved, hub, client, pixels):
     repo = f"tester/dropped-{stage.replace(' ', '-')}"
     hub.faults.append(Fault(*STAGES[stage], times=ATTEMPTS, drop=True))
@@ -54,7 +57,9 @@ def test_a_dropped_connection(stage, saved, hub, client, pixels):
     check_recovery(hub, client, saved, repo, pixels)
 
 
-@pytest.mark.parametrize("code", [500, 401, 403, 404])
+@pytest.mark.parametrize(
+    "code", [500, 403, pytest.param(401, marks=pytest.mark.slow), pytest.param(404, marks=pytest.mark.slow)]
+)
 def test_a_refused_commit(code, saved, hub, client, pixels):
     repo = f"tester/refused-{code}"
     hub.faults.append(Fault("POST", "/commit/", times=ATTEMPTS, status=code))

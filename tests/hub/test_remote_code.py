@@ -10,7 +10,14 @@ from hub_cases import MODELS, build
 pytestmark = pytest.mark.hub
 
 
-@pytest.fixture(scope="module", params=list(MODELS))
+# The others are the same code in other shapes.
+QUICK = ("deit-ungrown", "deit-deeper", "vit-deeper-and-wider")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODELS],
+)
 def pushed(request, hub, client, tmp_path_factory):
     model = build(request.param)
     folder = tmp_path_factory.mktemp(request.param)

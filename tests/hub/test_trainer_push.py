@@ -25,7 +25,7 @@ FILES = {
 }
 
 
-@pytest.fixture(scope="module", params=["end", "every_save", "checkpoint"])
+@pytest.fixture(scope="module", params=["end", pytest.param("every_save", marks=pytest.mark.slow), "checkpoint"])
 def trained(request, hub, client, tmp_path_factory):
     strategy = request.param
     repo, folder = f"tester/trainer-{strategy.replace('_', '-')}", tmp_path_factory.mktemp(strategy)
