@@ -206,6 +206,10 @@ class GrowablePreTrainedModel(PreTrainedModel):
         """As in transformers; the growth history is written beside the weights."""
         if is_main_process and not os.path.isfile(save_directory):
             self.save_growth_history(save_directory)
+            # With `trust_remote_code=True`, the bare encoder of a classifier loads too.
+            base = type(self.base_model)
+            encoder = {"AutoModel": f"{base.__module__.split('.')[-1]}.{base.__name__}"}
+            self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | encoder
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
 
     def save_growth_history(self, folder: str | os.PathLike) -> None:

@@ -108,6 +108,17 @@ def logits(source: str, pixels, **kwargs) -> Any:
     return output, model.growth_history, type(model).__module__
 
 
+def features(source: str, pixels, **kwargs) -> Any:
+    """Last hidden states of the bare encoder of a classifier, and of the classifier's own encoder."""
+    import torch
+    from transformers import AutoModel, AutoModelForImageClassification
+
+    encoder = AutoModel.from_pretrained(source, **kwargs).eval()
+    classifier = AutoModelForImageClassification.from_pretrained(source, **kwargs).eval()
+    with torch.no_grad():
+        return [model(torch.tensor(pixels)).last_hidden_state.numpy() for model in (encoder, classifier.base_model)]
+
+
 def save_again(source: str, folder: str, **kwargs) -> None:
     """Load a model and save it elsewhere."""
     from transformers import AutoModelForImageClassification

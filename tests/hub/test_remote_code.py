@@ -53,6 +53,11 @@ def test_saved_again_it_still_loads(pushed, stranger, pixels, folder):
     assert np.array_equal(output, expected(model, pixels))
 
 
+def test_the_bare_encoder_of_a_classifier_loads(pushed, stranger, pixels):
+    encoder, own = stranger(actions.features, pushed[1], pixels, trust_remote_code=True)
+    assert np.array_equal(encoder, own)
+
+
 def test_without_trust_the_reader_is_told_how(pushed, stranger, pixels):
     failure = stranger.failure(actions.logits, pushed[1], pixels, trust_remote_code=False)
     assert "ValueError" in failure.kinds
