@@ -1,9 +1,21 @@
 """Growth inside HF `Trainer` and Accelerate: the only place that knows them."""
 
 from .callback import GrowthCallback
+from .checkpoints import last_whole_checkpoint, missing_parts
+from .distributed import rebuild_ddp_
 from .event import growth_event_
 from .probe import probe_batches
+from .sharded import growth_event_sharded_
 from .trainer import GrowthTrainer
 
 
-__all__ = ["GrowthCallback", "GrowthTrainer", "growth_event_", "probe_batches"]
+__all__ = [
+    "GrowthCallback",
+    "GrowthTrainer",
+    "growth_event_",
+    "growth_event_sharded_",
+    "last_whole_checkpoint",
+    "missing_parts",
+    "probe_batches",
+    "rebuild_ddp_",
+]

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import DistributedType
 from torch import nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
@@ -26,6 +27,14 @@ logger = logging.getLogger(__name__)
 
 # A probe shorter than that shows no progress bar.
 _BAR_DELAY_SECONDS = 5.0
+# A single process, or DDP.
+_SUPPORTED = (
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.MULTI_XPU,
+    DistributedType.MULTI_NPU,
+)
 
 
 class GrowthCallback(TrainerCallback, ExportableState):
@@ -192,13 +201,8 @@ class GrowthCallback(TrainerCallback, ExportableState):
 
     # --------------------------------------------------------------------------------------------------------- checks
     def _check(self, args: TrainingArguments, model: nn.Module, optimizer: Optimizer, loader: Any) -> None:
+        check_supported(args, self.trainer is not None)
         check_growable(model)
-        alone = args.parallel_mode in (ParallelMode.NOT_PARALLEL, ParallelMode.NOT_DISTRIBUTED)
-        if self.trainer is None and not alone:
-            raise ValueError(
-                "A callback of a plain Trainer cannot reach the DDP wrapper, without which the processes would drift "
-                "apart. Use GrowthTrainer instead of Trainer; it takes the same arguments."
-            )
         if self.config.unit == "epochs" and not has_length(loader):
             raise ValueError(
                 "A training data set without length has no epochs to count. Use `unit='steps'` in the GrowthConfig."
@@ -228,6 +232,36 @@ def lr_ratio(optimizer: Optimizer, peak: float) -> float:
     group = optimizer.param_groups[0]
     highest = float(group.get("initial_lr", peak))
     return float(group["lr"]) / highest if highest > 0 else 1.0
+
+
+def check_supported(args: TrainingArguments, reaches_wrapper: bool) -> None:
+    """
+    Verify that a model may grow under the way of training that the arguments ask for.
+
+    Args:
+        args (`TrainingArguments`): The arguments.
+        reaches_wrapper (`bool`): Whether the trainer is a [`GrowthTrainer`].
+
+    Raises:
+        ValueError: If it may not; the message tells what to do.
+    """
+    kind = args.distributed_state.distributed_type
+    if args.deepspeed is not None or kind not in _SUPPORTED:
+        raise ValueError(
+            f"Models do not grow under {DistributedType.DEEPSPEED if args.deepspeed is not None else kind} in a "
+            "Trainer. Use DDP (`torchrun` without `deepspeed` and `fsdp` options), or, where the model must be "
+            "sharded, a loop with FSDP2 and `growth_event_sharded_`."
+        )
+    if args.parallel_mode == ParallelMode.NOT_DISTRIBUTED:
+        raise ValueError(
+            "Models do not grow under `nn.DataParallel`. Start one process per GPU with `torchrun --nproc_per_node`, "
+            "and use GrowthTrainer; or set CUDA_VISIBLE_DEVICES to one GPU."
+        )
+    if args.parallel_mode != ParallelMode.NOT_PARALLEL and not reaches_wrapper:
+        raise ValueError(
+            "A callback of a plain Trainer cannot reach the DDP wrapper, without which the processes would drift "
+            "apart. Use GrowthTrainer instead of Trainer; it takes the same arguments."
+        )
 
 
 def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:

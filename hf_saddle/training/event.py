@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..curvature import analyze_curvature
+from ..curvature.probe import first_dimension
 from ..growth import (
     GrowthConfig,
     GrowthEvent,
@@ -40,6 +42,7 @@ def growth_event_(
     epoch: float | None = None,
     lr_ratio: float = 1.0,
     loss: Loss | None = None,
+    group: "dist.ProcessGroup | None" = None,
 ) -> GrowthEvent:
     """
     Measure, plan and grow, as [`GrowthCallback`] does; for hand-written loops.
@@ -59,6 +62,8 @@ def growth_event_(
         lr_ratio (`float`, *optional*, defaults to 1.0): Learning rate relative to its peak, for `schedule="lr"`.
         loss (`Callable`, *optional*): Maps model and batch to the mean loss; the loss of the training. Defaults to
             `model(**batch).loss`.
+        group (`torch.distributed.ProcessGroup`, *optional*): The processes that train the model. Defaults to those of
+            its DDP wrapper.
 
     Returns:
         [`GrowthEvent`]: The record, which is also the last event of the model's history. `seconds` is all that the
@@ -69,18 +74,42 @@ def growth_event_(
         RuntimeError: If the processes do not agree, or another one failed. No process has grown then.
     """
     started = time.perf_counter()
-    inner, replicas = check_growable(model), Replicas.of(model)
-    with private_randomness(event_seed(config, event)):
-        replicas.check_equal("model and optimizer before the growth", fingerprint(inner, optimizer))
-        plan, loss_before = decide(inner, batches, config, replicas, event=event, lr_ratio=lr_ratio, loss=loss)
-        record = {"step": step, "epoch": epoch, "loss_before": loss_before}
-        done = commit_(model, plan, optimizer, replicas, record)
-        if plan:
-            local = probe_loss(inner, batches, loss)
-            done.loss_after = replicas.mean(local, float(len(batches)) if replicas.size == 1 else _samples(batches))
-            replicas.check_equal("model and optimizer after the growth", fingerprint(inner, optimizer))
+    inner, replicas = check_growable(model), Replicas.of(model) if group is None else Replicas(group)
+    try:
+        with private_randomness(event_seed(config, event)):
+            done = _grow_(
+                model, optimizer, batches, config, replicas, event, lr_ratio, loss, {"step": step, "epoch": epoch}
+            )
+    except Exception as error:
+        if replicas.size > 1:
+            error.add_note(
+                f"In growth event {event} on rank {replicas.rank} of {replicas.size}. If this is a lost connection or "
+                "a timeout, another rank has failed or hangs: see its output. Resume from the last checkpoint."
+            )
+        raise
     done.seconds = time.perf_counter() - started
     record_(inner, done)
+    return done
+
+
+def _grow_(
+    model: nn.Module,
+    optimizer: Optimizer | None,
+    batches: Sequence[Any],
+    config: GrowthConfig,
+    replicas: Replicas,
+    event: int,
+    lr_ratio: float,
+    loss: Loss | None,
+    record: dict[str, Any],
+) -> GrowthEvent:
+    inner = check_growable(model)
+    replicas.check_equal("model and optimizer before the growth", fingerprint(inner, optimizer))
+    plan, loss_before = decide(inner, batches, config, replicas, event=event, lr_ratio=lr_ratio, loss=loss)
+    done = commit_(model, plan, optimizer, replicas, record | {"loss_before": loss_before})
+    if plan:
+        done.loss_after = replicas.mean(probe_loss(inner, batches, loss), _samples(batches))
+        replicas.check_equal("model and optimizer after the growth", fingerprint(inner, optimizer))
     return done
 
 
@@ -94,8 +123,8 @@ def check_growable(model: nn.Module) -> GrowablePreTrainedModel:
     inner = unwrap(model)
     if is_sharded(inner):
         raise ValueError(
-            "The model is sharded (FSDP2) and cannot grow in place. Use `regrow_sharded` in a loop with Accelerate, "
-            "or DDP, which a Trainer uses where FSDP is not configured."
+            "The model is sharded (FSDP2) and cannot grow in place. Use `growth_event_sharded_` in a loop with "
+            "Accelerate; a Trainer trains Saddle models with DDP, where FSDP is not configured."
         )
     if not isinstance(inner, GrowablePreTrainedModel):
         raise ValueError(
@@ -179,5 +208,4 @@ def _probed(model: GrowablePreTrainedModel, config: GrowthConfig) -> list[str]:
 
 
 def _samples(batches: Sequence[Any]) -> float:
-    tensors = [next(v for v in batch.values() if isinstance(v, Tensor)) for batch in batches]
-    return float(sum(len(tensor) for tensor in tensors))
+    return float(sum(first_dimension(batch) or 0 for batch in batches))

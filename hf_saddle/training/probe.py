@@ -74,13 +74,14 @@ def probe_batches(
     seed = event_seed(config, event)
     with private_randomness(seed + rank):
         if isinstance(dataset, (IterableDataset, IterableDatasetShard)):
-            samples = _stream(dataset)
-            source: Any = list(islice(islice(samples, config.probe_samples), rank, None, world_size))
+            source: Any = list(islice(_stream(dataset), config.probe_samples))
             indices = list(range(len(source)))
         else:
             source = dataset
             order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
-            indices = order[: config.probe_samples][rank::world_size].tolist()
+            indices = order[: config.probe_samples].tolist()
+        # Neighbours stay together: one process with all samples has them in the order of ranks.
+        indices = indices[rank * len(indices) // world_size : (rank + 1) * len(indices) // world_size]
         if not indices:
             raise ValueError(
                 f"Rank {rank} of {world_size} has no probe sample: the training data set has too few samples."

@@ -66,6 +66,13 @@ class GrowthTrainer(ModelCardMixin, Trainer):
                 f"{load_result.unexpected_keys[:5]}. It belongs to a model of another class or head."
             )
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # From a checkpoint of the last step, in the middle of an epoch, `Trainer` would train one step more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _load_callback_state(self) -> None:
         # Callbacks are re-created from their state, which holds only what JSON can.
         given = self.growth_callbacks

@@ -21,6 +21,10 @@ from hf_saddle.training.distributed import fingerprint
 CONFIG = growth()
 
 
+def doubles(batches):
+    return [batch | {"pixel_values": batch["pixel_values"].double()} for batch in batches]
+
+
 def probe(config=CONFIG):
     return probe_batches(Images(), config, rank=dist.get_rank(), world_size=dist.get_world_size())
 
@@ -67,11 +71,9 @@ def gradients_after_growth(folder):
             wrapper.register_comm_hook(None, allreduce_hook)
         optimizer = torch.optim.AdamW(wrapper.parameters(), lr=1e-2)
         shards = [[Images()[i] for i in range(start, start + 8)] for start in range(0, 32, 8)]
-        batches = [torch.utils.data.default_collate(shard) for shard in shards]
-        for batch in batches:
-            batch["pixel_values"] = batch["pixel_values"].double()
+        batches = doubles([torch.utils.data.default_collate(shard) for shard in shards])
         mine = batches[dist.get_rank() :: 2]
-        worst = 0.0
+        worst, same_decisions = 0.0, []
         for number in range(3):
             micro = mine if way == "no_sync" else mine[:1]
             used = batches if way == "no_sync" else batches[:2]
@@ -86,13 +88,18 @@ def gradients_after_growth(folder):
             optimizer.step()
             optimizer.zero_grad()
             if number < 2:
-                doubles = [b | {"pixel_values": b["pixel_values"].double()} for b in probe()]
-                event = growth_event_(wrapper, optimizer, doubles, CONFIG, event=number)
+                twin, mine_of_probe = copy.deepcopy(model), doubles(probe())
+                event = growth_event_(wrapper, optimizer, mine_of_probe, CONFIG, event=number)
+                one = growth_event_(twin, None, doubles(probe_batches(Images(), CONFIG)), CONFIG, event=number)
                 assert event.neurons > 0
+                same_decisions.append(
+                    [layer["neurons"] for layer in event.layers] == [layer["neurons"] for layer in one.layers]
+                )
         assert wrapper.module is model
         assert calls, "the forward hook of the wrapper was lost"
         assert len(wrapper._comm_hooks) == (way == "comm_hook")
         found[way] = {"difference": worst, "replicas_equal": same_everywhere(fingerprint(model, optimizer))}
+        found[way]["same_decisions"] = all(same_decisions)
     return found
 
 

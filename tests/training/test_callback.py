@@ -2,9 +2,11 @@
 
 import copy
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from torch import nn
 from training_cases import (
     Images,
@@ -19,9 +21,11 @@ from training_cases import (
     trainer_for,
 )
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, default_data_collator
+from transformers.training_args import ParallelMode
 
 from hf_saddle.growth import GrowthHistory
 from hf_saddle.training import GrowthCallback, GrowthTrainer, growth_event_, probe_batches
+from hf_saddle.training.callback import check_supported
 
 
 def assert_grew(trainer, number: int = 3) -> None:
@@ -85,7 +89,7 @@ def test_the_callback_does_what_the_public_functions_do(tmp_path):
     assert events(other) == events(trainer)
 
 
-# ---------------------------------------------------------------------------------------------------- modes of training
+# --------------------------------------------------------------------------------------------------- modes of training
 MODES = {
     "accumulation": {"gradient_accumulation_steps": 2},
     "no_clipping": {"max_grad_norm": 0.0},
@@ -308,6 +312,24 @@ def test_a_wrapped_model_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match="merge_and_unload"):
         train(tmp_path, growth(), model=Adapter(tiny()))
+
+
+@pytest.mark.parametrize(
+    ("fields", "remedy"),
+    [
+        ({"deepspeed": "zero2.json"}, "growth_event_sharded_"),
+        ({"distributed_state": SimpleNamespace(distributed_type=DistributedType.FSDP)}, "growth_event_sharded_"),
+        ({"parallel_mode": ParallelMode.NOT_DISTRIBUTED}, "torchrun"),
+        ({"parallel_mode": ParallelMode.DISTRIBUTED}, "Use GrowthTrainer"),
+    ],
+    ids=["deepspeed", "fsdp", "data_parallel", "ddp_in_a_plain_trainer"],
+)
+def test_ways_of_training_that_are_refused(fields, remedy):
+    alone = {"deepspeed": None, "parallel_mode": ParallelMode.NOT_PARALLEL}
+    alone["distributed_state"] = SimpleNamespace(distributed_type=DistributedType.NO)
+    check_supported(SimpleNamespace(**alone), reaches_wrapper=False)
+    with pytest.raises(ValueError, match=remedy):
+        check_supported(SimpleNamespace(**alone | fields), reaches_wrapper=False)
 
 
 def test_a_config_may_come_as_a_dict():

@@ -26,6 +26,8 @@ def test_gradients_after_growth_are_those_of_one_process_on_all_batches(found, w
     for rank in found:
         assert rank["gradients_after_growth"][way]["difference"] < 1e-13
         assert rank["gradients_after_growth"][way]["replicas_equal"]
+        # Two processes with half of the probe samples each decide as one does with all of them.
+        assert rank["gradients_after_growth"][way]["same_decisions"]
 
 
 def test_a_run_whose_plans_are_empty_has_the_losses_of_a_run_without_the_callback(found):

@@ -68,6 +68,10 @@ def test_resuming_with_the_grown_model(full, tmp_path, step):
     assert_same_run(resumed, full)
 
 
+def test_resuming_a_finished_run_trains_no_more(full, tmp_path):
+    assert_same_run(train(tmp_path, growth(), checkpoint(full, 12)), full)
+
+
 def test_resuming_in_the_same_trainer(tmp_path):
     trainer = trainer_for(tmp_path, growth(), **SAVING)
     trainer.train()
@@ -118,7 +122,7 @@ def test_the_best_model_may_be_a_smaller_one(tmp_path):
     GrowthHistory.from_model(trainer.model).check(trainer.model)
 
 
-# ---------------------------------------------------------------------------------------------------- whole checkpoints
+# --------------------------------------------------------------------------------------------------- whole checkpoints
 @pytest.fixture
 def saved(full, tmp_path) -> Path:
     """A copy of a folder with the checkpoints 3 and 4."""

@@ -1,0 +1,101 @@
+"""A hand-written Accelerate loop in which the model grows, on one or several processes.
+
+    python examples/accelerate_loop.py
+    torchrun --nproc_per_node 2 examples/accelerate_loop.py
+    accelerate launch --config_file examples/launch_configs/two_gpus.yaml examples/accelerate_loop.py
+
+The lines about growth are those marked with `# growth`; all else is the loop of Accelerate's tutorial.
+"""
+
+import argparse
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from sklearn.datasets import load_digits
+from torch.utils.data import DataLoader, TensorDataset, random_split
+
+from hf_saddle.growth import GrowthConfig, GrowthHistory
+from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
+from hf_saddle.training import growth_event_, probe_batches
+
+
+def digits() -> TensorDataset:
+    """scikit-learn's 1,797 hand-written digits as images of shape `(3, 8, 8)`."""
+    bunch = load_digits()
+    pixels = torch.tensor(bunch.images, dtype=torch.float32)[:, None].expand(-1, 3, -1, -1) / 8 - 1
+    return TensorDataset(pixels, torch.tensor(bunch.target))
+
+
+def collate(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    pixels, labels = zip(*samples, strict=True)
+    return {"pixel_values": torch.stack(pixels), "labels": torch.stack(labels)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--batch_size", type=int, default=64, help="of all processes together")
+    parser.add_argument("--output_dir", help="where to save the model")
+    parser.add_argument("--use_cpu", action="store_true")
+    options = parser.parse_args()
+
+    accelerator = Accelerator(cpu=options.use_cpu or not torch.cuda.is_available())
+    set_seed(0)
+    train_set, test_set = random_split(digits(), [1437, 360], torch.Generator().manual_seed(0))
+    size = options.batch_size // accelerator.num_processes
+    train_loader = DataLoader(train_set, batch_size=size, shuffle=True, collate_fn=collate, drop_last=True)
+    test_loader = DataLoader(test_set, batch_size=size, collate_fn=collate)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    model = SaddleViTForImageClassification(SaddleViTConfig(**shape, image_size=8, patch_size=2, num_labels=10))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, options.epochs * len(train_loader))
+    model, optimizer, train_loader, test_loader = accelerator.prepare(model, optimizer, train_loader, test_loader)
+
+    growth = GrowthConfig(warmup=1, interval=2, num_events=2, probe_samples=256)  # growth
+    events = 0  # growth
+    step = 0
+    for epoch in range(options.epochs):
+        model.train()
+        for batch in train_loader:
+            loss = model(**batch).loss
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            step += 1
+        if epoch + 1 < options.epochs and growth.event_due(epoch + 1, events):  # growth
+            probe = probe_batches(  # growth
+                train_set,
+                growth,
+                event=events,
+                collate_fn=collate,
+                device=accelerator.device,
+                rank=accelerator.process_index,
+                world_size=accelerator.num_processes,
+            )
+            event = growth_event_(model, optimizer, probe, growth, event=events, step=step, epoch=epoch + 1)  # growth
+            events += 1  # growth
+            accelerator.print(f"  {event.neurons} neurons grow, {event.parameters_after:,} parameters")  # growth
+        accelerator.print(f"epoch {epoch + 1}: accuracy {accuracy(accelerator, model, test_loader):.3f}")
+
+    unwrapped = accelerator.unwrap_model(model)
+    accelerator.print(GrowthHistory.from_model(unwrapped).table())
+    if options.output_dir and accelerator.is_main_process:
+        unwrapped.save_pretrained(options.output_dir)
+    accelerator.end_training()
+
+
+@torch.no_grad()
+def accuracy(accelerator: Accelerator, model: torch.nn.Module, loader: DataLoader) -> float:
+    model.eval()
+    right = [
+        accelerator.gather_for_metrics(model(pixel_values=batch["pixel_values"]).logits.argmax(-1) == batch["labels"])
+        for batch in loader
+    ]
+    return torch.cat(right).float().mean().item()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""What `test_fsdp.py` runs in two processes: training with growth, sharded and as one process does it."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import transformers
+from torch.distributed.fsdp import fully_shard
+from torch.utils.data import default_collate
+from training_cases import Images, growth, no_growth, tiny
+
+from hf_saddle.training import growth_event_, probe_batches
+from hf_saddle.training.sharded import gather, growth_event_sharded_
+
+
+STEPS, EVENTS = 8, (2, 4)
+
+
+def shard(model):
+    for layer in model.base_model.layers:
+        fully_shard(layer)
+    fully_shard(model)
+
+
+def to_double(batch):
+    return batch | {"pixel_values": batch["pixel_values"].double()}
+
+
+def batch(step: int, share: slice):
+    samples = [Images()[(16 * step + index) % 64] for index in range(16)]
+    return to_double(default_collate(samples[share]))
+
+
+def run(sharded: bool, config, optimizer_class=torch.optim.AdamW):
+    """Two shards of eight samples, or one process with sixteen."""
+    model = tiny(hidden_dropout_prob=0.0).double()  # rounding does not decide which neurons grow
+    if sharded:
+        shard(model)
+    optimizer = optimizer_class(model.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.5)
+    rank = dist.get_rank()
+    share = slice(8 * rank, 8 * rank + 8) if sharded else slice(None)
+    losses, neurons = [], []
+    for step in range(1, STEPS + 1):
+        loss = model(**batch(step, share)).loss
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        if step in EVENTS:
+            number = EVENTS.index(step)
+            if sharded:
+                probe = probe_batches(Images(), config, event=number, rank=rank, world_size=2)
+                probe = [to_double(batch) for batch in probe]
+                model, event = growth_event_sharded_(model, optimizer, probe, config, shard=shard, event=number)
+            else:
+                probe = probe_batches(Images(), config, event=number)
+                probe = [to_double(batch) for batch in probe]
+                event = growth_event_(model, optimizer, probe, config, event=number)
+            neurons.append(event.neurons)
+    return model, optimizer, losses, neurons
+
+
+def main() -> None:
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    folder, found = Path(sys.argv[1]), {}
+    config = growth(significance=0.0, criterion="depth", event_budget=400, budget=None)
+    for name, optimizer_class in {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}.items():
+        model, optimizer, losses, neurons = run(True, config, optimizer_class)
+        one, one_optimizer, expected, one_neurons = run(False, config, optimizer_class)
+        both = [None, None]
+        dist.all_gather_object(both, losses)
+        whole, twin = gather(model, optimizer)
+        weights = [
+            (a - b).abs().max().item()
+            for a, b in zip(whole.state_dict().values(), one.state_dict().values(), strict=True)
+        ]
+        found[name] = {
+            "sharded": [sum(pair) / 2 for pair in zip(*both, strict=True)],
+            "one": expected,
+            "neurons": [neurons, one_neurons],
+            "weights": max(weights),
+            "shapes": whole.shapes() == one.shapes(),
+            "groups": [len(g["params"]) for g in twin.param_groups]
+            == [len(g["params"]) for g in one_optimizer.param_groups],
+            "rates": [g["lr"] for g in twin.param_groups] == [g["lr"] for g in one_optimizer.param_groups],
+            "state": len(twin.state) == len(one_optimizer.state),
+        }
+    empty = run(True, no_growth())
+    found["empty"] = {"neurons": empty[3], "events": len(empty[0].growth_history["events"])}
+    try:
+        growth_event_(empty[0], empty[1], [], config)
+    except ValueError as error:
+        found["in_place"] = str(error)
+    (folder / f"found_{dist.get_rank()}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
