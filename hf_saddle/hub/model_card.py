@@ -103,7 +103,8 @@ def _metadata(
     if record.dataset is not None and is_repo_id(record.dataset):
         fields["datasets"] = [record.dataset]
     if record.emissions_grams is not None:
-        emissions = {"emissions": record.emissions_grams, "source": "codecarbon", "training_type": "pre-training"}
+        kind = "pre-training" if record.base_model is None else "fine-tuning"
+        emissions = {"emissions": record.emissions_grams, "source": "codecarbon", "training_type": kind}
         fields["co2_eq_emissions"] = emissions
     if record.dataset is not None and "accuracy" in record.results and task == "image-classification":
         fields |= {"metrics": ["accuracy"], "model_name": plain(name)}

@@ -6,7 +6,7 @@ from typing import Any
 
 import huggingface_hub
 from huggingface_hub import ModelCard
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from transformers.dynamic_module_utils import custom_object_save
 
 from ..growth import GrowthHistory
@@ -161,9 +161,9 @@ def _find_record(model: GrowablePreTrainedModel, folders: list[Path]) -> Trainin
 
 
 def _fetch_record(folder: Path, repo_id: str, token: str | bool | None) -> None:
-    """Bring the record of an earlier push, which the card of a later one still needs."""
+    """Bring the record of an earlier push, which the card of a later one still needs; a new repo has none."""
     try:
         path = huggingface_hub.hf_hub_download(repo_id, RECORD_NAME, token=token)
-    except (EntryNotFoundError, LocalEntryNotFoundError):
+    except RemoteEntryNotFoundError:
         return
     (folder / RECORD_NAME).write_bytes(Path(path).read_bytes())

@@ -78,7 +78,7 @@ def _start(without_saddle: bool) -> None:
 
 def import_saddle() -> None:
     """What a user's process does first."""
-    import hf_saddle.hub  # noqa: F401
+    import hf_saddle  # noqa: F401
 
 
 def _attempt(function, args, kwargs) -> Any:

@@ -12,8 +12,8 @@ from hub_server import Fault
 
 pytestmark = pytest.mark.hub
 
-# Attempts of the client before it gives up, and the stages of a push that it repeats.
-ATTEMPTS = 6
+# More than the client makes before it gives up, of all files together.
+ATTEMPTS = 100
 STAGES = {
     "create": ("POST", "/api/repos/create"),
     "preupload": ("POST", "/preupload/"),
@@ -74,6 +74,14 @@ def test_a_server_that_fails_for_a_moment(saved, hub, client):
     hub.faults.append(Fault("PUT", "/lfs/", times=2, status=503))
     client(actions.push, str(saved[1]), "tester/moment")
     assert "model.safetensors" in hub.repos["tester/moment"].files()
+
+
+def test_a_push_does_not_forget_numbers_that_it_cannot_read(saved, hub, client):
+    client(actions.push, str(saved[1]), "tester/unread")
+    before = hub.repos["tester/unread"].files()
+    hub.faults.append(Fault("HEAD", "training_record.json", times=20, status=500))
+    assert "Error" in client.failure(actions.push, str(saved[1]), "tester/unread").kinds[0]
+    assert hub.repos["tester/unread"].files() == before
 
 
 def test_a_slow_server(saved, hub, client):
