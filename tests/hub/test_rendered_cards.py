@@ -22,7 +22,10 @@ spec.loader.exec_module(render)
 
 @pytest.mark.parametrize("folder", render.trained(), ids=lambda folder: folder.name)
 def test_a_card_is_what_its_files_say(folder):
-    assert render.render(folder) == (folder / "README.md").read_text()
+    # Which transformers the code needs is that of the day the card was written.
+    versions = re.compile(r"`transformers>=[^`]*`")
+    found, expected = render.render(folder), (folder / "README.md").read_text()
+    assert versions.sub("", found) == versions.sub("", expected)
     GrowthHistory.from_model(render.load(folder)).check(render.load(folder))
     record = TrainingRecord.load(folder)
     assert record.results and record.weights and record.log
