@@ -187,8 +187,8 @@ class Probe:
             if "is incompatible with .grad()" not in str(error) and "not compatible with .grad()" not in str(error):
                 raise
             raise ValueError(
-                "Reentrant activation checkpointing cannot be probed. Switch it off for the analysis or use "
-                '`gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})`.'
+                "Reentrant activation checkpointing cannot be probed. Switch it off for the analysis, or use the "
+                "other kind (`use_reentrant=False`)."
             ) from error
 
     def _linear_hook(self, name: str) -> Callable:

@@ -11,7 +11,7 @@ from transformers.utils.versions import require_version
 
 
 # The range this code was tested with; code that was uploaded with a model meets whatever version its reader has.
-TRANSFORMERS_RANGE = "transformers>=5.23,<6"
+TRANSFORMERS_RANGE = "transformers>=5.18,<6"
 require_version(TRANSFORMERS_RANGE.split(",")[0], "Growable models need per-layer configs.")
 
 LINEARS = (

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import transformers
 from model_cases import (
     CLASSIFIERS,
     GROWN,
@@ -15,12 +16,18 @@ from model_cases import (
     every_unit,
     output,
 )
+from packaging.version import Version
 from PIL import Image
 from transformers import pipeline
 from transformers.models.vit import ViTImageProcessorPil
 
 from hf_saddle import SaddleDeiTForImageClassification, SaddleDeiTModel, SaddleViTForImageClassification
 from hf_saddle.models import GrowableLinear
+
+
+# transformers 5.23 renamed the method and deprecated the old name.
+RENAMED = Version(transformers.__version__) >= Version("5.23")
+CHECKPOINTING = "activation_checkpointing_enable" if RENAMED else "gradient_checkpointing_enable"
 
 
 def gradients(model, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -82,7 +89,7 @@ def test_other_image_sizes(model_class, grown, pixels):
 def test_gradient_checkpointing(model_class, reentrant, pixels):
     model = build(model_class, GROWN).train()
     expected = gradients(model, pixels)
-    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    getattr(model, CHECKPOINTING)({"use_reentrant": reentrant})
     calls = []
     model.base_model.layers[1].mlp.fc1.register_forward_hook(lambda *args: calls.append(1))
     actual = gradients(model, pixels)
