@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.optim import Optimizer
@@ -156,7 +157,7 @@ class GrowthCallback(TrainerCallback, ExportableState):
         silent = args.disable_tqdm or not state.is_world_process_zero
         total = len(batches) * 2  # before and after
         with tqdm(total=total, desc="Growth", delay=_BAR_DELAY_SECONDS, leave=False, disable=silent) as bar:
-            return growth_event_(
+            event = growth_event_(
                 wrapped,
                 optimizer,
                 batches,
@@ -167,6 +168,9 @@ class GrowthCallback(TrainerCallback, ExportableState):
                 lr_ratio=lr_ratio(optimizer, args.learning_rate),
                 loss=partial(_ticking, bar, self._loss(args)),
             )
+        if args.torch_compile and self.trainer is None and event.layers:
+            torch.compiler.reset()  # as `growth_event_` does where it sees the wrapper
+        return event
 
     def _loss(self, args: TrainingArguments) -> Loss:
         if self.loss is not None:

@@ -104,11 +104,13 @@ def _grow_(
     record: dict[str, Any],
 ) -> GrowthEvent:
     inner = check_growable(model)
-    replicas.check_equal("model and optimizer before the growth", fingerprint(inner, optimizer))
+    if replicas.size > 1:
+        replicas.check_equal("model and optimizer before the growth", fingerprint(inner, optimizer))
     plan, loss_before = decide(inner, batches, config, replicas, event=event, lr_ratio=lr_ratio, loss=loss)
     done = commit_(model, plan, optimizer, replicas, record | {"loss_before": loss_before})
     if plan:
         done.loss_after = replicas.mean(probe_loss(inner, batches, loss), _samples(batches))
+    if plan and replicas.size > 1:
         replicas.check_equal("model and optimizer after the growth", fingerprint(inner, optimizer))
     return done
 

@@ -1,15 +1,22 @@
 """`GrowthTrainer`: a `Trainer` whose model may change its shapes, and whose checkpoints are whole or not used."""
 
+import logging
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers import Trainer
+from transformers.trainer import OPTIMIZER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..hub import ModelCardMixin
 from .callback import GrowthCallback
 from .checkpoints import discard, last_whole_checkpoint, missing_parts, rotate, write_manifest
 from .distributed import find_ddp, follows, is_compiled, rebuild_ddp_
+
+
+logger = logging.getLogger(__name__)
 
 
 class GrowthTrainer(ModelCardMixin, Trainer):
@@ -45,19 +52,23 @@ class GrowthTrainer(ModelCardMixin, Trainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _whole_checkpoint(self, wanted: str | bool) -> str:
-        last = last_whole_checkpoint(self.args.output_dir)
-        if wanted is True:
-            if last is None:
-                raise ValueError(f"There is no whole checkpoint in {self.args.output_dir}; train from the start.")
-            return last
-        missing = missing_parts(str(wanted))
-        # Files of an optimizer are left out on purpose by `save_only_model`, but a damaged model is never meant.
+        # The first process chooses, in case the others see another disk.
+        (last,) = broadcast_object_list([last_whole_checkpoint(self.args.output_dir)])
+        if wanted is True and last is None:
+            raise ValueError(f"There is no whole checkpoint in {self.args.output_dir}; train from the start.")
+        folder = str(last if wanted is True else wanted)
+        missing = missing_parts(folder)
         if missing:
             raise ValueError(
-                f"The checkpoint {wanted} is not whole: {', '.join(missing)} missing or truncated. The last whole one "
+                f"The checkpoint {folder} is not whole: {', '.join(missing)} missing or truncated. The last whole one "
                 f"in {self.args.output_dir} is {last}."
             )
-        return str(wanted)
+        if not Path(folder, OPTIMIZER_NAME).is_file():
+            logger.warning(
+                f"The checkpoint {folder} was saved without optimizer (`save_only_model`): the optimizer and the "
+                "random numbers start anew, and the run is not the one that an uninterrupted training would be."
+            )
+        return folder
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         if load_result.missing_keys or load_result.unexpected_keys:

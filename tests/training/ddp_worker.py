@@ -122,6 +122,15 @@ def trainer_runs(folder):
     }
 
 
+def resume_from_one(folder):
+    """A checkpoint that a single process wrote, in `one/` beside this folder."""
+    trainer = train(folder, CONFIG, resume=str(folder.parent / "one" / "checkpoint-7"))
+    return {
+        "events": events(trainer),
+        "replicas_equal": same_everywhere(fingerprint(trainer.model, trainer.optimizer)),
+    }
+
+
 def modes(folder):
     """Runs of the Trainer whose only claim is that the replicas stay equal and all events happen."""
     found = {}

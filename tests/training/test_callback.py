@@ -129,8 +129,8 @@ def test_reduce_on_plateau(tmp_path):
     assert trainer.optimizer.param_groups[0]["lr"] < 1e-2
 
 
-def test_fp16_is_refused_by_the_cpu_but_its_scaler_is_not_touched(tmp_path):
-    """A gradient scaler belongs to the loop; here a hand-written one."""
+def test_a_gradient_scaler_is_not_disturbed():
+    """What fp16 needs; a Trainer refuses fp16 on a CPU, so the loop is written by hand."""
     model, config = tiny(), growth()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
@@ -222,6 +222,20 @@ def test_model_init_and_a_second_training(tmp_path):
     assert_same_weights(trainer.model, weights)
 
 
+def test_hyperparameter_search_starts_every_trial_with_a_fresh_model_and_schedule(tmp_path):
+    pytest.importorskip("optuna")
+    trainer = trainer_for(tmp_path, growth(), model_init=lambda: tiny(), eval_dataset=Images(16), max_steps=10)
+    grown = []
+
+    class Watch(TrainerCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            grown.append([entry["step"] for entry in state.log_history if "growth_event" in entry])
+
+    trainer.add_callback(Watch())
+    trainer.hyperparameter_search(lambda trial: {"learning_rate": trial.suggest_float("lr", 1e-3, 1e-2)}, n_trials=2)
+    assert grown == [[3, 6, 9], [3, 6, 9]]
+
+
 def test_a_second_training_goes_on_with_the_grown_model(tmp_path):
     trainer = trainer_for(tmp_path, growth(budget=None, event_budget=500, num_events=2), max_steps=8)
     trainer.train()
@@ -255,17 +269,25 @@ def test_no_event_at_the_last_step(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer_class", [Trainer, GrowthTrainer])
 def test_torch_compile_compiles_anew_after_each_of_more_than_eight_events(tmp_path, trainer_class):
-    torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounter()
-    config = growth(warmup=1, interval=1, num_events=10, budget=4.0)
-    trainer = trainer_for(tmp_path, config, trainer_class=trainer_class, torch_compile=True, max_steps=12)
-    trainer.args.torch_compile_backend = "eager"
-    trainer.accelerator.state.dynamo_plugin.backend = "EAGER"
-    trainer.train()
-    assert_grew(trainer, 10)
-    eager = train(tmp_path / "eager", config, trainer_class=trainer_class, max_steps=12)
-    assert losses(trainer) == pytest.approx(losses(eager), rel=1e-4)
-    del counter
+    compiled_at = []
+
+    handler = torch._dynamo.callback.callback_handler
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            handler.clear()  # a reset of the compiler clears it too
+            handler.register_start_callback(lambda _: compiled_at.append(state.global_step))
+
+    config = growth(warmup=1, interval=1, num_events=10, budget=None, event_budget=300)
+    fields = {"trainer_class": trainer_class, "max_steps": 13, "model": tiny(hidden_dropout_prob=0.0)}
+    backend = {"torch_compile": True, "torch_compile_backend": "eager"}
+    compiled = train(tmp_path / "a", config, callbacks=[Watch()], **backend, **fields)
+    handler.clear()
+    assert_grew(compiled, 10)
+    # In the first step, and in the step after each of the events; never given up.
+    assert set(compiled_at) == set(range(11))
+    fields["model"] = tiny(hidden_dropout_prob=0.0)
+    assert losses(compiled) == pytest.approx(losses(train(tmp_path / "b", config, **fields)), rel=1e-4)
 
 
 # -------------------------------------------------------------------------------------------------------------- output
@@ -341,3 +363,11 @@ def test_arguments_of_the_trainer_stay_as_they_are(tmp_path):
     trainer.train()
     assert trainer.args.save_total_limit == 1
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-12"]
+
+
+def test_the_card_of_the_trainer_tells_what_grew(tmp_path):
+    trainer = train(tmp_path, growth())
+    trainer.save_model()
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert GrowthHistory.from_model(trainer.model).summary() in card and "interval" in card

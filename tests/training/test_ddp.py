@@ -51,14 +51,20 @@ def test_if_one_rank_cannot_grow_none_does(found):
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_grow_as_one_does_and_resume_exactly(tmp_path):
-    ranks = found_by_ranks(tmp_path, "trainer_runs")
+def test_runs_of_two_processes_resume_exactly_and_change_their_number(tmp_path):
+    one = train(tmp_path / "one", growth(), save_strategy="steps", save_steps=1, per_device_train_batch_size=16)
+    ranks = found_by_ranks(tmp_path, "trainer_runs", "resume_from_one")
     found = ranks[0]["trainer_runs"]
     assert found["replicas_equal"] and found["events"] == ranks[1]["trainer_runs"]["events"]
     assert found["resumed"] == {"2": True, "3": True, "7": True}
-    # The same samples per step, without dropout, whose masks differ; sums in another order.
-    one = train(tmp_path / "one", growth(), per_device_train_batch_size=16)
-    assert len(events(one)) == len(found["events"]) == 3
+    # From one process to two: the history up to the checkpoint is the same, and the training goes on.
+    for rank in ranks:
+        assert rank["resume_from_one"]["replicas_equal"]
+        assert rank["resume_from_one"]["events"][:2] == events(one)[:2]
+        assert len(rank["resume_from_one"]["events"]) == 3
+    # And back.
+    back = train(tmp_path / "back", growth(), str(tmp_path / "trainer_runs" / "full" / "checkpoint-7"))
+    assert events(back)[:2] == found["events"][:2] and len(events(back)) == 3
 
 
 @pytest.mark.slow

@@ -1,0 +1,173 @@
+"""What growing costs a training: the idle callback, one event, a whole schedule, and two processes.
+
+    OMP_NUM_THREADS=1 python benchmarks/training_overhead.py
+    OMP_NUM_THREADS=1 python benchmarks/training_overhead.py --only processes
+
+Everything is a ratio of times measured in one run, alternating, by minima or medians. The model is the reduced DeiT-S
+from which arXiv 2402.12418 starts, at batch 64 and 224 × 224 pixels; two processes are measured on a smaller one.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.distributed as dist
+import transformers
+from transformers import TrainerControl, TrainerState
+
+from hf_saddle.growth import PAPER_START, GrowthConfig
+from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
+from hf_saddle.training import GrowthCallback, growth_event_
+
+
+BATCH = 64
+IMAGENET, EPOCHS, EVENTS = 1_281_167, 300, 9
+
+
+def reduced_deit_s() -> SaddleViTForImageClassification:
+    torch.manual_seed(0)
+    return SaddleViTForImageClassification(SaddleViTConfig(**PAPER_START, num_labels=1000))
+
+
+def random_batch(size: int, side: int, labels: int) -> dict[str, torch.Tensor]:
+    return {"pixel_values": torch.randn(size, 3, side, side), "labels": torch.randint(0, labels, (size,))}
+
+
+def training_step(model, optimizer, batch) -> float:
+    started = time.perf_counter()
+    model(**batch).loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return time.perf_counter() - started
+
+
+def idle(step_seconds: float) -> dict[str, float]:
+    """Time of `on_step_end` when no event is due, for epochs and steps, relative to a step."""
+    state, control = TrainerState(global_step=5, epoch=0.5, max_steps=1000), TrainerControl()
+    seconds = 0.0
+    for unit in ("steps", "epochs"):
+        callback = GrowthCallback(GrowthConfig(warmup=1000, unit=unit))
+        rounds = []
+        for _ in range(5):
+            started = time.perf_counter()
+            for _ in range(10_000):
+                callback.on_step_end(SimpleNamespace(), state, control)
+            rounds.append((time.perf_counter() - started) / 10_000)
+        seconds = max(seconds, min(rounds))
+    return {"idle_seconds": seconds, "idle_share_of_a_step": seconds / step_seconds}
+
+
+def one_event(repeats: int) -> dict:
+    """Events of the default and of the paper's criterion on one batch, in training steps measured around them."""
+    found = {}
+    for name, config in {
+        "default": GrowthConfig(probe_samples=BATCH, probe_batch_size=BATCH, significance=0.0),
+        "paper": GrowthConfig.paper(),
+    }.items():
+        steps, events, parts = [], [], []
+        for _ in range(repeats):
+            model = reduced_deit_s().train()
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+            batch = random_batch(BATCH, 224, 1000)
+            training_step(model, optimizer, batch)  # the first is slower
+            steps.append(training_step(model, optimizer, batch))
+            event = growth_event_(model, optimizer, [batch], config)
+            events.append(event.seconds)
+            print(f"{name}: step {steps[-1]:.2f} s, event {events[-1]:.2f} s", flush=True)
+            parts.append({"neurons": event.neurons, "parameters": event.parameters_after - event.parameters_before})
+        step, seconds = min(steps), min(events)
+        found[name] = {"step_seconds": steps, "event_seconds": events, "event_in_steps": seconds / step} | parts[-1]
+    return found
+
+
+def schedule(event_in_steps: float) -> dict[str, float]:
+    """Nine events in 300 epochs of ImageNet at batch 1024, whose probe is one batch of 1024: parts, scaled."""
+    steps = EPOCHS * IMAGENET / 1024
+    return {"schedule_share": EVENTS * event_in_steps / steps, "steps_of_the_run": steps}
+
+
+def worker(folder: str) -> None:
+    """Throughput of this group of processes, with and without growth."""
+    torch.set_num_threads(1)
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    torch.manual_seed(0)
+    shape = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 384}
+    model = SaddleViTForImageClassification(SaddleViTConfig(**shape, image_size=64, patch_size=8, num_labels=100))
+    wrapped = model
+    if processes > 1:
+        dist.init_process_group("gloo")
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(wrapped.parameters(), lr=1e-3)
+    batch = random_batch(32, 64, 100)  # per process: the union batch grows with the processes
+    found = {}
+    config = GrowthConfig(probe_samples=32, probe_batch_size=32, budget=1.5, significance=0.0, num_events=None)
+    for name, growing in {"without": False, "with": True}.items():
+        training_step(wrapped, optimizer, batch)
+        if growing:
+            growth_event_(wrapped, optimizer, [batch], config)
+        times = [training_step(wrapped, optimizer, batch) for _ in range(12)]
+        found[name] = processes * len(batch["labels"]) / statistics.median(times)
+    if int(os.environ.get("RANK", 0)) == 0:
+        Path(folder, f"{processes}.json").write_text(json.dumps(found))
+    if processes > 1:
+        dist.destroy_process_group()
+
+
+def two_processes(repeats: int) -> dict:
+    """Samples per second of two processes relative to one, alternating."""
+    gains: dict[str, list[float]] = {"without": [], "with": []}
+    rates = []
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            for processes in (1, 2):
+                launcher = [] if processes == 1 else ["-m", "torch.distributed.run", "--nproc_per_node=2"]
+                command = [sys.executable, *launcher, __file__, "--worker", folder]
+                subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+            one, two = (json.loads(Path(folder, f"{n}.json").read_text()) for n in (1, 2))
+        rates.append({"one": one, "two": two})
+        for name in gains:
+            gains[name].append(two[name] / one[name])
+    return {
+        "samples_per_second": rates,
+        "speedup_without_growth": statistics.median(gains["without"]),
+        "speedup_after_growth": statistics.median(gains["with"]),
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--worker")
+    parser.add_argument("--only", choices=["event", "processes"])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", default=str(Path(__file__).parent / "results" / "training_overhead.json"))
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    if options.worker:
+        worker(options.worker)
+        return
+    path = Path(options.output)
+    report = json.loads(path.read_text()) if path.is_file() else {}
+    report |= {"torch": str(torch.__version__), "threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    if options.only != "processes":
+        report["event"] = one_event(options.repeats)
+        worst = max(found["event_in_steps"] for found in report["event"].values())
+        report |= idle(min(report["event"]["default"]["step_seconds"])) | schedule(worst)
+        report["load_average"] = os.getloadavg()[0]
+    if options.only != "event":
+        report["processes"] = two_processes(options.repeats)
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
