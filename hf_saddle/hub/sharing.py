@@ -108,6 +108,7 @@ class ModelCardMixin:
     model: Any
     args: Any
     state: Any
+    processing_class: Any
     hub_model_id: str | None
     push_in_progress: Any
 
@@ -130,6 +131,8 @@ class ModelCardMixin:
         self.card_facts = self.card_facts | {key: value for key, value in given.items() if value is not None}
         record = TrainingRecord.of(self.model, self.args, self.state, **self.card_facts)
         write_companions(self.model, self.args.output_dir)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(self.args.output_dir)
         more = [tags] if isinstance(tags, str) else list(tags or [])
         write_model_card(
             self.args.output_dir,
@@ -140,9 +143,9 @@ class ModelCardMixin:
         )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        pushes = self.state.is_world_process_zero and self.args.hub_strategy != "end"
         # A push that is still going on reads the files that would be written here.
-        idle = self.push_in_progress is None or self.push_in_progress.is_done()
-        if self.args.hub_strategy != "end" and (idle or self.args.hub_always_push):
+        if pushes and (self.args.hub_always_push or self.push_in_progress is None or self.push_in_progress.is_done()):
             self.create_model_card()
         super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]
 

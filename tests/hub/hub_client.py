@@ -150,7 +150,7 @@ def train_and_push(folder: str, repo_id: str, strategy: str, *, again: bool = Fa
     """
     import torch
     from hub_cases import build
-    from transformers import TrainingArguments
+    from transformers import TrainingArguments, ViTImageProcessorPil
 
     from hf_saddle import GrowthCallback, GrowthConfig, GrowthTrainer
 
@@ -184,6 +184,7 @@ def train_and_push(folder: str, repo_id: str, strategy: str, *, again: bool = Fa
         train_dataset=data,
         eval_dataset=data,
         compute_metrics=accuracy,
+        processing_class=ViTImageProcessorPil(size={"height": 16, "width": 16}),
         callbacks=[GrowthCallback(growth)],
     )
     trainer.card_facts = {"dataset": "tester/pictures", "license": "apache-2.0"}

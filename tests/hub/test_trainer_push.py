@@ -18,6 +18,7 @@ FILES = {
     "growth_history.json",
     "model.safetensors",
     "modeling_saddle_deit.py",
+    "preprocessor_config.json",
     "pictures/architecture.png",
     "pictures/loss.svg",
     "pictures/timeline.png",
@@ -83,6 +84,7 @@ def test_a_push_before_the_growth_has_the_ungrown_model(trained, hub):
     late = commits[-1]
     assert "growth_history.json" not in early
     assert "has not grown" in early["README.md"].decode()
+    assert "AutoImageProcessor" in early["README.md"].decode()
     assert len(early["model.safetensors"]) < len(late["model.safetensors"])
 
 
