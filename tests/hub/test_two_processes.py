@@ -19,7 +19,7 @@ def test_two_processes_push_once(hub, client, folder, tmp_path, pixels):
     settings = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_write", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
     paths = os.pathsep.join([str(WORKER.parents[2]), str(WORKER.parent)])
     environment = os.environ | settings | {"HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launch, str(WORKER), str(folder), "tester/two"]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert found.returncode == 0, found.stderr[-3000:]
