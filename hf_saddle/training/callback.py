@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from torch import nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
@@ -15,27 +14,20 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import LabelSmoother
 from transformers.trainer_utils import has_length
-from transformers.training_args import ParallelMode
 
 from ..growth import GrowthConfig, GrowthEvent, GrowthHistory
 from ..models.modeling_saddle import HISTORY_NAME, GrowablePreTrainedModel
+from .checks import check_optimizer, check_supported
 from .distributed import Replicas
 from .event import Loss, check_growable, growth_event_
 from .probe import probe_batches
+from .reports import describe, growth_metrics, lr_ratio
 
 
 logger = logging.getLogger(__name__)
 
 # A probe shorter than that shows no progress bar.
 _BAR_DELAY_SECONDS = 5.0
-# A single process, or DDP.
-_SUPPORTED = (
-    DistributedType.NO,
-    DistributedType.MULTI_CPU,
-    DistributedType.MULTI_GPU,
-    DistributedType.MULTI_XPU,
-    DistributedType.MULTI_NPU,
-)
 
 
 class GrowthCallback(TrainerCallback, ExportableState):
@@ -67,11 +59,13 @@ class GrowthCallback(TrainerCallback, ExportableState):
         self.trainer: Trainer | None = None  # set by `GrowthTrainer`
         self.events_done = 0
         self._history: dict[str, Any] | None = None
+        self._given: list[str] = []
 
     # --------------------------------------------------------------------------------------------------------- state
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps in `trainer_state.json`."""
-        attributes = {"events_done": self.events_done, "_history": self._history}
+        given = [name for name in ("probe_dataset", "loss") if getattr(self, name) is not None]
+        attributes = {"events_done": self.events_done, "_history": self._history, "_given": given}
         return {"args": {"config": self.config.to_dict()}, "attributes": attributes}
 
     def _restore(self, state: TrainerState, model: GrowablePreTrainedModel) -> None:
@@ -82,6 +76,12 @@ class GrowthCallback(TrainerCallback, ExportableState):
         elif name in state.stateful_callbacks:
             for key, value in state.stateful_callbacks[name]["attributes"].items():
                 setattr(self, key, value)
+            lost = [argument for argument in self._given if getattr(self, argument) is None]
+            if lost:
+                raise ValueError(
+                    f"The run that is resumed gave `{lost[0]}` to GrowthCallback. Give it again, or its events would be "
+                    "decided otherwise; `restore_callback_states_from_checkpoint` keeps it in a GrowthTrainer only."
+                )
         else:
             self.events_done, self._history = self._missed(state), model.growth_history
             logger.warning(
@@ -223,105 +223,3 @@ def _ticking(bar: tqdm, loss: Loss, model: nn.Module, batch: Any) -> Any:
     value = loss(model, batch)
     bar.update()
     return value
-
-
-def lr_ratio(optimizer: Optimizer, peak: float) -> float:
-    """
-    The learning rate relative to its peak.
-
-    Args:
-        optimizer (`Optimizer`): Its first group counts.
-        peak (`float`): The peak, where no scheduler has noted the initial rate in the group.
-    """
-    group = optimizer.param_groups[0]
-    highest = float(group.get("initial_lr", peak))
-    return float(group["lr"]) / highest if highest > 0 else 1.0
-
-
-def check_supported(args: TrainingArguments, reaches_wrapper: bool) -> None:
-    """
-    Verify that a model may grow under the way of training that the arguments ask for.
-
-    Args:
-        args (`TrainingArguments`): The arguments.
-        reaches_wrapper (`bool`): Whether the trainer is a [`GrowthTrainer`].
-
-    Raises:
-        ValueError: If it may not; the message tells what to do.
-    """
-    kind = args.distributed_state.distributed_type
-    if args.deepspeed is not None or kind not in _SUPPORTED:
-        raise ValueError(
-            f"Models do not grow under {DistributedType.DEEPSPEED if args.deepspeed is not None else kind} in a "
-            "Trainer. Use DDP (`torchrun` without `deepspeed` and `fsdp` options), or, where the model must be "
-            "sharded, a loop with FSDP2 and `growth_event_sharded_`."
-        )
-    if args.parallel_mode == ParallelMode.NOT_DISTRIBUTED:
-        raise ValueError(
-            "Models do not grow under `nn.DataParallel`. Start one process per GPU with `torchrun --nproc_per_node`, "
-            "and use GrowthTrainer; or set CUDA_VISIBLE_DEVICES to one GPU."
-        )
-    if args.parallel_mode != ParallelMode.NOT_PARALLEL and not reaches_wrapper:
-        raise ValueError(
-            "A callback of a plain Trainer cannot reach the DDP wrapper, without which the processes would drift "
-            "apart. Use GrowthTrainer instead of Trainer; it takes the same arguments."
-        )
-
-
-def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
-    """
-    Verify that an optimizer trains a model.
-
-    Raises:
-        ValueError: If it misses a parameter: it was made for other parameters, and those would stay at rest unnoticed.
-    """
-    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-    missed = [
-        name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter not in held
-    ]
-    present = set(model.parameters())
-    if missed and not held <= present:
-        raise ValueError(
-            f"The optimizer was made for other parameters and does not train {len(missed)} of the model's, such as "
-            f"{missed[0]}. The model has changed its shapes since (a checkpoint or the best model was loaded). Set "
-            "`trainer.optimizer = trainer.lr_scheduler = None` before `train()`, or use GrowthTrainer, which does it."
-        )
-
-
-def growth_metrics(event: GrowthEvent) -> dict[str, float]:
-    """What an event did, as numbers for a log."""
-    metrics: dict[str, float] = {
-        "growth_neurons": event.neurons,
-        "growth_parameters": event.parameters_after,
-        "growth_macs": event.macs_after,
-        "growth_predicted_change": -event.predicted_gain,
-        "growth_seconds": event.seconds,
-    }
-    if event.loss_before is not None:
-        metrics["growth_probe_loss"] = event.loss_before
-    if event.loss_before is not None and event.loss_after is not None:
-        metrics["growth_measured_change"] = event.loss_after - event.loss_before
-    if event.layers:
-        values = [layer["eigenvalue"] for layer in event.layers]
-        metrics["growth_eigenvalue_min"] = min(value["min"] for value in values)
-        metrics["growth_eigenvalue_max"] = max(value["max"] for value in values)
-        total = sum(layer["eigenvalue"]["mean"] * layer["chosen"] for layer in event.layers)
-        metrics["growth_eigenvalue_mean"] = total / event.neurons
-    return metrics
-
-
-def describe(event: GrowthEvent, number: int) -> str:
-    """A line for people."""
-    where = f"Growth event {number} at step {event.step} (epoch {event.epoch or 0:.2f})"
-    if not event.layers:
-        return f"{where}: nothing grows, {event.parameters_after:,} parameters, {event.seconds:.1f} s"
-    layers = len({layer["linear"] for layer in event.layers})
-    change = ""
-    if event.loss_before is not None and event.loss_after is not None:
-        change = f", probe loss {event.loss_before:.4f} → {event.loss_after:.4f}"
-    ratio = event.parameters_after / event.parameters_before
-    return (
-        f"{where}: {event.neurons} neurons in {layers} linears by {', '.join(event.operators)}, "
-        f"{event.parameters_before:,} → {event.parameters_after:,} parameters (×{ratio:.3f}){change}, "
-        f"{event.seconds:.1f} s"
-    )

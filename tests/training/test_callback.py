@@ -25,7 +25,7 @@ from transformers.training_args import ParallelMode
 
 from hf_saddle.growth import GrowthHistory
 from hf_saddle.training import GrowthCallback, GrowthTrainer, growth_event_, probe_batches
-from hf_saddle.training.callback import check_supported
+from hf_saddle.training.checks import check_supported
 
 
 def assert_grew(trainer, number: int = 3) -> None:

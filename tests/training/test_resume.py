@@ -20,7 +20,7 @@ from training_cases import (
 from transformers import AutoModelForImageClassification, Trainer
 
 from hf_saddle.growth import GrowthHistory
-from hf_saddle.training import GrowthTrainer
+from hf_saddle.training import GrowthCallback, GrowthTrainer
 from hf_saddle.training.checkpoints import (
     MANIFEST_NAME,
     discard,
@@ -97,6 +97,19 @@ def test_callbacks_that_are_restored_from_the_checkpoint(full, tmp_path):
         restore_callback_states_from_checkpoint=True,
     )
     assert_same_run(resumed, full)
+
+
+@pytest.mark.parametrize("restore", [False, True])
+def test_a_probe_dataset_has_to_be_given_again(tmp_path, restore):
+    def callbacks(**given):
+        return [GrowthCallback(growth(), **given)]
+
+    fields = {"restore_callback_states_from_checkpoint": restore}
+    whole = train(tmp_path / "a", callbacks=callbacks(probe_dataset=Images(32)), **SAVING)
+    again = train(tmp_path / "b", None, checkpoint(whole, 4), callbacks=callbacks(probe_dataset=Images(32)), **fields)
+    assert_same_run(again, whole)
+    with pytest.raises(ValueError, match="Give it again"):
+        train(tmp_path / "c", None, checkpoint(whole, 4), callbacks=callbacks(), **fields)
 
 
 def test_a_checkpoint_of_a_run_without_growth(tmp_path):

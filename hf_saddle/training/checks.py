@@ -1,0 +1,67 @@
+"""What a Trainer must be like for its model to grow; anything else is refused with the remedy."""
+
+from accelerate.utils import DistributedType
+from torch import nn
+from torch.optim import Optimizer
+from transformers import TrainingArguments
+from transformers.training_args import ParallelMode
+
+
+# A single process, or DDP.
+_SUPPORTED = (
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.MULTI_XPU,
+    DistributedType.MULTI_NPU,
+)
+
+
+def check_supported(args: TrainingArguments, reaches_wrapper: bool) -> None:
+    """
+    Verify that a model may grow under the way of training that the arguments ask for.
+
+    Args:
+        args (`TrainingArguments`): The arguments.
+        reaches_wrapper (`bool`): Whether the trainer is a [`GrowthTrainer`].
+
+    Raises:
+        ValueError: If it may not; the message tells what to do.
+    """
+    kind = args.distributed_state.distributed_type
+    if args.deepspeed is not None or kind not in _SUPPORTED:
+        raise ValueError(
+            f"Models do not grow under {DistributedType.DEEPSPEED if args.deepspeed is not None else kind} in a "
+            "Trainer. Use DDP (`torchrun` without `deepspeed` and `fsdp` options), or, where the model must be "
+            "sharded, a loop with FSDP2 and `growth_event_sharded_`."
+        )
+    if args.parallel_mode == ParallelMode.NOT_DISTRIBUTED:
+        raise ValueError(
+            "Models do not grow under `nn.DataParallel`. Start one process per GPU with `torchrun --nproc_per_node`, "
+            "and use GrowthTrainer; or set CUDA_VISIBLE_DEVICES to one GPU."
+        )
+    if args.parallel_mode != ParallelMode.NOT_PARALLEL and not reaches_wrapper:
+        raise ValueError(
+            "A callback of a plain Trainer cannot reach the DDP wrapper, without which the processes would drift "
+            "apart. Use GrowthTrainer instead of Trainer; it takes the same arguments."
+        )
+
+
+def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
+    """
+    Verify that an optimizer trains a model.
+
+    Raises:
+        ValueError: If it misses a parameter: it was made for other parameters, and those would stay at rest unnoticed.
+    """
+    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    missed = [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter not in held
+    ]
+    present = set(model.parameters())
+    if missed and not held <= present:
+        raise ValueError(
+            f"The optimizer was made for other parameters and does not train {len(missed)} of the model's, such as "
+            f"{missed[0]}. The model has changed its shapes since (a checkpoint or the best model was loaded). Set "
+            "`trainer.optimizer = trainer.lr_scheduler = None` before `train()`, or use GrowthTrainer, which does it."
+        )

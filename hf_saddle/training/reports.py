@@ -1,0 +1,57 @@
+"""What an event did, for logs and for people."""
+
+from torch.optim import Optimizer
+
+from ..growth import GrowthEvent
+
+
+def growth_metrics(event: GrowthEvent) -> dict[str, float]:
+    """What an event did, as numbers for a log."""
+    metrics: dict[str, float] = {
+        "growth_neurons": event.neurons,
+        "growth_parameters": event.parameters_after,
+        "growth_macs": event.macs_after,
+        "growth_predicted_change": -event.predicted_gain,
+        "growth_seconds": event.seconds,
+    }
+    if event.loss_before is not None:
+        metrics["growth_probe_loss"] = event.loss_before
+    if event.loss_before is not None and event.loss_after is not None:
+        metrics["growth_measured_change"] = event.loss_after - event.loss_before
+    if event.layers:
+        values = [layer["eigenvalue"] for layer in event.layers]
+        metrics["growth_eigenvalue_min"] = min(value["min"] for value in values)
+        metrics["growth_eigenvalue_max"] = max(value["max"] for value in values)
+        total = sum(layer["eigenvalue"]["mean"] * layer["chosen"] for layer in event.layers)
+        metrics["growth_eigenvalue_mean"] = total / event.neurons
+    return metrics
+
+
+def describe(event: GrowthEvent, number: int) -> str:
+    """A line for people."""
+    where = f"Growth event {number} at step {event.step} (epoch {event.epoch or 0:.2f})"
+    if not event.layers:
+        return f"{where}: nothing grows, {event.parameters_after:,} parameters, {event.seconds:.1f} s"
+    layers = len({layer["linear"] for layer in event.layers})
+    change = ""
+    if event.loss_before is not None and event.loss_after is not None:
+        change = f", probe loss {event.loss_before:.4f} → {event.loss_after:.4f}"
+    ratio = event.parameters_after / event.parameters_before
+    return (
+        f"{where}: {event.neurons} neurons in {layers} linears by {', '.join(event.operators)}, "
+        f"{event.parameters_before:,} → {event.parameters_after:,} parameters (×{ratio:.3f}){change}, "
+        f"{event.seconds:.1f} s"
+    )
+
+
+def lr_ratio(optimizer: Optimizer, peak: float) -> float:
+    """
+    The learning rate relative to its peak.
+
+    Args:
+        optimizer (`Optimizer`): Its first group counts.
+        peak (`float`): The peak, where no scheduler has noted the initial rate in the group.
+    """
+    group = optimizer.param_groups[0]
+    highest = float(group.get("initial_lr", peak))
+    return float(group["lr"]) / highest if highest > 0 else 1.0
