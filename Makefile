@@ -27,7 +27,7 @@ demo: $(VENV)/.demo  ## Grow a DeiT on real images, save it, reload it, show wha
 	$(RUN) $(BIN)/python examples/grow_image_classifier.py --output_dir outputs/demo $(ARGS)
 
 test: $(VENV)/.dev  ## Run the tests (without the slow ones).
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.dev  ## Run the slow tests, transformers' common model tests among them.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS)

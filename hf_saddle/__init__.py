@@ -31,7 +31,9 @@ AutoConfig.register("saddle_deit", SaddleDeiTConfig)
 AutoConfig.register("saddle_vit", SaddleViTConfig)
 AutoModel.register(SaddleDeiTConfig, SaddleDeiTModel)
 AutoModel.register(SaddleViTConfig, SaddleViTModel)
-AutoModelForImageClassification.register(SaddleDeiTConfig, SaddleDeiTForImageClassification)
+AutoModelForImageClassification.register(
+    SaddleDeiTConfig, (SaddleDeiTForImageClassification, SaddleDeiTForImageClassificationWithTeacher)
+)
 AutoModelForImageClassification.register(SaddleViTConfig, SaddleViTForImageClassification)
 
 __all__ = [

@@ -130,13 +130,14 @@ def train_and_grow(arguments: ModelAndDataArguments, growth: GrowthConfig, train
         compute_metrics=compute_accuracy,
         callbacks=[GrowthCallback(growth)],
     )
+    trainer.card_facts = {"dataset": arguments.dataset, "base_model": arguments.model_name_or_path}
     trainer.train()
     metrics = trainer.evaluate(data["test"], metric_key_prefix="test")
     trainer.save_model()
     trainer.log_metrics("test", metrics)
     trainer.save_metrics("test", metrics)
     trainer.save_state()
-    trainer.create_model_card(dataset=arguments.dataset, finetuned_from=arguments.model_name_or_path)
+    trainer.create_model_card()
     reloaded = AutoModelForImageClassification.from_pretrained(training.output_dir)
     return RunResult(trainer, metrics, GrowthHistory.from_model(model), _difference(model, reloaded, data["test"]))
 

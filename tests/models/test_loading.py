@@ -350,3 +350,11 @@ def test_a_state_of_another_class_reports_its_keys():
     model = build(SaddleDeiTForImageClassification)
     with pytest.raises(RuntimeError, match="cls_classifier.weight"):
         model.load_state_dict(build(SaddleDeiTForImageClassificationWithTeacher).state_dict())
+
+
+def test_a_checkpoint_with_two_heads_is_loaded_with_both(tmp_path):
+    model = build(SaddleDeiTForImageClassificationWithTeacher, GROWN)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert type(loaded) is SaddleDeiTForImageClassificationWithTeacher
+    assert torch.equal(loaded.distillation_classifier.weight, model.distillation_classifier.weight)
