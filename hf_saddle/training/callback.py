@@ -79,8 +79,8 @@ class GrowthCallback(TrainerCallback, ExportableState):
             lost = [argument for argument in self._given if getattr(self, argument) is None]
             if lost:
                 raise ValueError(
-                    f"The run that is resumed gave `{lost[0]}` to GrowthCallback. Give it again, or its events would be "
-                    "decided otherwise; `restore_callback_states_from_checkpoint` keeps it in a GrowthTrainer only."
+                    f"The run that is resumed gave `{lost[0]}` to GrowthCallback. Give it again, or its events would "
+                    "be decided otherwise; `restore_callback_states_from_checkpoint` keeps it in a GrowthTrainer only."
                 )
         else:
             self.events_done, self._history = self._missed(state), model.growth_history
