@@ -25,7 +25,7 @@ from transformers import TrainerControl, TrainerState
 
 from hf_saddle.growth import PAPER_START, GrowthConfig
 from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
-from hf_saddle.training import GrowthCallback, growth_event_
+from hf_saddle.training import GrowthCallback, growth_event_, rebuild_ddp_
 
 
 BATCH = 64
@@ -114,7 +114,11 @@ def worker(folder: str) -> None:
     config = GrowthConfig(probe_samples=16, probe_batch_size=16, budget=1.5, significance=0.0, num_events=None)
     for name, growing in {"without": False, "with": True}.items():
         if growing:
-            growth_event_(wrapped, optimizer, [batch], config)
+            # Every process alone, from the same batch: one and two processes then train the same model.
+            event = growth_event_(model, optimizer, [batch], config)
+            found["neurons"] = event.neurons
+            if processes > 1:
+                rebuild_ddp_(wrapped)
         training_step(wrapped, optimizer, batch)
         used = time.process_time()
         times = [training_step(wrapped, optimizer, batch, time.perf_counter) for _ in range(30)]

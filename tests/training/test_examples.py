@@ -1,0 +1,40 @@
+"""The hand-written loop with Accelerate runs, grows, and saves what can be loaded."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_saddle.growth import GrowthHistory
+from hf_saddle.models import SaddleViTForImageClassification
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    "processes", [1, pytest.param(2, marks=[pytest.mark.distributed, pytest.mark.slow])], ids=["one", "two"]
+)
+def test_the_loop_with_accelerate(tmp_path, processes):
+    launcher = [] if processes == 1 else ["-m", "torch.distributed.run", "--nproc_per_node=2"]
+    script = [
+        str(ROOT / "examples" / "accelerate_loop.py"),
+        "--epochs",
+        "4",
+        "--use_cpu",
+        "--output_dir",
+        str(tmp_path),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, *launcher, *script], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert "epoch 4: accuracy" in run.stdout
+    model = SaddleViTForImageClassification.from_pretrained(tmp_path)
+    history = GrowthHistory.from_model(model)
+    history.check(model)
+    assert [event.epoch for event in history.events] == [1, 3]
+    assert all(event.neurons > 0 for event in history.events)
