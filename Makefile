@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-RUN := OMP_NUM_THREADS=2 TOKENIZERS_PARALLELISM=false
+RUN := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .PHONY: help setup demo test test-slow quality style docs clean
 .DEFAULT_GOAL := help
