@@ -10,7 +10,7 @@ import torch.distributed as dist
 import transformers
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
-from training_cases import Images, events, growth, losses, no_growth, tiny, train, trainer_for
+from training_cases import Images, Stream, events, growth, losses, no_growth, tiny, train, trainer_for
 from transformers import Trainer
 
 from hf_saddle.training import event as event_module
@@ -137,6 +137,8 @@ def modes(folder):
     options = {
         "accumulation": {"gradient_accumulation_steps": 2, "max_grad_norm": 0.5},
         "bf16": {"bf16": True},
+        "stream": {"train_dataset": Stream()},
+        "compiled": {"torch_compile": True, "torch_compile_backend": "eager", "max_steps": 10},
         "unused_off": {"ddp_find_unused_parameters": False},
         "unused_on": {"ddp_find_unused_parameters": True},
         "checkpointing": {"activation_checkpointing": True, "ddp_find_unused_parameters": False},
