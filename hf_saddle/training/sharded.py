@@ -34,8 +34,9 @@ def growth_event_sharded_(
 
     Sharding cannot be taken back, so the model is gathered into an unsharded one, which grows and is sharded anew:
     **the model is another object afterwards.** The optimizer stays the same object, with the state carried over;
-    schedulers need nothing. What Accelerate was told to save (`accelerator.save_state`) is still the old model: save the
-    new one by `torch.distributed.checkpoint`. For the time of the event every process holds the whole model and its optimizer's state.
+    schedulers need nothing. `accelerator.save_state` still knows the old model: save the new one by
+    `torch.distributed.checkpoint`. For the time of the event every process holds the whole model and its optimizer's
+    state.
 
     Args:
         model (`nn.Module`): The sharded model.
