@@ -72,10 +72,14 @@ class Moments:
         second order model ends where `z` changes by its own size, and inputs with a large mean reach that within a
         small step.
         """
-        response = (vectors * (self.inputs @ vectors)).sum(dim=0)
-        floor = torch.finfo(response.dtype).eps * self.inputs.diagonal().sum()
-        longest = _LARGEST_CHANGE * (self.pre_activation / response.clamp_min(floor)).sqrt()
-        return torch.minimum(step_size * row_norm, longest)
+        size = (self.pre_activation / self.inputs[-1, -1]).sqrt()
+        return torch.minimum(step_size * row_norm, _LARGEST_CHANGE * size / self.response(vectors))
+
+    def response(self, vectors: Tensor) -> Tensor:
+        """Root mean square of `v · x̂` for vectors `(d + 1, n)`, bounded away from zero, shape `(n,)`."""
+        square = (vectors * (self.inputs @ vectors)).sum(dim=0)
+        floor = torch.finfo(square.dtype).eps * self.inputs.diagonal().sum()
+        return (square.clamp_min(floor) / self.inputs[-1, -1]).sqrt()
 
 
 class LayerAnalysis:
@@ -167,6 +171,7 @@ class LayerAnalysis:
             "standard_error": pairs.standard_error,
             "residual": pairs.residual.double(),
             "direction": pairs.vector,
+            "response": moments.response(pairs.vector).double(),
             "step": step,
             "gain": factor * step.square() * towards,
             "significant": passed & pairs.refined & (step > 0),
@@ -194,6 +199,7 @@ class LayerAnalysis:
             "standard_error": zero,
             "residual": zero,
             "direction": direction,
+            "response": moments.response(direction).double(),
             "step": step,
             "gain": step * score if first_order else score.abs(),
             "significant": (score != 0) & (step > 0),

@@ -41,6 +41,7 @@ class LayerCurvature:
     )
     residual: Tensor  # (n,) ‖S v - λ v‖; of the sampled tokens only where not `refined`
     direction: Tensor  # (n, d_in + 1) unit vectors in x̂ = [x; 1] coordinates
+    response: Tensor  # (n,) root mean square of v · x̂ over the tokens
     step: Tensor  # (n,) ε
     gain: Tensor  # (n,) at `step`, from the held-out `eigenvalue`
     significant: Tensor  # (n,) bool
@@ -136,6 +137,7 @@ _PER_NEURON = (
     "eigenvalue",
     "standard_error",
     "residual",
+    "response",
     "step",
     "gain",
     "significant",

@@ -10,6 +10,7 @@ from ..models.configuration_saddle import LINEARS, MAX_SKIP_DEPTH
 UNITS = ("epochs", "steps")
 CRITERIA = ("auto", "width", "depth", "random", "grad_norm", "gradmax", "paper_score")
 DEPTH_OPERATORS = ("zero_gain", "residual_pair", "opposed_pair")
+UNITS_WITH_GAIN = ("zero_gain", "opposed_pair")
 WIDTH_OPERATORS = ("split", "net2net", "gradmax")
 OPERATORS = (*DEPTH_OPERATORS, *WIDTH_OPERATORS)
 BUDGET_UNITS = ("parameters", "macs")
@@ -79,7 +80,10 @@ class GrowthConfig:
         metadata=_help(f"How neurons grow, of auto, {', '.join(OPERATORS)}; 'auto' fits the criterion."),
     )
     step_size: float = field(
-        default=0.2, metadata=_help("Step along a direction: its response relative to the pre-activation's rms.")
+        default=0.2, metadata=_help("Width: step along a direction, relative to the norm of the neuron's row.")
+    )
+    unit_scale: float = field(
+        default=1.0, metadata=_help("Depth: root mean square of the pre-activation of a new unit that has a gain.")
     )
     gain_init: float = field(
         default=0.0,
@@ -179,7 +183,7 @@ class GrowthConfig:
                 kind = "an integer" if whole else "a number"
                 limit = f"in [{low}, {high}]" if math.isfinite(high) else f"of at least {low}"
                 raise ValueError(f"`{name}` must be {kind} {limit}, got {value!r}.")
-        for name, above in (("interval", 0), ("step_size", 0), ("budget", 1)):
+        for name, above in (("interval", 0), ("step_size", 0), ("unit_scale", 0), ("budget", 1)):
             value = getattr(self, name)
             if value is None and name in optional:
                 continue

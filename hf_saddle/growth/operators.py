@@ -177,6 +177,6 @@ def _copies(linear: LinearDraft, neurons: Tensor, rows: Tensor, both: bool) -> t
 
 
 def _slope_at_zero(activation: str) -> float:
-    with torch.enable_grad():
-        point = torch.zeros((), dtype=torch.float64, requires_grad=True)
-        return float(torch.autograd.grad(ACT2FN[activation](point), point)[0])
+    point = torch.zeros((), dtype=torch.float64)
+    _, slope = torch.func.jvp(ACT2FN[activation], (point,), (torch.ones_like(point),))
+    return float(slope)

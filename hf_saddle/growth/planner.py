@@ -9,7 +9,7 @@ import torch
 
 from ..curvature import CurvatureReport, LayerCurvature
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .config import DEPTH_OPERATORS, QUOTAS, WIDTH_OPERATORS, GrowthConfig
+from .config import DEPTH_OPERATORS, QUOTAS, UNITS_WITH_GAIN, WIDTH_OPERATORS, GrowthConfig
 from .costs import CostBook, count_macs, count_parameters, plan_cost
 from .history import GrowthHistory
 from .operators import can_widen, unit_kind
@@ -189,6 +189,12 @@ def _growths(
         if config.random_directions:
             seed = ((config.growth_seed << 32) + (event << 16) + order[path]) % 2**63
             directions = random_directions(len(neurons), directions.shape[1], seed)
+        steps, predicted = entry.step[neurons].float().cpu(), entry.gain[neurons].float().cpu()
+        if operator in UNITS_WITH_GAIN:
+            # The measured step suits a change of the neuron's own row. A unit with a gain changes nothing by its
+            # length, and one that is short needs a gain so large that the first updates of its row throw the loss off.
+            longer = config.unit_scale / entry.response[neurons].float().cpu() / steps
+            steps, predicted = steps * longer, predicted * longer**2
         gains = torch.zeros(len(neurons))
         if operator == "zero_gain" and config.gain_init:
             gains = -config.gain_init * torch.sign(eigenvalues)
@@ -199,9 +205,9 @@ def _growths(
             operator=operator,
             neurons=tuple(neurons),
             directions=directions,
-            steps=entry.step[neurons].float().cpu(),
+            steps=steps,
             gains=gains,
-            predicted_gain=entry.gain[neurons].float().cpu(),
+            predicted_gain=predicted,
             eigenvalues=eigenvalues,
             candidates=numbers[path, operator],
         )

@@ -76,17 +76,19 @@ def _digits() -> DatasetDict:
 
 
 def _fashion_mnist() -> DatasetDict:
+    return DatasetDict({split: _dataset(*fashion_mnist_arrays(split), _FASHION_LABELS) for split in ("train", "test")})
+
+
+def fashion_mnist_arrays(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images `(n, 28, 28)` and labels `(n,)` of Fashion-MNIST's `"train"` or `"test"` files as bytes."""
     if not FASHION_MNIST_FOLDER.is_dir():
         raise ValueError(
             f"Fashion-MNIST is not in {FASHION_MNIST_FOLDER}. Install the Debian package `dataset-fashion-mnist`, or "
             "give the Hub's name of the data set, `zalando-datasets/fashion_mnist`."
         )
-    return DatasetDict({split: _fashion_split(stem) for split, stem in (("train", "train"), ("test", "t10k"))})
-
-
-def _fashion_split(stem: str) -> Dataset:
+    stem = {"train": "train", "test": "t10k"}[split]
     images, labels = (_read_idx(f"{stem}-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1"))
-    return _dataset(images, labels, _FASHION_LABELS)
+    return images, labels
 
 
 def _read_idx(file: str) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""When growing by curvature pays: experiments as a table, a resumable runner, and a report with intervals."""

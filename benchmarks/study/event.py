@@ -1,0 +1,150 @@
+"""Single growth events under a microscope: arms that branch off one trained model and go on with the same batches."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_saddle import LayerGrowth, analyze_curvature
+from hf_saddle.growth import GrowthConfig, GrowthPlan, grow_
+
+from .task import evaluate, fashion_mnist, make_model
+from .training import grow, parameter_groups, probe, schedule, summary, training_batches
+
+
+NEURON_SNAPSHOT, NEURON_TOTAL = 800, 3_000
+NEURONS, NEURON_STEPS = 24, 100
+
+
+@dataclass(frozen=True)
+class Branch:
+    """An arm: how the model grows at the snapshot, as fields of a `GrowthConfig`; `None` for not at all."""
+
+    name: str
+    growth: dict[str, Any] | None = None
+
+
+class Snapshot:
+    """
+    A model in the middle of its training, with its optimizer; copies of it go on along different branches.
+
+    Args:
+        shape (`dict`): Fields of the model's config.
+        seed (`int`): Of the initial weights and the order of the data.
+        learning_rate (`float`): Peak of the schedule.
+        step (`int`): Steps before the snapshot.
+        total (`int`): Steps that the schedule is made for.
+    """
+
+    def __init__(self, shape: dict[str, Any], seed: int, learning_rate: float, step: int, total: int):
+        torch.set_num_threads(1)
+        self.splits, self.learning_rate, self.step, self.total = fashion_mnist(), learning_rate, step, total
+        self.model = make_model(seed, shape).train()
+        groups = parameter_groups(self.model)
+        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
+        batches = training_batches(self.splits["train"], seed)
+        self.train(self.model, self.optimizer, batches, 0, step)
+        self.later = [next(batches) for _ in range(total - step)]
+
+    def train(self, model: nn.Module, optimizer, batches: Iterator, start: int, stop: int) -> None:
+        """Steps `start` to `stop` of the schedule."""
+        for step in range(start, stop):
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate * schedule(step / self.total)
+            model(**next(batches)).loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def copy(self) -> tuple[Any, Any]:
+        """Model and optimizer as they were at the snapshot."""
+        return copy.deepcopy((self.model, self.optimizer))
+
+    def loss(self, model: Any) -> float:
+        """Validation loss, which no decision is based on."""
+        return evaluate(model, self.splits["validation"])["loss"]
+
+
+def run_branches(
+    shape: dict[str, Any],
+    branches: tuple[Branch, ...],
+    seed: int,
+    learning_rate: float,
+    step: int,
+    total: int,
+    after: tuple[int, ...],
+) -> dict[str, Any]:
+    """Validation losses of all branches `after` so many steps from their event at `step`."""
+    snapshot = Snapshot(shape, seed, learning_rate, step, total)
+    found: dict[str, Any] = {"before": snapshot.loss(snapshot.model), "after": after, "branches": {}}
+    for branch in branches:
+        model, optimizer = snapshot.copy()
+        record: dict[str, Any] = {}
+        if branch.growth is not None:
+            config = GrowthConfig(num_events=1, **branch.growth)
+            event, cost = grow(model, optimizer, snapshot.splits["train"], config, seed, 0, step)
+            record = summary(event) | {"macs": cost}
+        losses, batches = [], iter(snapshot.later)
+        for start, stop in zip((0, *after), after, strict=False):
+            snapshot.train(model, optimizer, batches, step + start, step + stop)
+            losses.append(snapshot.loss(model))
+        found["branches"][branch.name] = record | {"losses": losses}
+    return found
+
+
+def run_neurons(shape: dict[str, Any], criterion: str, seed: int, learning_rate: float) -> dict[str, Any]:
+    """
+    Predicted and realised gains of single neurons, at once and after some training.
+
+    Neurons are taken at even ranks of the predicted gain; each grows alone in a copy of the model.
+    """
+    snapshot = Snapshot(shape, seed, learning_rate, NEURON_SNAPSHOT, NEURON_TOTAL)
+    stop = NEURON_SNAPSHOT + NEURON_STEPS
+    config = GrowthConfig(probe_samples=2_048, probe_batch_size=256)
+    batches = probe(snapshot.splits["train"], config, seed, 0)
+    report = analyze_curvature(snapshot.model, batches, criterion, step_size=config.step_size, seed=seed)
+    known = {path: module for *_, path, module in snapshot.model.growable_linears()}
+    rows = sorted(
+        (float(layer.gain[neuron]), layer.linear, neuron)
+        for layer in report
+        if layer.linear in known and (criterion == "depth" or layer.linear.endswith("fc1"))
+        for neuron in range(layer.neurons)
+    )
+    picked = [rows[round(index * (len(rows) - 1) / (NEURONS - 1))] for index in range(NEURONS)]
+    before = snapshot.loss(snapshot.model)
+    model, optimizer = snapshot.copy()
+    snapshot.train(model, optimizer, iter(snapshot.later), NEURON_SNAPSHOT, stop)
+    baseline = snapshot.loss(model)
+    found = []
+    for gain, linear, neuron in picked:
+        layer = report[linear, criterion]
+        growth = LayerGrowth(
+            linear=linear,
+            operator="split" if criterion == "width" else "zero_gain",
+            neurons=(neuron,),
+            directions=layer.direction[[neuron]].float(),
+            steps=layer.step[[neuron]].float(),
+            gains=-torch.sign(layer.eigenvalue[[neuron]].float()) * (criterion == "depth"),
+            predicted_gain=torch.tensor([gain], dtype=torch.float32),
+            eigenvalues=layer.eigenvalue[[neuron]].float(),
+            candidates=1,
+        )
+        model, optimizer = snapshot.copy()
+        grow_(model, GrowthPlan((growth,)), optimizer)
+        at_once = before - snapshot.loss(model)
+        snapshot.train(model, optimizer, iter(snapshot.later), NEURON_SNAPSHOT, stop)
+        found.append(
+            {
+                "linear": linear,
+                "neuron": neuron,
+                "eigenvalue": float(layer.eigenvalue[neuron]),
+                "significant": bool(layer.significant[neuron]),
+                "predicted": gain,
+                "at_once": at_once,
+                "later": baseline - snapshot.loss(model),
+            }
+        )
+    return {"criterion": criterion, "neurons": found}

@@ -1,0 +1,125 @@
+"""The table of experiments: every arm of the study, as data."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from .event import Branch, run_branches, run_neurons
+from .training import BATCH, PASSES, Arm, run
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: what it is called, its seed, and a function without arguments that carries it out."""
+
+    name: str
+    seed: int
+    run: Callable[[], dict[str, Any]]
+
+
+def shape(width: int, hidden: int = 32, layers: int = 2) -> dict[str, Any]:
+    """Fields of a `SaddleViTConfig`; `width` is that of the MLPs."""
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "patch_size": 28,
+        "intermediate_size": width,
+    }
+
+
+# Fields of the `GrowthConfig`. Every random control has the operator, the budget and the line search of its twin.
+PROBE = {"probe_samples": 1_024, "probe_batch_size": 256}
+SEARCH = {"line_search": True}
+SPLIT = {"criterion": "width", "operator": "split", "linears": ["mlp.fc1"]}
+RANDOM_SPLIT = SPLIT | {"criterion": "random"}
+DEPTH = {"criterion": "depth", "operator": "zero_gain"}
+RANDOM_DEPTH = DEPTH | {"criterion": "random"}
+GROWTHS = {
+    "split": SPLIT,
+    "split, line search": SPLIT | SEARCH,
+    "split, random directions": SPLIT | {"random_directions": True},
+    "split, random": RANDOM_SPLIT,
+    "split, random, line search": RANDOM_SPLIT | SEARCH,
+    "net2net, random": RANDOM_SPLIT | {"operator": "net2net"},
+    "gradmax": {"criterion": "gradmax", "operator": "gradmax", "linears": ["mlp.fc1"]},
+    "zero gain": DEPTH,
+    "zero gain, line search": DEPTH | SEARCH,
+    "zero gain, random directions, line search": DEPTH | SEARCH | {"random_directions": True},
+    "zero gain, random": RANDOM_DEPTH,
+    "zero gain, random, line search": RANDOM_DEPTH | SEARCH,
+    "zero gain, gradient norm": DEPTH | {"criterion": "grad_norm"},
+    "opposed pair": DEPTH | {"operator": "opposed_pair"},
+    "residual pair, paper score": {"criterion": "paper_score", "operator": "residual_pair", "significance": 0.0},
+    "auto, line search": SEARCH,
+}
+
+# ------------------------------------------------------------------------------------------------- a single event
+# Steps of the snapshot, of the whole schedule, and after which the losses are measured.
+MOMENTS = {
+    "early": (800, 3_000, (0, 10, 25, 50, 100, 200, 400)),
+    "late": (2_700, 3_000, (0, 10, 25, 50, 100, 200, 300)),
+}
+
+
+def event() -> Iterable[Job]:
+    """What one event of 10 % more parameters does, from one snapshot, at the peak and at the end of the schedule."""
+    branches = (Branch("none"), *(Branch(name, PROBE | {"budget": 1.1} | fields) for name, fields in GROWTHS.items()))
+    for seed in range(4):
+        for moment, times in MOMENTS.items():
+            yield Job(moment, seed, partial(run_branches, shape(16), branches, seed, LEARNING_RATE, *times))
+
+
+def neurons() -> Iterable[Job]:
+    """Predicted against realised gains of single neurons."""
+    for seed in range(3):
+        for criterion in ("width", "depth"):
+            yield Job(criterion, seed, partial(run_neurons, shape(16), criterion, seed, LEARNING_RATE))
+
+
+# ----------------------------------------------------------------------------------------------- training from scratch
+# Peak learning rate, chosen by the experiment `tuning` on the validation split.
+LEARNING_RATE = 4e-3
+SMALL, LARGE = shape(4), shape(128)
+LARGE_PARAMETERS, LARGE_MACS = 51_050, 125_376
+COMPUTE = float(PASSES * BATCH * LARGE_MACS * 3_000)
+TARGET = round(0.9 * LARGE_PARAMETERS)
+EVENTS = (0.1, 0.2, 0.3, 0.4, 0.5)
+
+
+def grown(name: str, growth: dict[str, Any], events: tuple[float, ...] = EVENTS, start: dict[str, Any] = SMALL) -> Arm:
+    """The small model growing to 90 % of the parameters of the large one."""
+    return Arm(name, start, COMPUTE, LEARNING_RATE, events, PROBE | {"budget": TARGET} | growth)
+
+
+UNIFORM = (
+    Arm("uniform, small", SMALL, COMPUTE, LEARNING_RATE),
+    Arm("uniform, large", LARGE, COMPUTE, LEARNING_RATE),
+    Arm("uniform, 90 %", shape(88), COMPUTE, LEARNING_RATE),
+)
+
+
+def tuning() -> Iterable[Job]:
+    """Learning rates of four arms, on the validation split and a seed that nothing else uses."""
+    arms = (*UNIFORM[:2], *(grown(name, GROWTHS[name]) for name in ("split", "zero gain, line search")))
+    for arm in arms:
+        for rate in (2e-3, 4e-3, 8e-3):
+            tuned = replace(arm, name=f"{arm.name}, {rate:g}", learning_rate=rate)
+            yield Job(tuned.name, 100, partial(run, tuned, 100))
+
+
+def scratch() -> Iterable[Job]:
+    """All arms at equal compute; the test split is read once, at the end of each run."""
+    arms = (*UNIFORM, *(grown(name, growth) for name, growth in GROWTHS.items()))
+    for seed in range(5):
+        for arm in arms:
+            yield Job(arm.name, seed, partial(run, replace(arm, test=True), seed))
+
+
+EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
+    "tuning": tuning,
+    "event": event,
+    "neurons": neurons,
+    "scratch": scratch,
+}

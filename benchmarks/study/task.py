@@ -1,0 +1,72 @@
+"""The task: Fashion-MNIST in memory with a fixed validation split, and small ViTs for it."""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
+from hf_saddle.training.data import fashion_mnist_arrays
+
+
+VALIDATION = 5_000
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images `(n, 1, 28, 28)` normalised, and labels `(n,)`."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+        """Arguments of the model for pairs of images, with `indices` of shape `(batch, 2)`."""
+        left, right = indices.unbind(dim=1)
+        labels = (self.labels[left] + self.labels[right]) % CLASSES
+        return {"pixel_values": torch.cat([self.images[left], self.images[right]], dim=-1), "labels": labels}
+
+    def fixed_pairs(self) -> Tensor:
+        """Every image once on the left, with a random one on the right, always the same, shape `(n, 2)`."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
+        return torch.stack([torch.arange(len(self)), order], dim=1)
+
+
+@cache
+def fashion_mnist() -> dict[str, Split]:
+    """`train` (55,000 images), `validation` (the last 5,000 of the training file) and `test` (10,000)."""
+    splits = {}
+    for name in ("train", "test"):
+        images, labels = fashion_mnist_arrays(name)
+        pixels = (torch.from_numpy(images.copy()).float()[:, None] / 255 - 0.2860) / 0.3530
+        splits[name] = Split(pixels, torch.from_numpy(labels.copy()).long())
+    train = splits["train"]
+    splits["validation"] = Split(train.images[-VALIDATION:], train.labels[-VALIDATION:])
+    splits["train"] = Split(train.images[:-VALIDATION], train.labels[:-VALIDATION])
+    return splits
+
+
+def make_model(seed: int, shape: dict[str, Any]) -> SaddleViTForImageClassification:
+    """A ViT from scratch; `shape` are fields of its config."""
+    torch.manual_seed(seed)
+    fields = {"image_size": (28, 56), "num_channels": 1, "num_labels": CLASSES} | shape
+    return SaddleViTForImageClassification(SaddleViTConfig(**fields))
+
+
+@torch.no_grad()
+def evaluate(model: SaddleViTForImageClassification, split: Split, size: int = 500) -> dict[str, float]:
+    """Mean loss and accuracy in evaluation mode; the mode is restored."""
+    training, loss, right = model.training, 0.0, 0
+    model.eval()
+    for pairs in split.fixed_pairs().split(size):
+        batch = split.batch(pairs)
+        result = model(**batch)
+        loss += float(result.loss) * len(batch["labels"])
+        right += int((result.logits.argmax(-1) == batch["labels"]).sum())
+    model.train(training)
+    return {"loss": loss / len(split), "accuracy": right / len(split)}

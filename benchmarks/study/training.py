@@ -1,0 +1,154 @@
+"""One run: a model trained from scratch until a budget of compute is spent, growing on the way or not."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hf_saddle.growth import GrowthConfig, GrowthEvent, count_macs, count_parameters
+from hf_saddle.training import growth_event_
+
+from .task import Split, evaluate, fashion_mnist, make_model
+
+
+BATCH = 64
+WARMUP = 0.05  # share of the compute
+CURVE_POINTS = 10
+# A backward pass costs two forward passes, and a multiply-accumulate counts as one operation.
+PASSES = 3
+
+
+@dataclass(frozen=True)
+class Arm:
+    """
+    A way to spend a budget of compute.
+
+    Args:
+        name (`str`): Unique in an experiment.
+        shape (`dict`): Fields of the `SaddleViTConfig` at the start.
+        compute (`float`): Budget in multiply-accumulates, the analysis of growth events included.
+        learning_rate (`float`): Peak of the schedule, a cosine of the spent share of the compute.
+        events (`Sequence[float]`): Shares of the compute at which the model grows.
+        growth (`dict`): Fields of the `GrowthConfig`.
+        test (`bool`): Whether the test split is read at the end. Only for arms whose options are decided.
+    """
+
+    name: str
+    shape: dict[str, Any]
+    compute: float
+    learning_rate: float = 2e-3
+    events: Sequence[float] = ()
+    growth: dict[str, Any] = field(default_factory=dict)
+    test: bool = False
+
+
+def run(arm: Arm, seed: int) -> dict[str, Any]:
+    """
+    Train one arm.
+
+    Returns:
+        `dict`: What is known of the run, fit for JSON.
+    """
+    torch.set_num_threads(1)
+    splits = fashion_mnist()
+    started = time.process_time()
+    model = make_model(seed, arm.shape).train()
+    optimizer = torch.optim.AdamW(parameter_groups(model), lr=arm.learning_rate, betas=(0.9, 0.98), fused=True)
+    config = GrowthConfig(num_events=len(arm.events), **arm.growth) if arm.events else None
+    start = {"parameters": count_parameters(model), "macs": count_macs(model)}
+    batches = training_batches(splits["train"], seed)
+    macs, spent, step, growth_macs, growth_seconds = start["macs"], 0.0, 0, 0.0, 0.0
+    curve: list[dict[str, float]] = []
+    events: list[dict[str, Any]] = []
+    while spent < arm.compute:
+        if config is not None and len(events) < len(arm.events) and spent >= arm.events[len(events)] * arm.compute:
+            before = time.process_time()
+            event, cost = grow(model, optimizer, splits["train"], config, seed, len(events), step)
+            events.append(summary(event) | {"share": spent / arm.compute, "macs": cost})
+            growth_seconds += time.process_time() - before
+            spent, growth_macs, macs = spent + cost, growth_macs + cost, event.macs_after
+        rate = arm.learning_rate * schedule(spent / arm.compute)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        model(**next(batches)).loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        step, spent = step + 1, spent + PASSES * macs * BATCH
+        if spent >= (len(curve) + 1) / CURVE_POINTS * arm.compute:
+            curve.append({"share": spent / arm.compute, "step": step} | evaluate(model, splits["validation"]))
+    result = {
+        "arm": arm.name,
+        "seed": seed,
+        "learning_rate": arm.learning_rate,
+        "compute": arm.compute,
+        "steps": step,
+        "start": start,
+        "parameters": count_parameters(model),
+        "macs": macs,
+        "shapes": {str(layer): shape for layer, shape in model.shapes().items()},
+        "validation": evaluate(model, splits["validation"]),
+        "curve": curve,
+        "events": events,
+        "growth_macs": growth_macs,
+        "growth_seconds": growth_seconds,
+        "seconds": time.process_time() - started,
+    }
+    if arm.test:
+        result["test"] = evaluate(model, splits["test"])
+    return result
+
+
+def parameter_groups(model: nn.Module, weight_decay: float = 0.05) -> list[dict[str, Any]]:
+    """Weights with decay; biases, norms, gains, tokens and positions without."""
+    decayed = [p for name, p in model.named_parameters() if p.dim() > 1 and "embeddings" not in name]
+    known = set(decayed)
+    others = [p for p in model.parameters() if p not in known]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def schedule(share: float) -> float:
+    """Learning rate relative to its peak: linear warm-up, then a cosine to 1 % of the peak."""
+    if share < WARMUP:
+        return max(share / WARMUP, 0.01)
+    rest = min((share - WARMUP) / (1 - WARMUP), 1.0)
+    return 0.01 + 0.99 * 0.5 * (1 + float(torch.cos(torch.tensor(rest * torch.pi))))
+
+
+def training_batches(split: Split, seed: int) -> Iterator[dict[str, Tensor]]:
+    """Batches for ever, of pairs that depend on the seed alone, so that arms are paired."""
+    generator = torch.Generator().manual_seed(1_000 + seed)
+    while True:
+        yield split.batch(torch.randint(len(split), (BATCH, 2), generator=generator))
+
+
+def probe(split: Split, config: GrowthConfig, seed: int, event: int) -> list[dict[str, Tensor]]:
+    """The probe batches of an event: training pairs, drawn anew for each event."""
+    generator = torch.Generator().manual_seed(2_000 + 100 * seed + event)
+    pairs = torch.randint(len(split), (config.probe_samples, 2), generator=generator)
+    return [split.batch(part) for part in pairs.split(config.probe_batch_size)]
+
+
+def grow(
+    model, optimizer, split: Split, config: GrowthConfig, seed: int, event: int, step: int
+) -> tuple[GrowthEvent, float]:
+    """One event, and what it cost in multiply-accumulates."""
+    batches = probe(split, config, seed, event)
+    with FlopCounterMode(display=False) as counter:
+        done = growth_event_(model, optimizer, batches, config, event=event, step=step)
+    return done, counter.get_total_flops() / 2
+
+
+def summary(event: GrowthEvent) -> dict[str, Any]:
+    """What the study keeps of an event."""
+    names = ("step", "loss_before", "loss_after", "predicted_gain", "parameters_before", "parameters_after", "seconds")
+    chosen: dict[str, int] = {}
+    for layer in event.layers:
+        key = f"{layer['linear'].removeprefix('vit.layers.')}:{layer['operator']}"
+        chosen[key] = chosen.get(key, 0) + layer["chosen"]
+    return json.loads(json.dumps({name: getattr(event, name) for name in names} | {"chosen": chosen}))
