@@ -86,13 +86,7 @@ def optimizer_swaps(
     Returns:
         `list[tuple[Callable, Callable]]`: Pairs of an assignment and the one that undoes it.
     """
-    while isinstance(optimizer, AcceleratedOptimizer):
-        optimizer = optimizer.optimizer
-    if not isinstance(optimizer, Optimizer) or isinstance(optimizer, _REFUSED):
-        raise ValueError(
-            f"The state of {type(optimizer).__name__} cannot be carried through a growth. Use AdamW, SGD, Adafactor "
-            "or another optimizer whose state are moments of the gradient."
-        )
+    optimizer = inner_optimizer(optimizer)
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     for change in changes.replaced:
         if change.old.requires_grad and change.old not in held:
@@ -107,6 +101,23 @@ def optimizer_swaps(
     ]
     groups = [_swap_group(*values) for values in _grown_groups(optimizer, changes, order)]
     return [*groups, _swap_states(optimizer, changes, grown)]
+
+
+def inner_optimizer(optimizer: Optimizer) -> Optimizer:
+    """
+    The optimizer inside of Accelerate's wrapper.
+
+    Raises:
+        ValueError: If it is of a kind whose state cannot be carried through a growth.
+    """
+    while isinstance(optimizer, AcceleratedOptimizer):
+        optimizer = optimizer.optimizer
+    if not isinstance(optimizer, Optimizer) or isinstance(optimizer, _REFUSED):
+        raise ValueError(
+            f"The state of {type(optimizer).__name__} cannot be carried through a growth. Use AdamW, SGD, Adafactor "
+            "or another optimizer whose state are moments of the gradient."
+        )
+    return optimizer
 
 
 def _swap_group(group: dict[str, Any], params: list[nn.Parameter], names: list[str] | None):

@@ -16,10 +16,11 @@ from transformers.trainer_pt_utils import LabelSmoother
 from transformers.trainer_utils import has_length
 
 from ..growth import GrowthConfig, GrowthEvent, GrowthHistory
+from ..growth.line_search import FACTORS
 from ..models.modeling_saddle import HISTORY_NAME, GrowablePreTrainedModel
 from .checks import check_optimizer, check_supported
 from .distributed import Replicas
-from .event import Loss, check_growable, growth_event_
+from .event import Loss, check_growable, growable_paths, growth_event_
 from .probe import probe_batches
 from .reports import describe, growth_metrics, lr_ratio
 
@@ -74,8 +75,10 @@ class GrowthCallback(TrainerCallback, ExportableState):
             # A new training has a schedule of its own; the budget still counts from the model's first event.
             self.events_done, self._history = 0, model.growth_history
         elif name in state.stateful_callbacks:
-            for key, value in state.stateful_callbacks[name]["attributes"].items():
+            saved = state.stateful_callbacks[name]
+            for key, value in saved["attributes"].items():
                 setattr(self, key, value)
+            self._note_changes(saved["args"]["config"])
             lost = [argument for argument in self._given if getattr(self, argument) is None]
             if lost:
                 raise ValueError(
@@ -94,6 +97,18 @@ class GrowthCallback(TrainerCallback, ExportableState):
             history.check(model)
         state.stateful_callbacks[name] = self.state()
 
+    def _note_changes(self, saved: dict[str, Any]) -> None:
+        changes = [
+            f"{name} {saved[name]!r} → {value!r}"
+            for name, value in self.config.to_dict().items()
+            if saved.get(name, value) != value
+        ]
+        if changes:
+            logger.warning(
+                f"The resumed run grows by another GrowthConfig from now on: {', '.join(changes)}. The "
+                f"{self.events_done} events that it had count."
+            )
+
     def _missed(self, state: TrainerState) -> int:
         missed = 0
         while missed <= state.global_step and self.config.event_due(self._progress(state), missed):
@@ -110,7 +125,7 @@ class GrowthCallback(TrainerCallback, ExportableState):
         optimizer=None,
         **kwargs,
     ):
-        self._check(args, model, optimizer, kwargs["train_dataloader"])
+        self._check(args, state, model, optimizer, kwargs["train_dataloader"])
         self._restore(state, model)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
@@ -155,7 +170,8 @@ class GrowthCallback(TrainerCallback, ExportableState):
             world_size=replicas.size,
         )
         silent = args.disable_tqdm or not state.is_world_process_zero
-        total = len(batches) * 2  # before and after
+        # Before and after, and at most so many trials.
+        total = len(batches) * (2 + (len(FACTORS) + 1) * self.config.line_search)
         with tqdm(total=total, desc="Growth", delay=_BAR_DELAY_SECONDS, leave=False, disable=silent) as bar:
             event = growth_event_(
                 wrapped,
@@ -204,9 +220,15 @@ class GrowthCallback(TrainerCallback, ExportableState):
             tqdm.write(line)
 
     # --------------------------------------------------------------------------------------------------------- checks
-    def _check(self, args: TrainingArguments, model: nn.Module, optimizer: Optimizer, loader: Any) -> None:
+    def _check(
+        self, args: TrainingArguments, state: TrainerState, model: nn.Module, optimizer: Optimizer, loader: Any
+    ) -> None:
         check_supported(args, self.trainer is not None)
-        check_growable(model)
+        growable_paths(check_growable(model), self.config)
+        several = self.trainer is not None and len(self.trainer.growth_callbacks) > 1
+        # How `Trainer` keeps the states of callbacks of one class.
+        if several or isinstance(state.stateful_callbacks.get(type(self).__name__), list):
+            raise ValueError("A model grows by one GrowthCallback; leave out the others.")
         if self.config.unit == "epochs" and not has_length(loader):
             raise ValueError(
                 "A training data set without length has no epochs to count. Use `unit='steps'` in the GrowthConfig."

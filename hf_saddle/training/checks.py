@@ -6,6 +6,8 @@ from torch.optim import Optimizer
 from transformers import TrainingArguments
 from transformers.training_args import ParallelMode
 
+from ..growth.optimizer_state import inner_optimizer
+
 
 # A single process, or DDP.
 _SUPPORTED = (
@@ -49,11 +51,13 @@ def check_supported(args: TrainingArguments, reaches_wrapper: bool) -> None:
 
 def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
     """
-    Verify that an optimizer trains a model.
+    Verify that an optimizer trains a model, and can follow its growth.
 
     Raises:
-        ValueError: If it misses a parameter: it was made for other parameters, and those would stay at rest unnoticed.
+        ValueError: If its state cannot be carried, or if it misses a parameter: it was made for other parameters, and
+            those would stay at rest unnoticed.
     """
+    inner_optimizer(optimizer)
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     missed = [
         name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter not in held

@@ -155,7 +155,7 @@ def decide(
         batches,
         config.criteria,
         loss=loss,
-        linears=_probed(model, config),
+        linears=growable_paths(model, config),
         step_size=config.step_size,
         significance=config.significance,
         unit_activation=model.config.hidden_act,
@@ -195,8 +195,13 @@ def commit_(
     return event
 
 
-def _probed(model: GrowablePreTrainedModel, config: GrowthConfig) -> list[str]:
-    """Paths of the linears that may grow."""
+def growable_paths(model: GrowablePreTrainedModel, config: GrowthConfig) -> list[str]:
+    """
+    Paths of the linears that may grow.
+
+    Raises:
+        ValueError: If there are none.
+    """
     paths = [
         path
         for layer, linear, path, module in model.growable_linears()

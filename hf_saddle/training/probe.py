@@ -69,7 +69,7 @@ def probe_batches(
         `list`: Batches of at most `config.probe_batch_size` samples.
 
     Raises:
-        ValueError: If a rank has no sample, or the data set is a stream that cannot be copied.
+        ValueError: If there are fewer samples than ranks, or the data set is a stream that cannot be copied.
     """
     seed = event_seed(config, event)
     with private_randomness(seed + rank):
@@ -80,12 +80,13 @@ def probe_batches(
             source = dataset
             order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
             indices = order[: config.probe_samples].tolist()
+        if len(indices) < world_size:  # all ranks see it, so that none waits for another
+            raise ValueError(
+                f"The training data set has {len(indices)} samples for the probe, fewer than the {world_size} "
+                "processes: each needs one. Give more data, or a larger `probe_samples`."
+            )
         # Neighbours stay together: one process with all samples has them in the order of ranks.
         indices = indices[rank * len(indices) // world_size : (rank + 1) * len(indices) // world_size]
-        if not indices:
-            raise ValueError(
-                f"Rank {rank} of {world_size} has no probe sample: the training data set has too few samples."
-            )
         loader = DataLoader(
             source, batch_size=config.probe_batch_size, sampler=indices, collate_fn=copy.deepcopy(collate_fn)
         )

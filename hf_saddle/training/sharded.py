@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.distributed as dist
-from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from ..growth import GrowthConfig, GrowthEvent
+from ..growth.optimizer_state import inner_optimizer
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .event import Loss, growth_event_
 
@@ -56,9 +56,7 @@ def growth_event_sharded_(
     """
     if not isinstance(model, FSDPModule) or not isinstance(model, GrowablePreTrainedModel):
         raise ValueError(f"Only Saddle models that FSDP2 has sharded are meant, got a {type(model).__name__}.")
-    inner: Optimizer = optimizer
-    while isinstance(inner, AcceleratedOptimizer):
-        inner = inner.optimizer
+    inner = inner_optimizer(optimizer)
     whole, twin = gather(model, inner)
     record = growth_event_(
         whole,

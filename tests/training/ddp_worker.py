@@ -10,7 +10,8 @@ import torch.distributed as dist
 import transformers
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
-from training_cases import Images, Stream, events, growth, losses, no_growth, tiny, train, trainer_for
+from torch.utils.data import default_collate
+from training_cases import CHECKPOINTING, Images, Stream, events, growth, losses, no_growth, tiny, train, trainer_for
 from transformers import Trainer
 
 from hf_saddle.training import event as event_module
@@ -45,9 +46,9 @@ def largest_difference(model, expected):
 
 
 def same_everywhere(value):
-    values = [None, None]
+    values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
-    return values[0] == values[1]
+    return values.count(values[0]) == len(values)
 
 
 def gradients_after_growth(folder):
@@ -71,7 +72,7 @@ def gradients_after_growth(folder):
             wrapper.register_comm_hook(None, allreduce_hook)
         optimizer = torch.optim.AdamW(wrapper.parameters(), lr=1e-2)
         shards = [[Images()[i] for i in range(start, start + 8)] for start in range(0, 32, 8)]
-        batches = doubles([torch.utils.data.default_collate(shard) for shard in shards])
+        batches = doubles([default_collate(shard) for shard in shards])
         mine = batches[dist.get_rank() :: 2]
         worst, same_decisions = 0.0, []
         for number in range(3):
@@ -101,6 +102,25 @@ def gradients_after_growth(folder):
         found[way] = {"difference": worst, "replicas_equal": same_everywhere(fingerprint(model, optimizer))}
         found[way]["same_decisions"] = all(same_decisions)
     return found
+
+
+def uneven_shares(folder):
+    """The probe samples are no multiple of the processes, nor is the data set of the Trainer."""
+    model = tiny(hidden_dropout_prob=0.0).double()
+    wrapper, twin = DistributedDataParallel(model), copy.deepcopy(model)
+    event = growth_event_(wrapper, None, doubles(probe()), CONFIG)
+    one = growth_event_(twin, None, doubles(probe_batches(Images(), CONFIG)), CONFIG)
+    ranks = range(dist.get_world_size())
+    batches = doubles([default_collate([Images()[i] for i in range(8 * rank, 8 * rank + 8)]) for rank in ranks])
+    wrapper(**batches[dist.get_rank()]).loss.backward()
+    trainer = train(folder, CONFIG, train_dataset=Images(65))
+    return {
+        "share": sum(len(batch["labels"]) for batch in probe()),
+        "same_decisions": [layer["neurons"] for layer in event.layers] == [layer["neurons"] for layer in one.layers],
+        "difference": largest_difference(model, one_process_gradients(twin, batches)),
+        "events": len(events(trainer)),
+        "replicas_equal": same_everywhere(fingerprint(trainer.model, trainer.optimizer)),
+    }
 
 
 def trainer_runs(folder):
@@ -141,7 +161,8 @@ def modes(folder):
         "compiled": {"torch_compile": True, "torch_compile_backend": "eager", "max_steps": 10},
         "unused_off": {"ddp_find_unused_parameters": False},
         "unused_on": {"ddp_find_unused_parameters": True},
-        "checkpointing": {"activation_checkpointing": True, "ddp_find_unused_parameters": False},
+        "checkpointing": {CHECKPOINTING: True, "ddp_find_unused_parameters": False},
+        "last_batch_of_one": {"train_dataset": Images(33), "max_steps": 12},
     }
     for name, fields in options.items():
         trainer = train(folder / name, CONFIG, **fields)

@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import DistributedType
 from torch import nn
 from training_cases import (
+    CHECKPOINTING,
     Images,
     Stream,
     assert_same_weights,
@@ -25,6 +26,7 @@ from transformers.training_args import ParallelMode
 
 from hf_saddle.growth import GrowthHistory
 from hf_saddle.training import GrowthCallback, GrowthTrainer, growth_event_, probe_batches
+from hf_saddle.training import callback as callback_module
 from hf_saddle.training.checks import check_supported
 
 
@@ -95,9 +97,12 @@ MODES = {
     "no_clipping": {"max_grad_norm": 0.0},
     "cosine": {"lr_scheduler_type": "cosine", "warmup_steps": 2},
     "bf16": {"bf16": True},
-    "checkpointing": {"activation_checkpointing": True},
+    "checkpointing": {CHECKPOINTING: True},
     "label_smoothing": {"label_smoothing_factor": 0.1},
     "epochs": {"max_steps": -1, "num_train_epochs": 2},
+    "a_fraction_of_an_epoch": {"max_steps": -1, "num_train_epochs": 1.4},
+    "a_last_batch_of_one": {"train_dataset": Images(33), "max_steps": -1, "num_train_epochs": 3},
+    "eval_on_start": {"eval_on_start": True, "eval_dataset": Images(16)},
     "sgd": {"optim": "sgd", "optim_args": "momentum=0.9"},
     "adafactor": {"optim": "adafactor"},
     "workers": {"dataloader_num_workers": 1},
@@ -185,6 +190,19 @@ def test_soft_labels_of_mixup_with_a_loss_of_the_trainer(tmp_path):
     fields = {"data_collator": mixup, "compute_loss_func": soft_loss}
     assert losses(train(tmp_path / "a", no_growth(), **fields)) == losses(train(tmp_path / "b", **fields))
     assert_grew(train(tmp_path / "c", growth(), **fields))
+
+
+def test_a_probe_larger_than_the_data_takes_every_sample_once():
+    batches = probe_batches(Images(10), growth(probe_samples=1000, probe_batch_size=4))
+    assert [len(batch["labels"]) for batch in batches] == [4, 4, 2]
+    drawn = torch.cat([batch["pixel_values"] for batch in batches])
+    assert torch.equal(drawn.sum((1, 2, 3)).sort().values, Images(10).pixels.sum((1, 2, 3)).sort().values)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_every_rank_refuses_data_with_fewer_samples_than_ranks(rank):
+    with pytest.raises(ValueError, match="fewer than the 3 processes"):
+        probe_batches(Images(2), growth(), rank=rank, world_size=3)
 
 
 def test_early_stopping(tmp_path):
@@ -313,6 +331,22 @@ def test_a_plain_trainer_keeps_the_metrics_in_its_log_history(tmp_path, caplog):
     assert [entry["step"] for entry in trainer.state.log_history if "growth_event" in entry] == [3, 6, 9]
 
 
+@pytest.mark.parametrize("line_search", [False, True])
+def test_the_progress_bar_of_a_probe_comes_to_its_end(tmp_path, monkeypatch, line_search):
+    bars = []
+
+    class Bar(callback_module.tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            bars.append(self)
+
+    monkeypatch.setattr(callback_module, "tqdm", Bar)
+    config = growth(num_events=1, criterion="depth", line_search=line_search)
+    train(tmp_path, config, max_steps=4, disable_tqdm=False)
+    (bar,) = bars
+    assert bar.n == bar.total and bar.delay > 1
+
+
 def test_an_event_is_a_readable_line(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "hf_saddle.training"):
         train(tmp_path, growth(num_events=1))
@@ -334,6 +368,27 @@ def test_a_wrapped_model_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match="merge_and_unload"):
         train(tmp_path, growth(), model=Adapter(tiny()))
+
+
+@pytest.mark.parametrize("trainer_class", [Trainer, GrowthTrainer])
+def test_a_second_callback_is_refused(tmp_path, trainer_class):
+    callbacks = [GrowthCallback(growth()), GrowthCallback(growth(warmup=5))]
+    with pytest.raises(ValueError, match="one GrowthCallback"):
+        train(tmp_path, callbacks=callbacks, trainer_class=trainer_class)
+
+
+@pytest.mark.parametrize(
+    ("fields", "frozen", "message"),
+    [({"optim": "adagrad"}, False, "Adagrad cannot be carried"), ({}, True, "No linear may grow")],
+    ids=["optimizer", "frozen"],
+)
+def test_what_could_not_grow_is_refused_before_the_first_step(tmp_path, fields, frozen, message):
+    model = tiny()
+    model.vit.requires_grad_(not frozen)
+    trainer = trainer_for(tmp_path, growth(), model=model, **fields)
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+    assert trainer.state.global_step == 0
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Two processes do what one does; what they cannot do they refuse. The checks run in `ddp_worker.py`."""
+"""Several processes do what one does; what they cannot do they refuse. The checks run in `ddp_worker.py`."""
 
 import json
 
@@ -9,10 +9,10 @@ from training_cases import events, growth, launch, train
 pytestmark = pytest.mark.distributed
 
 
-def found_by_ranks(folder, *checks: str) -> list[dict]:
-    run = launch("ddp_worker.py", str(folder), *checks)
+def found_by_ranks(folder, *checks: str, processes: int = 2) -> list[dict]:
+    run = launch("ddp_worker.py", str(folder), *checks, processes=processes)
     assert run.returncode == 0, run.stderr[-3000:]
-    return [json.loads((folder / f"found_{rank}.json").read_text()) for rank in (0, 1)]
+    return [json.loads((folder / f"found_{rank}.json").read_text()) for rank in range(processes)]
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,15 @@ def test_if_one_rank_cannot_grow_none_does(found):
     assert first["one_rank_fails"].startswith("RuntimeError: The growth failed on rank 1")
     assert second["one_rank_fails"].startswith("MemoryError: no memory left")
     assert first["unchanged"] and second["unchanged"]
+
+
+@pytest.mark.slow
+def test_three_processes_with_uneven_shares_do_what_one_does(tmp_path):
+    found = [rank["uneven_shares"] for rank in found_by_ranks(tmp_path, "uneven_shares", processes=3)]
+    assert [rank["share"] for rank in found] == [10, 11, 11]
+    for rank in found:
+        assert rank["same_decisions"] and rank["difference"] < 1e-13
+        assert rank["events"] == 3 and rank["replicas_equal"]
 
 
 @pytest.mark.slow

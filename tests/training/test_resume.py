@@ -1,6 +1,7 @@
 """A resumed run equals the uninterrupted one to the bit, wherever it starts; damaged checkpoints are not used."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from training_cases import (
     Images,
+    Stream,
     assert_same_optimizer,
     assert_same_weights,
     events,
@@ -87,6 +89,37 @@ def test_resuming_in_epochs_with_accumulation(tmp_path):
     assert [event["epoch"] for event in events(whole)] == [0.5, 1.5, 2.5]
     for step in (1, 5):
         assert_same_run(train(tmp_path / f"b{step}", config, checkpoint(whole, step), **fields), whole)
+
+
+IN_MODE = {
+    "bf16": {"bf16": True},
+    "adafactor": {"optim": "adafactor"},
+    "stream": {"train_dataset": Stream()},
+    "plateau": {
+        "lr_scheduler_type": "reduce_lr_on_plateau",
+        "lr_scheduler_kwargs": {"patience": 0, "threshold": 10.0},
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "metric_for_best_model": "loss",
+        "eval_dataset": Images(16),
+    },
+}
+
+
+@pytest.mark.parametrize("name", IN_MODE)
+def test_resuming_in_mode(tmp_path, name):
+    whole = train(tmp_path / "a", growth(), **IN_MODE[name], **SAVING)
+    assert_same_run(train(tmp_path / "b", growth(), checkpoint(whole, 4), **IN_MODE[name]), whole)
+
+
+def test_resuming_with_another_config_tells_what_differs(full, tmp_path, caplog):
+    """The events that happened count; the new config decides about those to come."""
+    with caplog.at_level(logging.WARNING, "hf_saddle.training"):
+        resumed = train(tmp_path, growth(warmup=4, num_events=2), checkpoint(full, 4))
+    (message,) = [record.getMessage() for record in caplog.records if "another GrowthConfig" in record.getMessage()]
+    assert "warmup 3 → 4, num_events 3 → 2." in message
+    assert [event["step"] for event in events(resumed)] == [3, 7]
+    assert events(resumed)[0] == events(full)[0]
 
 
 def test_callbacks_that_are_restored_from_the_checkpoint(full, tmp_path):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import fields as fields_of
 from pathlib import Path
 
 import torch
@@ -33,6 +34,9 @@ MODELS = {
     "deit": (SaddleDeiTConfig, SaddleDeiTForImageClassification),
     "vit": (SaddleViTConfig, SaddleViTForImageClassification),
 }
+# transformers 5.23 renamed the option and deprecated the old name.
+_NEW_NAME = "activation_checkpointing"
+CHECKPOINTING = _NEW_NAME if _NEW_NAME in {f.name for f in fields_of(TrainingArguments)} else "gradient_checkpointing"
 # Three events in twelve steps.
 GROWING = {"warmup": 3, "interval": 3, "unit": "steps", "num_events": 3, "significance": 0.5, "budget": 2.0}
 PROBE = {"probe_samples": 32, "probe_batch_size": 16, "layers": [0]}
