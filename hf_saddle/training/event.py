@@ -120,7 +120,7 @@ def check_growable(model: nn.Module) -> GrowablePreTrainedModel:
     The growable model inside of the wrappers of DDP and `torch.compile`.
 
     Raises:
-        ValueError: If it is not a Saddle model, or is sharded. The message tells what to do.
+        ValueError: If it is not a Saddle model, is sharded, or has adapters. The message tells what to do.
     """
     inner = unwrap(model)
     if is_sharded(inner):
@@ -133,6 +133,11 @@ def check_growable(model: nn.Module) -> GrowablePreTrainedModel:
             f"Only Saddle models grow, got a {type(inner).__name__}. Convert a stock model with "
             "`SaddleViTForImageClassification.from_stock(model)`; merge adapters of PEFT into their model first "
             "(`model.merge_and_unload()`); DeepSpeed and FSDP1 wrappers are not supported, use DDP."
+        )
+    if inner._hf_peft_config_loaded:
+        raise ValueError(
+            "Adapters (`model.add_adapter`) have taken the place of linears, which cannot grow then. Remove them by "
+            "`model.delete_adapter`, or train the adapters without a GrowthCallback."
         )
     return inner
 

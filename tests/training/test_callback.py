@@ -370,6 +370,13 @@ def test_a_wrapped_model_is_refused(tmp_path):
         train(tmp_path, growth(), model=Adapter(tiny()))
 
 
+def test_a_model_with_adapters_is_refused(tmp_path):
+    model = tiny()
+    model._hf_peft_config_loaded = True  # what `add_adapter` sets
+    with pytest.raises(ValueError, match="delete_adapter"):
+        train(tmp_path, growth(), model=model)
+
+
 @pytest.mark.parametrize("trainer_class", [Trainer, GrowthTrainer])
 def test_a_second_callback_is_refused(tmp_path, trainer_class):
     callbacks = [GrowthCallback(growth()), GrowthCallback(growth(warmup=5))]

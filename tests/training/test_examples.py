@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
 
 from hf_saddle.growth import GrowthHistory
 from hf_saddle.models import SaddleViTForImageClassification
@@ -38,3 +40,10 @@ def test_the_loop_with_accelerate(tmp_path, processes):
     history.check(model)
     assert [event.epoch for event in history.events] == [1, 3]
     assert all(event.neurons > 0 for event in history.events)
+
+
+@pytest.mark.parametrize(("name", "processes"), [("two_gpus", 2), ("two_machines", 16)])
+def test_launch_configs_are_read_by_accelerate(name, processes):
+    """An unknown key would be an error."""
+    config = load_config_from_file(str(ROOT / "examples" / "launch_configs" / f"{name}.yaml"))
+    assert config.num_processes == processes and config.distributed_type == DistributedType.MULTI_GPU
