@@ -15,8 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -26,10 +29,18 @@ from transformers import TrainerControl, TrainerState
 from hf_saddle.growth import PAPER_START, GrowthConfig
 from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
 from hf_saddle.training import GrowthCallback, growth_event_, rebuild_ddp_
+from hf_saddle.training import event as event_module
+from hf_saddle.training.distributed import fingerprint
 
 
 BATCH = 64
 IMAGENET, EPOCHS, EVENTS = 1_281_167, 300, 9
+PARTS = {
+    "analysis": "analyze_curvature",
+    "plan": "plan_growth",
+    "surgery": "prepare_growth",
+    "loss_afterwards": "probe_loss",
+}
 
 
 def reduced_deit_s() -> SaddleViTForImageClassification:
@@ -66,6 +77,26 @@ def idle(step_seconds: float) -> dict[str, float]:
     return {"idle_seconds": seconds, "idle_share_of_a_step": seconds / step_seconds}
 
 
+@contextmanager
+def timed_parts() -> Iterator[dict[str, float]]:
+    """Seconds of the parts of an event."""
+    seconds = dict.fromkeys(PARTS, 0.0)
+
+    def timed(part: str, function):
+        def call(*args, **kwargs):
+            started = time.process_time()
+            result = function(*args, **kwargs)
+            seconds[part] += time.process_time() - started
+            return result
+
+        return call
+
+    with ExitStack() as stack:
+        for part, name in PARTS.items():
+            stack.enter_context(patch.object(event_module, name, timed(part, getattr(event_module, name))))
+        yield seconds
+
+
 def one_event(repeats: int) -> dict:
     """Events of the default and of the paper's criterion on one batch, in training steps measured around them."""
     found = {}
@@ -73,7 +104,7 @@ def one_event(repeats: int) -> dict:
         "default": GrowthConfig(probe_samples=BATCH, probe_batch_size=BATCH, significance=0.0),
         "paper": GrowthConfig.paper(),
     }.items():
-        steps, events, parts = [], [], []
+        steps, events = [], []
         for _ in range(repeats):
             model = reduced_deit_s().train()
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -81,13 +112,24 @@ def one_event(repeats: int) -> dict:
             training_step(model, optimizer, batch)  # the first is slower
             steps.append(training_step(model, optimizer, batch))
             started = time.process_time()
-            event = growth_event_(model, optimizer, [batch], config)
-            events.append(time.process_time() - started)
+            fingerprint(model, optimizer)  # which several processes compare before and after
+            seconds = {"two_fingerprints": 2 * (time.process_time() - started)}
+            with timed_parts() as parts:
+                started = time.process_time()
+                event = growth_event_(model, optimizer, [batch], config)
+                seconds |= {"all": time.process_time() - started} | parts
+            events.append(seconds)
             steps.append(training_step(model, optimizer, batch))
-            print(f"{name}: steps {steps[-2]:.2f}, {steps[-1]:.2f} s, event {events[-1]:.2f} s", flush=True)
-            parts.append({"neurons": event.neurons, "parameters": event.parameters_after - event.parameters_before})
-        step, seconds = min(steps[::2]), min(events)  # of the model before it grows
-        found[name] = {"step_seconds": steps, "event_seconds": events, "event_in_steps": seconds / step} | parts[-1]
+            print(f"{name}: steps {steps[-2]:.2f}, {steps[-1]:.2f} s, event {seconds['all']:.2f} s", flush=True)
+        step, best = min(steps[::2]), min(events, key=lambda event: event["all"])  # of the model before it grows
+        found[name] = {
+            "step_seconds": steps,
+            "event_seconds": [event["all"] for event in events],
+            "event_in_steps": best["all"] / step,
+            "parts_in_steps": {part: best[part] / step for part in (*PARTS, "two_fingerprints")},
+            "neurons": event.neurons,
+            "parameters": event.parameters_after - event.parameters_before,
+        }
     return found
 
 

@@ -1,5 +1,7 @@
-"""What `test_faults.py` runs: rank 1 fails or hangs in the middle of an event."""
+"""What `test_faults.py` runs: rank 1 fails, hangs or is killed in the middle of an event."""
 
+import os
+import signal
 import sys
 import time
 from datetime import timedelta
@@ -25,6 +27,8 @@ def main() -> None:
             raise OSError("the disk of rank 1 is gone")
         if rank == 1 and fault == "hangs":
             time.sleep(600)
+        if rank == 1 and fault == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         return model(**batch).loss
 
     probe = probe_batches(Images(), growth(), rank=rank, world_size=2)
