@@ -160,7 +160,8 @@ class GrowthCallback(TrainerCallback, ExportableState):
     ) -> GrowthEvent:
         wrapped = model if self.trainer is None else self.trainer.model_wrapped
         replicas = Replicas.of(wrapped)
-        batches = probe_batches(
+        draw = partial(
+            probe_batches,
             loader.dataset if self.probe_dataset is None else self.probe_dataset,
             self.config,
             event=self.events_done,
@@ -169,6 +170,7 @@ class GrowthCallback(TrainerCallback, ExportableState):
             rank=replicas.rank,
             world_size=replicas.size,
         )
+        batches = replicas.together("Drawing the probe samples", draw)
         silent = args.disable_tqdm or not state.is_world_process_zero
         # Before and after, and at most so many trials.
         total = len(batches) * (2 + (len(FACTORS) + 1) * self.config.line_search)

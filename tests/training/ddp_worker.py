@@ -14,8 +14,8 @@ from torch.utils.data import default_collate
 from training_cases import CHECKPOINTING, Images, Stream, events, growth, losses, no_growth, tiny, train, trainer_for
 from transformers import Trainer
 
+from hf_saddle.training import GrowthCallback, growth_event_, probe_batches
 from hf_saddle.training import event as event_module
-from hf_saddle.training import growth_event_, probe_batches
 from hf_saddle.training.distributed import fingerprint
 
 
@@ -200,6 +200,17 @@ def refusals(folder):
         train(folder / "plain", CONFIG, trainer_class=Trainer)
     except ValueError as error:
         found["plain_trainer"] = str(error)
+
+    class Broken(Images):
+        def __getitem__(self, index):
+            if dist.get_rank() == 1:
+                raise OSError("the disk of rank 1 is gone")
+            return super().__getitem__(index)
+
+    try:
+        train(folder / "broken", callbacks=[GrowthCallback(CONFIG, probe_dataset=Broken())])
+    except (OSError, RuntimeError) as error:
+        found["no_samples_on_one_rank"] = f"{type(error).__name__}: {error}"
     wrapper = DistributedDataParallel(tiny())
     optimizer = torch.optim.AdamW(wrapper.parameters(), lr=1e-2)
     before = fingerprint(wrapper.module)

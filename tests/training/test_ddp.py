@@ -43,6 +43,12 @@ def test_replicas_that_drifted_apart_are_refused(found):
     assert all("Ranks [1] differ from rank 0" in rank["refusals"]["drift"] for rank in found)
 
 
+def test_if_one_rank_draws_no_samples_all_stop(found):
+    first, second = (rank["refusals"]["no_samples_on_one_rank"] for rank in found)
+    assert first.startswith("RuntimeError: Drawing the probe samples failed on rank 1")
+    assert second == "OSError: the disk of rank 1 is gone"
+
+
 def test_if_one_rank_cannot_grow_none_does(found):
     first, second = (rank["refusals"] for rank in found)
     assert first["one_rank_fails"].startswith("RuntimeError: The growth failed on rank 1")
