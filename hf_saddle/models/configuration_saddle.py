@@ -79,6 +79,8 @@ def _check_field(field: str, value: Any) -> None:
         raise ValueError(f"`{field}` must be the name of an activation of transformers, got {value!r}.")
     elif field in _PROBABILITY_FIELDS and not (_is_number(value) and 0 <= value <= 1):
         raise ValueError(f"`{field}` must be a number in [0, 1], got {value!r}.")
+    elif field == "drop_path_rate" and not (_is_number(value) and 0 <= value < 1):
+        raise ValueError(f"`drop_path_rate` must be a number in [0, 1), got {value!r}.")
     elif field in _SCALE_FIELDS and not (_is_number(value) and 0 <= value < math.inf):
         raise ValueError(f"`{field}` must be a number that is not negative, got {value!r}.")
     elif field == "skip_unit" and value not in SKIP_UNITS:
@@ -106,6 +108,7 @@ class SaddleConfig(PreTrainedConfig):
     skip_sizes: dict[str, list[int]] | None = None
     head_dim: int | None = None
     attention_scaling: float | None = None
+    drop_path_rate: float | int = 0.0
 
     def __post_init__(self, **kwargs):
         # Before transformers makes a name for every label.

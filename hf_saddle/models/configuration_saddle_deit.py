@@ -14,6 +14,9 @@ class SaddleDeiTConfig(SaddleConfig, DeiTConfig):
             Width of one attention head; `q`, `k` and `v` have `num_attention_heads * head_dim` neurons.
         attention_scaling (`float`, *optional*, defaults to `head_dim**-0.5`):
             Factor on the attention scores before the softmax.
+        drop_path_rate (`float`, *optional*, defaults to 0.0):
+            Stochastic depth while training: the probability, for each sample, that a residual branch of the last
+            layer is left out; it rises linearly from 0 in the first layer.
         skip_sizes (`dict[str, list[int]]`, *optional*):
             Depth: for a linear (`"mlp.fc1"`, `"attention.v_proj"`, …) the widths of its nested skip branches,
             outermost first. Usually set per layer, in `per_layer_config`.

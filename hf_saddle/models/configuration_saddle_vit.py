@@ -10,7 +10,8 @@ from .configuration_saddle import SaddleConfig
 class SaddleViTConfig(SaddleConfig, ViTConfig):
     r"""
     Configuration of a [`SaddleViTModel`]. It has all fields of [`~transformers.ViTConfig`] and those of
-    [`SaddleDeiTConfig`]: `head_dim`, `attention_scaling`, `skip_sizes`, `skip_unit` and `per_layer_config`.
+    [`SaddleDeiTConfig`]: `head_dim`, `attention_scaling`, `drop_path_rate`, `skip_sizes`, `skip_unit` and
+    `per_layer_config`.
 
     Example:
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import cached_file
 
+from .branch_dropout import BranchDropout
 from .configuration_saddle import LINEARS, SaddleConfig
 from .growable import GrowableLinear, GrowableMLP, PairedLinear, SkipBranch, check_targets
 
@@ -33,7 +34,8 @@ def build_layer_(layer: Any, config: SaddleConfig, layer_idx: int) -> None:
     layer.mlp = GrowableMLP(
         config.hidden_size, shapes.intermediate_size, config.hidden_act, skip_sizes, config.skip_unit
     )
-    layer.dropout = nn.Dropout(config.hidden_dropout_prob)
+    last = max(config.num_hidden_layers - 1, 1)
+    layer.dropout = BranchDropout(config.hidden_dropout_prob, config.drop_path_rate * layer_idx / last)
 
 
 def build_attention_(attention: Any, config: SaddleConfig, layer_idx: int) -> None:

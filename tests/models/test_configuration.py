@@ -43,6 +43,9 @@ BAD = {
     "pooler-activation": ("pooler_act", {"pooler_act": ["tanh"]}),
     "dropout": ("hidden_dropout_prob", {"hidden_dropout_prob": 1.5}),
     "dropout-nan": ("attention_probs_dropout_prob", {"attention_probs_dropout_prob": math.nan}),
+    "drop-path-all": ("drop_path_rate", {"drop_path_rate": 1.0}),
+    "drop-path-negative": ("drop_path_rate", {"drop_path_rate": -0.1}),
+    "drop-path-string": ("drop_path_rate", {"drop_path_rate": "0.1"}),
     "eps-negative": ("layer_norm_eps", {"layer_norm_eps": -1e-6}),
     "range-string": ("initializer_range", {"initializer_range": "0.02"}),
     "bias-string": ("qkv_bias", {"qkv_bias": "yes"}),
@@ -145,7 +148,8 @@ def test_a_refused_assignment_changes_nothing(config_class, field, value):
 @pytest.mark.parametrize("grown", [None, GROWN], ids=["ungrown", "grown"])
 @pytest.mark.parametrize("copied", ["dict", "json", "folder", "auto", "deepcopy"])
 def test_round_trip(config_class, grown, copied, tmp_path):
-    config = config_class(**SHAPE, skip_unit="residual", attention_scaling=0.2, per_layer_config=grown)
+    own = {"skip_unit": "residual", "attention_scaling": 0.2, "drop_path_rate": 0.3}
+    config = config_class(**SHAPE, **own, per_layer_config=grown)
     if copied == "dict":
         again = config_class.from_dict(config.to_dict())
     elif copied == "json":
@@ -158,7 +162,7 @@ def test_round_trip(config_class, grown, copied, tmp_path):
     assert type(again) is config_class
     assert again == config and again is not config
     for layer_idx in range(2):
-        for field in ("intermediate_size", "skip_sizes", "skip_unit", "attention_scaling"):
+        for field in ("intermediate_size", "skip_sizes", *own):
             assert getattr(again.per_layer_config[layer_idx], field) == getattr(
                 config.per_layer_config[layer_idx], field
             )
