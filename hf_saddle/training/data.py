@@ -34,12 +34,7 @@ def load_images(name: str, seed: int = 0, max_samples: int | None = None) -> Dat
     Raises:
         ValueError: If the data set is not installed, has no images with labels, or cannot be found.
     """
-    if name == "digits":
-        splits = _digits()
-    elif name == "fashion-mnist":
-        splits = _fashion_mnist()
-    else:
-        splits = _from_hub(name)
+    splits = published_splits(name)
     if "test" not in splits:
         held_out = splits["train"].train_test_split(0.2, seed=seed, stratify_by_column="label")
         splits = DatasetDict(train=held_out["train"], test=held_out["test"])
@@ -51,6 +46,21 @@ def load_images(name: str, seed: int = 0, max_samples: int | None = None) -> Dat
             {k: v.shuffle(seed=seed).select(range(min(max_samples, len(v)))) for k, v in splits.items()}
         )
     return splits
+
+
+def published_splits(name: str) -> DatasetDict:
+    """
+    The splits that a data set's authors made, `train` at least, with the columns of [`load_images`].
+
+    Args:
+        name (`str`): As in [`load_images`].
+
+    Raises:
+        ValueError: If the data set is not installed, has no images with labels, or cannot be found.
+    """
+    if name == "digits":
+        return _digits()
+    return _fashion_mnist() if name == "fashion-mnist" else _from_hub(name)
 
 
 def preprocess(splits: DatasetDict, processor: BaseImageProcessor) -> DatasetDict:

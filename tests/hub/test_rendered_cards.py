@@ -3,18 +3,21 @@
 import importlib.util
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
-from transformers import HfArgumentParser, TrainingArguments
 
-from hf_saddle.growth import GrowthConfig, GrowthHistory, count_parameters
+from hf_saddle.growth import GrowthHistory, count_parameters
 from hf_saddle.hub import TrainingRecord
-from hf_saddle.training.run import ModelAndDataArguments
 
 
 CARDS = Path(__file__).parents[2] / "model_cards"
 RECIPES = sorted((CARDS / "recipes").glob("*.md"))
+sys.path.append(str(CARDS.parent / "benchmarks" / "paper_scale"))
+import train as paper_scale  # noqa: E402
+
+
 spec = importlib.util.spec_from_file_location("render", CARDS / "render.py")
 render = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(render)
@@ -44,13 +47,17 @@ def test_a_recipe_says_that_it_was_not_run(recipe, tmp_path, monkeypatch):
     exec(start, namespace)
     if "model" in namespace:
         assert count_parameters(namespace["model"]) == 11_071_204
-    for block in re.findall(r"^```py\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
-        compile(block, recipe.name, "exec")
-    for command in re.findall(r"^hf-saddle grow (.*?)\n```", text, re.DOTALL | re.MULTILINE):
-        parser = HfArgumentParser((ModelAndDataArguments, GrowthConfig, TrainingArguments))
-        arguments = [word for word in shlex.split(command.replace("\\\n", " ")) if word != "--bf16"]
-        data, growth, _ = parser.parse_args_into_dataclasses([*arguments, "--use_cpu"])
-        assert (data.dataset, growth.budget) == ("uoft-cs/cifar100", 1.75)
+    (command,) = re.findall(r"benchmarks/paper_scale/train.py (.*?)\n```", text, re.DOTALL)
+    arguments, growth, training = paper_scale.parse([*_words(command), "--use_cpu"])
+    assert (arguments.arm, growth.event_budget, training.num_train_epochs) == ("default", 580_000, 300)
+    assert arguments.dataset in ("clane9/imagenet-100", "uoft-cs/cifar100")
+    (config,) = re.findall(r"--config_file (\S+)", text)
+    assert (CARDS.parent / config).is_file()
+
+
+def _words(command: str) -> list[str]:
+    """The command's options; bf16 needs a GPU."""
+    return [word for word in shlex.split(command.replace("\\\n", " ")) if word != "--bf16"]
 
 
 def test_the_list_names_every_card():
