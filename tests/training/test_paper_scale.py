@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from training_cases import assert_same_weights
 
 from hf_saddle import GrowthHistory, SaddleViTConfig
 from hf_saddle.growth import count_parameters
-from hf_saddle.growth.event import ModelSize
 
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +91,7 @@ def test_every_arm_trains_and_leaves_a_result(arm, tmp_path):
     assert result["parameters"] == count_parameters(type(trainer.model).from_pretrained(tmp_path))
     assert result["top5_accuracy"] >= result["accuracy"] == trainer.evaluate()["eval_accuracy"]
     assert result["training"]["learning_rate"] == 5e-4 * 16 / 512
+    assert result["training_flops"] > 6 * 6 * 16 * GrowthHistory.from_model(trainer.model).initial.macs * (not uniform)
     if not uniform:
         operators = {
             operator for event in GrowthHistory.from_model(trainer.model).events for operator in event.operators
@@ -263,13 +264,14 @@ def test_the_order_is_that_of_timm():
 
 
 # ------------------------------------------------------------------------------------------------------------- results
-def test_work_is_counted_at_the_size_of_the_time(tmp_path):
-    history = GrowthHistory(ModelSize(parameters=1, macs=10, shapes={}, skip_unit="gain"))
-    assert results.training_flops(history, steps=5, batch=2) == 6 * 10 * 5 * 2
-    grown = GrowthHistory.from_model(run(tmp_path, "default").model)
-    before, middle, after = grown.initial.macs, *(event.macs_after for event in grown.events)
-    expected = 6 * 16 * (1 * before + 3 * middle + 2 * after)
-    assert results.training_flops(grown, steps=6, batch=16) == expected
+def test_work_is_counted_at_the_size_of_the_time():
+    def event(step, macs):
+        return SimpleNamespace(step=step, macs_after=macs)
+
+    uniform = SimpleNamespace(initial=SimpleNamespace(macs=10), events=[])
+    assert results.training_flops(uniform, steps=5, batch=2) == 6 * 10 * 5 * 2
+    grown = SimpleNamespace(initial=uniform.initial, events=[event(1, 20), event(4, 50)])
+    assert results.training_flops(grown, steps=6, batch=16) == 6 * 16 * (1 * 10 + 3 * 20 + 2 * 50)
 
 
 def _result(arm: str, seed: int, accuracy: float, **fields) -> dict:
