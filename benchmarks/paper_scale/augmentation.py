@@ -40,7 +40,7 @@ def training_transform(image_size: int) -> Callable[[Any], Tensor]:
     """
     try:
         from timm.data import create_transform
-        from torchvision.transforms import RandomCrop
+        from torchvision.transforms import InterpolationMode, RandomCrop, Resize
     except ImportError as error:
         raise ImportError(
             "`--augmentation deit` needs timm and torchvision: `pip install 'hf_saddle[recipes]'`, with a torchvision "
@@ -57,7 +57,9 @@ def training_transform(image_size: int) -> Callable[[Any], Tensor]:
         re_count=1,
     )
     if image_size <= SMALL:
-        transform.transforms[0] = RandomCrop(image_size, padding=4)
+        # Images that have the size already, as those of CIFAR, are not changed by the first step.
+        whole = Resize(image_size, InterpolationMode.BICUBIC)
+        transform.transforms[:1] = [whole, RandomCrop(image_size, padding=4)]
     return transform
 
 

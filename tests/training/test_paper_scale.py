@@ -230,7 +230,7 @@ def test_the_transforms_are_those_of_deit(side):
     transform = augmentation.training_transform(side)
     assert transform(image).shape == (3, side, side)
     first = type(transform.transforms[0]).__name__
-    assert first == ("RandomResizedCropAndInterpolation" if side > 32 else "RandomCrop")
+    assert first == ("RandomResizedCropAndInterpolation" if side > 32 else "Resize")
 
 
 def test_copies_of_an_image_go_to_different_processes():
