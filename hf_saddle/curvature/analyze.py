@@ -86,6 +86,7 @@ def analyze_curvature(
         ValueError: If an argument is out of range, the probe has fewer than four samples, a loss, activation or
         gradient
             is not finite, or no layer can be analysed.
+        RuntimeError: If another rank failed before the last backward pass, in which ranks begin to communicate.
 
     Example:
 
@@ -161,7 +162,7 @@ def _analyze(
     if not chosen:
         raise _nothing_to_analyse(criteria, skipped)
     with _undisturbed(model):
-        run = Run(model, chosen, criteria, loss or _own_loss, list(batches), max_tokens, settings, ranks)
+        run = Run(model, chosen, criteria, loss or _own_loss, batches, max_tokens, settings, ranks)
         run.skipped |= skipped
         run.execute()
     order = {name: position for position, (name, _) in enumerate(model.named_modules())}

@@ -1,8 +1,14 @@
 """Sums over ranks, such that several processes obtain what one process obtains on the union of their samples."""
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+Result = TypeVar("Result")
 
 
 class Ranks:
@@ -29,13 +35,6 @@ class Ranks:
             dist.all_reduce(value, group=self.group)
         return value
 
-    def maximum(self, value: Tensor) -> Tensor:
-        """The element-wise maximum of `value` over the ranks. The argument is overwritten."""
-        if self.size > 1:
-            value = value.contiguous()
-            dist.all_reduce(value, op=dist.ReduceOp.MAX, group=self.group)
-        return value
-
     def before_and_total(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """The sums of `value` over the lower ranks and over all ranks."""
         if self.size == 1:
@@ -44,3 +43,31 @@ class Ranks:
         dist.all_gather(gathered, value.contiguous(), group=self.group)
         stacked = torch.stack(gathered)
         return stacked[: self.index].sum(0), stacked.sum(0)
+
+    def gather(self, value: Result) -> list[Result]:
+        """The values of all ranks, in their order."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def together(self, action: Callable[[], Result]) -> Result:
+        """
+        Do something without communication on all ranks, or fail on all of them, so that none waits for another.
+
+        Raises:
+            RuntimeError: If it failed on another rank. On the rank itself its own error is raised.
+        """
+        error: Exception | None = None
+        try:
+            result = action()
+        except Exception as caught:
+            error = caught
+        failures = self.gather(None if error is None else f"{type(error).__name__}: {error}")
+        if error is not None:
+            raise error
+        for rank, failure in enumerate(failures):
+            if failure is not None:
+                raise RuntimeError(f"The curvature analysis failed on rank {rank}. {failure}")
+        return result

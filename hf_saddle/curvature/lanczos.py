@@ -78,6 +78,7 @@ def lanczos(
     steps: int,
     tolerance: float = 0.0,
     largest: Tensor | None = None,
+    product: Tensor | None = None,
 ) -> Krylov:
     """
     Run one Lanczos recurrence per matrix, all sharing the products.
@@ -88,10 +89,11 @@ def lanczos(
     Args:
         operator (`Callable`): Maps `(d, n)` to `(d, n)`: column `i` times matrix `i`.
         start (`Tensor`): Start vectors, not zero, shape `(d, n)`.
-        steps (`int`): Number of products, at most `d` are made.
+        steps (`int`): Number of steps, at most `d` are made. Each takes one product.
         tolerance (`float`, *optional*, defaults to 0.0): Stop when the residual of every matrix is below `tolerance`
             times the eigenvalue's magnitude.
         largest (`Tensor`, *optional*): The ends the tolerance refers to, bool, shape `(n,)`. Both ends by default.
+        product (`Tensor`, *optional*): What the operator yields for `start`, where that is known: saves one product.
     """
     tiny = torch.finfo(start.dtype).tiny
     # Below this share of the matrix norm, what is left of a new vector is rounding of the products: following it would
@@ -104,10 +106,11 @@ def lanczos(
     steps = min(steps, start.shape[0])
     # One tensor for all basis vectors: few large operations where many small ones would wait for each other's threads.
     space = start.new_empty(steps + 1, *start.shape)
-    vector = torch.div(start, start.norm(dim=0), out=space[0])
+    norm = start.norm(dim=0)
+    vector = torch.div(start, norm, out=space[0])
     basis = [vector]
     for step in range(1, steps + 1):
-        image = operator(vector)
+        image = operator(vector) if step > 1 or product is None else product / norm
         reach = torch.maximum(reach, image.norm(dim=0))
         here = (image * vector).sum(dim=0)
         image.addcmul_(vector, here, value=-1)

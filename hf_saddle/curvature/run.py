@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -29,19 +29,16 @@ class Run:
         linears: dict[str, nn.Linear],
         criteria: tuple[str, ...],
         loss: Callable[[nn.Module, Any], Tensor],
-        batches: list[Any],
+        batches: Iterable[Any],
         max_tokens: int,
         settings: Settings,
         ranks: Ranks,
     ):
         self.model, self.linears, self.criteria, self.compute_loss = model, linears, criteria, loss
-        self.batches, self.max_tokens, self.settings, self.ranks = batches, max_tokens, settings, ranks
+        self.max_tokens, self.settings, self.ranks = max_tokens, settings, ranks
         parameter = next(model.parameters(), None)
         self.device = torch.device("cpu") if parameter is None else parameter.device
-        self.samples = [_samples(batch) for batch in batches]
-        least, _ = min_and_max(len(batches), ranks, self.device)
-        if least == 0:
-            raise ValueError("The probe is empty: pass at least one batch (on every rank) to `batches`.")
+        self.batches, self.samples = ranks.together(partial(_collect, batches))
         self.images = Images.divide(sum(self.samples), settings.seed, ranks, self.device)
         before, _ = ranks.before_and_total(torch.tensor(sum(self.samples), device=self.device))
         self.first_image = int(before)
@@ -49,6 +46,7 @@ class Run:
         self.skipped: dict[str, str] = {}
         self.loss = 0.0
         self.tokens = 0
+        self._total = 0.0
         self._parts: dict[tuple[str, str], list[Tokens]] = {}
         self._moments: dict[tuple[str, str], Moments] = {}
         self._tokens_seen: Counter[str] = Counter()
@@ -57,32 +55,41 @@ class Run:
 
     def execute(self) -> None:
         """Run the forward and backward passes of all batches."""
-        problem = None
-        total = 0.0
         with Probe(self.model, self.linears, self._receive, "width" in self.criteria) as probe:
             self._probe = probe
-            for number, batch in enumerate(self.batches):
-                self._number = number
-                self._arrived = Counter()
-                value = probe.forward(partial(self.compute_loss, self.model, batch), self.samples[number], self.device)
-                problem = problem or _problem_of(value)
-                self._count_tokens()
-                last = number == len(self.batches) - 1
-                if last:
-                    self._agree(problem)
-                    self._announce()
-                elif problem is not None:
-                    continue
-                total += float(value.detach()) * self.samples[number]
-                probe.backward(value)
-                self._drop_unsplittable()
+            # Only the last backward pass communicates. What fails before it fails on all ranks.
+            loss = self.ranks.together(self._all_but_the_last_backward)
+            self._check_same_layers()
+            self._announce()
+            self._backward(loss)
             for name, reason in probe.skipped.items():
                 self._skip(name, reason)
         self._note_silent()
-        summed = self.ranks.sum(torch.tensor(total, dtype=torch.float64, device=self.device))
+        summed = self.ranks.sum(torch.tensor(self._total, dtype=torch.float64, device=self.device))
         self.loss = float(summed) / self.images.total
         most = max(self._tokens_seen.values(), default=0)
         self.tokens = int(self.ranks.sum(torch.tensor(most, device=self.device)))
+
+    def _all_but_the_last_backward(self) -> Tensor:
+        loss = self._forward(0)
+        for number in range(1, len(self.batches)):
+            self._backward(loss)
+            loss = self._forward(number)
+        return loss
+
+    def _forward(self, number: int) -> Tensor:
+        self._number = number
+        self._arrived = Counter()
+        compute_loss = partial(self.compute_loss, self.model, self.batches[number])
+        loss = _usable(self._probe.forward(compute_loss, self.samples[number], self.device))
+        for name, calls in self._probe.calls.items():
+            self._tokens_seen[name] += sum(call.tokens for call in calls)
+        return loss
+
+    def _backward(self, loss: Tensor) -> None:
+        self._total += float(loss.detach()) * self.samples[self._number]
+        self._probe.backward(loss)
+        self._drop_unsplittable()
 
     def _receive(self, call: Call, kind: str, inputs: Tensor, gradient: Tensor, pre_activation: Tensor | None) -> None:
         wanted = [name for name in self.criteria if (name == "width") == (kind == "width")]
@@ -101,8 +108,7 @@ class Run:
         )
         moments = Moments.of(inputs, call.samples, call.pre_activation_square)
         self._moments[key] = self._moments[key].add(moments) if key in self._moments else moments
-        if len(self.batches) > 1:
-            tokens = self._thin(tokens, key)
+        tokens = self._thin(tokens, key)
         self._parts.setdefault(key, []).append(tokens)
         self._arrived[key] += 1
         calls = self._probe.calls[call.linear]
@@ -151,14 +157,13 @@ class Run:
             if name not in done and name not in self.skipped:
                 self.skipped[name] = "the loss does not depend on it"
 
-    def _count_tokens(self) -> None:
-        for name, calls in self._probe.calls.items():
-            self._tokens_seen[name] += sum(call.tokens for call in calls)
-
-    def _agree(self, problem: str | None) -> None:
-        _, worst = min_and_max(problem is not None, self.ranks, self.device)
-        if worst:
-            raise ValueError(problem or "The loss of another rank is not usable; see the error of that rank.")
+    def _check_same_layers(self) -> None:
+        used = self.ranks.gather([(name, len(calls)) for name, calls in self._probe.calls.items()])
+        if any(other != used[0] for other in used):
+            raise ValueError(
+                "The ranks' last probe batches use different layers of the model, or in another order, so that their "
+                "sums cannot be formed. Pass `linears` that every batch uses, and inputs of one kind."
+            )
 
     def _announce(self) -> None:
         options = self.settings.solver
@@ -182,23 +187,28 @@ class Run:
         )
 
 
-def min_and_max(value: int, ranks: Ranks, device: torch.device) -> tuple[int, int]:
-    """Smallest and largest of the ranks' values."""
-    extremes = ranks.maximum(torch.tensor([-int(value), int(value)], device=device))
-    return -int(extremes[0]), int(extremes[1])
-
-
-def _problem_of(loss: Any) -> str | None:
+def _usable(loss: Any) -> Tensor:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        return (
+        raise ValueError(
             "The loss is not a scalar tensor. Pass `loss=lambda model, batch: ...` that returns the mean loss of a "
             "batch; for a transformers model the batch must contain the labels."
         )
     if not bool(torch.isfinite(loss)):
-        return f"The loss of a probe batch is {float(loss.detach())}. Check the batch and the model before growing it."
+        raise ValueError(
+            f"The loss of a probe batch is {float(loss.detach())}. Check the batch and the model before growing it."
+        )
     if not loss.requires_grad:
-        return "The loss does not depend on any of the chosen linear layers, or was computed under `torch.no_grad`."
-    return None
+        raise ValueError(
+            "The loss does not depend on any of the chosen linear layers, or was computed under `torch.no_grad`."
+        )
+    return loss
+
+
+def _collect(batches: Iterable[Any]) -> tuple[list[Any], list[int]]:
+    collected = list(batches)
+    if not collected:
+        raise ValueError("The probe is empty: pass at least one batch (on every rank) to `batches`.")
+    return collected, [_samples(batch) for batch in collected]
 
 
 def _samples(batch: Any) -> int:

@@ -207,7 +207,8 @@ class ExtremePairs:
     def _polish(self, folds: tuple[_Fold, _Fold], fit: _CrossFit) -> Ritz:
         segments = [segment for fold in folds for segment in fold.operator.segments]
         operator = CurvatureOperator(segments, 1 / self.images.total, self.ranks)
-        space = lanczos(operator, fit.both.vector, self.options.polish_steps, self.options.tolerance, fit.largest)
+        start, steps = fit.both, self.options.polish_steps
+        space = lanczos(operator, start.vector, steps, self.options.tolerance, fit.largest, start.product)
         return space.ritz(fit.largest)
 
     def _pairs(self, fit: _CrossFit, ritz: Ritz, refined: Tensor) -> Eigenpairs:

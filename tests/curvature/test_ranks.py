@@ -1,5 +1,7 @@
 """Several ranks, or several batches, give the result of one process on the union of the samples."""
 
+import datetime
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -63,20 +65,84 @@ def test_two_ranks_give_the_result_of_one_process(name, tmp_path):
         assert_same(torch.load(tmp_path / f"{rank}.pt", weights_only=False), expected)
 
 
-def failing_rank(rank, path, store):
+class FailingBackward(torch.autograd.Function):
+    """The identity, whose gradient is an error."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError("broken backward")
+
+
+def failing_batches(how):
+    """Two batches of a rank that fails; the other rank has one."""
+    batches = [part(slice(10, 15)), part(slice(15, 20))]
+    if how == "batches":
+        raise RuntimeError("broken batches")
+    if how == "nan":
+        batches[0]["x"][0] = float("nan")
+    if how == "empty":
+        batches = []
+    yield from batches
+
+
+def failing_loss(how):
+    seen = []
+
+    def loss(model, batch):
+        seen.append(batch)
+        if (how, len(seen)) in {("first forward", 1), ("last forward", 2)}:
+            raise RuntimeError(f"broken {how}")
+        value = cross_entropy(model, batch)
+        return FailingBackward.apply(value) if how == "backward" else value
+
+    return loss
+
+
+def without_attention(model, batch):
+    return torch.nn.functional.cross_entropy(model.head(model.mlp(batch["x"]).mean(dim=1)), batch["y"])
+
+
+FAILURES = {
+    "batches": (RuntimeError, "broken batches"),
+    "empty": (ValueError, "at least one batch"),
+    "first forward": (RuntimeError, "broken first forward"),
+    "last forward": (RuntimeError, "broken last forward"),
+    "backward": (RuntimeError, "broken backward"),
+    "nan": (ValueError, "loss of a probe batch is nan"),
+}
+
+
+def failing_rank(rank, store):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    batch = part(slice(10 * rank, 10 * rank + 10))
-    if rank == 1:
-        batch["x"][0] = float("nan")
-    with pytest.raises(ValueError, match="loss"):
-        analyze([batch], EXACT, distributed=True)
+    # A rank that waits for the other would end in another error than the expected one.
+    patience = datetime.timedelta(seconds=20)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=patience)
+    for how, (kind, message) in FAILURES.items():
+        model = case().model
+        if rank == 0:
+            failure = pytest.raises(RuntimeError, match=f"failed on rank 1. {kind.__name__}: .*{message}")
+            batches, loss = [part(slice(0, 10))], cross_entropy
+        else:
+            failure = pytest.raises(kind, match=f"^[^0-9]*{message}")
+            batches, loss = failing_batches(how), failing_loss(how)
+        with failure:
+            analyze_curvature(model, batches, loss=loss, solver=EXACT, distributed=True)
+    own = [part(slice(10 * rank, 10 * rank + 10))]
+    with pytest.raises(ValueError, match="different layers"):
+        loss = without_attention if rank else cross_entropy
+        analyze_curvature(case().model, own, loss=loss, distributed=True)
+    # The ranks are still in step.
+    assert analyze_curvature(case().model, own, loss=cross_entropy, distributed=True).samples == 20
     dist.destroy_process_group()
 
 
 @pytest.mark.distributed
-def test_a_bad_loss_on_one_rank_is_an_error_on_all(tmp_path):
-    multiprocessing.spawn(failing_rank, args=(str(tmp_path), str(tmp_path / "store")), nprocs=2)
+def test_what_fails_on_one_rank_fails_on_all_and_leaves_them_in_step(tmp_path):
+    multiprocessing.spawn(failing_rank, args=(str(tmp_path / "store"),), nprocs=2)
 
 
 @pytest.mark.parametrize("name", ["exact", "screened"])
