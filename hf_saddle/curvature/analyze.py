@@ -70,8 +70,9 @@ def analyze_curvature(
             exceed.
         unit_activation (`str`, *optional*, defaults to `"gelu"`): Activation of new depth units, for `gain`.
         solver (`SolverOptions`, *optional*): Work of the eigensolver.
-        max_tokens (`int`, *optional*, defaults to 4096): With several batches, the number of tokens (importance
-            sample, all ranks together) that are kept per layer. A single batch is used in full, without being kept.
+        max_tokens (`int`, *optional*, defaults to 4096): Number of tokens that are used per layer, all ranks and
+            batches together: an importance sample, weighted such that the estimates stay unbiased. More tokens cost
+            time and memory in proportion, and lower the noise of the estimates.
         seed (`int`, *optional*, defaults to 0): Seed of folds, start vectors and samples.
         warm_start (`CurvatureReport`, *optional*): An earlier report whose directions are the start vectors. Its probe
             samples must be others than these: held-out estimates would inherit what they were fitted to.

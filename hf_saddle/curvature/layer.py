@@ -162,7 +162,7 @@ class LayerAnalysis:
             smallest_only=self._width,
             flip=settings.flip,
         )
-        pairs = solver.solve(importance, score, self._start(tokens))
+        pairs = solver.solve(importance, score, self._start(tokens, moments))
         step = moments.step(pairs.vector, row_norm, settings.step_size).double()
         towards = torch.where(pairs.largest, pairs.held_out, -pairs.held_out).clamp_min(0)
         passed = beyond_noise(pairs.held_out, pairs.standard_error, pairs.largest, settings.significance)
@@ -214,16 +214,18 @@ class LayerAnalysis:
         last = torch.zeros_like(weight[:1]) if bias is None else bias.detach().to(dtype)[None]
         return torch.cat([weight, last])
 
-    def _start(self, tokens: Tokens) -> Tensor | None:
-        earlier = None if self.settings.warm_start is None else self.settings.warm_start.get(self.name, self.criterion)
-        size = self.module.in_features + 1
-        if earlier is None or earlier.direction.shape[1] != size:
-            return None
-        # Neurons that were added since then start at random.
+    def _start(self, tokens: Tokens, moments: Moments) -> Tensor:
+        """Start vectors, shape `(d + 1, n)`."""
+        size, device = self.module.in_features + 1, tokens.inputs.device
         start = torch.randn(size, tokens.neurons, generator=self.generator, dtype=torch.float64)
-        known = min(tokens.neurons, earlier.neurons)
-        start[:, :known] = earlier.direction[:known].t()
-        return start.to(tokens.inputs.device, tokens.dtype)
+        # Random vectors that lean towards where the inputs vary: eigenvectors of large eigenvalues lie there.
+        start = moments.inputs @ start.to(device, tokens.dtype)
+        # Neurons that an earlier event analysed start at what was found then.
+        earlier = None if self.settings.warm_start is None else self.settings.warm_start.get(self.name, self.criterion)
+        if earlier is not None and earlier.direction.shape[1] == size:
+            known = min(tokens.neurons, earlier.neurons)
+            start[:, :known] = earlier.direction[:known].t().to(device, tokens.dtype)
+        return start
 
 
 def seed_of(seed: int, *parts: object) -> int:

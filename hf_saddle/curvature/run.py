@@ -171,9 +171,8 @@ class Run:
         for name, calls in self._probe.calls.items():
             module = self.linears[name]
             size, neurons = module.in_features + 1, module.out_features
-            tokens = sum(call.tokens for call in calls)
+            tokens = min(sum(call.tokens for call in calls) * len(self.batches), self.max_tokens)
             if len(self.batches) > 1:
-                tokens = min(tokens * len(self.batches), self.max_tokens)
                 kept += tokens * (size + neurons)
             refined = min(neurons, max(options.shortlist * neurons, options.shortlist_floor))
             sampled = options.screen_tokens * tokens

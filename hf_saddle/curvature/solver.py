@@ -23,9 +23,9 @@ class SolverOptions:
         screen_tokens (`float`, *optional*, defaults to 1/12): Share of the tokens (an importance sample) on which all
             neurons are screened. 1 turns screening off: every neuron is refined on all tokens.
         screen_floor (`int`, *optional*, defaults to 512): Number of tokens that screening uses at least.
-        screen_steps (`int`, *optional*, defaults to 6): Lanczos steps of the screening, per fold.
-        shortlist (`float`, *optional*, defaults to 1/6): Share of the neurons, by screened gain, that are refined.
-        shortlist_floor (`int`, *optional*, defaults to 64): Number of neurons that are refined at least.
+        screen_steps (`int`, *optional*, defaults to 8): Lanczos steps of the screening, per fold.
+        shortlist (`float`, *optional*, defaults to 1/4): Share of the neurons, by screened gain, that are refined.
+        shortlist_floor (`int`, *optional*, defaults to 32): Number of neurons that are refined at least.
         refine_steps (`int`, *optional*, defaults to 2): Lanczos steps on all tokens of each fold, from the screened
             vectors.
         polish_steps (`int`, *optional*, defaults to 2): Lanczos steps on the tokens of both folds, from the
@@ -36,9 +36,9 @@ class SolverOptions:
 
     screen_tokens: float = 1 / 12
     screen_floor: int = 512
-    screen_steps: int = 6
-    shortlist: float = 1 / 6
-    shortlist_floor: int = 64
+    screen_steps: int = 8
+    shortlist: float = 1 / 4
+    shortlist_floor: int = 32
     refine_steps: int = 2
     polish_steps: int = 2
     tolerance: float = 0.01
@@ -95,7 +95,7 @@ class ExtremePairs:
         images (`Images`): Folds of the images.
         ranks (`Ranks`): Processes over which the sums run.
         options (`SolverOptions`): Work to be done.
-        generator (`torch.Generator`): Source of start vectors and samples; the same on every rank.
+        generator (`torch.Generator`): Source of samples; the same on every rank.
         smallest_only (`bool`): Whether only the lower end matters (width), or the end of larger magnitude (depth).
         flip (`bool`): Whether every image's coefficients get a random sign (null model).
     """
@@ -113,22 +113,17 @@ class ExtremePairs:
         self.tokens, self.images, self.ranks, self.options = tokens, images, ranks, options
         self.generator, self.smallest_only, self.flip = generator, smallest_only, flip
 
-    def solve(self, importance: Tensor, score: Callable[[Tensor, Tensor], Tensor], start: Tensor | None) -> Eigenpairs:
+    def solve(self, importance: Tensor, score: Callable[[Tensor, Tensor], Tensor], start: Tensor) -> Eigenpairs:
         """
         Compute the eigenpairs.
 
         Args:
             importance (`Tensor`): Of the tokens, float64, shape `(tokens,)`.
             score (`Callable`): Maps eigenvalues `(n,)` and vectors `(d + 1, n)` to what neurons are shortlisted by.
-            start (`Tensor`, *optional*): Start vectors, shape `(d + 1, n)`; random if `None`.
+            start (`Tensor`): Start vectors, shape `(d + 1, n)`.
         """
         options, neurons = self.options, self.tokens.neurons
-        device, dtype = importance.device, self.tokens.dtype
-        if start is None:
-            start = torch.randn(
-                self.tokens.inputs.shape[1] + 1, neurons, generator=self.generator, dtype=torch.float64
-            )
-            start = start.to(device, dtype)
+        device = importance.device
         uniforms = torch.rand(2, generator=self.generator, dtype=torch.float64).tolist()
         total = int(self.ranks.sum(torch.tensor(len(self.tokens), device=device)))
         budget = max(math.ceil(options.screen_tokens * total), options.screen_floor)
