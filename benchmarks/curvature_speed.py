@@ -265,7 +265,7 @@ def training_step(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], No
     return run
 
 
-def model_part(rounds: int = 2) -> dict[str, Any]:
+def model_part(rounds: int = 1) -> dict[str, Any]:
     """The whole DeiT-S, with default options: analysis in units of one training step of the same 64 images."""
     model, batch = deit_small()
     shapes = [

@@ -218,7 +218,7 @@ class LayerAnalysis:
         """Start vectors, shape `(d + 1, n)`."""
         size, device = self.module.in_features + 1, tokens.inputs.device
         start = torch.randn(size, tokens.neurons, generator=self.generator, dtype=torch.float64)
-        # Random vectors that lean towards where the inputs vary: eigenvectors of large eigenvalues lie there.
+        # Random vectors that lean towards where the inputs are large: eigenvectors of large eigenvalues lie there.
         start = moments.inputs @ start.to(device, tokens.dtype)
         # Neurons that an earlier event analysed start at what was found then.
         earlier = None if self.settings.warm_start is None else self.settings.warm_start.get(self.name, self.criterion)

@@ -54,6 +54,22 @@ def test_it_stops_when_the_residuals_are_below_the_tolerance():
     assert (krylov.residuals(smallest) <= 1).all()
 
 
+def test_a_known_first_product_is_not_computed_again():
+    matrices = random_matrices()
+    calls = []
+
+    def counted(vectors):
+        calls.append(1)
+        return product(matrices)(vectors)
+
+    low, vectors = torch.zeros(5, dtype=torch.bool), start(matrices)
+    expected = lanczos(product(matrices), vectors, 4).ritz(low)
+    ritz = lanczos(counted, vectors, 4, product=product(matrices)(vectors)).ritz(low)
+    assert len(calls) == 3
+    torch.testing.assert_close(ritz.value, expected.value)
+    torch.testing.assert_close(ritz.residual, expected.residual)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_invariant_subspaces_yield_genuine_pairs_without_nan(dtype):
     """A zero matrix, a multiple of the identity, a start vector that is an eigenvector, a matrix of rank one."""
