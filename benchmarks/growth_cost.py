@@ -64,6 +64,7 @@ def report(model: SaddleViTForImageClassification, criterion: str) -> CurvatureR
                 standard_error=0.1 * ones,
                 residual=0.1 * ones,
                 direction=direction,
+                response=ones,
                 step=0.1 * ones,
                 gain=gain,
                 significant=ones.bool(),

@@ -5,7 +5,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from hf_saddle.growth import count_macs, count_parameters
+
 from .event import Branch, run_branches, run_neurons
+from .task import make_model
 from .training import BATCH, PASSES, Arm, run
 
 
@@ -83,7 +86,7 @@ def neurons() -> Iterable[Job]:
 LEARNING_RATE = 4e-3
 SMALL, LARGE = shape(4), shape(128)
 LARGE_PARAMETERS, LARGE_MACS = 51_050, 125_376
-COMPUTE = float(PASSES * BATCH * LARGE_MACS * 3_000)
+COMPUTE = float(PASSES * BATCH * LARGE_MACS * 2_000)
 TARGET = round(0.9 * LARGE_PARAMETERS)
 EVENTS = (0.1, 0.2, 0.3, 0.4, 0.5)
 
@@ -109,12 +112,58 @@ def tuning() -> Iterable[Job]:
             yield Job(tuned.name, 100, partial(run, tuned, 100))
 
 
+# These are run on more seeds than the other arms, which show what each choice contributes.
+HEADLINE = (
+    "uniform, small",
+    "uniform, large",
+    "uniform, 90 %",
+    "split, line search",
+    "split, random, line search",
+    "zero gain, line search",
+    "zero gain, random, line search",
+    "auto, line search",
+)
+
+
 def scratch() -> Iterable[Job]:
     """All arms at equal compute; the test split is read once, at the end of each run."""
     arms = (*UNIFORM, *(grown(name, growth) for name, growth in GROWTHS.items()))
-    for seed in range(5):
-        for arm in arms:
+    for arm in arms:
+        for seed in range(6 if arm.name in HEADLINE else 3):
             yield Job(arm.name, seed, partial(run, replace(arm, test=True), seed))
+
+
+def timing() -> Iterable[Job]:
+    """How many events, and when: the validation split decides."""
+    moments = {
+        "one event, early": (0.1,),
+        "one event, late": (0.6,),
+        "two events": (0.1, 0.3),
+        "ten events": tuple(round(0.05 * index, 2) for index in range(1, 11)),
+        "five events, late": (0.4, 0.5, 0.6, 0.7, 0.8),
+    }
+    for name, events in moments.items():
+        for seed in range(3):
+            arm = grown(name, GROWTHS["auto, line search"], events)
+            yield Job(name, seed, partial(run, arm, seed))
+
+
+SIZES = {"16 wide": (16, 2), "32 wide": (32, 2), "48 wide, 3 layers": (48, 3)}
+
+
+def sizes() -> Iterable[Job]:
+    """Three sizes of the residual stream, each at the compute of 1,500 steps of its own large model."""
+    for name, (hidden, layers) in SIZES.items():
+        large = shape(4 * hidden, hidden, layers)
+        model = make_model(0, large)
+        compute = float(PASSES * BATCH * count_macs(model) * 1_500)
+        budget = round(0.9 * count_parameters(model))
+        for kind in ("uniform, small", "uniform, large", "auto, line search", "zero gain, random, line search"):
+            start = large if kind == "uniform, large" else shape(4, hidden, layers)
+            growth = {} if kind.startswith("uniform") else PROBE | {"budget": budget} | GROWTHS[kind]
+            arm = Arm(f"{name}: {kind}", start, compute, LEARNING_RATE, EVENTS if growth else (), growth)
+            for seed in range(3):
+                yield Job(arm.name, seed, partial(run, arm, seed))
 
 
 EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
@@ -122,4 +171,6 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "event": event,
     "neurons": neurons,
     "scratch": scratch,
+    "timing": timing,
+    "sizes": sizes,
 }

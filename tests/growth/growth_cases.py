@@ -104,6 +104,7 @@ def entry_for(model, path, criterion="depth", gain=None, significant=None, eigen
         standard_error=zeros,
         residual=zeros,
         direction=direction / direction.norm(dim=1, keepdim=True),
+        response=zeros + 10.0,  # with the step, a unit whose pre-activation is of the size 1
         step=zeros + 0.1,
         gain=gain,
         significant=gain > 0 if significant is None else significant,

@@ -1,0 +1,108 @@
+"""The study's bookkeeping: compute is spent to the end and no further, arms are paired, intervals are Student's."""
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+from sklearn.datasets import load_digits
+
+
+sys.path.append(str(Path(__file__).parents[1]))
+from benchmarks.study import event, experiments, report, training  # noqa: E402
+from benchmarks.study import run as runner  # noqa: E402
+from benchmarks.study.statistics import interval, paired, text  # noqa: E402
+from benchmarks.study.task import Split, make_model  # noqa: E402
+from hf_saddle.growth import count_macs  # noqa: E402
+
+
+@pytest.fixture
+def digits(monkeypatch):
+    """scikit-learn's digits in place of Fashion-MNIST, whose package is not everywhere."""
+    bunch = load_digits()
+    images = torch.nn.functional.interpolate(torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 8 - 1, 28)
+    labels = torch.tensor(bunch.target)
+    splits = {
+        name: Split(images[part], labels[part])
+        for name, part in (("train", slice(600)), ("validation", slice(600, 700)), ("test", slice(700, 800)))
+    }
+    for module in (training, event):
+        monkeypatch.setattr(module, "fashion_mnist", lambda: splits)
+    return splits
+
+
+def arm(**changes) -> training.Arm:
+    shape = experiments.shape(4, hidden=16)
+    compute = training.PASSES * training.BATCH * count_macs(make_model(0, shape)) * 20
+    return training.Arm(**{"name": "tiny", "shape": shape, "compute": compute} | changes)
+
+
+def test_a_uniform_arm_takes_as_many_steps_as_its_compute_pays(digits):
+    row = training.run(arm(test=True), 0)
+    assert row["steps"] == 20 and row["growth_macs"] == 0
+    assert [point["step"] for point in row["curve"]] == list(range(2, 21, 2))
+    assert set(row["test"]) == {"loss", "accuracy"} and "test" not in training.run(arm(), 0)
+    assert json.loads(json.dumps(row)) == row
+
+
+def test_a_grown_arm_pays_for_its_analysis(digits):
+    growth = {"probe_samples": 32, "significance": 0.0, "budget": 1.2, "line_search": True}
+    row = training.run(arm(events=(0.1, 0.4), growth=growth), 0)
+    assert len(row["events"]) == 2 and row["parameters"] > row["start"]["parameters"]
+    assert row["parameters"] <= 1.2 * row["start"]["parameters"]
+    spent = row["growth_macs"] + training.PASSES * training.BATCH * row["start"]["macs"] * row["steps"]
+    assert row["growth_macs"] > 0 and row["steps"] < 20
+    assert spent < row["compute"] + training.PASSES * training.BATCH * row["macs"]
+
+
+def test_arms_see_the_same_data(digits):
+    first, second = (training.training_batches(digits["train"], 3) for _ in range(2))
+    for _ in range(3):
+        one, other = next(first), next(second)
+        assert torch.equal(one["pixel_values"], other["pixel_values"]) and torch.equal(one["labels"], other["labels"])
+    assert not torch.equal(next(training.training_batches(digits["train"], 4))["labels"], one["labels"])
+
+
+def test_branches_start_from_one_snapshot(digits):
+    growth = {"probe_samples": 32, "significance": 0.0, "criterion": "depth", "operator": "zero_gain"}
+    branches = (event.Branch("none"), event.Branch("zero gain", growth | {"budget": 1.2}))
+    row = event.run_branches(experiments.shape(4, hidden=16), branches, 0, 4e-3, 5, 15, (0, 10))
+    none, grown = (row["branches"][name]["losses"] for name in ("none", "zero gain"))
+    assert none[0] == grown[0] == row["before"]  # zero gains change nothing at once
+    assert none[1] != grown[1]
+
+
+def test_finished_runs_are_not_repeated(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "RESULTS", tmp_path)
+    jobs = [experiments.Job(name, seed, partial(dict)) for name in ("a", "b") for seed in (0, 1)]
+    monkeypatch.setitem(runner.EXPERIMENTS, "scratch", lambda: jobs)
+    (tmp_path / "scratch.jsonl").write_text('{"arm": "b", "seed": 0}\n')
+    assert [(job.name, job.seed) for job in runner.missing("scratch")] == [("a", 0), ("a", 1), ("b", 1)]
+
+
+def test_every_experiment_lists_unique_runs():
+    for name, jobs in experiments.EXPERIMENTS.items():
+        names = [(job.name, job.seed) for job in jobs()]
+        assert names and len(set(names)) == len(names), name
+    assert count_macs(make_model(0, experiments.LARGE)) == experiments.LARGE_MACS
+    assert sum(p.numel() for p in make_model(0, experiments.LARGE).parameters()) == experiments.LARGE_PARAMETERS
+
+
+def test_intervals_are_those_of_scipy():
+    values = [1.0, 2.0, 4.0, 5.5]
+    mean, half = interval(values)
+    low, high = stats.t.interval(0.95, 3, loc=mean, scale=stats.sem(values))
+    assert mean - half == pytest.approx(low) and mean + half == pytest.approx(high)
+    assert paired({0: 1.0, 2: 5.0}, {2: 3.0, 1: 9.0}) == [2.0]
+    assert text([0.5], 100) == "50.00" and text([]) == "–"
+
+
+def test_steps_worth_is_read_off_the_branch_without_growth():
+    row = {
+        "after": [0, 10, 20],
+        "branches": {"none": {"losses": [1.0, 0.8, 0.6]}, "grown": {"losses": [0.7]}, "worse": {"losses": [1.1]}},
+    }
+    assert report.steps_worth(row, "grown") == pytest.approx(15) and report.steps_worth(row, "worse") == 0
