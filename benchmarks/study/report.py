@@ -17,7 +17,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from .experiments import LARGE_PARAMETERS, SIZES, TARGET
+from .experiments import LARGE_PARAMETERS, LEARNING_RATE, SIZES, TARGET
 from .run import RESULTS, results
 from .statistics import interval, paired, rank_correlation, text
 
@@ -60,7 +60,7 @@ def tuning() -> list[str]:
         )
         for name in names
     ]
-    head = "Validation accuracy (%) of one seed by peak learning rate; all other experiments use 0.004."
+    head = f"Validation accuracy (%) of one seed by peak learning rate; all other experiments use {LEARNING_RATE:g}."
     return ["## Learning rates", "", head, "", *table(("arm", *(f"{rate:g}" for rate in rates)), body)]
 
 

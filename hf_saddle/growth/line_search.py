@@ -28,15 +28,17 @@ def line_search(
     Scale what a plan changes at once so that the loss of the probe set falls most.
 
     One factor scales the steps of all splits and the gains of all zero-gain units. Where the plan has the gain 0, the
-    gains are a step of steepest descent: in proportion to the slope of the probe loss, measured by a backward pass. A plan of zero-gain units alone keeps the function where no factor
-    lowers the loss. The trials are made in evaluation mode, and undone.
+    gains are a step of steepest descent: in proportion to the slope of the probe loss, measured by a backward pass. A
+    plan of zero-gain units alone keeps the function where no factor lowers the loss. The trials are made in evaluation
+    mode, and undone.
 
     Args:
         model ([`GrowablePreTrainedModel`]): The model; it is as before when this returns or raises.
         plan ([`GrowthPlan`]): What is to grow.
         batches (`Iterable`): The probe set. The leading dimension of the first tensor of a batch is its number of
-        samples. loss (`Callable`, *optional*): Maps model and batch to the mean loss. Defaults to
-        `model(**batch).loss`. factors (`Sequence[float]`, *optional*): What is tried.
+            samples.
+        loss (`Callable`, *optional*): Maps model and batch to the mean loss. Defaults to `model(**batch).loss`.
+        factors (`Sequence[float]`, *optional*): What is tried.
 
     Returns:
         [`GrowthPlan`]: The plan with scaled steps, gains and predicted gains; the plan itself if nothing can be

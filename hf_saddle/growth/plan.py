@@ -176,8 +176,9 @@ class GrowthPlan:
     @property
     def predicted_gain(self) -> float:
         """
-        Decrease of the loss that the plan predicts; gains of several neurons add to first order. Splits have it at
-        once, zero-gain units once their gains have grown to ±1.
+        Decrease of the loss that the plan predicts; gains of several neurons add to first order. Splits and units that
+        a line search has started have it at once, zero-gain units once they answer as much as the analysis assumed (a
+        gain of ±1 at its `step`).
         """
         return sum(float(growth.predicted_gain.sum()) for growth in self.growths)
 

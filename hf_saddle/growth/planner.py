@@ -189,12 +189,11 @@ def _growths(
         if config.random_directions:
             seed = ((config.growth_seed << 32) + (event << 16) + order[path]) % 2**63
             directions = random_directions(len(neurons), directions.shape[1], seed)
-        steps, predicted = entry.step[neurons].float().cpu(), entry.gain[neurons].float().cpu()
+        steps = entry.step[neurons].float().cpu()
         if operator in UNITS_WITH_GAIN:
             # The measured step suits a change of the neuron's own row. A unit with a gain changes nothing by its
             # length, and one that is short needs a gain so large that the first updates of its row throw the loss off.
-            longer = config.unit_scale / entry.response[neurons].float().cpu() / steps
-            steps, predicted = steps * longer, predicted * longer**2
+            steps = config.unit_scale / entry.response[neurons].float().cpu()
         gains = torch.zeros(len(neurons))
         if operator == "zero_gain" and config.gain_init:
             gains = -config.gain_init * torch.sign(eigenvalues)
@@ -207,7 +206,7 @@ def _growths(
             directions=directions,
             steps=steps,
             gains=gains,
-            predicted_gain=predicted,
+            predicted_gain=entry.gain[neurons].float().cpu(),
             eigenvalues=eigenvalues,
             candidates=numbers[path, operator],
         )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from curvature_cases import EXACT, MLP, captured, cross_entropy, transformer_case
+from torch import distributed as dist
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -74,6 +75,30 @@ def test_an_exception_in_the_backward_pass_removes_the_hooks():
     assert hooks_of(case.model) == before
 
 
+@pytest.mark.distributed
+def test_a_ddp_wrapper_does_not_notice(tmp_path):
+    case = transformer_case()
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped, reduced = nn.parallel.DistributedDataParallel(case.model), []
+
+        def count(state, bucket):
+            reduced.append(bucket.index())
+            future = torch.futures.Future()
+            future.set_result(bucket.buffer())
+            return future
+
+        wrapped.register_comm_hook(None, count)
+        cross_entropy(wrapped, case.batch).backward()
+        after_backward = len(reduced)
+        gradients = [parameter.grad.clone() for parameter in case.model.parameters()]
+        report = analyze_curvature(wrapped, [case.batch], loss=cross_entropy)
+    finally:
+        dist.destroy_process_group()
+    assert after_backward > 0 and len(reduced) == after_backward and len(report)
+    assert all(torch.equal(p.grad, g) for p, g in zip(case.model.parameters(), gradients, strict=True))
+
+
 def test_it_works_under_no_grad_and_inference_mode():
     case = transformer_case()
     expected = analyze_curvature(case.model, [case.batch], loss=cross_entropy)
@@ -111,12 +136,13 @@ def test_reentrant_checkpointing_is_refused_with_a_remedy():
 
 
 @pytest.mark.parametrize("criterion", ["width", "depth"])
-def test_bfloat16_autocast_agrees_with_float32(criterion):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_agrees_with_float32(criterion, dtype):
     case = transformer_case(samples=32, width=16, hidden=24)
     model, batch = case.model.float(), {"x": case.batch["x"].float(), "y": case.batch["y"]}
 
     def autocast_loss(model, batch):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=dtype):
             return cross_entropy(model, batch)
 
     full, half = (

@@ -14,7 +14,7 @@ from hf_saddle.curvature import SolverOptions, analyze_curvature
 SCREENED = SolverOptions(screen_tokens=0.3, screen_floor=16, shortlist=0.3, shortlist_floor=3)
 OPTIONS = {"exact": EXACT, "screened": SCREENED}
 CRITERIA = ("width", "depth", "grad_norm", "gradmax", "paper_score", "random")
-FIELDS = ("eigenvalue", "standard_error", "fit_eigenvalue", "residual", "step", "gain", "direction")
+FIELDS = ("eigenvalue", "standard_error", "fit_eigenvalue", "residual", "response", "step", "gain", "direction")
 
 
 def case():

@@ -105,6 +105,49 @@ def test_line_search_finds_a_lower_loss():
     assert searched.predicted_gain > 0 and searched.growths[0].gains.abs().max() > 0
 
 
+def test_line_search_starts_gains_against_the_slope_of_the_loss():
+    model = trained()
+    report = analyze_curvature(model, PROBE, "depth", significance=0.0)
+    config = GrowthConfig(criterion="depth", significance=0.0, num_events=1, max_per_layer=2, budget=1.3)
+    plan = plan_growth(report, model, config)
+    searched = line_search(model, plan, PROBE)
+    assert sum(len(growth.neurons) for growth in plan.growths) > 4
+    slopes, gains, nudge = [], [], 1e-4
+    for index, growth in enumerate(plan.growths):
+        for unit in range(len(growth.neurons)):
+            losses = []
+            for sign in (1, -1):
+                gain = torch.zeros(len(growth.neurons))
+                gain[unit] = sign * nudge
+                grown = copy.deepcopy(model)
+                grow_(grown, plan)
+                branch = dict(grown.named_modules())[growth.linear].skip
+                branch.gain.data.copy_(gain)
+                losses.append(probe_loss(grown, PROBE))
+            slopes.append((losses[0] - losses[1]) / (2 * nudge))
+            gains.append(float(searched.growths[index].gains[unit]))
+    slopes, gains = torch.tensor(slopes), torch.tensor(gains)
+    torch.testing.assert_close(gains / gains.abs().max(), -slopes / slopes.abs().max(), rtol=1e-3, atol=1e-4)
+
+
+def test_new_units_have_the_scale_that_the_config_asks_for():
+    model = trained()
+    report = analyze_curvature(model, PROBE, "depth", significance=0.0)
+    config = GrowthConfig(criterion="depth", significance=0.0, num_events=1, budget=1.3, unit_scale=0.7)
+    grow_(model, plan_growth(report, model, config))
+    sizes = {}
+    for name, module in model.named_modules():
+        if name.endswith(".skip.linear"):
+            module.register_forward_hook(lambda module, inputs, output, name=name: sizes.update({name: output}))
+    model(**PROBE[0])
+    assert sizes
+    for name, output in sizes.items():
+        scale = output.flatten(0, -2).square().mean(dim=0).sqrt()
+        torch.testing.assert_close(
+            scale, torch.full_like(scale, 0.7), rtol=1e-4, atol=0, msg=lambda text: f"{name} {text}"
+        )
+
+
 def test_line_search_of_a_plan_without_a_step_returns_it():
     model = trained()
     plan = GrowthPlan((LayerGrowth.by_hand(model, path_of(model, "mlp.fc1"), "opposed_pair", [1]),))
