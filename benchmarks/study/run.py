@@ -9,6 +9,7 @@ Every finished run is one line of benchmarks/study/results/<experiment>.jsonl.
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import time
@@ -45,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", nargs="*", help=f"of {', '.join(EXPERIMENTS)}; all if none is named")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--seeds", type=int, default=None, help="leave out seeds from this number on")
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
     unknown = set(options.experiments) - set(EXPERIMENTS)
@@ -57,7 +59,7 @@ def main() -> None:
         return
     RESULTS.mkdir(exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"  # one run per core; read by torch in the processes that are started below
-    tasks = [(name, job) for name in chosen for job in missing(name)]
+    tasks = [(name, job) for name in chosen for job in missing(name) if job.seed < (options.seeds or math.inf)]
     started = time.time()
     with multiprocessing.get_context("spawn").Pool(options.processes, maxtasksperchild=20) as pool:
         for count, (experiment, row) in enumerate(pool.imap_unordered(execute, tasks), start=1):

@@ -178,5 +178,4 @@ def _copies(linear: LinearDraft, neurons: Tensor, rows: Tensor, both: bool) -> t
 
 def _slope_at_zero(activation: str) -> float:
     point = torch.zeros((), dtype=torch.float64)
-    _, slope = torch.func.jvp(ACT2FN[activation], (point,), (torch.ones_like(point),))
-    return float(slope)
+    return float(torch.func.jvp(ACT2FN[activation], (point,), (torch.ones_like(point),))[1])
