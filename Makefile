@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup demo test test-slow quality style docs clean
+.PHONY: help setup demo test test-slow quality style docs study clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets.
@@ -43,6 +43,10 @@ style: $(VENV)/.dev  ## Format the code.
 
 docs: $(VENV)/.dev  ## Build the documentation into site/.
 	$(BIN)/mkdocs build --strict
+
+study: $(VENV)/.demo  ## Run what the study of when growing pays lacks (hours), then its report.
+	$(RUN) $(BIN)/python -m benchmarks.study.run $(ARGS)
+	$(RUN) $(BIN)/python -m benchmarks.study.report
 
 clean:  ## Remove the environment and everything that was built.
 	rm -rf $(VENV) outputs site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

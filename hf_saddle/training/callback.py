@@ -172,8 +172,8 @@ class GrowthCallback(TrainerCallback, ExportableState):
         )
         batches = replicas.together("Drawing the probe samples", draw)
         silent = args.disable_tqdm or not state.is_world_process_zero
-        # Before and after, and at most so many trials.
-        total = len(batches) * (2 + (len(FACTORS) + 1) * self.config.line_search)
+        # Before and after; and at most the slopes, the factors and the factor 0 of a line search.
+        total = len(batches) * (2 + (len(FACTORS) + 2) * self.config.line_search)
         with tqdm(total=total, desc="Growth", delay=_BAR_DELAY_SECONDS, leave=False, disable=silent) as bar:
             event = growth_event_(
                 wrapped,
