@@ -78,9 +78,9 @@ def test_branches_start_from_one_snapshot(digits):
 def test_finished_runs_are_not_repeated(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "RESULTS", tmp_path)
     jobs = [experiments.Job(name, seed, partial(dict)) for name in ("a", "b") for seed in (0, 1)]
-    monkeypatch.setitem(runner.EXPERIMENTS, "scratch", lambda: jobs)
-    (tmp_path / "scratch.jsonl").write_text('{"arm": "b", "seed": 0}\n')
-    assert [(job.name, job.seed) for job in runner.missing("scratch")] == [("a", 0), ("a", 1), ("b", 1)]
+    monkeypatch.setitem(runner.EXPERIMENTS, "headline", lambda: jobs)
+    (tmp_path / "headline.jsonl").write_text('{"arm": "b", "seed": 0}\n')
+    assert [(job.name, job.seed) for job in runner.missing("headline")] == [("a", 0), ("a", 1), ("b", 1)]
 
 
 def test_every_experiment_lists_unique_runs():

@@ -66,7 +66,7 @@ def tuning() -> list[str]:
 
 def scratch() -> list[str]:
     """All arms from scratch at equal compute."""
-    arms = by_arm(results("scratch"))
+    arms = by_arm(results("headline") + results("choices"))
     if not arms:
         return []
     large, small = (measured(arms[name], "test", "accuracy") for name in ("uniform, large", "uniform, small"))
@@ -262,7 +262,7 @@ def timing() -> list[str]:
     arms = by_arm(results("timing"))
     if not arms:
         return []
-    reference = by_arm(results("scratch")).get("auto, line search", [])
+    reference = by_arm(results("headline")).get("auto, line search", [])
     arms = {"five events, from a tenth to half": [row for row in reference if row["seed"] < 3]} | arms
     first = measured(next(iter(arms.values())), "validation", "accuracy")
     body = []
