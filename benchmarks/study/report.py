@@ -9,15 +9,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import matplotlib
-
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 
 from .experiments import LARGE_PARAMETERS, LEARNING_RATE, SIZES, TARGET
+from .pictures import curves, fading
 from .run import RESULTS, results
 from .statistics import interval, paired, rank_correlation, text
 
@@ -122,29 +117,8 @@ def scratch() -> list[str]:
             )
     lines += table(("arm", "minus", "seeds", "accuracy (points)", "loss"), body)
     lines += ["![Validation accuracy over compute](curves.png)", ""]
-    _curves(arms)
+    curves(RESULTS / "curves.png", arms)
     return lines
-
-
-def _curves(arms: dict[str, Rows]) -> None:
-    figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
-    for name in (
-        "uniform, small",
-        "uniform, large",
-        "uniform, 90 %",
-        "auto, line search",
-        "split, random, line search",
-    ):
-        if name in arms:
-            curves = np.array([[point["accuracy"] for point in row["curve"]] for row in arms[name]]) * 100
-            shares = np.arange(1, curves.shape[1] + 1) / curves.shape[1]
-            axes.plot(shares, curves.mean(axis=0), marker="o", label=f"{name} ({len(curves)} seeds)")
-            axes.fill_between(shares, curves.min(axis=0), curves.max(axis=0), alpha=0.15)
-    axes.set(xlabel="share of the compute", ylabel="validation accuracy (%)")
-    axes.legend(loc="lower right")
-    axes.grid(alpha=0.3)
-    figure.savefig(RESULTS / "curves.png", dpi=120)
-    plt.close(figure)
 
 
 def event() -> list[str]:
@@ -185,7 +159,7 @@ def event() -> list[str]:
             )
         header = ("branch", "new parameters", *(f"after {step} steps" for step in (0, 25, 100, after[-1])))
         lines += ["", f"### Event {when} ({len(rows)} seeds)", "", *table((*header, "worth, in steps"), body)]
-        _fading(moment, after, means)
+        fading(RESULTS / f"event_{moment}.png", after, means)
         lines += [f"![Loss against no growth, event {when}](event_{moment}.png)", ""]
     return [
         *lines,
@@ -204,26 +178,6 @@ def steps_worth(row: dict[str, Any], name: str) -> float:
     if target < best[-1]:
         return float(row["after"][-1])
     return float(np.interp(-target, -best, row["after"]))
-
-
-def _fading(moment: str, after: list[int], means: dict[str, list[float]]) -> None:
-    figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
-    for name in (
-        "split, line search",
-        "split, random, line search",
-        "zero gain, line search",
-        "zero gain, random directions, line search",
-        "zero gain, random, line search",
-        "residual pair, paper score",
-    ):
-        axes.plot(after, means[name], marker="o", label=name)
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xscale("symlog", linthresh=10)
-    axes.set(xlabel="steps after the event", ylabel="validation loss minus that without growth (10⁻³)")
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.3)
-    figure.savefig(RESULTS / f"event_{moment}.png", dpi=120)
-    plt.close(figure)
 
 
 def neurons() -> list[str]:
@@ -263,7 +217,7 @@ def timing() -> list[str]:
     if not arms:
         return []
     reference = by_arm(results("headline")).get("auto, line search", [])
-    arms = {"five events, from a tenth to half": [row for row in reference if row["seed"] < 3]} | arms
+    arms = {"three events, at 10, 25 and 40 %": [row for row in reference if row["seed"] < 2]} | arms
     first = measured(next(iter(arms.values())), "validation", "accuracy")
     body = []
     for name, rows in arms.items():
@@ -278,7 +232,7 @@ def timing() -> list[str]:
                 f"{100 * np.mean([row['growth_macs'] / row['compute'] for row in rows]):.1f} %",
             )
         )
-    header = ("events", "seeds", "steps", "validation accuracy (%)", "against five", "compute spent on growing")
+    header = ("events", "seeds", "steps", "validation accuracy (%)", "against three", "compute spent on growing")
     return ["## When, and how often", "", "The arm `auto, line search`.", "", *table(header, body)]
 
 

@@ -1,7 +1,7 @@
 """Runs what the table of experiments lists and the result files lack; can be stopped and started again at any time.
 
     python -m benchmarks.study.run                          # everything that is missing, on all cores
-    python -m benchmarks.study.run scratch --processes 1    # one experiment
+    python -m benchmarks.study.run headline --processes 1   # one experiment
     python -m benchmarks.study.run --list                   # what is done and what is missing
 
 Every finished run is one line of benchmarks/study/results/<experiment>.jsonl.

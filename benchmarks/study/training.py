@@ -121,17 +121,19 @@ def schedule(share: float) -> float:
 
 
 def training_batches(split: Split, seed: int) -> Iterator[dict[str, Tensor]]:
-    """Batches for ever, of pairs that depend on the seed alone, so that arms are paired."""
+    """Batches for ever, in an order that depends on the seed alone, so that arms are paired."""
     generator = torch.Generator().manual_seed(1_000 + seed)
     while True:
-        yield split.batch(torch.randint(len(split), (BATCH, 2), generator=generator))
+        order = torch.randperm(len(split), generator=generator)
+        for indices in order[: len(order) // BATCH * BATCH].split(BATCH):
+            yield split.batch(indices)
 
 
 def probe(split: Split, config: GrowthConfig, seed: int, event: int) -> list[dict[str, Tensor]]:
-    """The probe batches of an event: training pairs, drawn anew for each event."""
+    """The probe batches of an event: training images, drawn anew for each event."""
     generator = torch.Generator().manual_seed(2_000 + 100 * seed + event)
-    pairs = torch.randint(len(split), (config.probe_samples, 2), generator=generator)
-    return [split.batch(part) for part in pairs.split(config.probe_batch_size)]
+    indices = torch.randperm(len(split), generator=generator)[: config.probe_samples]
+    return [split.batch(part) for part in indices.split(config.probe_batch_size)]
 
 
 def grow(
