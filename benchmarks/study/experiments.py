@@ -36,6 +36,7 @@ def shape(width: int, hidden: int = 32, layers: int = 2) -> dict[str, Any]:
 # Without a threshold of significance, every arm fills its budget, so that arms have equal sizes.
 PROBE = {"probe_samples": 512, "probe_batch_size": 256, "significance": 0.0}
 SEARCH = {"line_search": True}
+LARGER_PROBE = {"probe_samples": 2_048, "significance": 2.0}
 SPLIT = {"criterion": "width", "operator": "split", "linears": ["mlp.fc1"]}
 RANDOM_SPLIT = SPLIT | {"criterion": "random"}
 DEPTH = {"criterion": "depth", "operator": "zero_gain"}
@@ -70,7 +71,8 @@ MOMENTS = {
 
 def event() -> Iterable[Job]:
     """What one event of 3 % more parameters does, from one snapshot, at the peak and at the end of the schedule."""
-    branches = (Branch("none"), *(Branch(name, PROBE | {"budget": 1.03} | fields) for name, fields in GROWTHS.items()))
+    growths = GROWTHS | {"auto, line search, significant, 4 times the probe": SEARCH | LARGER_PROBE}
+    branches = (Branch("none"), *(Branch(name, PROBE | {"budget": 1.03} | fields) for name, fields in growths.items()))
     for seed in range(4):
         for moment, times in MOMENTS.items():
             yield Job(moment, seed, partial(run_branches, shape(64), branches, seed, LEARNING_RATE, *times))
@@ -145,6 +147,7 @@ def timing() -> Iterable[Job]:
         "one event, late": (0.6,),
         "ten events": tuple(round(0.05 * index, 2) for index in range(1, 11)),
         "three events, late": (0.5, 0.65, 0.8),
+        "three events, at the end": (0.7, 0.8, 0.9),
     }
     for name, events in moments.items():
         for seed in range(3):
