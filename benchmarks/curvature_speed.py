@@ -453,7 +453,9 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / "curvature_speed.json"
     results = json.loads(file.read_text()) if file.exists() else {}
-    results["versions"], results["seeds"] = versions(), list(range(arguments.seeds))
+    # Parts may be run in several environments: what one of them lacks keeps the version of the run that had it.
+    found = {name: version for name, version in versions().items() if version != "not installed"}
+    results["versions"], results["seeds"] = results.get("versions", {}) | found, list(range(arguments.seeds))
     for name in arguments.parts:
         results[name] = parts[name](arguments.seeds) if name == "block" else parts[name]()
         print(json.dumps({name: results[name]}, indent=1))
