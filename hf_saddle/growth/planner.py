@@ -192,7 +192,7 @@ def _growths(
         steps = entry.step[neurons].float().cpu()
         if operator in UNITS_WITH_GAIN:
             # The measured step suits a change of the neuron's own row. A unit with a gain changes nothing by its
-            # length; a short one needs a large gain, which makes every update of its row a large change of the function.
+            # length, but a short one needs a large gain, under which an update of its row changes much.
             steps = config.unit_scale / entry.response[neurons].float().cpu()
         gains = torch.zeros(len(neurons))
         if operator == "zero_gain" and config.gain_init:
