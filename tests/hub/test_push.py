@@ -18,6 +18,7 @@ pytestmark = pytest.mark.hub
 CODE = {
     "configuration_saddle.py",
     "configuration_saddle_deit.py",
+    "branch_dropout.py",
     "growable.py",
     "modeling_saddle.py",
     "modeling_saddle_deit.py",
