@@ -1,14 +1,16 @@
 """How far to go along the chosen directions, decided by the loss of the probe set."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..curvature.probe import first_dimension
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from .operators import slope_at_zero
 from .plan import GrowthPlan, LayerGrowth, find_linear
 from .surgery import prepare_growth
 
@@ -28,9 +30,9 @@ def line_search(
     Scale what a plan changes at once so that the loss of the probe set falls most.
 
     One factor scales the steps of all splits and the gains of all zero-gain units. Where the plan has the gain 0, the
-    gains are a step of steepest descent: in proportion to the slope of the probe loss, measured by a backward pass. A
-    plan of zero-gain units alone keeps the function where no factor lowers the loss. The trials are made in evaluation
-    mode, and undone.
+    gains are a step of steepest descent: in proportion to the slope of the probe loss, measured by a backward pass, of
+    all that a gain changes. A plan of zero-gain units alone keeps the function where no factor lowers the loss. The
+    trials are made in evaluation mode, and undone.
 
     Args:
         model ([`GrowablePreTrainedModel`]): The model; it is as before when this returns or raises.
@@ -43,6 +45,9 @@ def line_search(
     Returns:
         [`GrowthPlan`]: The plan with scaled steps, gains and predicted gains; the plan itself if nothing can be
         scaled.
+
+    Raises:
+        ValueError: If the probe set is empty, or no factor gives a finite loss.
     """
     if not any(growth.operator in ("split", "zero_gain") for growth in plan.growths):
         return plan
@@ -61,15 +66,25 @@ def line_search(
             losses.append(probe_loss(model, kept, loss))
         finally:
             prepared.rollback_()
-    best = min(range(len(trials)), key=lambda index: losses[index] if math.isfinite(losses[index]) else math.inf)
-    return trials[best]
+    finite = [index for index, value in enumerate(losses) if math.isfinite(value)]
+    if not finite:
+        raise ValueError(
+            f"The loss of the probe set is {losses[-1]} at every factor of the line search. Check the batches and the "
+            "model before growing it."
+        )
+    return trials[min(finite, key=lambda index: losses[index])]
 
 
 @torch.no_grad()
 def probe_loss(
     model: GrowablePreTrainedModel, batches: Iterable[Any], loss: Callable[[nn.Module, Any], Tensor] | None = None
 ) -> float:
-    """Mean loss over the samples of all batches, in evaluation mode; the model's mode is restored."""
+    """
+    Mean loss over the samples of all batches, in evaluation mode; the model's mode is restored.
+
+    Raises:
+        ValueError: If there is no sample.
+    """
     training, total, samples = model.training, 0.0, 0
     model.eval()
     try:
@@ -78,6 +93,8 @@ def probe_loss(
             total, samples = total + float(_loss(model, batch, loss)) * count, samples + count
     finally:
         model.train(training)
+    if not samples:
+        raise ValueError("The probe set is empty: none of its batches holds a sample.")
     return total / samples
 
 
@@ -94,44 +111,62 @@ def _downhill(
     prepared = prepare_growth(model, replace(plan, growths=tuple(at_rest)))
     prepared.commit_()
     try:
-        # Nothing else grows in this trial, so the new units are the last of their branch.
-        gains = [find_linear(model, growth.linear).skip.gain for growth in at_rest]
-        gradients = _gradients(model, gains, batches, loss)
+        modules = {growth.linear: find_linear(model, growth.linear) for growth in at_rest}
+        moving = {path: [module.skip.gain, *module.parameters(recurse=False)] for path, module in modules.items()}
+        gradients = _gradients(model, [tensor for tensors in moving.values() for tensor in tensors], batches, loss)
     finally:
         prepared.rollback_()
-    slopes = {
-        growth.linear: gradient[-len(growth.neurons) :].float().cpu()
-        for growth, gradient in zip(at_rest, gradients, strict=True)
-    }
+    slope_of_unit = slope_at_zero(model.config.hidden_act)
+    slopes: dict[LayerGrowth, Tensor] = {}
+    for path, tensors in moving.items():
+        by_gain, by_weight, *by_bias = (gradients.pop(0).cpu() for _ in tensors)
+        # Nothing else grows in this trial, so the new units are the last of their branch, in the order of the plan.
+        members = [growth for growth in at_rest if growth.linear == path]
+        sizes = [len(growth.neurons) for growth in members]
+        for growth, slope in zip(members, by_gain[-sum(sizes) :].split(sizes), strict=True):
+            # What a gain adds to first order in the unit's row, the neuron's own row takes back, see `LayerGrowth`.
+            rows, neurons = growth.directions * growth.steps[:, None], list(growth.neurons)
+            taken = (rows[:, :-1] * by_weight[neurons]).sum(dim=1)
+            for bias in by_bias:
+                taken = taken + rows[:, -1] * bias[neurons]
+            slopes[growth] = (slope - slope_of_unit * taken).float()
     largest = max(float(slope.abs().max()) for slope in slopes.values())
     if not 0 < largest < math.inf:
         return plan
 
     def started(growth: LayerGrowth) -> LayerGrowth:
-        slope = slopes[growth.linear]
+        slope = slopes[growth]
         return replace(growth, gains=-slope / largest, predicted_gain=slope.square() / largest)
 
-    return replace(plan, growths=tuple(started(g) if g in at_rest else g for g in plan.growths))
+    return replace(plan, growths=tuple(started(g) if g in slopes else g for g in plan.growths))
 
 
 def _gradients(
     model: GrowablePreTrainedModel,
-    parameters: Sequence[Tensor],
+    parameters: Sequence[nn.Parameter],
     batches: Sequence[Any],
     loss: Callable[[nn.Module, Any], Tensor] | None,
 ) -> list[Tensor]:
-    """Gradients of the summed loss of all samples, in evaluation mode; `.grad` is not touched."""
-    training, total = model.training, [torch.zeros_like(parameter) for parameter in parameters]
+    """Gradients of the mean loss of all samples, in evaluation mode; `.grad` is not touched."""
+    training, samples = model.training, 0
+    total = [torch.zeros_like(value, dtype=torch.promote_types(value.dtype, torch.float32)) for value in parameters]
+    frozen = [value for value in parameters if not value.requires_grad]
     model.eval()
     try:
+        for value in frozen:
+            value.requires_grad_(True)
         with torch.enable_grad():
             for batch in batches:
-                value = _loss(model, batch, loss) * _size(batch)
-                for part, gradient in zip(total, torch.autograd.grad(value, parameters), strict=True):
-                    part += gradient
+                size = _size(batch)
+                gradients = torch.autograd.grad(_loss(model, batch, loss), parameters)
+                for part, gradient in zip(total, gradients, strict=True):
+                    part.add_(gradient, alpha=size)
+                samples += size
     finally:
+        for value in frozen:
+            value.requires_grad_(False)
         model.train(training)
-    return [part / sum(_size(batch) for batch in batches) for part in total]
+    return [part / samples for part in total]
 
 
 def _loss(model: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], Tensor] | None) -> Tensor:
@@ -139,8 +174,7 @@ def _loss(model: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], Tensor]
 
 
 def _size(batch: Any) -> int:
-    values = batch.values() if isinstance(batch, Mapping) else batch
-    return len(next(value for value in values if isinstance(value, Tensor)))
+    return first_dimension(batch) or 0
 
 
 def _scaled(plan: GrowthPlan, factor: float) -> GrowthPlan:

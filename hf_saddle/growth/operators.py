@@ -159,7 +159,7 @@ def _deepen_(linear: LinearDraft, neurons: Tensor, rows: Tensor, growth: LayerGr
     add_units_(linear, neurons, rows, gains, paired=False)
     if bool((growth.gains != 0).any()):
         # What a finite gain adds to first order in p, the neuron's own row takes back: what is left is curvature.
-        shift = -_slope_at_zero(activation) * gains[:, None] * rows
+        shift = -slope_at_zero(activation) * gains[:, None] * rows
         linear.parameters["weight"].add_(neurons, shift[:, :-1])
         if "bias" in linear.parameters:
             linear.parameters["bias"].add_(neurons, shift[:, -1])
@@ -176,6 +176,7 @@ def _copies(linear: LinearDraft, neurons: Tensor, rows: Tensor, both: bool) -> t
     return weights, torch.cat([bias + first[:, -1], bias + second[:, -1]])
 
 
-def _slope_at_zero(activation: str) -> float:
+def slope_at_zero(activation: str) -> float:
+    """The derivative of an activation, a name in transformers' `ACT2FN`, at 0."""
     point = torch.zeros((), dtype=torch.float64)
     return float(torch.func.jvp(ACT2FN[activation], (point,), (torch.ones_like(point),))[1])

@@ -112,22 +112,84 @@ def test_line_search_starts_gains_against_the_slope_of_the_loss():
     plan = plan_growth(report, model, config)
     searched = line_search(model, plan, PROBE)
     assert sum(len(growth.neurons) for growth in plan.growths) > 4
-    slopes, gains, nudge = [], [], 1e-4
+    slopes, gains, nudge = [], [], 1e-3
     for index, growth in enumerate(plan.growths):
         for unit in range(len(growth.neurons)):
             losses = []
             for sign in (1, -1):
                 gain = torch.zeros(len(growth.neurons))
                 gain[unit] = sign * nudge
+                nudged = [replace(other, gains=gain) if other is growth else other for other in plan.growths]
                 grown = copy.deepcopy(model)
-                grow_(grown, plan)
-                branch = dict(grown.named_modules())[growth.linear].skip
-                branch.gain.data.copy_(gain)
+                grow_(grown, replace(plan, growths=tuple(nudged)))
                 losses.append(probe_loss(grown, PROBE))
             slopes.append((losses[0] - losses[1]) / (2 * nudge))
             gains.append(float(searched.growths[index].gains[unit]))
     slopes, gains = torch.tensor(slopes), torch.tensor(gains)
     torch.testing.assert_close(gains / gains.abs().max(), -slopes / slopes.abs().max(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("bias", ["trained", "frozen", "none"])
+def test_what_a_line_search_predicts_for_small_gains_is_what_happens(bias):
+    model = trained() if bias != "none" else tiny_model(qkv_bias=False).double()
+    for _, _, _, module in model.growable_linears():
+        if bias == "frozen":
+            module.bias.requires_grad_(False)
+    report = analyze_curvature(model, PROBE, "depth", significance=0.0)
+    plan = plan_growth(report, model, GrowthConfig(criterion="depth", significance=0.0, num_events=1, budget=1.3))
+    trained_before = [parameter.requires_grad for parameter in model.parameters()]
+    searched = line_search(model, plan, PROBE, factors=[1e-3])
+    assert [parameter.requires_grad for parameter in model.parameters()] == trained_before
+    before = probe_loss(model, PROBE)
+    grow_(model, searched)
+    assert before - probe_loss(model, PROBE) == pytest.approx(searched.predicted_gain, rel=0.02)
+    assert searched.predicted_gain > 0
+
+
+@pytest.mark.parametrize("operator", ["split", "zero_gain"])
+def test_line_search_refuses_a_probe_that_tells_nothing(operator):
+    model = trained()
+    plan = GrowthPlan((LayerGrowth.by_hand(model, path_of(model, "mlp.fc1"), operator, [1, 2]),))
+    with pytest.raises(ValueError, match="loss of the probe set is nan"):
+        line_search(model, plan, PROBE, loss=lambda model, batch: model(**batch).loss * float("nan"))
+    with pytest.raises(ValueError, match="probe set is empty"):
+        line_search(model, plan, [])
+    assert model.shapes() == trained().shapes() and model.growth_history is None
+
+
+def test_line_search_of_several_growths_of_one_linear():
+    model = trained()
+    fc1 = path_of(model, "mlp.fc1")
+    whole = LayerGrowth.by_hand(model, fc1, "zero_gain", [0, 1, 2, 3, 4], steps=1.0)
+    parts = [
+        LayerGrowth.by_hand(model, fc1, "zero_gain", whole.neurons[part], directions=whole.directions[part], steps=1.0)
+        for part in (slice(0, 2), slice(2, 5))
+    ]
+    together, apart = (
+        line_search(model, GrowthPlan(tuple(growths)), PROBE, factors=[0.01]) for growths in ([whole], parts)
+    )
+    gains = [growth.gains for growth in apart.growths]
+    assert float(together.growths[0].gains.abs().max()) > 0
+    torch.testing.assert_close(torch.cat(gains), together.growths[0].gains)
+
+
+def test_the_probe_loss_weights_batches_by_their_samples():
+    """Also where a batch is a tensor, or where its first tensor has no samples or lies deeper."""
+    model, pixels = trained(), PROBE[0]["pixel_values"]
+
+    def loss(model, batch):
+        while not isinstance(batch, torch.Tensor):
+            batch = batch["inputs"]
+        return model(pixel_values=batch).logits.square().mean()
+
+    expected = float(loss(model, pixels).detach())
+    for wrap in (
+        lambda x: x,
+        lambda x: {"scale": torch.tensor(1.0), "inputs": x},
+        lambda x: {"inputs": {"inputs": x}},
+    ):
+        batches = [wrap(part) for part in pixels.split((29, 3))]
+        assert probe_loss(model, batches, loss) == pytest.approx(expected, rel=1e-6)
 
 
 def test_new_units_have_the_scale_that_the_config_asks_for():
