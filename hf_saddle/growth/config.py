@@ -215,6 +215,12 @@ class GrowthConfig:
     @property
     def criteria(self) -> tuple[str, ...]:
         """What [`analyze_curvature`] has to measure."""
+        drawn = self.random_directions and self.criterion != "random"
+        return (*self.ranking, "random") if drawn else self.ranking
+
+    @property
+    def ranking(self) -> tuple[str, ...]:
+        """The criteria that rank the neurons."""
         if self.criterion != "auto":
             return (self.criterion,)
         if self.operator in WIDTH_OPERATORS:

@@ -13,7 +13,7 @@ from .config import DEPTH_OPERATORS, QUOTAS, UNITS_WITH_GAIN, WIDTH_OPERATORS, G
 from .costs import CostBook, count_macs, count_parameters, plan_cost
 from .history import GrowthHistory
 from .operators import can_widen, unit_kind
-from .plan import GrowthPlan, LayerGrowth, random_directions
+from .plan import GrowthPlan, LayerGrowth
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def plan_growth(
         )
     candidates = list(_candidates(report, model, config))
     chosen = _choose(candidates, CostBook(model), config, allowed)
-    growths = tuple(_growths(chosen, model, config, event, Counter(map(_layer, candidates))))
+    growths = tuple(_growths(chosen, report, model, config, Counter(map(_layer, candidates))))
     cost = plan_cost(model, growths)
     return GrowthPlan(
         growths=growths,
@@ -116,7 +116,7 @@ def _candidates(report: CurvatureReport, model: GrowablePreTrainedModel, config:
     known = {path: (layer, linear, module) for layer, linear, path, module in model.growable_linears()}
     kind = unit_kind(model)
     for entry in report.layers:
-        if entry.criterion not in config.criteria or entry.linear not in known:
+        if entry.criterion not in config.ranking or entry.linear not in known:
             continue
         layer, linear, module = known[entry.linear]
         if entry.direction.shape != (module.out_features, module.in_features + 1):
@@ -170,9 +170,9 @@ def _choose(candidates: list[_Candidate], book: CostBook, config: GrowthConfig, 
 
 def _growths(
     chosen: list[_Candidate],
+    report: CurvatureReport,
     model: GrowablePreTrainedModel,
     config: GrowthConfig,
-    event: int,
     numbers: Counter[tuple[str, str]],
 ) -> Iterator[LayerGrowth]:
     """The chosen neurons by layer and operator, in the order of the model."""
@@ -185,15 +185,12 @@ def _growths(
         entry = members[0].entry
         neurons = [member.neuron for member in members]
         eigenvalues = entry.eigenvalue[neurons].float().cpu()
-        directions = entry.direction[neurons].float().cpu()
-        if config.random_directions:
-            seed = ((config.growth_seed << 32) + (event << 16) + order[path]) % 2**63
-            directions = random_directions(len(neurons), directions.shape[1], seed)
+        along = report[path, "random"] if config.random_directions else entry
         steps = entry.step[neurons].float().cpu()
         if operator in UNITS_WITH_GAIN:
             # The measured step suits a change of the neuron's own row. A unit with a gain changes nothing by its
             # length, but a short one needs a large gain, under which an update of its row changes much.
-            steps = config.unit_scale / entry.response[neurons].float().cpu()
+            steps = config.unit_scale / along.response[neurons].float().cpu()
         gains = torch.zeros(len(neurons))
         if operator == "zero_gain" and config.gain_init:
             gains = -config.gain_init * torch.sign(eigenvalues)
@@ -203,7 +200,7 @@ def _growths(
             linear=path,
             operator=operator,
             neurons=tuple(neurons),
-            directions=directions,
+            directions=along.direction[neurons].float().cpu(),
             steps=steps,
             gains=gains,
             predicted_gain=entry.gain[neurons].float().cpu(),

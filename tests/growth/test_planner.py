@@ -64,20 +64,27 @@ def test_a_plan_keeps_the_budget_and_says_what_it_adds(unit, operator):
 
 
 def test_the_same_arguments_give_the_same_plan():
-    for random_directions in (False, True):
-        config = GrowthConfig(random_directions=random_directions)
-        model = tiny_model()
-        digests = {plan_growth(report_for(model), tiny_model(), config).digest() for _ in range(2)}
-        assert len(digests) == 1
-
-
-def test_random_directions_keep_the_neurons():
     model = tiny_model()
-    plans = [plan_growth(report_for(model), model, GrowthConfig(random_directions=r)) for r in (False, True)]
-    assert chosen(plans[0]) == chosen(plans[1])
-    assert not torch.equal(plans[0].growths[0].directions, plans[1].growths[0].directions)
-    other = plan_growth(report_for(model), model, GrowthConfig(random_directions=True), event=1)
-    assert not torch.equal(plans[1].growths[0].directions, other.growths[0].directions)
+    digests = {plan_growth(report_for(model), tiny_model(), GrowthConfig()).digest() for _ in range(2)}
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("criterion", ["width", "depth"])
+def test_random_directions_keep_the_neurons(criterion):
+    model = tiny_model()
+    fc1 = path_of(model, "mlp.fc1")
+    random = replace(entry_for(model, fc1, "random", gain=torch.ones(24), seed=1), response=torch.full((24,), 4.0))
+    report = report_for(model, entry_for(model, fc1, criterion), random)
+    configs = [GrowthConfig(criterion=criterion, random_directions=r) for r in (False, True)]
+    assert configs[1].criteria == (criterion, "random")
+    own, drawn = (plan_growth(report, model, config) for config in configs)
+    assert chosen(own) == chosen(drawn)
+    neurons = list(own.growths[0].neurons)
+    assert torch.equal(drawn.growths[0].directions, random.direction[neurons])
+    assert not torch.equal(own.growths[0].directions, drawn.growths[0].directions)
+    # A split is as long as its twin; the pre-activation of a unit is as large, for which its row has another length.
+    longer = {"width": 1.0, "depth": 10.0 / 4.0}[criterion]
+    torch.testing.assert_close(drawn.growths[0].steps, longer * own.growths[0].steps)
 
 
 def test_where_it_may_grow():

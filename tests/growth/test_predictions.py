@@ -192,10 +192,13 @@ def test_the_probe_loss_weights_batches_by_their_samples():
         assert probe_loss(model, batches, loss) == pytest.approx(expected, rel=1e-6)
 
 
-def test_new_units_have_the_scale_that_the_config_asks_for():
+@pytest.mark.parametrize("random", [False, True], ids=["eigenvectors", "random directions"])
+def test_new_units_have_the_scale_that_the_config_asks_for(random):
     model = trained()
-    report = analyze_curvature(model, PROBE, "depth", significance=0.0)
-    config = GrowthConfig(criterion="depth", significance=0.0, num_events=1, budget=1.3, unit_scale=0.7)
+    config = GrowthConfig(
+        criterion="depth", significance=0.0, num_events=1, budget=1.3, unit_scale=0.7, random_directions=random
+    )
+    report = analyze_curvature(model, PROBE, config.criteria, significance=0.0)
     grow_(model, plan_growth(report, model, config))
     sizes = {}
     for name, module in model.named_modules():
