@@ -15,7 +15,7 @@ from .task import evaluate, fashion_mnist, make_model
 from .training import grow, parameter_groups, probe, schedule, summary, training_batches
 
 
-NEURON_SNAPSHOT, NEURON_TOTAL = 800, 3_000
+NEURON_SNAPSHOT, NEURON_TOTAL = 600, 1_600
 NEURONS, NEURON_STEPS = 24, 100
 
 

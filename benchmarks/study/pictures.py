@@ -21,7 +21,7 @@ def curves(file: Path, arms: dict[str, list[dict[str, Any]]]) -> None:
         "uniform, large",
         "uniform, 90 %",
         "auto, line search",
-        "split, random, line search",
+        "zero gain, random, line search",
     ):
         if name in arms:
             curves = np.array([[point["accuracy"] for point in row["curve"]] for row in arms[name]]) * 100

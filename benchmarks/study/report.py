@@ -5,39 +5,32 @@
 Intervals are 95 % of Student's t over seeds; differences are paired by seed.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from .experiments import LARGE_PARAMETERS, LEARNING_RATE, SIZES, TARGET
+from .experiments import LARGE, LARGE_PARAMETERS, LEARNING_RATE, SIZES, SMALL, STEPS, TARGET
+from .files import RESULTS, results
 from .pictures import curves, fading
-from .run import RESULTS, results
-from .statistics import interval, paired, rank_correlation, text
+from .statistics import paired, rank_correlation, text
+from .tables import by_arm, comparison, measured, table
 
 
-Rows = list[dict[str, Any]]
-
-
-def by_arm(rows: Rows) -> dict[str, Rows]:
-    """The runs of every arm, in the order of the first ones."""
-    found: dict[str, Rows] = defaultdict(list)
-    for row in rows:
-        found[row["arm"]].append(row)
-    return dict(found)
-
-
-def measured(rows: Rows, split: str, name: str) -> dict[int, float]:
-    """A figure of every seed."""
-    return {row["seed"]: row[split][name] for row in rows}
-
-
-def table(header: Iterable[str], body: Iterable[Iterable[str]]) -> list[str]:
-    """A Markdown table."""
-    lines = [tuple(header), *(tuple(row) for row in body)]
-    lines.insert(1, tuple("---" for _ in lines[0]))
-    return ["| " + " | ".join(line) + " |" for line in lines] + [""]
+TWINS = (
+    ("zero gain, line search", "zero gain, random, line search"),
+    ("zero gain, line search", "zero gain, random directions, line search"),
+    ("zero gain", "zero gain, random"),
+    ("zero gain, line search", "zero gain"),
+    ("split, line search", "split, random, line search"),
+    ("split", "split, random"),
+    ("split, line search", "split"),
+    ("split, line search", "zero gain, line search"),
+    ("auto, line search", "zero gain, random, line search"),
+    ("auto, line search", "uniform, 90 %"),
+    ("auto, line search", "one shot"),
+    ("residual pair, paper score", "zero gain, random, line search"),
+)
 
 
 def tuning() -> list[str]:
@@ -60,64 +53,39 @@ def tuning() -> list[str]:
 
 
 def scratch() -> list[str]:
-    """All arms from scratch at equal compute."""
-    arms = by_arm(results("headline") + results("choices"))
-    if not arms:
-        return []
-    large, small = (measured(arms[name], "test", "accuracy") for name in ("uniform, large", "uniform, small"))
-    body = []
-    for name, rows in sorted(arms.items(), key=lambda item: -interval([r["test"]["accuracy"] for r in item[1]])[0]):
-        accuracy, loss = (measured(rows, "test", figure) for figure in ("accuracy", "loss"))
-        growth = [row["growth_macs"] / row["compute"] for row in rows]
-        body.append(
-            (
-                name,
-                str(len(rows)),
-                f"{np.mean([row['parameters'] for row in rows]):,.0f}",
-                f"{np.mean([row['steps'] for row in rows]):,.0f}",
-                text(list(accuracy.values()), 100),
-                text(list(loss.values()), digits=3),
-                text(paired(accuracy, large), 100, sign=True),
-                text(paired(accuracy, small), 100, sign=True),
-                f"{100 * np.mean(growth):.1f} %" if any(growth) else "–",
-            )
-        )
-    header = ("arm", "seeds", "parameters", "steps", "test accuracy (%)", "test loss")
+    """All arms from scratch, at equal compute and at equal steps."""
+    head, late, steps = (by_arm(results(name)) for name in ("headline", "late", "steps"))
+    arms = head | by_arm(results("choices") + results("one_shot"))
+    uniform = {name: rows for name, rows in head.items() if name.startswith("uniform")}
+    widths = [fields["intermediate_size"] for fields in (SMALL, LARGE)]
     lines = [
-        "## From scratch at equal compute",
+        "## From scratch",
         "",
-        f"The grown arms stop at {TARGET:,} parameters, 90 % of the large model's {LARGE_PARAMETERS:,}.",
-        "",
-        *table((*header, "against large", "against small", "compute spent on growing"), body),
-        "Twins that differ in one choice, in points of test accuracy and in test loss:",
-        "",
+        f"MLPs are {widths[0]} wide in the small model, {widths[1]} in the large one. Grown models stop at {TARGET:,} "
+        f"parameters, 90 % of the large model's {LARGE_PARAMETERS:,}. Differences are in points of test accuracy, "
+        "paired by seed.",
     ]
-    pairs = (
-        ("split, line search", "split, random, line search"),
-        ("split", "split, random"),
-        ("split", "split, random directions"),
-        ("zero gain, line search", "zero gain, random, line search"),
-        ("zero gain, line search", "zero gain, random directions, line search"),
-        ("zero gain", "zero gain, random"),
-        ("zero gain, line search", "zero gain"),
-        ("split, line search", "split"),
-        ("zero gain, line search", "split, line search"),
-        ("auto, line search", "uniform, 90 %"),
-        ("residual pair, paper score", "uniform, 90 %"),
-    )
+    for title, group in (
+        (f"### Growth early, equal compute ({STEPS:,} steps of the large model)", arms),
+        ("### Growth late, equal compute", uniform | late),
+        ("### Growth early, equal steps", steps),
+    ):
+        if group:
+            lines += ["", title, "", *comparison(group)]
+    lines += ["### Twins that differ in one choice", ""]
     body = []
-    for first, second in pairs:
-        if first in arms and second in arms:
-            points, losses = (
-                paired(measured(arms[first], "test", figure), measured(arms[second], "test", figure))
-                for figure in ("accuracy", "loss")
-            )
-            body.append(
-                (first, second, str(len(points)), text(points, 100, sign=True), text(losses, digits=3, sign=True))
-            )
-    lines += table(("arm", "minus", "seeds", "accuracy (points)", "loss"), body)
+    for when, found in (("early", arms), ("late", uniform | late), ("early, equal steps", steps)):
+        for first, second in TWINS:
+            if first in found and second in found:
+                points, losses = (
+                    paired(measured(found[first], "test", figure), measured(found[second], "test", figure))
+                    for figure in ("accuracy", "loss")
+                )
+                shown = (text(points, 100, sign=True), text(losses, digits=3, sign=True))
+                body.append((when, first, second, str(len(points)), *shown))
+    lines += table(("growth", "arm", "minus", "seeds", "accuracy (points)", "loss"), body)
     lines += ["![Validation accuracy over compute](curves.png)", ""]
-    curves(RESULTS / "curves.png", arms)
+    curves(RESULTS / "curves.png", head)
     return lines
 
 
@@ -213,60 +181,36 @@ def neurons() -> list[str]:
 
 def timing() -> list[str]:
     """Number and moments of events."""
-    arms = by_arm(results("timing"))
+    reference, arms = by_arm(results("headline")), by_arm(results("timing"))
     if not arms:
         return []
-    reference = by_arm(results("headline")).get("auto, line search", [])
-    arms = {"three events, at 10, 25 and 40 %": [row for row in reference if row["seed"] < 2]} | arms
-    first = measured(next(iter(arms.values())), "validation", "accuracy")
-    body = []
-    for name, rows in arms.items():
-        accuracy = measured(rows, "validation", "accuracy")
-        body.append(
-            (
-                name,
-                str(len(rows)),
-                f"{np.mean([row['steps'] for row in rows]):,.0f}",
-                text(list(accuracy.values()), 100),
-                text(paired(accuracy, first), 100, sign=True) if rows is not next(iter(arms.values())) else "–",
-                f"{100 * np.mean([row['growth_macs'] / row['compute'] for row in rows]):.1f} %",
-            )
-        )
-    header = ("events", "seeds", "steps", "validation accuracy (%)", "against three", "compute spent on growing")
-    return ["## When, and how often", "", "The arm `auto, line search`.", "", *table(header, body)]
+    seeds = {row["seed"] for rows in arms.values() for row in rows}
+    shown = {
+        name: [row for row in reference[name] if row["seed"] in seeds] for name in ("uniform, large", "uniform, small")
+    }
+    shown["three events, early"] = [row for row in reference["auto, line search"] if row["seed"] in seeds]
+    shown["three events, late"] = [
+        row for row in results("late") if row["arm"] == "auto, line search" and row["seed"] in seeds
+    ]
+    return [
+        "## When, and how often",
+        "",
+        "The arm `auto, line search` on the validation split.",
+        "",
+        *comparison(shown | arms, "validation"),
+    ]
 
 
 def sizes() -> list[str]:
-    """Three sizes of the residual stream."""
+    """Three widths of the residual stream."""
     arms = by_arm(results("sizes"))
-    body = []
-    for size in SIZES:
-        for name, rows in arms.items():
-            if name.startswith(f"{size}: "):
-                accuracy = measured(rows, "validation", "accuracy")
-                against = [
-                    text(
-                        paired(accuracy, measured(arms.get(f"{size}: {other}", []), "validation", "accuracy")),
-                        100,
-                        sign=True,
-                    )
-                    for other in ("uniform, large", "uniform, small")
-                ]
-                body.append(
-                    (
-                        size,
-                        name.partition(": ")[2],
-                        str(len(rows)),
-                        f"{np.mean([row['parameters'] for row in rows]):,.0f}",
-                        text(list(accuracy.values()), 100),
-                        *against,
-                    )
-                )
-    if not body:
-        return []
-    header = ("size", "arm", "seeds", "parameters", "validation accuracy (%)", "against large", "against small")
-    head = "Each size at the compute of 1,500 steps of its own large model (MLPs of four times its width)."
-    return ["## Sizes", "", head, "", *table(header, body)]
+    lines = ["## Sizes", "", "Each at the compute of 1,000 steps of its own large model, on the validation split.", ""]
+    for hidden in SIZES:
+        prefix = f"{hidden} wide: "
+        found = {name.removeprefix(prefix): rows for name, rows in arms.items() if name.startswith(prefix)}
+        if found:
+            lines += [f"### {hidden} wide", "", *comparison(found, "validation")]
+    return lines if arms else []
 
 
 PARTS: tuple[Callable[[], list[str]], ...] = (tuning, scratch, event, neurons, timing, sizes)

@@ -8,25 +8,15 @@ Every finished run is one line of benchmarks/study/results/<experiment>.jsonl.
 """
 
 import argparse
-import json
 import math
 import multiprocessing
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from .experiments import EXPERIMENTS, Job
-
-
-RESULTS = Path(__file__).parent / "results"
-
-
-def results(experiment: str) -> list[dict[str, Any]]:
-    """The finished runs of an experiment."""
-    file = RESULTS / f"{experiment}.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+from .files import results, store
 
 
 def missing(experiment: str) -> Iterator[Job]:
@@ -36,10 +26,9 @@ def missing(experiment: str) -> Iterator[Job]:
     yield from sorted(jobs, key=lambda job: job.seed)
 
 
-def execute(task: tuple[str, Job]) -> tuple[str, dict[str, Any]]:
+def execute(job: Job) -> dict[str, Any]:
     """One run, in a process of its own."""
-    experiment, job = task
-    return experiment, job.run() | {"arm": job.name, "seed": job.seed}
+    return job.run() | {"arm": job.name, "seed": job.seed}
 
 
 def main() -> None:
@@ -57,19 +46,16 @@ def main() -> None:
         for name in chosen:
             print(f"{name}: {len(results(name))} done, {len(list(missing(name)))} missing")
         return
-    RESULTS.mkdir(exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"  # one run per core; read by torch in the processes that are started below
-    tasks = [(name, job) for name in chosen for job in missing(name) if job.seed < (options.seeds or math.inf)]
     started = time.time()
     with multiprocessing.get_context("spawn").Pool(options.processes, maxtasksperchild=20) as pool:
-        for count, (experiment, row) in enumerate(pool.imap_unordered(execute, tasks), start=1):
-            with (RESULTS / f"{experiment}.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            minutes = (time.time() - started) / 60
-            print(
-                f"{count}/{len(tasks)} after {minutes:.1f} min: {experiment} {row['arm']} seed {row['seed']}",
-                flush=True,
-            )
+        for name in chosen:  # in turn, as an experiment may start from what an earlier one found
+            tasks = [job for job in missing(name) if job.seed < (options.seeds or math.inf)]
+            for count, row in enumerate(pool.imap_unordered(execute, tasks), start=1):
+                store(name, row)
+                minutes = (time.time() - started) / 60
+                done = f"{count}/{len(tasks)} of {name}"
+                print(f"{done} after {minutes:.1f} min: {row['arm']} seed {row['seed']}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""One run: a model trained from scratch until a budget of compute is spent, growing on the way or not."""
+"""One run: a model trained from scratch until a budget is spent, growing on the way or not."""
 
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_saddle.growth import GrowthConfig, GrowthEvent, count_macs, count_parameters
@@ -16,32 +18,36 @@ from hf_saddle.training import growth_event_
 from .task import Split, evaluate, fashion_mnist, make_model
 
 
-BATCH = 64
+BATCH = 128
 WARMUP = 0.05  # share of the compute
 CURVE_POINTS = 10
 # A backward pass costs two forward passes, and a multiply-accumulate counts as one operation.
 PASSES = 3
+# What growth changes in a config.
+GROWN_FIELDS = ("per_layer_config", "skip_sizes", "skip_unit")
 
 
 @dataclass(frozen=True)
 class Arm:
     """
-    A way to spend a budget of compute.
+    A way to spend a budget of compute or of steps.
 
     Args:
         name (`str`): Unique in an experiment.
         shape (`dict`): Fields of the `SaddleViTConfig` at the start.
-        compute (`float`): Budget in multiply-accumulates, the analysis of growth events included.
-        learning_rate (`float`): Peak of the schedule, a cosine of the spent share of the compute.
-        events (`Sequence[float]`): Shares of the compute at which the model grows.
+        budget (`float`): What may be spent, in `unit`.
+        unit (`str`): `"macs"`, multiply-accumulates with the analysis of growth events, or `"steps"`.
+        learning_rate (`float`): Peak of the schedule, a cosine of the spent share of the budget.
+        events (`Sequence[float]`): Shares of the budget at which the model grows.
         growth (`dict`): Fields of the `GrowthConfig`.
         test (`bool`): Whether the test split is read at the end. Only for arms whose options are decided.
     """
 
     name: str
     shape: dict[str, Any]
-    compute: float
-    learning_rate: float = 2e-3
+    budget: float
+    unit: str = "macs"
+    learning_rate: float = 4e-3
     events: Sequence[float] = ()
     growth: dict[str, Any] = field(default_factory=dict)
     test: bool = False
@@ -62,37 +68,40 @@ def run(arm: Arm, seed: int) -> dict[str, Any]:
     config = GrowthConfig(num_events=len(arm.events), **arm.growth) if arm.events else None
     start = {"parameters": count_parameters(model), "macs": count_macs(model)}
     batches = training_batches(splits["train"], seed)
-    macs, spent, step, growth_macs, growth_seconds = start["macs"], 0.0, 0, 0.0, 0.0
+    macs, total, step, growth_macs, growth_seconds = start["macs"], 0.0, 0, 0.0, 0.0
     curve: list[dict[str, float]] = []
     events: list[dict[str, Any]] = []
-    while spent < arm.compute:
-        if config is not None and len(events) < len(arm.events) and spent >= arm.events[len(events)] * arm.compute:
+    while (share := (total if arm.unit == "macs" else step) / arm.budget) < 1:
+        if share >= (len(curve) + 1) / CURVE_POINTS:
+            curve.append({"share": share, "step": step} | evaluate(model, splits["validation"]))
+        if config is not None and len(events) < len(arm.events) and share >= arm.events[len(events)]:
             before = time.process_time()
             event, cost = grow(model, optimizer, splits["train"], config, seed, len(events), step)
-            events.append(summary(event) | {"share": spent / arm.compute, "macs": cost})
+            events.append(summary(event) | {"share": share, "macs": cost})
             growth_seconds += time.process_time() - before
-            spent, growth_macs, macs = spent + cost, growth_macs + cost, event.macs_after
-        rate = arm.learning_rate * schedule(spent / arm.compute)
+            total, growth_macs, macs = total + cost, growth_macs + cost, event.macs_after
+        rate = arm.learning_rate * schedule(share)
         for group in optimizer.param_groups:
             group["lr"] = rate
         model(**next(batches)).loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        step, spent = step + 1, spent + PASSES * macs * BATCH
-        if spent >= (len(curve) + 1) / CURVE_POINTS * arm.compute:
-            curve.append({"share": spent / arm.compute, "step": step} | evaluate(model, splits["validation"]))
+        step, total = step + 1, total + PASSES * macs * BATCH
+    validation = evaluate(model, splits["validation"])
+    curve.append({"share": 1.0, "step": step} | validation)
+    fields = model.config.to_dict()
     result = {
         "arm": arm.name,
         "seed": seed,
         "learning_rate": arm.learning_rate,
-        "compute": arm.compute,
         "steps": step,
+        "total_macs": total,
         "start": start,
         "parameters": count_parameters(model),
         "macs": macs,
-        "shapes": {str(layer): shape for layer, shape in model.shapes().items()},
-        "validation": evaluate(model, splits["validation"]),
+        "shape": arm.shape | {name: fields[name] for name in GROWN_FIELDS if name in fields},
+        "validation": validation,
         "curve": curve,
         "events": events,
         "growth_macs": growth_macs,
@@ -126,24 +135,39 @@ def training_batches(split: Split, seed: int) -> Iterator[dict[str, Tensor]]:
     while True:
         order = torch.randperm(len(split), generator=generator)
         for indices in order[: len(order) // BATCH * BATCH].split(BATCH):
-            yield split.batch(indices)
+            yield split.oriented_batch(indices)
 
 
 def probe(split: Split, config: GrowthConfig, seed: int, event: int) -> list[dict[str, Tensor]]:
     """The probe batches of an event: training images, drawn anew for each event."""
     generator = torch.Generator().manual_seed(2_000 + 100 * seed + event)
     indices = torch.randperm(len(split), generator=generator)[: config.probe_samples]
-    return [split.batch(part) for part in indices.split(config.probe_batch_size)]
+    return [split.oriented_batch(part) for part in indices.split(config.probe_batch_size)]
 
 
 def grow(
-    model, optimizer, split: Split, config: GrowthConfig, seed: int, event: int, step: int
+    model: Any, optimizer: Optimizer, split: Split, config: GrowthConfig, seed: int, event: int, step: int
 ) -> tuple[GrowthEvent, float]:
     """One event, and what it cost in multiply-accumulates."""
     batches = probe(split, config, seed, event)
+    done = growth_event_(model, optimizer, batches, config, event=event, step=step)
+    return done, passes_of_an_event(json.dumps(asdict(config))) * config.probe_samples * done.macs_before
+
+
+@cache
+def passes_of_an_event(fields: str) -> float:
+    """
+    What an event costs, in forward passes over its probe set.
+
+    It is counted once, on a small model, as counting takes longer than the event.
+    """
+    config = GrowthConfig(**json.loads(fields) | {"budget": 1.2, "num_events": 1})
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14}
+    model = make_model(0, shape | {"intermediate_size": 16})
+    macs, batches = count_macs(model), probe(fashion_mnist()["train"], config, 0, 0)
     with FlopCounterMode(display=False) as counter:
-        done = growth_event_(model, optimizer, batches, config, event=event, step=step)
-    return done, counter.get_total_flops() / 2
+        growth_event_(model, torch.optim.AdamW(model.parameters()), batches, config, event=0, step=0)
+    return counter.get_total_flops() / 2 / config.probe_samples / macs
 
 
 def summary(event: GrowthEvent) -> dict[str, Any]:

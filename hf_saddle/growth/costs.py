@@ -1,7 +1,8 @@
 """What a model costs and what growing one more neuron adds to that: exact counts, not estimates."""
 
-import copy
+import json
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,14 +22,20 @@ def count_macs(model: GrowablePreTrainedModel) -> int:
     Multiply-accumulates of the forward pass of one image: half of what `torch.utils.flop_counter` counts, that is
     linear layers, attention products and the patch convolution.
 
-    A model of the same config is run on the meta device, so that nothing is computed.
+    A model of the same config is run on the meta device, so that nothing is computed, and once for each config.
     """
-    config = copy.deepcopy(model.config)
+    # mypy takes the hash of the instances for that of the class.
+    return _count_macs(type(model), model.config.to_json_string(use_diff=False))  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=64)
+def _count_macs(model_class: type[GrowablePreTrainedModel], fields: str) -> int:
+    config = model_class.config_class.from_dict(json.loads(fields))
     with torch.device("meta"), torch.no_grad():
-        shadow = type(model)(config).eval()
+        model = model_class(config).eval()
         pixels = torch.empty(1, config.num_channels, *_sides(config.image_size))
         with FlopCounterMode(display=False) as counter:
-            shadow(pixel_values=pixels)
+            model(pixel_values=pixels)
     return counter.get_total_flops() // 2
 
 
