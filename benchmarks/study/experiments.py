@@ -73,8 +73,8 @@ HEADLINE = (
 )
 
 TUNING_SEED = 100
-# Peak learning rate, chosen by the experiment `tuning` on the validation split.
-LEARNING_RATE = 8e-3
+# Peak learning rate: all three arms of `tuning` have their lowest validation loss there.
+LEARNING_RATE = 3.2e-2
 SMALL, LARGE = shape(4), shape(64)
 LARGE_PARAMETERS, LARGE_MACS = 10_010, 45_024
 TARGET = round(0.9 * LARGE_PARAMETERS)
@@ -131,14 +131,16 @@ UNIFORM = (uniform("uniform, small", SMALL), uniform("uniform, 90 %", shape(48))
 def tuning() -> Iterable[Job]:
     """Learning rates of three arms, on the validation split and a seed that nothing else uses."""
     for arm in (UNIFORM[0], UNIFORM[-1], grown("auto, line search", "auto, line search", EARLY)):
-        for rate in (4e-3, 8e-3, 1.6e-2):
+        for rate in (4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2):
             tuned = replace(arm, name=f"{arm.name}, {rate:g}", learning_rate=rate)
             yield Job(tuned.name, TUNING_SEED, partial(run, tuned, TUNING_SEED))
 
 
 def headline() -> Iterable[Job]:
     """The arms that answer whether growing pays at equal compute."""
-    yield from _tested((*UNIFORM, *(grown(name, name, EARLY) for name in HEADLINE)), seeds=5)
+    # By accuracy the small model does better at half the rate.
+    slower = replace(UNIFORM[0], name="uniform, small, half the rate", learning_rate=LEARNING_RATE / 2)
+    yield from _tested((*UNIFORM, slower, *(grown(name, name, EARLY) for name in HEADLINE)), seeds=5)
 
 
 def late() -> Iterable[Job]:
