@@ -26,7 +26,7 @@ class Ranks:
             raise ValueError("`distributed=True` needs `torch.distributed.init_process_group` to be called before.")
         self.group = group
         self.size = dist.get_world_size(group) if distributed else 1
-        self.index = dist.get_rank(group) if distributed else 0
+        self.rank = dist.get_rank(group) if distributed else 0
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of `value` over the ranks, any shape. The argument is overwritten."""
@@ -42,7 +42,7 @@ class Ranks:
         gathered = [torch.empty_like(value) for _ in range(self.size)]
         dist.all_gather(gathered, value.contiguous(), group=self.group)
         stacked = torch.stack(gathered)
-        return stacked[: self.index].sum(0), stacked.sum(0)
+        return stacked[: self.rank].sum(0), stacked.sum(0)
 
     def gather(self, value: Result) -> list[Result]:
         """The values of all ranks, in their order."""
@@ -52,9 +52,13 @@ class Ranks:
         dist.all_gather_object(values, value, group=self.group)
         return values
 
-    def together(self, action: Callable[[], Result]) -> Result:
+    def together(self, what: str, action: Callable[[], Result]) -> Result:
         """
-        Do something without communication on all ranks, or fail on all of them, so that none waits for another.
+        Do something on all ranks, or fail on all of them, so that none waits for another.
+
+        Args:
+            what (`str`): What is done, for the message.
+            action (`Callable`): Does it, without communication.
 
         Raises:
             RuntimeError: If it failed on another rank. On the rank itself its own error is raised.
@@ -69,5 +73,5 @@ class Ranks:
             raise error
         for rank, failure in enumerate(failures):
             if failure is not None:
-                raise RuntimeError(f"The curvature analysis failed on rank {rank}. {failure}")
+                raise RuntimeError(f"{what} failed on rank {rank}, so no rank does it. {failure}")
         return result

@@ -38,7 +38,7 @@ class Run:
         self.max_tokens, self.settings, self.ranks = max_tokens, settings, ranks
         parameter = next(model.parameters(), None)
         self.device = torch.device("cpu") if parameter is None else parameter.device
-        self.batches, self.samples = ranks.together(partial(_collect, batches))
+        self.batches, self.samples = ranks.together("Collecting the probe batches", partial(_collect, batches))
         self.images = Images.divide(sum(self.samples), settings.seed, ranks, self.device)
         before, _ = ranks.before_and_total(torch.tensor(sum(self.samples), device=self.device))
         self.first_image = int(before)
@@ -58,7 +58,7 @@ class Run:
         with Probe(self.model, self.linears, self._receive, "width" in self.criteria) as probe:
             self._probe = probe
             # Only the last backward pass communicates. What fails before it fails on all ranks.
-            loss = self.ranks.together(self._all_but_the_last_backward)
+            loss = self.ranks.together("The curvature analysis", self._all_but_the_last_backward)
             self._check_same_layers()
             self._announce()
             self._backward(loss)

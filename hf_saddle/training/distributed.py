@@ -3,8 +3,7 @@
 import hashlib
 import inspect
 import json
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,10 +12,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from ..curvature.distributed import Ranks, Result
 from ..growth import GrowthPlan
 
-
-Result = TypeVar("Result")
 
 # Constructor arguments of DDP that it keeps as attributes of the same name.
 _KEPT = (
@@ -48,7 +46,7 @@ _HOOKS = (
 )
 
 
-class Replicas:
+class Replicas(Ranks):
     """
     The processes that hold a copy of one model each; a no-op for a single process.
 
@@ -57,23 +55,13 @@ class Replicas:
     """
 
     def __init__(self, group: "dist.ProcessGroup | None" = None):
-        self.group = group
-        self.size = 1 if group is None else dist.get_world_size(group)
-        self.rank = 0 if group is None else dist.get_rank(group)
+        super().__init__(group is not None, group)
 
     @classmethod
     def of(cls, model: nn.Module) -> "Replicas":
         """The processes that a possibly wrapped model is trained by."""
         wrapper = find_ddp(model)
         return cls(None if wrapper is None else wrapper.process_group)
-
-    def gather(self, value: Result) -> list[Result]:
-        """The values of all processes, in the order of ranks."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.group)
-        return values
 
     def from_first(self, value: Result) -> Result:
         """The value of the first process."""
@@ -87,30 +75,6 @@ class Replicas:
         """The mean over the processes, weighted."""
         pairs = self.gather((value * weight, weight))
         return sum(total for total, _ in pairs) / sum(share for _, share in pairs)
-
-    def together(self, what: str, action: Callable[[], Result]) -> Result:
-        """
-        Do something on all processes, or fail on all of them.
-
-        Args:
-            what (`str`): What is done, for the message.
-            action (`Callable`): Does it, without communication.
-
-        Raises:
-            RuntimeError: If it failed on another process. On the process itself its own error is raised.
-        """
-        error: Exception | None = None
-        try:
-            result = action()
-        except Exception as caught:
-            error = caught
-        failures = self.gather(None if error is None else f"{type(error).__name__}: {error}")
-        if error is not None:
-            raise error
-        for rank, failure in enumerate(failures):
-            if failure is not None:
-                raise RuntimeError(f"{what} failed on rank {rank}, so no rank does it. {failure}")
-        return result
 
     def agree_on(self, plan: GrowthPlan) -> GrowthPlan:
         """
