@@ -121,7 +121,8 @@ class GrowablePreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         """
         As in transformers, with three additions: only safetensors are read, the growth history is loaded too, and a
-        checkpoint that lacks a tensor of a layer, has one too many, or whose tensors do not fit, is refused.
+        checkpoint that lacks a tensor, has one too many, or whose tensors do not fit, is refused. Only a head, a
+        pooler or a mask token may be missing, and start anew, or be left over.
 
         Raises:
             ValueError: If the checkpoint is truncated, of another shape than its config, or of another model type.
@@ -144,7 +145,7 @@ class GrowablePreTrainedModel(PreTrainedModel):
             ("missing_keys", "lacks tensors that its config asks for"),
             ("unexpected_keys", "has tensors that its config lacks"),
         ):
-            names = sorted(name for name in info[key] if ".layers." in f".{name}")
+            names = sorted(name for name in info[key] if not _is_optional(name))
             if names:
                 raise ValueError(
                     f"The checkpoint {pretrained_model_name_or_path} {complaint}: "
@@ -308,6 +309,10 @@ class GrowablePreTrainedModel(PreTrainedModel):
 
 def _is_head(name: str) -> bool:
     return name.startswith(_HEADS) or "pooler." in name
+
+
+def _is_optional(name: str) -> bool:
+    return _is_head(name) or name.endswith("embeddings.mask_token")
 
 
 def _check_tensors(state_dict: Mapping[str, Tensor], prefix: str, expected: Mapping[str, Tensor]) -> None:

@@ -215,6 +215,9 @@ BAD_FOLDERS = {
     "no-gain": (with_tensor(FC1 + "skip.gain", None), f"lacks.*{FC1}skip.gain"),
     "no-branch-row": (with_tensor(FC1 + "skip.linear.weight", None), f"lacks.*{FC1}skip.linear.weight"),
     "no-layer-row": (with_tensor(FC1 + "weight", None), f"lacks.*{FC1}weight"),
+    "no-positions": (with_tensor("deit.embeddings.position_embeddings", None), "lacks.*position_embeddings"),
+    "no-last-norm": (with_tensor("deit.layernorm.weight", None), r"lacks.*deit\.layernorm\.weight"),
+    "foreign-tensor": (with_tensor("decoder.weight", torch.zeros(3)), "has tensors.*decoder"),
     "branch-not-in-config": (
         with_tensor("deit.layers.1.mlp.fc1.skip.gain", torch.zeros(3)),
         "layers.1.mlp.fc1.skip.gain",
@@ -234,6 +237,14 @@ def test_a_bad_folder_is_refused(folder, edit, message):
     edit(folder)
     with pytest.raises(ValueError, match=message):
         SaddleDeiTForImageClassification.from_pretrained(folder)
+
+
+def test_a_mask_token_and_a_pooler_may_start_anew(folder):
+    model, info = SaddleDeiTModel.from_pretrained(folder, use_mask_token=True, output_loading_info=True)
+    assert sorted(name.split(".")[-1] for name in info["missing_keys"]) == ["bias", "mask_token", "weight"]
+    model.save_pretrained(folder)
+    _, info = SaddleDeiTForImageClassification.from_pretrained(folder, output_loading_info=True)
+    assert any("mask_token" in name for name in info["unexpected_keys"])
 
 
 def test_a_bad_shard_is_refused(tmp_path):
