@@ -1,6 +1,8 @@
 """When, where, how and how much a model grows: options only, with pure functions of them."""
 
 import math
+import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -154,9 +156,16 @@ class GrowthConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
-        if self.linears is not None and (not self.linears or not set(self.linears) <= set(LINEARS)):
+        for name in ("line_search", "both_ends", "random_directions", "quotas"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
+        # Lists, as a checkpoint keeps them.
+        for name in ("linears", "layers"):
+            if isinstance(getattr(self, name), tuple):
+                setattr(self, name, list(getattr(self, name)))
+        if self.linears is not None and not _is_list(self.linears, lambda name: name in LINEARS):
             raise ValueError(f"`linears` must be None or name linears of {', '.join(LINEARS)}, got {self.linears!r}.")
-        if self.layers is not None and (not self.layers or any(not _is_int(i) or i < 0 for i in self.layers)):
+        if self.layers is not None and not _is_list(self.layers, lambda index: is_int(index) and index >= 0):
             raise ValueError(f"`layers` must be None or a list of indices of encoder layers, got {self.layers!r}.")
 
     def _check_numbers(self) -> None:
@@ -179,7 +188,7 @@ class GrowthConfig:
             value = getattr(self, name)
             if value is None and name in optional:
                 continue
-            if not _is_number(value) or (whole and not _is_int(value)) or not low <= value <= high:
+            if not is_number(value) or (whole and not is_int(value)) or not low <= value <= high:
                 kind = "an integer" if whole else "a number"
                 limit = f"in [{low}, {high}]" if math.isfinite(high) else f"of at least {low}"
                 raise ValueError(f"`{name}` must be {kind} {limit}, got {value!r}.")
@@ -187,7 +196,7 @@ class GrowthConfig:
             value = getattr(self, name)
             if value is None and name in optional:
                 continue
-            if not _is_number(value) or not value > above:
+            if not is_number(value) or not value > above:
                 raise ValueError(f"`{name}` must be a number above {above}, got {value!r}.")
 
     @classmethod
@@ -260,14 +269,15 @@ class GrowthConfig:
         Returns:
             `float`: The budget in `budget_unit`, never above `remaining` nor below 0; infinite only without a limit.
         """
-        weight = 1.0
-        left = 1.0
-        if self.num_events is not None:
-            shares = [self.num_events - i if self.schedule == "linear" else 1 for i in range(self.num_events)]
-            weight = shares[event] / shares[0] if event < self.num_events else 0.0
-            left = sum(shares[event:]) / shares[0]
-        base = self.event_budget
-        due = remaining * weight / left if base is None and left else weight * (base or 0.0)
+        events, to_come = (1, 1) if self.num_events is None else (self.num_events, self.num_events - event)
+        if to_come <= 0:
+            return 0.0
+        falling = self.schedule == "linear"
+        if self.event_budget is not None:
+            due = self.event_budget * (to_come / events if falling else 1.0)
+        else:
+            # Of the shares n, n - 1, …, 1 the first is 2 / (n + 1) of their sum.
+            due = remaining * (2 / (to_come + 1) if falling else 1 / to_come)
         if self.schedule == "lr":
             due *= lr_ratio
         return max(0.0, min(due, remaining))
@@ -290,9 +300,15 @@ class GrowthConfig:
         return cls(**values)
 
 
-def _is_int(value: Any) -> bool:
+def _is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and bool(value) and all(fits(item) for item in value)
+
+
+def is_int(value: Any) -> bool:
+    """Whether a value is a whole number; booleans are none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number, as JSON needs it; booleans are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

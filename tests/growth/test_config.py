@@ -20,12 +20,15 @@ BAD = {
     "stop": -1,
     "linears": ["mlp.fc3"],
     "layers": [-1],
+    "line_search": "no",
+    "quotas": 1,
     "layer_threshold": 0,
     "max_per_layer": 0,
     "max_depth": -1,
     "criterion": "hessian",
     "operator": "grow",
     "step_size": 0.0,
+    "unit_scale": 0.0,
     "gain_init": -0.1,
     "significance": -1,
     "budget": 1,
@@ -44,11 +47,24 @@ def test_a_bad_value_is_refused_by_name(name):
         GrowthConfig(**{name: BAD[name]})
 
 
-@pytest.mark.parametrize("name", ["warmup", "num_events", "significance", "budget", "growth_seed"])
-@pytest.mark.parametrize("value", [math.nan, "3", True], ids=str)
+@pytest.mark.parametrize(
+    "name", ["warmup", "stop", "num_events", "significance", "unit_scale", "budget", "growth_seed"]
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf, 10**400, "3", True], ids=lambda value: str(value)[:9])
 def test_values_of_other_types_are_refused(name, value):
     with pytest.raises(ValueError, match=f"`{name}`"):
         GrowthConfig(**{name: value})
+
+
+@pytest.mark.parametrize("value", [{"linears": [["mlp.fc1"]]}, {"linears": "mlp.fc1"}, {"layers": 5}], ids=str)
+def test_what_is_no_list_is_refused(value):
+    with pytest.raises(ValueError, match=f"`{next(iter(value))}` must be None or"):
+        GrowthConfig(**value)
+
+
+def test_a_config_equals_what_a_checkpoint_keeps_of_it():
+    config = GrowthConfig(layers=(0, 2), linears=("mlp.fc1",))
+    assert GrowthConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 CONTRADICTIONS = (
