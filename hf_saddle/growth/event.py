@@ -9,10 +9,12 @@ from torch import nn
 
 from ..models.configuration_saddle import LINEARS, SKIP_UNITS
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from .config import is_int, is_number
 from .costs import count_macs, count_parameters
 
 
 _NOT_SAVED = ("replaced", "added")
+_OPTIONAL_NUMBERS = ("budget", "step", "epoch", "loss_before", "loss_after")
 
 
 @dataclass
@@ -70,8 +72,16 @@ class GrowthEvent:
         event = cls(**copy.deepcopy(dict(values)) | {"shapes": shapes_from_json(values["shapes"])})
         for name in ("parameters_before", "parameters_after", "macs_before", "macs_after"):
             value = getattr(event, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            if not is_int(value) or value < 0:
                 raise ValueError(f"`{name}` of a growth event must be a whole number, got {value!r}.")
+        for name in ("predicted_gain", "seconds", *_OPTIONAL_NUMBERS):
+            value = getattr(event, name)
+            if not (is_number(value) or (value is None and name in _OPTIONAL_NUMBERS)):
+                raise ValueError(f"`{name}` of a growth event must be a number, got {value!r}.")
+        if not isinstance(event.operators, list) or not all(isinstance(name, str) for name in event.operators):
+            raise ValueError(f"`operators` of a growth event must be a list of names, got {event.operators!r}.")
+        if not isinstance(event.layers, list) or not all(_is_record(layer) for layer in event.layers):
+            raise ValueError("`layers` of a growth event must be a list of records that say how many neurons grew.")
         if event.skip_unit not in SKIP_UNITS:
             raise ValueError(f"`skip_unit` of a growth event must be one of {SKIP_UNITS}, got {event.skip_unit!r}.")
         if not event.layers and event.parameters_after != event.parameters_before and not event.is_merge:
@@ -99,6 +109,10 @@ class ModelSize:
     def of(cls, model: GrowablePreTrainedModel) -> "ModelSize":
         """The size of a model as it is."""
         return cls(count_parameters(model), count_macs(model), model.config.skip_unit, model.shapes())
+
+
+def _is_record(layer: Any) -> bool:
+    return isinstance(layer, Mapping) and is_int(layer.get("chosen"))
 
 
 def shapes_to_json(shapes: dict[int, dict[str, Any]]) -> dict[str, Any]:

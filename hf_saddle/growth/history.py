@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from ..models.configuration_saddle import SaddleConfig
 from ..models.modeling_saddle import GrowablePreTrainedModel, set_shapes
+from .config import is_int
 from .costs import count_parameters
 from .event import GrowthEvent, ModelSize, shapes_from_json, shapes_to_json
 
@@ -159,6 +160,11 @@ class GrowthHistory:
             raise ValueError("The growth history lacks `initial`, the size of the model before its first event.")
         if not isinstance(events, list):
             raise ValueError("The growth history lacks `events`, a list.")
+        for name in ("parameters", "macs"):
+            if not is_int(initial[name]) or initial[name] < 1:
+                raise ValueError(
+                    f"`initial.{name}` of a growth history must be a whole number, got {initial[name]!r}."
+                )
         start = ModelSize(**dict(initial) | {"shapes": shapes_from_json(initial["shapes"])})
         history = cls(start)
         for event in events:
