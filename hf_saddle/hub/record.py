@@ -29,6 +29,7 @@ _ALWAYS = (
     "lr_scheduler_type",
     "seed",
 )
+_KNOWN = {item.name for item in fields(TrainingArguments)}
 _UNLESS_DEFAULT = (
     "max_steps",
     "warmup_steps",
@@ -43,7 +44,8 @@ _UNLESS_DEFAULT = (
     "bf16",
     "fp16",
     "torch_compile",
-    "gradient_checkpointing",
+    # transformers 5.23 renamed the option; since then the old name is a deprecated alias.
+    *[name for name in ("activation_checkpointing", "gradient_checkpointing") if name in _KNOWN][:1],
 )
 _SPEEDS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
@@ -228,6 +229,15 @@ def test_tags_of_the_card_before_are_kept(tmp_path):
     tags = ModelCard.load(tmp_path / "README.md").data.tags
     assert tags.count("birds") == 1
     assert tags.count("hf-saddle") == 1
+
+
+def test_activation_checkpointing_is_recorded_once_by_its_present_name(tmp_path):
+    names = [item.name for item in fields(TrainingArguments) if item.name.endswith("_checkpointing")]
+    name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+    for wanted in (True, False):
+        args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, **{name: wanted})
+        settings = TrainingRecord.of(build("deit-deeper"), args, TrainerState()).settings
+        assert [key for key in settings if key in names] == [name] * wanted
 
 
 def test_a_record_survives_saving(tmp_path):
