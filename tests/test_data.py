@@ -51,13 +51,13 @@ def test_a_missing_fashion_mnist_names_the_package(tmp_path, monkeypatch):
         load_images("fashion-mnist")
 
 
-def _save_parquet(folder, features: Features, rows: int = 60) -> str:
+def _save_parquet(folder, features: Features, rows: int = 60, split: str = "train") -> str:
     images = [np.full((4, 4, 3), index, np.uint8) for index in range(rows)]
     columns = {
         name: images if isinstance(kind, Image) else [i % 3 for i in range(rows)] for name, kind in features.items()
     }
     folder.mkdir()
-    Dataset.from_dict(columns, features=features).to_parquet(folder / "train.parquet")
+    Dataset.from_dict(columns, features=features).to_parquet(folder / f"{split}.parquet")
     return str(folder)
 
 
@@ -72,6 +72,12 @@ def test_a_data_set_without_labels_is_refused(tmp_path):
     name = _save_parquet(tmp_path / "set", Features({"image": Image(), "caption": Value("int64")}))
     with pytest.raises(ValueError, match="one image column and a label column"):
         load_images(name)
+
+
+def test_a_data_set_without_training_images_is_refused(tmp_path):
+    kinds = Features({"image": Image(), "label": ClassLabel(3)})
+    with pytest.raises(ValueError, match="no split `train`, only test"):
+        load_images(_save_parquet(tmp_path / "set", kinds, split="test"))
 
 
 def test_a_data_set_that_cannot_be_reached_says_what_works_offline():

@@ -32,7 +32,7 @@ def load_images(name: str, seed: int = 0, max_samples: int | None = None) -> Dat
         `DatasetDict`: columns `image` (PIL) and `label` (`ClassLabel`).
 
     Raises:
-        ValueError: If the data set is not installed, has no images with labels, or cannot be found.
+        ValueError: If the data set is not installed, has no images with labels or no `train`, or cannot be found.
     """
     splits = published_splits(name)
     if "test" not in splits:
@@ -56,7 +56,7 @@ def published_splits(name: str) -> DatasetDict:
         name (`str`): As in [`load_images`].
 
     Raises:
-        ValueError: If the data set is not installed, has no images with labels, or cannot be found.
+        ValueError: If the data set is not installed, has no images with labels or no `train`, or cannot be found.
     """
     if name == "digits":
         return _digits()
@@ -117,6 +117,8 @@ def _from_hub(name: str) -> DatasetDict:
             f"The data set {name!r} could not be loaded: {error}. Without a connection use 'digits' or "
             "'fashion-mnist'."
         ) from error
+    if "train" not in splits:
+        raise ValueError(f"The data set {name!r} has no split `train`, only {', '.join(splits)}.")
     features = splits["train"].features
     images = [column for column, feature in features.items() if isinstance(feature, Image)]
     labels = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
