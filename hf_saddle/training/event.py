@@ -205,8 +205,12 @@ def growable_paths(model: GrowablePreTrainedModel, config: GrowthConfig) -> list
     Paths of the linears that may grow.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are none, or the config names layers that the model lacks.
     """
+    count = model.config.num_hidden_layers
+    beyond = [layer for layer in config.layers or () if layer >= count]
+    if beyond:
+        raise ValueError(f"`layers` of the GrowthConfig names {beyond}, but the model has {count}, counted from 0.")
     paths = [
         path
         for layer, linear, path, module in model.growable_linears()

@@ -385,14 +385,18 @@ def test_a_second_callback_is_refused(tmp_path, trainer_class):
 
 
 @pytest.mark.parametrize(
-    ("fields", "frozen", "message"),
-    [({"optim": "adagrad"}, False, "Adagrad cannot be carried"), ({}, True, "No linear may grow")],
-    ids=["optimizer", "frozen"],
+    ("fields", "layers", "frozen", "message"),
+    [
+        ({"optim": "adagrad"}, [0], False, "Adagrad cannot be carried"),
+        ({}, [0], True, "No linear may grow"),
+        ({}, [0, 7], False, r"names \[7\], but the model has 2"),
+    ],
+    ids=["optimizer", "frozen", "layers"],
 )
-def test_what_could_not_grow_is_refused_before_the_first_step(tmp_path, fields, frozen, message):
+def test_what_could_not_grow_is_refused_before_the_first_step(tmp_path, fields, layers, frozen, message):
     model = tiny()
     model.vit.requires_grad_(not frozen)
-    trainer = trainer_for(tmp_path, growth(), model=model, **fields)
+    trainer = trainer_for(tmp_path, growth(layers=layers), model=model, **fields)
     with pytest.raises(ValueError, match=message):
         trainer.train()
     assert trainer.state.global_step == 0
