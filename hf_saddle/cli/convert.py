@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from .. import models
 from ..growth.merge import merge_pairs_
+from ..models.configuration_saddle import SaddleConfig
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .common import Revision, Source, at, find_processor, load_config, load_model, quiet, sides
 
@@ -26,7 +27,7 @@ class Target(StrEnum):
 
 
 # Fields of a growable config that a stock one does not have.
-_OWN_FIELDS = ("skip_unit", "skip_sizes", "attention_scaling", "head_dim", "auto_map", "per_layer_config")
+_OWN_FIELDS = (*SaddleConfig.__annotations__, "auto_map", "per_layer_config")
 
 
 def convert(

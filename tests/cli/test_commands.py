@@ -183,6 +183,7 @@ def test_convert_a_wider_model_to_stock(wider, tmp_path):
     stock = AutoModelForImageClassification.from_pretrained(tmp_path / "stock")
     assert type(stock) is ViTForImageClassification
     assert stock.config.intermediate_size == 43
+    assert stock.config.to_dict().keys() <= ViTConfig(**SHAPE).to_dict().keys() | {"architectures", "dtype"}
     assert np.allclose(logits(stock), logits(wider[0]), atol=1e-6)
 
 
