@@ -85,8 +85,7 @@ def analyze_curvature(
 
     Raises:
         ValueError: If an argument is out of range, the probe has fewer than four samples, a loss, activation or
-        gradient
-            is not finite, or no layer can be analysed.
+            gradient is not finite, or no layer can be analysed.
         RuntimeError: If another rank failed before the last backward pass, in which ranks begin to communicate.
 
     Example:

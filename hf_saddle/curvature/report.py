@@ -36,9 +36,8 @@ class LayerCurvature:
     linear: str  # path of the layer in the model
     criterion: str
     eigenvalue: Tensor  # (n,) held-out estimate; score of a control
-    standard_error: (
-        Tensor  # (n,) of `eigenvalue`, from per-image sums, not smaller than that of one half of the images
-    )
+    # (n,) of `eigenvalue`, from per-image sums, not smaller than that of one half of the images
+    standard_error: Tensor
     residual: Tensor  # (n,) ‖S v - λ v‖; of the sampled tokens only where not `refined`
     direction: Tensor  # (n, d_in + 1) unit vectors in x̂ = [x; 1] coordinates
     response: Tensor  # (n,) root mean square of v · x̂ over the tokens

@@ -43,7 +43,7 @@ def plan_growth(
     operator at most. The same arguments give the same plan on every rank. The model is not changed.
 
     Args:
-        report ([`~hf_saddle.CurvatureReport`]): The curvature of this model as it is, see `config.criteria`.
+        report ([`~hf_saddle.CurvatureReport`]): The curvature of this model as it is, by all `config.criteria`.
         model ([`GrowablePreTrainedModel`]): The model.
         config ([`GrowthConfig`]): Where, how and how much.
         event (`int`, *optional*, defaults to 0): Index of the event, from 0.
@@ -54,8 +54,7 @@ def plan_growth(
 
     Raises:
         ValueError: If the report does not fit the model, or the config asks for an operator that the model's branches
-        do
-            not allow.
+            do not allow.
     """
     allowed = event_budget(model, config, event, lr_ratio)
     if config.operator in DEPTH_OPERATORS and unit_kind(model) not in (None, _KIND_OF[config.operator]):
