@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hf_saddle import LayerGrowth, analyze_curvature
 from hf_saddle.growth import GrowthConfig, GrowthPlan, grow_
@@ -147,4 +147,12 @@ def run_neurons(shape: dict[str, Any], criterion: str, seed: int, learning_rate:
                 "later": baseline - snapshot.loss(model),
             }
         )
-    return {"criterion": criterion, "neurons": found}
+    similarity = {layer.linear: mean_cosine(layer.direction) for layer in report}
+    return {"criterion": criterion, "neurons": found, "similarity": similarity}
+
+
+def mean_cosine(directions: Tensor) -> float:
+    """Mean absolute cosine between different directions, the rows `(n, d + 1)`."""
+    unit = directions / directions.norm(dim=1, keepdim=True)
+    cosines, count = (unit @ unit.t()).abs(), len(unit)
+    return float((cosines.sum() - count) / (count * (count - 1)))

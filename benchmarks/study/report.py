@@ -163,7 +163,8 @@ def neurons() -> list[str]:
                     sign=True,
                 )
             )
-        body.append((criterion, str(len(rows)), str(len(rows[0])), *cells))
+        similar = [np.mean(list(r["similarity"].values())) for r in results("neurons") if r["arm"] == criterion]
+        body.append((criterion, str(len(rows)), str(len(rows[0])), *cells, text(similar)))
     if not body:
         return []
     head = (
@@ -175,7 +176,7 @@ def neurons() -> list[str]:
         "",
         head,
         "",
-        *table(("criterion", "seeds", "neurons", "at once", "later"), body),
+        *table(("criterion", "seeds", "neurons", "at once", "later", "mean cosine of a layer's directions"), body),
     ]
 
 
