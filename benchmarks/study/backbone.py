@@ -2,8 +2,8 @@
 
     python -m benchmarks.study.backbone    # how far the full model is from what onnxruntime computes
 
-The package states no provenance of these weights. Its ONNX graph names all parameters but the matrices of linears, which
-are found by the biases that are added behind them, and the positions.
+The package states no provenance of these weights. Its ONNX graph names all parameters but the matrices of linears,
+which are found by the biases that are added behind them, and the positions.
 """
 
 import importlib

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import starmap
 from typing import Any
 
 from hf_saddle.growth import count_macs, count_parameters
 
 from .event import Branch, run_branches, run_neurons
 from .files import results
+from .finetuning_arms import finetuning, finetuning_tuning
 from .task import make_model
 from .training import BATCH, PASSES, Arm, run
 
@@ -218,4 +220,6 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "choices": choices,
     "timing": timing,
     "sizes": sizes,
+    "finetuning_tuning": lambda: starmap(Job, finetuning_tuning()),
+    "finetuning": lambda: starmap(Job, finetuning()),
 }

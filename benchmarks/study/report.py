@@ -13,6 +13,7 @@ import numpy as np
 from .experiments import LARGE, LARGE_PARAMETERS, LEARNING_RATE, SIZES, SMALL, STEPS, TARGET
 from .files import RESULTS, results
 from .pictures import curves, fading
+from .report_finetuning import finetuning
 from .statistics import paired, rank_correlation, text
 from .tables import by_arm, comparison, measured, table
 
@@ -214,7 +215,7 @@ def sizes() -> list[str]:
     return lines if arms else []
 
 
-PARTS: tuple[Callable[[], list[str]], ...] = (tuning, scratch, event, neurons, timing, sizes)
+PARTS: tuple[Callable[[], list[str]], ...] = (tuning, scratch, event, neurons, timing, sizes, finetuning)
 
 
 def main() -> None:

@@ -35,17 +35,20 @@ class Split:
         """Arguments of the model."""
         return {"pixel_values": self.images[indices], "labels": self.labels[indices]}
 
-    def oriented_batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """Arguments of the model, the images in all orientations."""
+
+class TurnedSplit(Split):
+    """A split whose batches have images in all orientations."""
+
+    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+        """Arguments of the model."""
         return {"pixel_values": oriented(self.images[indices]), "labels": self.labels[indices]}
 
 
 @cache
 def fashion_mnist() -> dict[str, Split]:
     """
-    `train` (55,000 upright images), `validation` (the last 5,000 of the training file) and `test` (10,000).
-
-    The images of the last two have fixed orientations.
+    `train` (55,000 images, turned in every batch), `validation` (the last 5,000 of the training file) and `test`
+    (10,000), these in fixed orientations.
     """
     splits = {}
     for name in ("train", "test"):
@@ -54,7 +57,7 @@ def fashion_mnist() -> dict[str, Split]:
         splits[name] = Split(pixels, torch.from_numpy(labels.copy()).long())
     train, test = splits["train"], splits["test"]
     return {
-        "train": Split(train.images[:-VALIDATION], train.labels[:-VALIDATION]),
+        "train": TurnedSplit(train.images[:-VALIDATION], train.labels[:-VALIDATION]),
         "validation": Split(oriented(train.images[-VALIDATION:]), train.labels[-VALIDATION:]),
         "test": Split(oriented(test.images), test.labels),
     }

@@ -129,20 +129,20 @@ def schedule(share: float) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + float(torch.cos(torch.tensor(rest * torch.pi))))
 
 
-def training_batches(split: Split, seed: int) -> Iterator[dict[str, Tensor]]:
+def training_batches(split: Split, seed: int, size: int = BATCH) -> Iterator[dict[str, Tensor]]:
     """Batches for ever, in an order that depends on the seed alone, so that arms are paired."""
     generator = torch.Generator().manual_seed(1_000 + seed)
     while True:
         order = torch.randperm(len(split), generator=generator)
-        for indices in order[: len(order) // BATCH * BATCH].split(BATCH):
-            yield split.oriented_batch(indices)
+        for indices in order[: len(order) // size * size].split(size):
+            yield split.batch(indices)
 
 
 def probe(split: Split, config: GrowthConfig, seed: int, event: int) -> list[dict[str, Tensor]]:
     """The probe batches of an event: training images, drawn anew for each event."""
     generator = torch.Generator().manual_seed(2_000 + 100 * seed + event)
     indices = torch.randperm(len(split), generator=generator)[: config.probe_samples]
-    return [split.oriented_batch(part) for part in indices.split(config.probe_batch_size)]
+    return [split.batch(part) for part in indices.split(config.probe_batch_size)]
 
 
 def grow(

@@ -1,0 +1,191 @@
+"""One run of fine-tuning: a frozen backbone with a new head, and what else a method trains, at equal steps."""
+
+import copy
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hf_saddle.growth import GrowthConfig, count_parameters
+
+from .backbone import optional
+from .finetuning_task import STEPS, TEST, VALIDATION, held_out, training_data, truncated_backbone
+from .task import evaluate
+from .training import grow, schedule, summary
+
+
+WARM = 0.1  # share of the steps in which the head is trained alone
+# Peak learning rate of the head in all runs.
+HEAD_RATE = 1e-2
+# New parameters besides the head: LoRA of rank 9 on q and v, or of rank 2 on all linears, of three layers.
+BUDGET = 41_472
+
+
+@dataclass(frozen=True)
+class Method:
+    """
+    What is trained besides the head, once that has been trained alone.
+
+    Args:
+        lora (`tuple[int, tuple[str, ...]]`, *optional*): Rank and linears of LoRA adapters.
+        growth (`dict`): Fields of the `GrowthConfig` by which the model grows, if any.
+        events (`Sequence[float]`): Shares of the steps at which it grows, the first of them `WARM`.
+        everything (`bool`): Whether the backbone is trained too.
+    """
+
+    lora: tuple[int, tuple[str, ...]] | None = None
+    growth: dict[str, Any] = field(default_factory=dict)
+    events: Sequence[float] = (WARM,)
+    everything: bool = False
+
+
+@dataclass
+class State:
+    """A model in training, with all that belongs to it."""
+
+    model: Any
+    optimizer: torch.optim.Optimizer
+    config: GrowthConfig | None
+    step: int = 0
+    events: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    growth_seconds: float = 0.0
+    step_macs: float = 0.0
+
+
+EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
+CURVATURE = {"criterion": "depth", "operator": "zero_gain", "probe_samples": 1_024, "probe_batch_size": 256}
+# Random growth takes nothing but the scale of its units from the probe.
+RANDOM = CURVATURE | {"criterion": "random", "probe_samples": 256}
+SEARCH = {"line_search": True, "probe_samples": 512}
+METHODS = {
+    "head only": Method(),
+    "LoRA on q and v": Method(lora=(9, ("q_proj", "v_proj"))),
+    "LoRA on all linears": Method(lora=(2, EVERY_LINEAR)),
+    "zero gain": Method(growth=CURVATURE),
+    "zero gain, random": Method(growth=RANDOM),
+    "everything": Method(everything=True),
+    "zero gain and everything": Method(growth=CURVATURE, everything=True),
+    "zero gain, line search": Method(growth=CURVATURE | SEARCH),
+    "zero gain, random, line search": Method(growth=RANDOM | SEARCH),
+    "zero gain, three events": Method(growth=CURVATURE, events=(WARM, 0.25, 0.4)),
+}
+
+
+def run(name: str, rate: float, seed: int, test: bool, head_rate: float = HEAD_RATE) -> dict[str, Any]:
+    """
+    Train by one of `METHODS`.
+
+    Args:
+        name (`str`): The method.
+        rate (`float`): Peak learning rate of all that is trained besides the head.
+        seed (`int`): Of the training set, the order of the data, and all that is drawn.
+        test (`bool`): Whether the test split is read at the end, and not the validation split.
+        head_rate (`float`, *optional*, defaults to `HEAD_RATE`): Peak learning rate of the head.
+
+    Returns:
+        `dict`: What is known of the run, fit for JSON.
+    """
+    torch.set_num_threads(1)
+    method, state = METHODS[name], copy.deepcopy(started(name, seed, head_rate))
+    for share in method.events[1:]:
+        train_(state, round(share * STEPS), rate, seed)
+        adapt_(state, method, seed)
+    train_(state, STEPS, rate, seed)
+    split, size = ("test", TEST) if test else ("validation", VALIDATION)
+    model = state.model
+    return {
+        "rate": rate,
+        "head_rate": head_rate,
+        "steps": state.step,
+        "parameters": count_parameters(model),
+        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "head": count_parameters(model.classifier),
+        "step_macs": state.step_macs,
+        "events": state.events,
+        "growth_macs": sum(event["macs"] for event in state.events),
+        "growth_seconds": state.growth_seconds,
+        "seconds": state.seconds,
+        split: evaluate(model, held_out(split, size)),
+    }
+
+
+@lru_cache(maxsize=1)
+def started(name: str, seed: int, head_rate: float) -> State:
+    """The model after the training of the head, adapted; the same for all learning rates."""
+    method, before = METHODS[name], time.process_time()
+    model = truncated_backbone(training_data(seed)[0], seed)
+    freeze_(model)
+    optimizer = torch.optim.AdamW(model.classifier.parameters(), lr=head_rate, betas=(0.9, 0.98), weight_decay=0.0)
+    optimizer.param_groups[0].update(peak=head_rate, start=0.0)
+    config = None
+    if method.growth:
+        budget = count_parameters(model) + BUDGET
+        config = GrowthConfig(num_events=len(method.events), budget=budget, **method.growth)
+    state = State(model, optimizer, config, seconds=time.process_time() - before)
+    train_(state, round(WARM * STEPS), 0.0, seed)
+    adapt_(state, method, seed)
+    return state
+
+
+def train_(state: State, stop: int, rate: float, seed: int) -> None:
+    """Train until step `stop`."""
+    before, batches = time.process_time(), training_data(seed)[1]
+    groups = state.optimizer.param_groups
+    for group in groups[1:]:
+        group["peak"] = rate
+    while state.step < stop:
+        for group in groups:
+            share = (state.step / STEPS - group["start"]) / (1 - group["start"])
+            group["lr"] = group["peak"] * schedule(share)
+        counter = FlopCounterMode(display=False)
+        with counter if state.step == STEPS - 1 else nullcontext():
+            state.model(**batches[state.step]).loss.backward()
+        state.step_macs = counter.get_total_flops() / 2
+        nn.utils.clip_grad_norm_((p for group in groups for p in group["params"]), 1.0)
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        state.step += 1
+    state.seconds += time.process_time() - before
+
+
+def adapt_(state: State, method: Method, seed: int) -> None:
+    """Make what the method trains, and let the optimizer train it on a schedule from now to the end."""
+    before, model = time.process_time(), state.model
+    if state.config is not None:
+        model.requires_grad_(True)  # frozen linears do not grow
+        split = training_data(seed)[0]
+        event, macs = grow(model, state.optimizer, split, state.config, seed, len(state.events), state.step)
+        state.events.append(summary(event) | {"macs": macs})
+        freeze_(model)
+        state.growth_seconds += time.process_time() - before
+    if method.lora is not None:
+        add_lora_(model, *method.lora, seed)
+    if method.everything:
+        model.requires_grad_(True)
+    held = {parameter for group in state.optimizer.param_groups for parameter in group["params"]}
+    new = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter not in held]
+    if new:
+        state.optimizer.add_param_group({"params": new, "start": state.step / STEPS})
+    state.seconds += time.process_time() - before
+
+
+def freeze_(model: nn.Module) -> None:
+    """Freeze all but the head and the units that have grown."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("classifier.") or ".skip." in name)
+
+
+def add_lora_(model: nn.Module, rank: int, linears: Sequence[str], seed: int) -> None:
+    """Put adapters of PEFT beside linears, which freezes all else, and keep the head in training."""
+    peft = optional("peft")
+    torch.manual_seed(seed)
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(linears), lora_dropout=0.0, bias="none")
+    peft.inject_adapter_in_model(config, model)
+    model.classifier.requires_grad_(True)

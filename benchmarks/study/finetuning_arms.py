@@ -1,0 +1,42 @@
+"""Which methods of fine-tuning are run with which learning rates and seeds."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from .finetuning import METHODS, run
+
+
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+HEAD_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+TUNING_SEED, SEEDS = 100, 5
+# Of each method, the learning rate of all but the head with the lowest validation loss in `finetuning_tuning`.
+CHOSEN = {
+    "head only": 0.0,
+    "LoRA on q and v": 3e-3,
+    "LoRA on all linears": 3e-3,
+    "zero gain": 3e-3,
+    "zero gain, random": 3e-3,
+    "everything": 1e-3,
+    "zero gain and everything": 1e-3,
+}
+
+Run = tuple[str, int, Callable[[], dict[str, Any]]]  # arm, seed, what carries it out
+
+
+def finetuning_tuning() -> Iterator[Run]:
+    """Learning rates of all methods, on the validation split and a seed that nothing else uses."""
+    for rate in HEAD_RATES:
+        run_it = partial(run, "head only", 0.0, TUNING_SEED, test=False, head_rate=rate)
+        yield f"head only, {rate:g}", TUNING_SEED, run_it
+    for name in METHODS:
+        if name != "head only":
+            for rate in RATES:
+                yield f"{name}, {rate:g}", TUNING_SEED, partial(run, name, rate, TUNING_SEED, test=False)
+
+
+def finetuning() -> Iterator[Run]:
+    """All methods, each with its own rate; the test split is read once, at the end of each run."""
+    for name, rate in CHOSEN.items():
+        for seed in range(SEEDS):
+            yield name, seed, partial(run, name, rate, seed, test=True)

