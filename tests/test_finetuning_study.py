@@ -112,7 +112,9 @@ def small_task(monkeypatch):
         cached.cache_clear()
 
 
-@pytest.mark.parametrize("name", ["zero gain", "zero gain, random", "zero gain, three events"])
+@pytest.mark.parametrize(
+    "name", ["zero gain", "zero gain, random", "zero gain, line search", "zero gain, three events"]
+)
 def test_grown_units_fill_the_budget_alone(small_task, name):
     row = finetuning.run(name, 1e-3, 0, test=True)
     added = row["trainable"] - row["head"]

@@ -161,7 +161,9 @@ def adapt_(state: State, method: Method, seed: int) -> None:
     if state.config is not None:
         model.requires_grad_(True)  # frozen linears do not grow
         split = training_data(seed)[0]
-        event, macs = grow(model, state.optimizer, split, state.config, seed, len(state.events), state.step)
+        # Before the first event the optimizer holds the head alone, which does not grow.
+        follower = state.optimizer if state.events else None
+        event, macs = grow(model, follower, split, state.config, seed, len(state.events), state.step)
         state.events.append(summary(event) | {"macs": macs})
         freeze_(model)
         state.growth_seconds += time.process_time() - before

@@ -9,16 +9,24 @@ from .finetuning import METHODS, run
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 HEAD_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+# Where the best was at an end of these, the range was extended.
+FURTHER = {
+    "zero gain": (3e-2, 1e-1),
+    "zero gain, random": (3e-2, 1e-1),
+    "zero gain, line search": (3e-2, 1e-1),
+    "zero gain, random, line search": (3e-2, 1e-1),
+    "everything": (1e-5, 3e-5, 1e-4),
+    "zero gain and everything": (3e-5, 1e-4),
+}
 TUNING_SEED, SEEDS = 100, 5
 # Of each method, the learning rate of all but the head with the lowest validation loss in `finetuning_tuning`.
 CHOSEN = {
     "head only": 0.0,
     "LoRA on q and v": 3e-3,
-    "LoRA on all linears": 3e-3,
-    "zero gain": 3e-3,
-    "zero gain, random": 3e-3,
-    "everything": 1e-3,
-    "zero gain and everything": 1e-3,
+    "LoRA on all linears": 1e-3,
+    "zero gain": 1e-2,
+    "zero gain, random": 3e-2,
+    "everything": 1e-5,
 }
 
 Run = tuple[str, int, Callable[[], dict[str, Any]]]  # arm, seed, what carries it out
@@ -31,7 +39,7 @@ def finetuning_tuning() -> Iterator[Run]:
         yield f"head only, {rate:g}", TUNING_SEED, run_it
     for name in METHODS:
         if name != "head only":
-            for rate in RATES:
+            for rate in (*RATES, *FURTHER.get(name, ())):
                 yield f"{name}, {rate:g}", TUNING_SEED, partial(run, name, rate, TUNING_SEED, test=False)
 
 
