@@ -21,6 +21,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,quality,docs]'
 	@touch $@ $(VENV)/.demo
 
+$(VENV)/.study: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[study]'
+	@touch $@ $(VENV)/.demo
+
 setup: $(VENV)/.dev  ## Create the environment with all development tools.
 
 demo: $(VENV)/.demo  ## Grow a DeiT on real images, save it, reload it, show what grew.
@@ -44,7 +48,7 @@ style: $(VENV)/.dev  ## Format the code.
 docs: $(VENV)/.dev  ## Build the documentation into site/.
 	$(BIN)/mkdocs build --strict
 
-study: $(VENV)/.demo  ## Run what the study of when growing pays lacks (hours), then its report.
+study: $(VENV)/.study  ## Run what the study of when growing pays lacks (hours), then its report.
 	$(RUN) $(BIN)/python -m benchmarks.study.run $(ARGS)
 	$(RUN) $(BIN)/python -m benchmarks.study.report
 
