@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from .files import results
 from .finetuning import BUDGET, HEAD_RATE, METHODS
 from .finetuning_arms import CHOSEN, RATES
 from .finetuning_task import BATCH, IMAGE, LAYERS, STEPS, TEST, TRAIN
-from .files import results
 from .statistics import paired, text
 
 
