@@ -1,6 +1,6 @@
 """The table of experiments: every arm of the study, as data."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import starmap
@@ -74,6 +74,9 @@ HEADLINE = (
     "split, random, line search",
 )
 
+# The best of them and its control, for the experiments that ask something else.
+BEST, CONTROL = "zero gain, random directions, line search", "zero gain, random, line search"
+
 TUNING_SEED = 100
 # Peak learning rate: all three arms of `tuning` have their lowest validation loss there.
 LEARNING_RATE = 3.2e-2
@@ -145,6 +148,12 @@ def headline() -> Iterable[Job]:
     yield from _tested((*UNIFORM, slower, *(grown(name, name, EARLY) for name in HEADLINE)), seeds=5)
 
 
+def confirmation() -> Iterable[Job]:
+    """The best arm of the headline again, with seeds that it was not chosen by."""
+    arms = (UNIFORM[0], UNIFORM[-1], grown(BEST, BEST, EARLY), grown(CONTROL, CONTROL, EARLY))
+    yield from _tested(arms, seeds=range(5, 10))
+
+
 def late() -> Iterable[Job]:
     """The same with growth towards the end of the training."""
     yield from _tested([grown(name, name, LATE) for name in HEADLINE[:4]], seeds=5)
@@ -152,15 +161,15 @@ def late() -> Iterable[Job]:
 
 def steps() -> Iterable[Job]:
     """The same arms at equal steps."""
-    arms = (*UNIFORM, *(grown(name, name, EARLY) for name in (HEADLINE[0], HEADLINE[3])))
+    arms = (*UNIFORM, *(grown(name, name, EARLY) for name in (BEST, CONTROL)))
     yield from _tested(map(at_equal_steps, arms), seeds=5)
 
 
 def one_shot() -> Iterable[Job]:
     """The final architectures of grown models, from scratch."""
     for row in results("headline"):
-        if row["arm"] == HEADLINE[0]:
-            yield from _tested([uniform("one shot", row["shape"])], seeds=(row["seed"],))
+        if row["arm"] == BEST:
+            yield from _tested([uniform("one shot", row["shape"])], seeds=[row["seed"]])
 
 
 def choices() -> Iterable[Job]:
@@ -168,7 +177,7 @@ def choices() -> Iterable[Job]:
     yield from _tested([grown(name, name, EARLY) for name in GROWTHS if name not in HEADLINE], seeds=3)
 
 
-def _tested(arms: Iterable[Arm], seeds: int | tuple[int, ...]) -> Iterable[Job]:
+def _tested(arms: Iterable[Arm], seeds: int | Sequence[int]) -> Iterable[Job]:
     """Runs whose options are decided: the test split is read once, at the end of each."""
     for arm in arms:
         for seed in range(seeds) if isinstance(seeds, int) else seeds:
@@ -186,7 +195,7 @@ def timing() -> Iterable[Job]:
     }
     for name, events in moments.items():
         for seed in range(3):
-            yield Job(name, seed, partial(run, grown(name, "auto, line search", events), seed))
+            yield Job(name, seed, partial(run, grown(name, BEST, events), seed))
 
 
 SIZES = (8, 16, 32)
@@ -200,7 +209,7 @@ def sizes() -> Iterable[Job]:
         compute = float(PASSES * BATCH * count_macs(model) * 1_000)
         budget = {"budget": round(0.9 * count_parameters(model))}
         arms = [uniform("uniform, small", small), uniform("uniform, large", large)]
-        for name in ("auto, line search", "zero gain, random, line search"):
+        for name in (BEST, CONTROL):
             arm = grown(name, name, EARLY)
             arms.append(replace(arm, shape=small, growth=arm.growth | budget))
         for arm in arms:
@@ -213,6 +222,7 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "tuning": tuning,
     "event": event,
     "headline": headline,
+    "confirmation": confirmation,
     "late": late,
     "steps": steps,
     "one_shot": one_shot,

@@ -20,7 +20,8 @@ def curves(file: Path, arms: dict[str, list[dict[str, Any]]]) -> None:
         "uniform, small",
         "uniform, large",
         "uniform, 90 %",
-        "auto, line search",
+        "zero gain, random directions, line search",
+        "zero gain, line search",
         "zero gain, random, line search",
     ):
         if name in arms:

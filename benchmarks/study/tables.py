@@ -45,7 +45,7 @@ def comparison(arms: dict[str, Rows], split: str = "test") -> list[str]:
                 str(len(rows)),
                 f"{np.mean([row['parameters'] for row in rows]):,.0f}",
                 f"{np.mean([row['steps'] for row in rows]):,.0f}",
-                f"{np.mean([row['total_macs'] for row in rows]) / 1e12:.2f}",
+                f"{np.mean([row['total_macs'] for row in rows]) / 1e9:,.0f}",
                 f"{100 * growth:.1f} %" if growth else "–",
                 text(list(accuracy.values()), 100),
                 text(list(loss.values()), digits=3),
@@ -53,5 +53,5 @@ def comparison(arms: dict[str, Rows], split: str = "test") -> list[str]:
                 text(paired(accuracy, small), 100, sign=True),
             )
         )
-    header = ("arm", "seeds", "parameters", "steps", "10¹² MACs", "of that growing", "accuracy (%)", "loss")
+    header = ("arm", "seeds", "parameters", "steps", "10⁹ MACs", "of that growing", "accuracy (%)", "loss")
     return table((*header, "against large", "against small"), body)
