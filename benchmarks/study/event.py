@@ -84,7 +84,7 @@ def run_branches(
         model, optimizer = snapshot.copy()
         record: dict[str, Any] = {}
         if branch.growth is not None:
-            config = GrowthConfig(num_events=1, **branch.growth)
+            config = GrowthConfig(num_events=1, growth_seed=seed, **branch.growth)
             event, cost = grow(model, optimizer, snapshot.splits["train"], config, seed, 0, step)
             record = summary(event) | {"macs": cost}
         losses, batches = [], iter(snapshot.later)

@@ -70,8 +70,6 @@ HEADLINE = (
     "zero gain, line search",
     "zero gain, random directions, line search",
     "zero gain, random, line search",
-    "split, line search",
-    "split, random, line search",
 )
 
 # The best of them and its control, for the experiments that ask something else.
@@ -96,7 +94,8 @@ MOMENTS = {
 
 def event() -> Iterable[Job]:
     """What one event of 10 % more parameters does, from one snapshot, at the peak and at the end of the schedule."""
-    names = (*HEADLINE, "split", "split, random", "zero gain", "residual pair, paper score", "gradmax")
+    splits = ("split, line search", "split, random, line search", "split", "split, random")
+    names = (*HEADLINE, *splits, "zero gain", "residual pair, paper score", "gradmax")
     branches = (Branch("none"), *(Branch(name, PROBE | {"budget": 1.1} | GROWTHS[name]) for name in names))
     for seed in range(4):
         for moment, times in MOMENTS.items():
@@ -156,7 +155,7 @@ def confirmation() -> Iterable[Job]:
 
 def late() -> Iterable[Job]:
     """The same with growth towards the end of the training."""
-    yield from _tested([grown(name, name, LATE) for name in HEADLINE[:4]], seeds=5)
+    yield from _tested([grown(name, name, LATE) for name in HEADLINE], seeds=5)
 
 
 def steps() -> Iterable[Job]:

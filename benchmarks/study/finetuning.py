@@ -69,7 +69,6 @@ METHODS = {
     "LoRA on q and v": Method(lora=(9, ("q_proj", "v_proj"))),
     "LoRA on all linears": Method(lora=(2, EVERY_LINEAR)),
     "zero gain": Method(growth=CURVATURE),
-    "zero gain, random directions": Method(growth=CURVATURE | {"random_directions": True}),
     "zero gain, random": Method(growth=RANDOM),
     "everything": Method(everything=True),
     "zero gain and everything": Method(growth=CURVATURE, everything=True),

@@ -12,7 +12,6 @@ HEAD_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 # Where the best was at an end of these, the range was extended.
 FURTHER = {
     "zero gain": (3e-2, 1e-1),
-    "zero gain, random directions": (3e-2, 1e-1),
     "zero gain, random": (3e-2, 1e-1),
     "zero gain, line search": (3e-2, 1e-1),
     "zero gain, random, line search": (3e-2, 1e-1),

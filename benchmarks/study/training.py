@@ -65,7 +65,7 @@ def run(arm: Arm, seed: int) -> dict[str, Any]:
     started = time.process_time()
     model = make_model(seed, arm.shape).train()
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=arm.learning_rate, betas=(0.9, 0.98), fused=True)
-    config = GrowthConfig(num_events=len(arm.events), **arm.growth) if arm.events else None
+    config = GrowthConfig(num_events=len(arm.events), growth_seed=seed, **arm.growth) if arm.events else None
     start = {"parameters": count_parameters(model), "macs": count_macs(model)}
     batches = training_batches(splits["train"], seed)
     macs, total, step, growth_macs, growth_seconds = start["macs"], 0.0, 0, 0.0, 0.0
@@ -151,7 +151,9 @@ def grow(
     """One event, and what it cost in multiply-accumulates."""
     batches = probe(split, config, seed, event)
     done = growth_event_(model, optimizer, batches, config, event=event, step=step)
-    return done, passes_of_an_event(json.dumps(asdict(config))) * config.probe_samples * done.macs_before
+    return done, passes_of_an_event(
+        json.dumps(asdict(config) | {"growth_seed": 0})
+    ) * config.probe_samples * done.macs_before
 
 
 @cache
