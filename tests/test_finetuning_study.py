@@ -124,6 +124,12 @@ def test_grown_units_fill_the_budget_alone(small_task, name):
     assert len(row["events"]) == len(METHODS[name].events) and row["growth_macs"] > 0
 
 
+def test_random_growth_is_drawn_anew_for_every_seed(small_task):
+    first, second = (finetuning.run("zero gain, random", 1e-3, seed, test=False) for seed in (0, 1))
+    assert first["events"][0]["predicted_gain"] != second["events"][0]["predicted_gain"]
+    assert finetuning.started("zero gain, random", 1, 1e-2).config.growth_seed == 1
+
+
 @pytest.mark.parametrize("name", ["LoRA on q and v", "LoRA on all linears"])
 def test_adapters_have_the_budget_of_the_grown_units(name):
     pytest.importorskip("peft")

@@ -127,7 +127,7 @@ def started(name: str, seed: int, head_rate: float) -> State:
     config = None
     if method.growth:
         budget = count_parameters(model) + BUDGET
-        config = GrowthConfig(num_events=len(method.events), budget=budget, **method.growth)
+        config = GrowthConfig(num_events=len(method.events), budget=budget, growth_seed=seed, **method.growth)
     state = State(model, optimizer, config, seconds=time.process_time() - before)
     train_(state, round(WARM * STEPS), 0.0, seed)
     adapt_(state, method, seed)

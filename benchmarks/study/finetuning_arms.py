@@ -19,7 +19,8 @@ FURTHER = {
     "zero gain and everything": (3e-5, 1e-4),
 }
 TUNING_SEED, SEEDS = 100, 5
-# Of each method, the learning rate of all but the head with the lowest validation loss in `finetuning_tuning`.
+# Of each method, the learning rate of all but the head with the lowest validation loss in `finetuning_tuning`, where
+# that has been run.
 CHOSEN = {
     "head only": 0.0,
     "LoRA on q and v": 3e-3,
@@ -27,6 +28,8 @@ CHOSEN = {
     "zero gain": 1e-2,
     "zero gain, random": 3e-2,
     "everything": 1e-5,
+    "zero gain, line search": 3e-2,
+    "zero gain, random, line search": 3e-2,
 }
 
 Run = tuple[str, int, Callable[[], dict[str, Any]]]  # arm, seed, what carries it out
