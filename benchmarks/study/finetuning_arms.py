@@ -28,8 +28,6 @@ CHOSEN = {
     "zero gain": 1e-2,
     "zero gain, random": 3e-2,
     "everything": 1e-5,
-    "zero gain, line search": 3e-2,
-    "zero gain, random, line search": 3e-2,
 }
 
 Run = tuple[str, int, Callable[[], dict[str, Any]]]  # arm, seed, what carries it out
