@@ -68,6 +68,17 @@ def test_at_equal_steps_the_analysis_is_free(digits):
     assert row["steps"] == 10 and row["events"][0]["step"] == 4 and row["growth_macs"] > 0
 
 
+def test_random_growth_is_drawn_anew_for_every_seed(digits, monkeypatch):
+    seen = []
+    grow = training.grow
+    monkeypatch.setattr(training, "grow", lambda *arguments: seen.append(arguments[3].growth_seed) or grow(*arguments))
+    for seed in (3, 4):
+        training.run(
+            arm(events=(0.4,), growth={"probe_samples": 32, "criterion": "random"}, budget=3, unit="steps"), seed
+        )
+    assert seen == [3, 4]
+
+
 def test_a_grown_shape_can_be_trained_from_scratch(digits):
     growth = {"probe_samples": 32, "significance": 0.0, "budget": 1.2}
     grown = training.run(arm(events=(0.4,), growth=growth), 0)
@@ -107,6 +118,10 @@ def test_arms_see_the_same_data(digits):
         one, other = next(first), next(second)
         assert torch.equal(one["pixel_values"], other["pixel_values"]) and torch.equal(one["labels"], other["labels"])
     assert not torch.equal(next(training.training_batches(digits["train"], 4))["labels"], one["labels"])
+
+
+def test_directions_that_are_alike_are_known():
+    assert event.mean_cosine(torch.tensor([[1.0, 0.0], [-2.0, 0.0], [0.0, 1.0]])) == pytest.approx(1 / 3)
 
 
 def test_branches_start_from_one_snapshot(digits):

@@ -98,7 +98,10 @@ class GrowthConfig:
         default=True, metadata=_help("Depth: follow positive eigenvalues too, with a gain of the other sign.")
     )
     random_directions: bool = field(
-        default=False, metadata=_help("Control: grow the chosen neurons along random directions.")
+        default=False,
+        metadata=_help(
+            "Grow the chosen neurons along random directions in place of eigenvectors, see docs/evidence.md."
+        ),
     )
     significance: float = field(
         default=2.0, metadata=_help("Standard errors by which an eigenvalue must differ from zero.")
