@@ -22,7 +22,9 @@ TWINS = (
     ("zero gain, line search", "zero gain, random, line search"),
     ("zero gain, line search", "zero gain, random directions, line search"),
     (BEST, CONTROL),
+    (BEST, "uniform, small"),
     (BEST, "uniform, 90 %"),
+    (BEST, "uniform, large"),
     (BEST, "one shot"),
     ("zero gain", "zero gain, random"),
     ("zero gain, line search", "zero gain"),
@@ -81,6 +83,7 @@ def scratch() -> list[str]:
     for when, found in (
         ("early", arms),
         ("early, other seeds", again),
+        ("early, all ten seeds", {name: head.get(name, []) + rows for name, rows in again.items()}),
         ("late", uniform | late),
         ("early, equal steps", steps),
     ):
