@@ -102,7 +102,7 @@ def small_task(monkeypatch):
     }
     sizes = {"BUDGET": SMALL, "STEPS": 10, "TEST": 20, "VALIDATION": 20}
     for module, changes in (
-        (finetuning_task, {"fashion_mnist": lambda: splits, "pretrained": random_weights, "TRAIN": 64, "STEPS": 10}),
+        (finetuning_task, {"upright": lambda: splits, "pretrained": random_weights, "TRAIN": 64, "STEPS": 10}),
         (finetuning, sizes | {"METHODS": methods}),
     ):
         for name, value in changes.items():

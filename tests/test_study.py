@@ -6,6 +6,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -14,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks.study import event, experiments, files, report, training  # noqa: E402
+from benchmarks.study import event, experiments, files, report, task, training  # noqa: E402
 from benchmarks.study import run as runner  # noqa: E402
 from benchmarks.study.statistics import interval, paired, text  # noqa: E402
 from benchmarks.study.task import Split, make_model, oriented  # noqa: E402
@@ -165,3 +166,22 @@ def test_steps_worth_is_read_off_the_branch_without_growth():
         "branches": {"none": {"losses": [1.0, 0.8, 0.6]}, "grown": {"losses": [0.7]}, "worse": {"losses": [1.1]}},
     }
     assert report.steps_worth(row, "grown") == pytest.approx(15) and report.steps_worth(row, "worse") == 0
+
+
+def test_only_the_task_from_scratch_is_turned(monkeypatch):
+    generator = np.random.default_rng(0)
+    files = {
+        name: (generator.integers(0, 256, (24, 4, 4), np.uint8), np.arange(24) % 10) for name in ("train", "test")
+    }
+    monkeypatch.setattr(task, "fashion_mnist_arrays", files.get)
+    monkeypatch.setattr(task, "VALIDATION", 8)
+    plain = task.upright.__wrapped__()
+    monkeypatch.setattr(task, "upright", lambda: plain)
+    turned = task.fashion_mnist.__wrapped__()
+    indices = torch.arange(16)
+    assert {name: len(split) for name, split in turned.items()} == {"train": 16, "validation": 8, "test": 24}
+    assert torch.equal(plain["train"].batch(indices)["pixel_values"], plain["train"].images)
+    assert torch.equal(turned["train"].batch(indices)["pixel_values"], oriented(plain["train"].images))
+    for name in ("validation", "test"):
+        assert torch.equal(turned[name].images, oriented(plain[name].images))
+        assert not torch.equal(turned[name].images, plain[name].images)

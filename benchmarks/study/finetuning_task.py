@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hf_saddle.models import SaddleViTForImageClassification
 
 from .backbone import MEAN, STD, pretrained
-from .task import CLASSES, Split, fashion_mnist
+from .task import CLASSES, Split, upright
 from .training import training_batches
 
 
@@ -30,13 +30,13 @@ def images(split: Split, indices: Tensor) -> Split:
 @cache
 def held_out(name: str, size: int) -> Split:
     """The first images of `validation` or `test`, the same for all runs."""
-    return images(fashion_mnist()[name], torch.arange(size))
+    return images(upright()[name], torch.arange(size))
 
 
 @lru_cache(maxsize=1)
 def training_data(seed: int) -> tuple[Split, list[dict[str, Tensor]]]:
     """A training set of its own for every seed, and the batches of all steps."""
-    split = fashion_mnist()["train"]
+    split = upright()["train"]
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(3_000 + seed))
     chosen = images(split, order[:TRAIN])
     return chosen, list(islice(training_batches(chosen, seed, BATCH), STEPS))

@@ -45,22 +45,25 @@ class TurnedSplit(Split):
 
 
 @cache
-def fashion_mnist() -> dict[str, Split]:
-    """
-    `train` (55,000 images, turned in every batch), `validation` (the last 5,000 of the training file) and `test`
-    (10,000), these in fixed orientations.
-    """
+def upright() -> dict[str, Split]:
+    """As published: `train` (55,000), `validation` (the last 5,000 of the training file), `test` (10,000)."""
     splits = {}
     for name in ("train", "test"):
         images, labels = fashion_mnist_arrays(name)
         pixels = (torch.from_numpy(images.copy()).float()[:, None] / 255 - 0.2860) / 0.3530
         splits[name] = Split(pixels, torch.from_numpy(labels.copy()).long())
-    train, test = splits["train"], splits["test"]
-    return {
-        "train": TurnedSplit(train.images[:-VALIDATION], train.labels[:-VALIDATION]),
-        "validation": Split(oriented(train.images[-VALIDATION:]), train.labels[-VALIDATION:]),
-        "test": Split(oriented(test.images), test.labels),
-    }
+    train = splits["train"]
+    splits["validation"] = Split(train.images[-VALIDATION:], train.labels[-VALIDATION:])
+    splits["train"] = Split(train.images[:-VALIDATION], train.labels[:-VALIDATION])
+    return splits
+
+
+@cache
+def fashion_mnist() -> dict[str, Split]:
+    """The same splits, those of training turned anew in every batch, the others once."""
+    splits = upright()
+    turned = {name: Split(oriented(splits[name].images), splits[name].labels) for name in ("validation", "test")}
+    return {"train": TurnedSplit(splits["train"].images, splits["train"].labels), **turned}
 
 
 def make_model(seed: int, shape: dict[str, Any]) -> SaddleViTForImageClassification:
