@@ -12,7 +12,7 @@ from hf_saddle import LayerGrowth, analyze_curvature
 from hf_saddle.growth import GrowthConfig, GrowthPlan, grow_
 
 from .task import evaluate, fashion_mnist, make_model
-from .training import grow, parameter_groups, probe, schedule, summary, training_batches
+from .training import grow, parameter_groups, probe, schedule, summary, train_step_, training_batches
 
 
 NEURON_SNAPSHOT, NEURON_TOTAL = 600, 1_600
@@ -52,12 +52,7 @@ class Snapshot:
     def train(self, model: nn.Module, optimizer, batches: Iterator, start: int, stop: int) -> None:
         """Steps `start` to `stop` of the schedule."""
         for step in range(start, stop):
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate * schedule(step / self.total)
-            model(**next(batches)).loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+            train_step_(model, optimizer, next(batches), self.learning_rate * schedule(step / self.total))
 
     def copy(self) -> tuple[Any, Any]:
         """Model and optimizer as they were at the snapshot."""

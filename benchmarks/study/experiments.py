@@ -1,6 +1,6 @@
 """The table of experiments: every arm of the study, as data."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import starmap
@@ -144,7 +144,7 @@ def headline() -> Iterable[Job]:
     """The arms that answer whether growing pays at equal compute."""
     # By accuracy the small model does better at half the rate.
     slower = replace(UNIFORM[0], name="uniform, small, half the rate", learning_rate=LEARNING_RATE / 2)
-    yield from _tested((*UNIFORM, slower, *(grown(name, name, EARLY) for name in HEADLINE)), seeds=5)
+    yield from _tested((*UNIFORM, slower, *(grown(name, name, EARLY) for name in HEADLINE)), seeds=range(5))
 
 
 def confirmation() -> Iterable[Job]:
@@ -155,13 +155,13 @@ def confirmation() -> Iterable[Job]:
 
 def late() -> Iterable[Job]:
     """The same with growth towards the end of the training."""
-    yield from _tested([grown(name, name, LATE) for name in HEADLINE], seeds=5)
+    yield from _tested([grown(name, name, LATE) for name in HEADLINE], seeds=range(5))
 
 
 def steps() -> Iterable[Job]:
     """The same arms at equal steps."""
     arms = (*UNIFORM, *(grown(name, name, EARLY) for name in (BEST, CONTROL)))
-    yield from _tested(map(at_equal_steps, arms), seeds=5)
+    yield from _tested(map(at_equal_steps, arms), seeds=range(5))
 
 
 def one_shot() -> Iterable[Job]:
@@ -173,13 +173,13 @@ def one_shot() -> Iterable[Job]:
 
 def choices() -> Iterable[Job]:
     """What each choice of the method contributes, in the same way on fewer seeds."""
-    yield from _tested([grown(name, name, EARLY) for name in GROWTHS if name not in HEADLINE], seeds=3)
+    yield from _tested([grown(name, name, EARLY) for name in GROWTHS if name not in HEADLINE], seeds=range(3))
 
 
-def _tested(arms: Iterable[Arm], seeds: int | Sequence[int]) -> Iterable[Job]:
+def _tested(arms: Iterable[Arm], seeds: Iterable[int]) -> Iterable[Job]:
     """Runs whose options are decided: the test split is read once, at the end of each."""
     for arm in arms:
-        for seed in range(seeds) if isinstance(seeds, int) else seeds:
+        for seed in seeds:
             yield Job(arm.name, seed, partial(run, replace(arm, test=True), seed))
 
 

@@ -14,8 +14,8 @@ from .experiments import BEST, CONTROL, LARGE, LARGE_PARAMETERS, LEARNING_RATE, 
 from .files import RESULTS, results
 from .pictures import curves, fading
 from .report_finetuning import finetuning
-from .statistics import paired, rank_correlation, text
-from .tables import by_arm, comparison, measured, table
+from .statistics import rank_correlation, text
+from .tables import by_arm, comparison, difference, measured, table
 
 
 TWINS = (
@@ -89,12 +89,7 @@ def scratch() -> list[str]:
     ):
         for first, second in TWINS:
             if first in found and second in found:
-                points, losses = (
-                    paired(measured(found[first], "test", figure), measured(found[second], "test", figure))
-                    for figure in ("accuracy", "loss")
-                )
-                shown = (text(points, 100, sign=True), text(losses, digits=3, sign=True))
-                body.append((when, first, second, str(len(points)), *shown))
+                body.append((when, first, second, *difference(found[first], found[second])))
     lines += table(("growth", "arm", "minus", "seeds", "accuracy (points)", "loss"), body)
     lines += ["![Validation accuracy over compute](curves.png)", ""]
     curves(RESULTS / "curves.png", head)

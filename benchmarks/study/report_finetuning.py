@@ -1,18 +1,15 @@
 """The report's section on fine-tuning: methods of equal size against each other, and what they cost."""
 
-from collections import defaultdict
-from typing import Any
-
 import numpy as np
 
 from .files import results
 from .finetuning import BUDGET, HEAD_RATE, METHODS
 from .finetuning_arms import CHOSEN, RATES
 from .finetuning_task import BATCH, IMAGE, LAYERS, STEPS, TEST, TRAIN
-from .statistics import paired, text
+from .statistics import text
+from .tables import Rows, by_arm, difference, table
 
 
-Rows = list[dict[str, Any]]
 PAIRS = (
     ("zero gain", "LoRA on q and v"),
     ("zero gain", "LoRA on all linears"),
@@ -31,9 +28,7 @@ PAIRS = (
 
 def finetuning() -> list[str]:
     """Tuning, the methods, and their paired differences."""
-    runs: dict[str, Rows] = defaultdict(list)
-    for row in results("finetuning"):
-        runs[row["arm"]].append(row)
+    runs = by_arm(results("finetuning"))
     rates = {row["arm"]: row["validation"] for row in results("finetuning_tuning")}
     if not rates:
         return []
@@ -58,7 +53,7 @@ def _tuned(rates: dict[str, dict[str, float]]) -> list[str]:
         "Validation loss (and accuracy in %) of one seed by the peak learning rate of all that is trained besides the "
         "head, for `head only` by that of the head. The rate with the lowest loss is taken."
     )
-    return [head, "", *_table(("method", *(f"{rate:g}" for rate in shown)), body)]
+    return [head, "", *table(("method", *(f"{rate:g}" for rate in shown)), body)]
 
 
 def _methods(runs: dict[str, Rows]) -> list[str]:
@@ -81,7 +76,7 @@ def _methods(runs: dict[str, Rows]) -> list[str]:
             )
         )
     head = ("method", "seeds", "rate", "trained besides the head", "test accuracy (%)", "test loss")
-    return _table((*head, "seconds", "of them growing", "growing, in steps of equal MACs"), body) if body else []
+    return table((*head, "seconds", "of them growing", "growing, in steps of equal MACs"), body) if body else []
 
 
 def _differences(runs: dict[str, Rows]) -> list[str]:
@@ -89,15 +84,5 @@ def _differences(runs: dict[str, Rows]) -> list[str]:
     body = []
     for first, second in PAIRS:
         if first in runs and second in runs:
-            points, losses = (
-                paired(*({row["seed"]: row["test"][figure] for row in runs[method]} for method in (first, second)))
-                for figure in ("accuracy", "loss")
-            )
-            cells = (text(points, 100, sign=True), text(losses, digits=3, sign=True))
-            body.append((first, second, str(len(points)), *cells))
-    return _table(("method", "minus", "seeds", "accuracy (points)", "loss"), body) if body else []
-
-
-def _table(header: tuple[str, ...], body: list[tuple[str, ...]]) -> list[str]:
-    lines = [header, tuple("---" for _ in header), *body]
-    return ["| " + " | ".join(line) + " |" for line in lines] + [""]
+            body.append((first, second, *difference(runs[first], runs[second])))
+    return table(("method", "minus", "seeds", "accuracy (points)", "loss"), body) if body else []

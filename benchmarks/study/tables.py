@@ -32,6 +32,14 @@ def table(header: Iterable[str], body: Iterable[Iterable[str]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in lines] + [""]
 
 
+def difference(first: Rows, second: Rows) -> tuple[str, str, str]:
+    """Number of seeds that both arms have, and the differences there in points of test accuracy and in test loss."""
+    points, losses = (
+        paired(*(measured(rows, "test", figure) for rows in (first, second))) for figure in ("accuracy", "loss")
+    )
+    return str(len(points)), text(points, 100, sign=True), text(losses, digits=3, sign=True)
+
+
 def comparison(arms: dict[str, Rows], split: str = "test") -> list[str]:
     """A table of arms, the best first, against the two uniform models."""
     large, small = (measured(arms.get(name, []), split, "accuracy") for name in ("uniform, large", "uniform, small"))

@@ -80,13 +80,7 @@ def run(arm: Arm, seed: int) -> dict[str, Any]:
             events.append(summary(event) | {"share": share, "macs": cost})
             growth_seconds += time.process_time() - before
             total, growth_macs, macs = total + cost, growth_macs + cost, event.macs_after
-        rate = arm.learning_rate * schedule(share)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        model(**next(batches)).loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        train_step_(model, optimizer, next(batches), arm.learning_rate * schedule(share))
         step, total = step + 1, total + PASSES * macs * BATCH
     validation = evaluate(model, splits["validation"])
     curve.append({"share": 1.0, "step": step} | validation)
@@ -111,6 +105,16 @@ def run(arm: Arm, seed: int) -> dict[str, Any]:
     if arm.test:
         result["test"] = evaluate(model, splits["test"])
     return result
+
+
+def train_step_(model: nn.Module, optimizer: Optimizer, batch: dict[str, Tensor], rate: float) -> None:
+    """One step at a learning rate, with gradients of a norm of at most 1."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    model(**batch).loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def parameter_groups(model: nn.Module, weight_decay: float = 0.05) -> list[dict[str, Any]]:
