@@ -33,6 +33,7 @@ def digits(monkeypatch):
         name: Split(images[part], labels[part])
         for name, part in (("train", slice(600)), ("validation", slice(600, 700)), ("test", slice(700, 800)))
     }
+    monkeypatch.setitem(task.TASKS, "fashion-mnist", lambda: splits)
     for module in (training, event):
         monkeypatch.setattr(module, "fashion_mnist", lambda: splits)
     return splits

@@ -90,7 +90,9 @@ def run_branches(
     return found
 
 
-def run_neurons(shape: dict[str, Any], criterion: str, seed: int, learning_rate: float) -> dict[str, Any]:
+def run_neurons(
+    shape: dict[str, Any], criterion: str, whiten: bool, seed: int, learning_rate: float
+) -> dict[str, Any]:
     """
     Predicted and realised gains of single neurons, at once and after some training.
 
@@ -100,7 +102,9 @@ def run_neurons(shape: dict[str, Any], criterion: str, seed: int, learning_rate:
     stop = NEURON_SNAPSHOT + NEURON_STEPS
     config = GrowthConfig(probe_samples=2_048, probe_batch_size=256)
     batches = probe(snapshot.splits["train"], config, seed, 0)
-    report = analyze_curvature(snapshot.model, batches, criterion, step_size=config.step_size, seed=seed)
+    report = analyze_curvature(
+        snapshot.model, batches, criterion, step_size=config.step_size, whiten=whiten, seed=seed
+    )
     known = {path: module for *_, path, module in snapshot.model.growable_linears()}
     rows = sorted(
         (float(layer.gain[neuron]), layer.linear, neuron)

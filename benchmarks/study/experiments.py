@@ -37,21 +37,27 @@ def shape(width: int, hidden: int = 16) -> dict[str, Any]:
 
 # Fields of the `GrowthConfig`. Every random control has the operator, the budget and the line search of its twin.
 # Without a threshold of significance, every arm fills its budget, so that arms have equal sizes.
-PROBE = {"probe_samples": 1_024, "probe_batch_size": 256, "significance": 0.0}
+PROBE = {"probe_samples": 1_024, "probe_batch_size": 256, "significance": 0.0, "directions": "eigenvectors"}
+WHITENED, DRAWN = {"directions": "whitened"}, {"directions": "random"}
 SEARCH = {"line_search": True}
 SPLIT = {"criterion": "width", "operator": "split", "linears": ["mlp.fc1"]}
 RANDOM_SPLIT = SPLIT | {"criterion": "random"}
 DEPTH = {"criterion": "depth", "operator": "zero_gain"}
 RANDOM_DEPTH = DEPTH | {"criterion": "random"}
 GROWTHS = {
+    "auto, whitened, line search": SEARCH | WHITENED,
     "auto, line search": SEARCH,
+    "split, whitened, line search": SPLIT | SEARCH | WHITENED,
     "split, line search": SPLIT | SEARCH,
     "split, random, line search": RANDOM_SPLIT | SEARCH,
+    "zero gain, whitened, line search": DEPTH | SEARCH | WHITENED,
     "zero gain, line search": DEPTH | SEARCH,
-    "zero gain, random directions, line search": DEPTH | SEARCH | {"random_directions": True},
+    "zero gain, random directions, line search": DEPTH | SEARCH | DRAWN,
     "zero gain, random, line search": RANDOM_DEPTH | SEARCH,
+    "split, whitened": SPLIT | WHITENED,
     "split": SPLIT,
     "split, random": RANDOM_SPLIT,
+    "zero gain, whitened": DEPTH | WHITENED,
     "zero gain": DEPTH,
     "zero gain, random": RANDOM_DEPTH,
     "zero gain, gradient norm": DEPTH | {"criterion": "grad_norm"},
@@ -62,18 +68,22 @@ GROWTHS = {
     "auto, line search, significant": SEARCH | {"significance": 2.0},
     "auto, line search, half the probe": SEARCH | {"probe_samples": 512},
     "auto, line search, twice the probe": SEARCH | {"probe_samples": 2_048},
+    "auto, whitened, line search, significant": SEARCH | WHITENED | {"significance": 2.0},
 }
 
 # Growth by curvature and its random controls.
 HEADLINE = (
+    "auto, whitened, line search",
     "auto, line search",
+    "zero gain, whitened, line search",
     "zero gain, line search",
     "zero gain, random directions, line search",
     "zero gain, random, line search",
 )
 
-# The best of them and its control, for the experiments that ask something else.
-BEST, CONTROL = "zero gain, random directions, line search", "zero gain, random, line search"
+# What the other experiments are about, its control, and the same neurons along random directions.
+BEST, CONTROL = "zero gain, whitened, line search", "zero gain, random, line search"
+UNDIRECTED = "zero gain, random directions, line search"
 
 TUNING_SEED = 100
 # Peak learning rate: all three arms of `tuning` have their lowest validation loss there.
@@ -94,8 +104,8 @@ MOMENTS = {
 
 def event() -> Iterable[Job]:
     """What one event of 10 % more parameters does, from one snapshot, at the peak and at the end of the schedule."""
-    splits = ("split, line search", "split, random, line search", "split", "split, random")
-    names = (*HEADLINE, *splits, "zero gain", "residual pair, paper score", "gradmax")
+    splits = [name for name in GROWTHS if name.startswith("split")]
+    names = (*HEADLINE, *splits, "zero gain, whitened", "residual pair, paper score", "gradmax")
     branches = (Branch("none"), *(Branch(name, PROBE | {"budget": 1.1} | GROWTHS[name]) for name in names))
     for seed in range(4):
         for moment, times in MOMENTS.items():
@@ -106,7 +116,9 @@ def neurons() -> Iterable[Job]:
     """Predicted against realised gains of single neurons."""
     for seed in range(3):
         for criterion in ("width", "depth"):
-            yield Job(criterion, seed, partial(run_neurons, SMALL, criterion, seed, LEARNING_RATE))
+            for whiten in (False, True):
+                name = f"{criterion}, whitened" if whiten else criterion
+                yield Job(name, seed, partial(run_neurons, SMALL, criterion, whiten, seed, LEARNING_RATE))
 
 
 # ----------------------------------------------------------------------------------------------- training from scratch
@@ -133,8 +145,8 @@ UNIFORM = (uniform("uniform, small", SMALL), uniform("uniform, 90 %", shape(48))
 
 
 def tuning() -> Iterable[Job]:
-    """Learning rates of three arms, on the validation split and a seed that nothing else uses."""
-    for arm in (UNIFORM[0], UNIFORM[-1], grown("auto, line search", "auto, line search", EARLY)):
+    """Learning rates of uniform and grown arms, on the validation split and a seed that nothing else uses."""
+    for arm in (UNIFORM[0], UNIFORM[-1], *(grown(name, name, EARLY) for name in (BEST, CONTROL, "auto, line search"))):
         for rate in (4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2):
             tuned = replace(arm, name=f"{arm.name}, {rate:g}", learning_rate=rate)
             yield Job(tuned.name, TUNING_SEED, partial(run, tuned, TUNING_SEED))
@@ -148,9 +160,15 @@ def headline() -> Iterable[Job]:
 
 
 def confirmation() -> Iterable[Job]:
-    """The best arm of the headline again, with seeds that it was not chosen by."""
-    arms = (UNIFORM[0], UNIFORM[-1], grown(BEST, BEST, EARLY), grown(CONTROL, CONTROL, EARLY))
-    yield from _tested(arms, seeds=range(5, 10))
+    """The best arms again, with seeds that nothing was chosen by; their number was fixed beforehand."""
+    arms = (UNIFORM[0], UNIFORM[-1], *(grown(name, name, EARLY) for name in (BEST, UNDIRECTED, CONTROL)))
+    yield from _tested(arms, seeds=range(5, 25))
+
+
+def longer() -> Iterable[Job]:
+    """Four times the compute: nearer to the plateau of the uniform models."""
+    for arm in (*UNIFORM, *(grown(name, name, EARLY) for name in (BEST, UNDIRECTED, CONTROL))):
+        yield from _tested([replace(arm, budget=4 * COMPUTE)], seeds=range(5))
 
 
 def late() -> Iterable[Job]:
@@ -160,7 +178,7 @@ def late() -> Iterable[Job]:
 
 def steps() -> Iterable[Job]:
     """The same arms at equal steps."""
-    arms = (*UNIFORM, *(grown(name, name, EARLY) for name in (BEST, CONTROL)))
+    arms = (*UNIFORM, *(grown(name, name, EARLY) for name in (BEST, UNDIRECTED, CONTROL)))
     yield from _tested(map(at_equal_steps, arms), seeds=range(5))
 
 
@@ -193,8 +211,10 @@ def timing() -> Iterable[Job]:
         "three events, at the end": (0.8, 0.87, 0.94),
     }
     for name, events in moments.items():
-        for seed in range(3):
-            yield Job(name, seed, partial(run, grown(name, BEST, events), seed))
+        for growth in (BEST, CONTROL):
+            label = name if growth == BEST else f"{name}, random"
+            for seed in range(5):
+                yield Job(label, seed, partial(run, grown(label, growth, events), seed))
 
 
 SIZES = (8, 16, 32)
@@ -217,11 +237,36 @@ def sizes() -> Iterable[Job]:
                 yield Job(sized.name, seed, partial(run, sized, seed))
 
 
+def digits_tuning() -> Iterable[Job]:
+    """Learning rates for scikit-learn's digits, on the validation split and a seed that nothing else uses."""
+    for arm in (UNIFORM[0], UNIFORM[-1], *(grown(name, name, EARLY) for name in (BEST, CONTROL))):
+        for rate in DIGITS_RATES:
+            tuned = replace(on_digits(arm), name=f"{arm.name}, {rate:g}", learning_rate=rate)
+            yield Job(tuned.name, TUNING_SEED, partial(run, tuned, TUNING_SEED))
+
+
+def digits() -> Iterable[Job]:
+    """The main arms on another task."""
+    arms = (*UNIFORM, *(grown(name, name, EARLY) for name in (BEST, UNDIRECTED, CONTROL)))
+    yield from _tested(map(on_digits, arms), seeds=range(10))
+
+
+DIGITS_RATES = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
+DIGITS_RATE = 8e-3
+
+
+def on_digits(arm: Arm) -> Arm:
+    """The same arm on digits, with a quarter of the compute and half the probe."""
+    growth = arm.growth | {"probe_samples": 512} if arm.growth else {}
+    return replace(arm, task="digits", budget=COMPUTE / 4, learning_rate=DIGITS_RATE, growth=growth)
+
+
 EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "tuning": tuning,
     "event": event,
     "headline": headline,
     "confirmation": confirmation,
+    "longer": longer,
     "late": late,
     "steps": steps,
     "one_shot": one_shot,
@@ -229,6 +274,8 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "choices": choices,
     "timing": timing,
     "sizes": sizes,
+    "digits_tuning": digits_tuning,
+    "digits": digits,
     "finetuning_tuning": lambda: starmap(Job, finetuning_tuning()),
     "finetuning": lambda: starmap(Job, finetuning()),
 }

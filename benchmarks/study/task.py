@@ -1,11 +1,12 @@
-"""The task: Fashion-MNIST in eight orientations, with a fixed validation split, and small ViTs for it."""
+"""The tasks, Fashion-MNIST in eight orientations and digits, each with a validation split, and small ViTs for them."""
 
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
 
 from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
 from hf_saddle.training.data import fashion_mnist_arrays
@@ -64,6 +65,19 @@ def fashion_mnist() -> dict[str, Split]:
     splits = upright()
     turned = {name: Split(oriented(splits[name].images), splits[name].labels) for name in ("validation", "test")}
     return {"train": TurnedSplit(splits["train"].images, splits["train"].labels), **turned}
+
+
+@cache
+def digits() -> dict[str, Split]:
+    """The 1,797 digits of scikit-learn, enlarged to 28 pixels: 1,000 for training, 297 for validation, 500 to test."""
+    bunch = load_digits()
+    images = nn.functional.interpolate(torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 8 - 1, 28)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    parts = dict(zip(("train", "validation", "test"), order.split((1_000, 297, 500)), strict=True))
+    return {name: Split(images[part], torch.tensor(bunch.target)[part]) for name, part in parts.items()}
+
+
+TASKS = {"fashion-mnist": fashion_mnist, "digits": digits}
 
 
 def make_model(seed: int, shape: dict[str, Any]) -> SaddleViTForImageClassification:

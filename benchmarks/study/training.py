@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hf_saddle.growth import GrowthConfig, GrowthEvent, count_macs, count_parameters
 from hf_saddle.training import growth_event_
 
-from .task import Split, evaluate, fashion_mnist, make_model
+from .task import TASKS, Split, evaluate, fashion_mnist, make_model
 
 
 BATCH = 128
@@ -41,6 +41,7 @@ class Arm:
         events (`Sequence[float]`): Shares of the budget at which the model grows.
         growth (`dict`): Fields of the `GrowthConfig`.
         test (`bool`): Whether the test split is read at the end. Only for arms whose options are decided.
+        task (`str`): One of `TASKS`.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Arm:
     events: Sequence[float] = ()
     growth: dict[str, Any] = field(default_factory=dict)
     test: bool = False
+    task: str = "fashion-mnist"
 
 
 def run(arm: Arm, seed: int) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def run(arm: Arm, seed: int) -> dict[str, Any]:
         `dict`: What is known of the run, fit for JSON.
     """
     torch.set_num_threads(1)
-    splits = fashion_mnist()
+    splits = TASKS[arm.task]()
     started = time.process_time()
     model = make_model(seed, arm.shape).train()
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=arm.learning_rate, betas=(0.9, 0.98), fused=True)

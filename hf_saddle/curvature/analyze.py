@@ -35,6 +35,7 @@ def analyze_curvature(
     loss: Callable[[nn.Module, Any], Tensor] | None = None,
     linears: Sequence[str] | None = None,
     step_size: float = 0.1,
+    whiten: bool = False,
     significance: float = 2.0,
     unit_activation: str = "gelu",
     solver: SolverOptions | None = None,
@@ -66,6 +67,10 @@ def analyze_curvature(
             not all frozen. Inputs must be grouped by sample along their first dimension.
         step_size (`float`, *optional*, defaults to 0.1): The step `ρ` along a direction, relative to the norm
             of the neuron's row `[w_i; b_i]`.
+        whiten (`bool`, *optional*, defaults to `False`): Take the extremes of the curvature per change of the
+            pre-activation, not of the weights: the directions `v` are generalised eigenvectors `S v = λ M v` with the
+            inputs' second moments `M`, and the step is relative to the pre-activation, not to the row. Their lengths
+            are 1, and `eigenvalue` is `vᵀ S v`. Controls have the directions that they have without.
         significance (`float`, *optional*, defaults to 2.0): How many standard errors a held-out eigenvalue must
             exceed.
         unit_activation (`str`, *optional*, defaults to `"gelu"`): Activation of new depth units, for `gain`.
@@ -106,7 +111,7 @@ def analyze_curvature(
     ```
     """
     settings = Settings(
-        step_size, significance, unit_activation, seed, solver or SolverOptions(), warm_start, flip=False
+        step_size, whiten, significance, unit_activation, seed, solver or SolverOptions(), warm_start, flip=False
     )
     return _analyze(model, batches, criterion, loss, linears, max_tokens, settings, Ranks(distributed, group))
 
@@ -118,6 +123,7 @@ def check_null_model(
     *,
     loss: Callable[[nn.Module, Any], Tensor] | None = None,
     linears: Sequence[str] | None = None,
+    whiten: bool = False,
     significance: float = 2.0,
     solver: SolverOptions | None = None,
     max_tokens: int = 4096,
@@ -137,7 +143,7 @@ def check_null_model(
     """
     if criterion not in ("width", "depth"):
         raise ValueError(f'The null model is for the criteria "width" and "depth", got {criterion!r}.')
-    settings = Settings(0.1, significance, "gelu", seed, solver or SolverOptions(), None, flip=True)
+    settings = Settings(0.1, whiten, significance, "gelu", seed, solver or SolverOptions(), None, flip=True)
     report = _analyze(model, batches, criterion, loss, linears, max_tokens, settings, Ranks(distributed, group))
     selected = sum(layer.candidates for layer in report)
     return NullModel(selected, sum(layer.neurons for layer in report), nominal_rate(criterion, significance), report)

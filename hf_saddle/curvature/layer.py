@@ -14,10 +14,14 @@ from .report import CurvatureReport, LayerCurvature, check_finite
 from .significance import Images, beyond_noise
 from .solver import ExtremePairs, SolverOptions
 from .tokens import Tokens
+from .whitening import Whitening
 
 
 # Largest change of the pre-activation by a step, as a share of its root mean square.
 _LARGEST_CHANGE = 0.5
+# What whitening adds to the diagonal of the inputs' moments, as a share of its mean: directions in which the inputs
+# hardly vary are not stretched without limit.
+_RIDGE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Settings:
     """Options of an analysis that concern every layer; see [`analyze_curvature`]."""
 
     step_size: float
+    whiten: bool
     significance: float
     unit_activation: str
     seed: int
@@ -74,6 +79,22 @@ class Moments:
         """
         size = (self.pre_activation / self.inputs[-1, -1]).sqrt()
         return torch.minimum(step_size * row_norm, _LARGEST_CHANGE * size / self.response(vectors))
+
+    def whitened_step(self, vectors: Tensor, step_size: float) -> Tensor:
+        """
+        The step that changes the pre-activation by `step_size` times its root mean square, at most by half of it.
+
+        Relative to the pre-activation, a step makes the gain a multiple of `vᵀ S v / vᵀ M v`, which whitened
+        directions are optimal for.
+        """
+        size = (self.pre_activation / self.inputs[-1, -1]).sqrt()
+        return min(step_size, _LARGEST_CHANGE) * size / self.response(vectors)
+
+    def factor(self) -> Tensor:
+        """The Cholesky factor `L` of `M = E[x̂ x̂ᵀ]` with a small ridge, shape `(d + 1, d + 1)`."""
+        moments = self.inputs / self.inputs[-1, -1]
+        ridge = _RIDGE * moments.diagonal().mean()
+        return torch.linalg.cholesky(moments + ridge * torch.eye(len(moments)).to(moments))
 
     def response(self, vectors: Tensor) -> Tensor:
         """Root mean square of `v · x̂` for vectors `(d + 1, n)`, bounded away from zero, shape `(n,)`."""
@@ -148,10 +169,19 @@ class LayerAnalysis:
         settings = self.settings
         factor = self._gain_factor()
         row_norm = self._rows(tokens.dtype).norm(dim=0)
+        whitening = Whitening(moments.factor()) if settings.whiten else None
+
+        def step_along(vectors: Tensor) -> Tensor:
+            if settings.whiten:
+                return moments.whitened_step(vectors, settings.step_size)
+            return moments.step(vectors, row_norm, settings.step_size)
 
         def score(value: Tensor, vectors: Tensor) -> Tensor:
+            if whitening is not None:
+                vectors, length = whitening.directions(vectors)
+                value = value / length.square()
             curvature = -value if self._width else value.abs()
-            return factor * moments.step(vectors, row_norm, settings.step_size).square() * curvature
+            return factor * step_along(vectors).square() * curvature
 
         solver = ExtremePairs(
             tokens,
@@ -161,9 +191,12 @@ class LayerAnalysis:
             self.generator,
             smallest_only=self._width,
             flip=settings.flip,
+            transform=None if whitening is None else whitening.inputs,
         )
-        pairs = solver.solve(importance, score, self._start(tokens, moments))
-        step = moments.step(pairs.vector, row_norm, settings.step_size).double()
+        pairs = solver.solve(importance, score, self._start(tokens, moments, whitening))
+        if whitening is not None:
+            pairs = whitening.unwhitened(pairs)
+        step = step_along(pairs.vector).double()
         towards = torch.where(pairs.largest, pairs.held_out, -pairs.held_out).clamp_min(0)
         passed = beyond_noise(pairs.held_out, pairs.standard_error, pairs.largest, settings.significance)
         return {
@@ -214,17 +247,20 @@ class LayerAnalysis:
         last = torch.zeros_like(weight[:1]) if bias is None else bias.detach().to(dtype)[None]
         return torch.cat([weight, last])
 
-    def _start(self, tokens: Tokens, moments: Moments) -> Tensor:
-        """Start vectors, shape `(d + 1, n)`."""
+    def _start(self, tokens: Tokens, moments: Moments, whitening: Whitening | None) -> Tensor:
+        """Start vectors, shape `(d + 1, n)`, whitened where the problem is."""
         size, device = self.module.in_features + 1, tokens.inputs.device
         start = torch.randn(size, tokens.neurons, generator=self.generator, dtype=torch.float64)
-        # Random vectors that lean towards where the inputs are large: eigenvectors of large eigenvalues lie there.
-        start = moments.inputs @ start.to(device, tokens.dtype)
+        start = start.to(device, tokens.dtype)
+        if whitening is None:
+            # Random vectors that lean towards where the inputs are large: eigenvectors of large eigenvalues lie there.
+            start = moments.inputs @ start
         # Neurons that an earlier event analysed start at what was found then.
         earlier = None if self.settings.warm_start is None else self.settings.warm_start.get(self.name, self.criterion)
         if earlier is not None and earlier.direction.shape[1] == size:
             known = min(tokens.neurons, earlier.neurons)
-            start[:, :known] = earlier.direction[:known].t().to(device, tokens.dtype)
+            found = earlier.direction[:known].t().to(device, tokens.dtype)
+            start[:, :known] = found if whitening is None else whitening.whitened(found)
         return start
 
 

@@ -98,6 +98,8 @@ class ExtremePairs:
         generator (`torch.Generator`): Source of samples; the same on every rank.
         smallest_only (`bool`): Whether only the lower end matters (width), or the end of larger magnitude (depth).
         flip (`bool`): Whether every image's coefficients get a random sign (null model).
+        transform (`Callable`, *optional*): Applied to the inputs `x̂`, shape `(tokens, d + 1)`; vectors are then in
+            the coordinates of what it returns.
     """
 
     def __init__(
@@ -109,9 +111,11 @@ class ExtremePairs:
         generator: torch.Generator,
         smallest_only: bool,
         flip: bool = False,
+        transform: Callable[[Tensor], Tensor] | None = None,
     ):
         self.tokens, self.images, self.ranks, self.options = tokens, images, ranks, options
         self.generator, self.smallest_only, self.flip = generator, smallest_only, flip
+        self.transform = transform
 
     def solve(self, importance: Tensor, score: Callable[[Tensor, Tensor], Tensor], start: Tensor) -> Eigenpairs:
         """
@@ -174,8 +178,10 @@ class ExtremePairs:
             coefficients.mul_(sample[1].to(coefficients.dtype)[:, None])
         if self.flip:
             coefficients.mul_(self.images.sign[image].to(coefficients.dtype)[:, None])
-        segment = (self.tokens.extended_inputs(rows), coefficients)
-        return _Fold(CurvatureOperator([segment], 1 / self.images.size(fold), self.ranks), image)
+        inputs = self.tokens.extended_inputs(rows)
+        if self.transform is not None:
+            inputs = self.transform(inputs)
+        return _Fold(CurvatureOperator([(inputs, coefficients)], 1 / self.images.size(fold), self.ranks), image)
 
     def _cross_fit(
         self, folds: tuple[_Fold, _Fold], start: tuple[Tensor, Tensor], steps: int, largest: Tensor | None

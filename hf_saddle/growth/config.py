@@ -15,6 +15,7 @@ DEPTH_OPERATORS = ("zero_gain", "residual_pair", "opposed_pair")
 UNITS_WITH_GAIN = ("zero_gain", "opposed_pair")
 WIDTH_OPERATORS = ("split", "net2net", "gradmax")
 OPERATORS = (*DEPTH_OPERATORS, *WIDTH_OPERATORS)
+DIRECTIONS = ("whitened", "eigenvectors", "random")
 BUDGET_UNITS = ("parameters", "macs")
 SCHEDULES = ("constant", "linear", "lr")
 
@@ -82,7 +83,11 @@ class GrowthConfig:
         metadata=_help(f"How neurons grow, of auto, {', '.join(OPERATORS)}; 'auto' fits the criterion."),
     )
     step_size: float = field(
-        default=0.2, metadata=_help("Width: step along a direction, relative to the norm of the neuron's row.")
+        default=0.2,
+        metadata=_help(
+            "Width: step along a direction, relative to the pre-activation for whitened directions, else to the norm "
+            "of the neuron's row."
+        ),
     )
     unit_scale: float = field(
         default=1.0, metadata=_help("Depth: root mean square of the pre-activation of a new unit that has a gain.")
@@ -97,10 +102,11 @@ class GrowthConfig:
     both_ends: bool = field(
         default=True, metadata=_help("Depth: follow positive eigenvalues too, with a gain of the other sign.")
     )
-    random_directions: bool = field(
-        default=False,
+    directions: str = field(
+        default="whitened",
         metadata=_help(
-            "Grow the chosen neurons along random directions in place of eigenvectors, see docs/evidence.md."
+            "Along what neurons grow: 'whitened', eigenvectors relative to the second moments of the inputs; "
+            "'eigenvectors'; 'random', for neurons chosen by eigenvalue. Controls have their own."
         ),
     )
     significance: float = field(
@@ -155,11 +161,12 @@ class GrowthConfig:
             "operator": ("auto", *OPERATORS),
             "budget_unit": BUDGET_UNITS,
             "schedule": SCHEDULES,
+            "directions": DIRECTIONS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
-        for name in ("line_search", "both_ends", "random_directions", "quotas"):
+        for name in ("line_search", "both_ends", "quotas"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
         # Lists, as a checkpoint keeps them.
@@ -227,7 +234,7 @@ class GrowthConfig:
     @property
     def criteria(self) -> tuple[str, ...]:
         """What [`analyze_curvature`] has to measure."""
-        drawn = self.random_directions and self.criterion != "random"
+        drawn = self.directions == "random" and self.criterion != "random"
         return (*self.ranking, "random") if drawn else self.ranking
 
     @property

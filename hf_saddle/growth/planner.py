@@ -184,7 +184,7 @@ def _growths(
         entry = members[0].entry
         neurons = [member.neuron for member in members]
         eigenvalues = entry.eigenvalue[neurons].float().cpu()
-        along = report[path, "random"] if config.random_directions else entry
+        along = report[path, "random"] if config.directions == "random" else entry
         steps = entry.step[neurons].float().cpu()
         if operator in UNITS_WITH_GAIN:
             # The measured step suits a change of the neuron's own row. A unit with a gain changes nothing by its

@@ -162,6 +162,7 @@ def decide(
         loss=loss,
         linears=growable_paths(model, config),
         step_size=config.step_size,
+        whiten=config.directions == "whitened",
         significance=config.significance,
         unit_activation=model.config.hidden_act,
         seed=event_seed(config, event),

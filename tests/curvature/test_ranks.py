@@ -12,7 +12,11 @@ from hf_saddle.curvature import SolverOptions, analyze_curvature
 
 
 SCREENED = SolverOptions(screen_tokens=0.3, screen_floor=16, shortlist=0.3, shortlist_floor=3)
-OPTIONS = {"exact": EXACT, "screened": SCREENED}
+OPTIONS = {
+    "exact": {"solver": EXACT},
+    "screened": {"solver": SCREENED},
+    "whitened": {"solver": SCREENED, "whiten": True},
+}
 CRITERIA = ("width", "depth", "grad_norm", "gradmax", "paper_score", "random")
 FIELDS = ("eigenvalue", "standard_error", "fit_eigenvalue", "residual", "response", "step", "gain", "direction")
 
@@ -25,8 +29,8 @@ def part(rows):
     return {name: value[rows] for name, value in case().batch.items()}
 
 
-def analyze(batches, solver, **kwargs):
-    return analyze_curvature(case().model, batches, CRITERIA, loss=cross_entropy, solver=solver, seed=3, **kwargs)
+def analyze(batches, **kwargs):
+    return analyze_curvature(case().model, batches, CRITERIA, loss=cross_entropy, seed=3, **kwargs)
 
 
 def assert_same(actual, expected):
@@ -51,16 +55,16 @@ def run_rank(rank, path, store, name):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     # 7 samples in one batch here, 13 in two batches there.
     batches = [[part(slice(0, 7))], [part(slice(7, 11)), part(slice(11, 20))]][rank]
-    report = analyze(batches, OPTIONS[name], distributed=True, max_tokens=10**6)
+    report = analyze(batches, **OPTIONS[name], distributed=True, max_tokens=10**6)
     torch.save(report, f"{path}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("name", ["exact", "screened"])
+@pytest.mark.parametrize("name", OPTIONS)
 def test_two_ranks_give_the_result_of_one_process(name, tmp_path):
     multiprocessing.spawn(run_rank, args=(str(tmp_path), str(tmp_path / "store"), name), nprocs=2)
-    expected = analyze([part(slice(0, 20))], OPTIONS[name])
+    expected = analyze([part(slice(0, 20))], **OPTIONS[name])
     for rank in range(2):
         assert_same(torch.load(tmp_path / f"{rank}.pt", weights_only=False), expected)
 
@@ -145,10 +149,10 @@ def test_what_fails_on_one_rank_fails_on_all_and_leaves_them_in_step(tmp_path):
     multiprocessing.spawn(failing_rank, args=(str(tmp_path / "store"),), nprocs=2)
 
 
-@pytest.mark.parametrize("name", ["exact", "screened"])
+@pytest.mark.parametrize("name", OPTIONS)
 def test_batches_of_unequal_size_are_weighted_by_their_samples(name):
     batches = [part(slice(0, 3)), part(slice(3, 15)), part(slice(15, 20))]
-    assert_same(analyze(batches, OPTIONS[name], max_tokens=10**6), analyze([part(slice(0, 20))], OPTIONS[name]))
+    assert_same(analyze(batches, **OPTIONS[name], max_tokens=10**6), analyze([part(slice(0, 20))], **OPTIONS[name]))
 
 
 @pytest.mark.parametrize("sizes", [(20,), (10, 10)], ids=["one batch", "two batches"])
@@ -191,4 +195,4 @@ def test_the_same_seed_gives_the_same_report_and_another_seed_other_folds():
 
 def test_distributed_without_a_process_group_is_refused():
     with pytest.raises(ValueError, match="init_process_group"):
-        analyze([part(slice(0, 20))], EXACT, distributed=True)
+        analyze([part(slice(0, 20))], solver=EXACT, distributed=True)

@@ -34,8 +34,9 @@ def measured(model, growth, factor):
     return change, -float(growth.predicted_gain.double().sum()) * factor**2
 
 
-def growth_of(model, linear, criterion):
-    entry = analyze_curvature(model, PROBE, criterion, linears=[linear], step_size=0.1)[linear, criterion]
+def growth_of(model, linear, criterion, whiten):
+    report = analyze_curvature(model, PROBE, criterion, linears=[linear], step_size=0.1, whiten=whiten)
+    entry = report[linear, criterion]
     value = entry.fit_eigenvalue  # the probe set is the one it was fitted to
     strongest = torch.argsort(value if criterion == "width" else -value.abs())[:3].tolist()
     steps, eigenvalues = entry.step[strongest].float(), value[strongest].float()
@@ -57,10 +58,11 @@ def growth_of(model, linear, criterion):
 CASES = [("mlp.fc1", "width"), *((linear, "depth") for linear in LINEARS)]
 
 
+@pytest.mark.parametrize("whiten", [False, True], ids=["plain", "whitened"])
 @pytest.mark.parametrize(("linear", "criterion"), CASES, ids=lambda value: value)
-def test_measured_loss_change_approaches_the_prediction(linear, criterion):
+def test_measured_loss_change_approaches_the_prediction(linear, criterion, whiten):
     model = trained()
-    growth = growth_of(model, path_of(model, linear), criterion)
+    growth = growth_of(model, path_of(model, linear), criterion, whiten)
     if criterion == "width":
         assert bool((growth.eigenvalues < 0).all())
     ratios = []
@@ -192,13 +194,14 @@ def test_the_probe_loss_weights_batches_by_their_samples():
         assert probe_loss(model, batches, loss) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("random", [False, True], ids=["eigenvectors", "random directions"])
-def test_new_units_have_the_scale_that_the_config_asks_for(random):
+@pytest.mark.parametrize("directions", ["whitened", "eigenvectors", "random"])
+def test_new_units_have_the_scale_that_the_config_asks_for(directions):
     model = trained()
     config = GrowthConfig(
-        criterion="depth", significance=0.0, num_events=1, budget=1.3, unit_scale=0.7, random_directions=random
+        criterion="depth", significance=0.0, num_events=1, budget=1.3, unit_scale=0.7, directions=directions
     )
-    report = analyze_curvature(model, PROBE, config.criteria, significance=0.0)
+    whiten = directions == "whitened"
+    report = analyze_curvature(model, PROBE, config.criteria, whiten=whiten, significance=0.0)
     grow_(model, plan_growth(report, model, config))
     sizes = {}
     for name, module in model.named_modules():

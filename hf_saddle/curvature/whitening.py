@@ -1,0 +1,54 @@
+"""Eigenproblems relative to the second moments of a layer's inputs."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .solver import Eigenpairs
+
+
+class Whitening:
+    """
+    The change of coordinates that makes `S v = λ M v` an ordinary eigenproblem, `M = E[x̂ x̂ᵀ] = L Lᵀ`.
+
+    With whitened inputs `ŷ = L⁻¹ x̂` the matrices are `Σ_t c_ti ŷ_t ŷ_tᵀ`, and an eigenvector `u` is the direction
+    `v = L⁻ᵀ u`. Its eigenvalue is the extreme of `vᵀ S v / vᵀ M v`: the curvature per change of the pre-activation,
+    not per change of the weights. Where inputs have a mean or a few large components, plain eigenvectors lie along
+    these for every neuron of a layer; relative to `M` they lie where gradient and input vary together. For `c` the
+    residual of a regression this is the method of principal Hessian directions (Li 1992, J. Am. Stat. Assoc. 87,
+    1025-1039, Theorem 3.1).
+
+    Args:
+        factor (`Tensor`): `L`, lower triangular, shape `(d + 1, d + 1)`.
+    """
+
+    def __init__(self, factor: Tensor):
+        self.factor = factor
+
+    def inputs(self, inputs: Tensor) -> Tensor:
+        """Whitened inputs, of inputs `x̂`, shapes `(tokens, d + 1)`."""
+        return torch.linalg.solve_triangular(self.factor.t(), inputs, upper=True, left=False)
+
+    def whitened(self, directions: Tensor) -> Tensor:
+        """Whitened coordinates of directions, shapes `(d + 1, n)`."""
+        return self.factor.t() @ directions
+
+    def directions(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit directions `(d + 1, n)` of whitened vectors, and what their lengths were before, `(n,)`."""
+        found = torch.linalg.solve_triangular(self.factor.t(), vectors, upper=True)
+        length = found.norm(dim=0)
+        return found / length, length
+
+    def unwhitened(self, pairs: Eigenpairs) -> Eigenpairs:
+        """Eigenpairs as unit directions with their quadratic forms `vᵀ S v`; residuals in the same unit."""
+        vector, length = self.directions(pairs.vector)
+        square = length.square()
+        return replace(
+            pairs,
+            vector=vector,
+            value=pairs.value / square,
+            residual=pairs.residual / square,
+            held_out=pairs.held_out / square.double(),
+            standard_error=pairs.standard_error / square.double(),
+        )

@@ -1,0 +1,161 @@
+"""Whitened directions solve `S v = λ M v`, do not depend on the units of the inputs, and predict what happens."""
+
+import copy
+
+import pytest
+import torch
+from curvature_cases import EXACT, captured, cross_entropy, transformer_case
+from torch import nn
+
+import hf_saddle.curvature.layer as layer_module
+from hf_saddle.curvature import SolverOptions, analyze_curvature, check_null_model
+
+
+LINEARS = [("mlp.fc1", "width"), ("mlp.fc1", "depth"), ("mlp.fc2", "depth")]
+
+
+def analyze(case, linear, criterion, **kwargs):
+    arguments = {"loss": cross_entropy, "solver": EXACT, "linears": [linear], "whiten": True} | kwargs
+    return analyze_curvature(case.model, [case.batch], criterion, **arguments)[linear, criterion]
+
+
+def inputs_of(case, linear):
+    """`x̂` of all tokens, by a hook."""
+    found = []
+    module = case.model.get_submodule(linear)
+    handle = module.register_forward_hook(lambda module, args, output: found.append(args[0].detach().flatten(0, 1)))
+    case.loss()
+    handle.remove()
+    return nn.functional.pad(found[0], (0, 1), value=1.0)
+
+
+def with_mean(samples=24):
+    """Inputs with a large mean and components of very different size, as behind a trained norm."""
+    case = transformer_case(samples=samples)
+    with torch.no_grad():
+        case.model.norm.weight.copy_(torch.tensor([0.1, 0.3, 1.0, 1.0, 2.0, 4.0]))
+        case.model.norm.bias.fill_(2.0)
+    return case
+
+
+@pytest.mark.parametrize(("linear", "criterion"), LINEARS)
+def test_directions_are_generalised_eigenvectors(linear, criterion, monkeypatch):
+    """Against the eigenvalues of `M⁻¹ S`, which is not symmetric and is solved by another routine."""
+    monkeypatch.setattr(layer_module, "_RIDGE", 0.0)
+    case = with_mean()
+    layer = analyze(case, linear, criterion)
+    dense, inputs = captured(case, linear, criterion).dense(), inputs_of(case, linear)
+    moments = inputs.t() @ inputs / len(inputs)
+    compared = 0
+    for neuron, matrix in enumerate(dense):
+        values, vectors = torch.linalg.eig(torch.linalg.solve(moments, matrix))
+        values, vectors = values.real, vectors.real
+        lowest, highest = values.argmin(), values.argmax()
+        upper = criterion == "depth" and bool(values[highest] > -values[lowest])
+        index = highest if upper else lowest
+        # The end of a depth unit is chosen by the folds; where both are about equal it may be the other one.
+        if criterion == "depth" and abs(values[highest] + values[lowest]) < 0.3 * values.abs().max():
+            continue
+        expected = vectors[:, index] / vectors[:, index].norm()
+        assert abs(float(expected @ layer.direction[neuron])) > 1 - 1e-6
+        form = expected @ matrix @ expected
+        torch.testing.assert_close(layer.fit_eigenvalue[neuron], form, rtol=1e-6, atol=1e-12)
+        compared += 1
+    assert compared >= 2
+
+
+@pytest.mark.parametrize(("linear", "criterion"), LINEARS)
+def test_no_direction_has_more_curvature_per_change_of_the_pre_activation(linear, criterion):
+    case = with_mean()
+    inputs, dense = inputs_of(case, linear), captured(case, linear, criterion).dense()
+
+    def ratio(directions):
+        form = torch.einsum("nd,nde,ne->n", directions, dense, directions)
+        return (form if criterion == "depth" else -form) / (directions @ inputs.t()).square().mean(1)
+
+    layer, plain = analyze(case, linear, criterion), analyze(case, linear, criterion, whiten=False)
+    sign = layer.fit_eigenvalue.sign() if criterion == "depth" else 1.0
+    best = sign * ratio(layer.direction)
+    for other in (plain.direction, *torch.randn(20, *layer.direction.shape, dtype=torch.float64)):
+        # The ridge costs a per mille of the moments, which a direction of small inputs can feel.
+        assert (sign * ratio(other) <= best * 1.02 + 1e-9).all()
+    assert (best > sign * ratio(plain.direction) * 1.2).any()
+
+
+@pytest.mark.parametrize("criterion", ["width", "depth"])
+def test_the_units_of_the_inputs_do_not_matter(criterion, monkeypatch):
+    """A linear change of the inputs that the weights undo leaves gains, errors and pre-activations as they are."""
+    monkeypatch.setattr(layer_module, "_RIDGE", 0.0)
+    case = with_mean()
+    other = copy.deepcopy(case)
+    torch.manual_seed(1)
+    change = torch.randn(6, 6, dtype=torch.float64) + 3 * torch.eye(6, dtype=torch.float64)
+    other.model.mlp.register_forward_pre_hook(lambda module, args: (args[0] @ change,))
+    with torch.no_grad():
+        other.model.mlp.fc1.weight.copy_(case.model.mlp.fc1.weight @ torch.linalg.inv(change).t())
+    torch.testing.assert_close(other.loss(), case.loss())
+    here, there = (analyze(each, "mlp.fc1", criterion) for each in (case, other))
+    torch.testing.assert_close(there.gain, here.gain, rtol=1e-6, atol=1e-12)
+    assert torch.equal(there.significant, here.significant)
+    torch.testing.assert_close(there.response * there.step, here.response * here.step, rtol=1e-6, atol=0)
+    plain = [analyze(each, "mlp.fc1", criterion, whiten=False) for each in (case, other)]
+    assert not torch.allclose(plain[0].gain, plain[1].gain, rtol=0.1)
+
+
+@pytest.mark.parametrize(("linear", "criterion"), [*LINEARS, ("attention.value", "depth"), ("head", "depth")])
+def test_inputs_that_do_not_fill_their_space(linear, criterion):
+    """Behind a norm the components of an input depend on each other, and a probe may have fewer tokens than these."""
+    case = transformer_case(samples=4, tokens=2, width=10)
+    case.model.float()
+    case.batch["x"] = case.batch["x"].float()
+    layer = analyze(case, linear, criterion)
+    torch.testing.assert_close(layer.direction.norm(dim=1), torch.ones(layer.neurons))
+    assert (layer.response * layer.step > 0).all()
+
+
+@pytest.mark.parametrize("step_size", [0.2, 3.0])
+def test_the_step_is_a_share_of_the_pre_activation(step_size):
+    case = with_mean()
+    layer = analyze(case, "mlp.fc1", "depth", step_size=step_size)
+    inputs = inputs_of(case, "mlp.fc1")
+    module = case.model.mlp.fc1
+    change = (inputs @ (layer.direction * layer.step[:, None]).t()).square().mean(0).sqrt()
+    size = (inputs @ torch.cat([module.weight, module.bias[:, None]], 1).t()).square().mean(0).sqrt()
+    torch.testing.assert_close(change, min(step_size, 0.5) * size)
+
+
+@pytest.mark.parametrize("criterion", ["width", "depth"])
+def test_noise_is_not_selected(criterion):
+    results = []
+    for seed in range(25):
+        case = transformer_case(seed, samples=96, hidden=32)
+        results.append(
+            check_null_model(
+                case.model, [case.batch], criterion, loss=cross_entropy, linears=["mlp.fc1"], whiten=True, seed=seed
+            )
+        )
+    fraction = sum(result.selected for result in results) / sum(result.neurons for result in results)
+    assert fraction <= results[0].nominal
+
+
+def test_screening_finds_the_same_best_neurons_as_the_exact_solver():
+    case = transformer_case(samples=64, tokens=12, width=12, hidden=48)
+    screened = SolverOptions(screen_tokens=0.5, screen_floor=64, shortlist=0.5, shortlist_floor=8)
+    exact, quick = (analyze(case, "mlp.fc1", "depth", solver=solver) for solver in (EXACT, screened))
+    # Proportional to `vᵀ S v / vᵀ M v`, which is what is extreme; two directions may have it in common.
+    reached, extreme = (layer.fit_eigenvalue * layer.step.square() for layer in (quick, exact))
+    best = extreme.abs().topk(8).indices
+    assert quick.refined[best].all()
+    assert (reached / extreme)[best].min() > 0.9
+
+
+def test_a_warm_start_begins_where_the_last_analysis_ended():
+    case = with_mean()
+    report = analyze_curvature(case.model, [case.batch], loss=cross_entropy, solver=EXACT, whiten=True)
+    one = SolverOptions(screen_tokens=1, shortlist=1, screen_steps=1, refine_steps=1, polish_steps=1)
+    cold, warm = (
+        analyze_curvature(case.model, [case.batch], loss=cross_entropy, solver=one, whiten=True, warm_start=start)
+        for start in (None, report)
+    )
+    sums = [float(sum(layer.residual.sum() for layer in each)) for each in (cold, warm)]
+    assert sums[1] < 0.5 * sums[0]
