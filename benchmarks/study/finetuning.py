@@ -60,7 +60,14 @@ class State:
 
 
 EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
-CURVATURE = {"criterion": "depth", "operator": "zero_gain", "probe_samples": 1_024, "probe_batch_size": 256}
+CURVATURE = {
+    "criterion": "depth",
+    "operator": "zero_gain",
+    "directions": "eigenvectors",
+    "probe_samples": 1_024,
+    "probe_batch_size": 256,
+}
+WHITENED = CURVATURE | {"directions": "whitened"}
 # Random growth takes nothing but the scale of its units from the probe.
 RANDOM = CURVATURE | {"criterion": "random", "probe_samples": 256}
 SEARCH = {"line_search": True, "probe_samples": 512}
@@ -70,11 +77,12 @@ METHODS = {
     "LoRA on all linears": Method(lora=(2, EVERY_LINEAR)),
     "zero gain": Method(growth=CURVATURE),
     "zero gain, random": Method(growth=RANDOM),
-    "everything": Method(everything=True),
-    "zero gain and everything": Method(growth=CURVATURE, everything=True),
-    "zero gain, line search": Method(growth=CURVATURE | SEARCH),
+    "zero gain, whitened": Method(growth=WHITENED),
+    "zero gain, whitened, line search": Method(growth=WHITENED | SEARCH),
     "zero gain, random, line search": Method(growth=RANDOM | SEARCH),
-    "zero gain, three events": Method(growth=CURVATURE, events=(WARM, 0.25, 0.4)),
+    "zero gain, whitened, three events": Method(growth=WHITENED, events=(WARM, 0.25, 0.4)),
+    "everything": Method(everything=True),
+    "zero gain, whitened, and everything": Method(growth=WHITENED, everything=True),
 }
 
 

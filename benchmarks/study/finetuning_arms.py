@@ -13,10 +13,12 @@ HEAD_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 FURTHER = {
     "zero gain": (3e-2, 1e-1),
     "zero gain, random": (3e-2, 1e-1),
-    "zero gain, line search": (3e-2, 1e-1),
+    "zero gain, whitened": (3e-2, 1e-1),
+    "zero gain, whitened, line search": (3e-2, 1e-1),
     "zero gain, random, line search": (3e-2, 1e-1),
+    "zero gain, whitened, three events": (3e-2, 1e-1),
     "everything": (1e-5, 3e-5, 1e-4),
-    "zero gain and everything": (3e-5, 1e-4),
+    "zero gain, whitened, and everything": (1e-5, 3e-5, 1e-4),
 }
 TUNING_SEED, SEEDS = 100, 5
 # Of each method, the learning rate of all but the head with the lowest validation loss in `finetuning_tuning`, where
