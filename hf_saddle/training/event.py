@@ -1,5 +1,6 @@
 """One growth event from probe to record, on a model as it is trained: wrapped, compiled, on one or many processes."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -70,7 +71,8 @@ def growth_event_(
         event took.
 
     Raises:
-        ValueError: If the model cannot grow (see [`check_growable`]) or nothing can be measured.
+        ValueError: If the model cannot grow (see [`check_growable`]), nothing can be measured, or the loss would not
+            be finite. The model is as before.
         RuntimeError: If the processes do not agree, or another one failed. No process has grown then.
     """
     started = time.perf_counter()
@@ -107,9 +109,7 @@ def _grow_(
     if replicas.size > 1:
         replicas.check_equal("model and optimizer before the growth", fingerprint(inner, optimizer))
     plan, loss_before = decide(inner, batches, config, replicas, event=event, lr_ratio=lr_ratio, loss=loss)
-    done = commit_(model, plan, optimizer, replicas, record | {"loss_before": loss_before})
-    if plan:
-        done.loss_after = replicas.mean(probe_loss(inner, batches, loss), _samples(batches))
+    done = commit_(model, plan, optimizer, batches, replicas, loss, record | {"loss_before": loss_before})
     if plan and replicas.size > 1:
         replicas.check_equal("model and optimizer after the growth", fingerprint(inner, optimizer))
     return done
@@ -179,9 +179,21 @@ def decide(
 
 
 def commit_(
-    model: nn.Module, plan: GrowthPlan, optimizer: Optimizer | None, replicas: Replicas, record: dict[str, Any]
+    model: nn.Module,
+    plan: GrowthPlan,
+    optimizer: Optimizer | None,
+    batches: Sequence[Any],
+    replicas: Replicas,
+    loss: Loss | None,
+    record: dict[str, Any],
 ) -> GrowthEvent:
-    """Grow on all processes or on none, and make the wrappers follow."""
+    """
+    Grow on all processes or on none, measure the loss of the probe's samples, and make the wrappers follow.
+
+    Raises:
+        ValueError: If the grown model's loss is not finite on this process. No process has grown then.
+        RuntimeError: If that happened to another process.
+    """
     inner = check_growable(model)
     wrapper = find_ddp(model)
 
@@ -190,14 +202,31 @@ def commit_(
             ddp_arguments(wrapper)  # refuses what cannot follow
         return prepare_growth(inner, plan, optimizer, **record)
 
-    event = replicas.together("The growth", prepare).commit_()
+    prepared = replicas.together("The growth", prepare)
+    event = prepared.commit_()
     if not plan:
         return event
-    if wrapper is not None:
-        rebuild_ddp_(wrapper)
     if is_compiled(model):
         # A limited number of recompilations is allowed, after which torch silently runs eagerly.
         torch.compiler.reset()
+
+    def measure() -> float:
+        value = probe_loss(inner, batches, loss)
+        if not math.isfinite(value):
+            raise ValueError(
+                f"The loss of the probe set is {value} after the growth, which was undone: the model is as before. "
+                "Use `line_search=True`, or a smaller `step_size` or `gain_init`."
+            )
+        return value
+
+    try:
+        own = replicas.together("Measuring the grown model", measure)
+    except BaseException:
+        prepared.rollback_()
+        raise
+    event.loss_after = replicas.mean(own, _samples(batches))
+    if wrapper is not None:
+        rebuild_ddp_(wrapper)
     return event
 
 

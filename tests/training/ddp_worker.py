@@ -238,6 +238,16 @@ def refusals(folder):
     except (MemoryError, RuntimeError) as error:
         found["one_rank_fails"] = f"{type(error).__name__}: {error}"
     event_module.prepare_growth = original
+    size = sum(parameter.numel() for parameter in wrapper.parameters())
+
+    def loss(model, batch):
+        broken = dist.get_rank() == 1 and sum(parameter.numel() for parameter in model.parameters()) > size
+        return model(**batch).loss * (torch.nan if broken else 1.0)
+
+    try:
+        growth_event_(wrapper, optimizer, probe(), CONFIG, loss=loss)
+    except (ValueError, RuntimeError) as error:
+        found["one_loss_is_nan"] = f"{type(error).__name__}: {error}"
     found["unchanged"] = fingerprint(wrapper.module) == before
     return found
 

@@ -91,6 +91,30 @@ def test_the_callback_does_what_the_public_functions_do(tmp_path):
     assert events(other) == events(trainer)
 
 
+def test_an_event_after_which_the_loss_is_not_finite_is_undone(tmp_path):
+    model, config = tiny().train(), growth(num_events=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    batches = probe_batches(Images(), config)
+    model(**batches[0]).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    before, held = copy.deepcopy(model), [p for group in optimizer.param_groups for p in group["params"]]
+    size = sum(parameter.numel() for parameter in model.parameters())
+
+    def loss(model, batch):
+        grown = sum(parameter.numel() for parameter in model.parameters()) > size
+        return model(**batch).loss * (torch.nan if grown else 1.0)
+
+    with pytest.raises(ValueError, match="nan after the growth, which was undone"):
+        growth_event_(model, optimizer, batches, config, loss=loss)
+    assert_same_weights(model, before)
+    assert model.growth_history is None and model.config.per_layer_config[0].skip_sizes is None
+    parameters = list(model.parameters())
+    now = [p for group in optimizer.param_groups for p in group["params"]]
+    assert all(a is b is c for a, b, c in zip(parameters, held, now, strict=True))
+    assert growth_event_(model, optimizer, batches, config).neurons > 0
+
+
 # --------------------------------------------------------------------------------------------------- modes of training
 MODES = {
     "accumulation": {"gradient_accumulation_steps": 2},

@@ -53,6 +53,8 @@ def test_if_one_rank_cannot_grow_none_does(found):
     first, second = (rank["refusals"] for rank in found)
     assert first["one_rank_fails"].startswith("RuntimeError: The growth failed on rank 1")
     assert second["one_rank_fails"].startswith("MemoryError: no memory left")
+    assert first["one_loss_is_nan"].startswith("RuntimeError: Measuring the grown model failed on rank 1")
+    assert second["one_loss_is_nan"].startswith("ValueError: The loss of the probe set is nan after the growth")
     assert first["unchanged"] and second["unchanged"]
 
 
