@@ -29,7 +29,12 @@ CHOSEN = {
     "LoRA on all linears": 1e-3,
     "zero gain": 1e-2,
     "zero gain, random": 3e-2,
+    "zero gain, whitened": 3e-2,
+    "zero gain, whitened, line search": 3e-2,
+    "zero gain, random, line search": 3e-2,
+    "zero gain, whitened, three events": 1e-1,
     "everything": 1e-5,
+    "zero gain, whitened, and everything": 1e-5,
 }
 
 Run = tuple[str, int, Callable[[], dict[str, Any]]]  # arm, seed, what carries it out

@@ -86,6 +86,9 @@ def analyze(
         list[str] | None,
         typer.Option(help="'width', 'depth' or a control; may be repeated. Default: width and depth."),
     ] = None,
+    whiten: Annotated[
+        bool, typer.Option(help="Directions relative to the second moments of the inputs, as growth has them.")
+    ] = True,
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
     samples: Annotated[int, typer.Option(min=2, help="Number of images.")] = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
@@ -106,7 +109,12 @@ def analyze(
     data = load_data(source, revision, model, dataset, split, samples)
     paths = [path for _, _, path, _ in model.growable_linears()]
     report = analyze_curvature(
-        model, DataLoader(data, batch_size=batch_size), criterion or ["width", "depth"], linears=paths, seed=seed
+        model,
+        DataLoader(data, batch_size=batch_size),
+        criterion or ["width", "depth"],
+        linears=paths,
+        whiten=whiten,
+        seed=seed,
     )
     if picture is not None:
         save_report(picture, report)

@@ -30,6 +30,10 @@ class LayerCurvature:
     For the four controls `standard_error` and `residual` are zero and every neuron with a non-zero score is
     significant. `ε = step` is `step_size · ‖[w_i; b_i]‖`, or less where that would change the pre-activation too much.
 
+    Of a whitened analysis (controls apart) the direction is the generalised eigenvector `S v = λ M v` with
+    `M = E[x̂ x̂ᵀ]`, scaled to length 1; `eigenvalue`, its errors and `fit_eigenvalue` are `vᵀ S v`, and `ε` changes the
+    pre-activation by `step_size` times its root mean square.
+
     Losses are in the unit of the loss function, averaged over samples.
     """
 

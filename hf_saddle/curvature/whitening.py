@@ -15,9 +15,9 @@ class Whitening:
     With whitened inputs `ŷ = L⁻¹ x̂` the matrices are `Σ_t c_ti ŷ_t ŷ_tᵀ`, and an eigenvector `u` is the direction
     `v = L⁻ᵀ u`. Its eigenvalue is the extreme of `vᵀ S v / vᵀ M v`: the curvature per change of the pre-activation,
     not per change of the weights. Where inputs have a mean or a few large components, plain eigenvectors lie along
-    these for every neuron of a layer; relative to `M` they lie where gradient and input vary together. For `c` the
-    residual of a regression this is the method of principal Hessian directions (Li 1992, J. Am. Stat. Assoc. 87,
-    1025-1039, Theorem 3.1).
+    these for every neuron of a layer; relative to `M` they lie where gradient and input vary together, and a linear
+    change of the inputs that the weights undo leaves them as they are. For centred inputs and `c` the residual of a
+    regression they are the principal Hessian directions (Li 1992, J. Am. Stat. Assoc. 87, 1025-1039).
 
     Args:
         factor (`Tensor`): `L`, lower triangular, shape `(d + 1, d + 1)`.
