@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks.study import event, experiments, files, report, task, training  # noqa: E402
+from benchmarks.study import event, experiments, files, report, report_events, task, training  # noqa: E402
 from benchmarks.study import run as runner  # noqa: E402
 from benchmarks.study.statistics import interval, paired, text  # noqa: E402
 from benchmarks.study.task import Split, make_model, oriented  # noqa: E402
@@ -166,7 +166,9 @@ def test_steps_worth_is_read_off_the_branch_without_growth():
         "after": [0, 10, 20],
         "branches": {"none": {"losses": [1.0, 0.8, 0.6]}, "grown": {"losses": [0.7]}, "worse": {"losses": [1.1]}},
     }
-    assert report.steps_worth(row, "grown") == pytest.approx(15) and report.steps_worth(row, "worse") == 0
+    assert (
+        report_events.steps_worth(row, "grown") == pytest.approx(15) and report_events.steps_worth(row, "worse") == 0
+    )
 
 
 def test_only_the_task_from_scratch_is_turned(monkeypatch):

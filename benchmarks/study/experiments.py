@@ -204,11 +204,11 @@ def _tested(arms: Iterable[Arm], seeds: Iterable[int]) -> Iterable[Job]:
 def timing() -> Iterable[Job]:
     """How many events, and when: the validation split decides."""
     moments = {
-        "one event, early": (0.1,),
-        "one event, late": (0.6,),
-        "ten events": tuple(round(0.05 * index, 2) for index in range(1, 11)),
-        "three events, in the middle": (0.3, 0.45, 0.6),
-        "three events, at the end": (0.8, 0.87, 0.94),
+        "one event at 10 %": (0.1,),
+        "one event at 60 %": (0.6,),
+        "ten events from 5 % to 50 %": tuple(round(0.05 * index, 2) for index in range(1, 11)),
+        "three events at 30, 45 and 60 %": (0.3, 0.45, 0.6),
+        "three events at 80, 87 and 94 %": (0.8, 0.87, 0.94),
     }
     for name, events in moments.items():
         for growth in (BEST, CONTROL):

@@ -20,7 +20,7 @@ def curves(file: Path, arms: dict[str, list[dict[str, Any]]]) -> None:
         "uniform, small",
         "uniform, large",
         "uniform, 90 %",
-        "zero gain, random directions, line search",
+        "zero gain, whitened, line search",
         "zero gain, line search",
         "zero gain, random, line search",
     ):
@@ -40,8 +40,9 @@ def fading(file: Path, after: Sequence[int], means: dict[str, list[float]]) -> N
     """Mean validation loss of branches minus that of the branch without growth."""
     figure, axes = plt.subplots(figsize=(7, 4.5), constrained_layout=True)
     for name in (
-        "split, line search",
+        "split, whitened, line search",
         "split, random, line search",
+        "zero gain, whitened, line search",
         "zero gain, line search",
         "zero gain, random directions, line search",
         "zero gain, random, line search",

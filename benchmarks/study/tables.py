@@ -47,6 +47,7 @@ def comparison(arms: dict[str, Rows], split: str = "test") -> list[str]:
     for name, rows in sorted(arms.items(), key=lambda item: -interval([r[split]["accuracy"] for r in item[1]])[0]):
         accuracy, loss = (measured(rows, split, figure) for figure in ("accuracy", "loss"))
         growth = float(np.mean([row["growth_macs"] / row["total_macs"] for row in rows]))
+        time = float(np.mean([row["growth_seconds"] / row["seconds"] for row in rows]))
         body.append(
             (
                 name,
@@ -55,11 +56,12 @@ def comparison(arms: dict[str, Rows], split: str = "test") -> list[str]:
                 f"{np.mean([row['steps'] for row in rows]):,.0f}",
                 f"{np.mean([row['total_macs'] for row in rows]) / 1e9:,.0f}",
                 f"{100 * growth:.1f} %" if growth else "–",
+                f"{100 * time:.1f} %" if growth else "–",
                 text(list(accuracy.values()), 100),
                 text(list(loss.values()), digits=3),
                 text(paired(accuracy, large), 100, sign=True),
                 text(paired(accuracy, small), 100, sign=True),
             )
         )
-    header = ("arm", "seeds", "parameters", "steps", "10⁹ MACs", "of that growing", "accuracy (%)", "loss")
-    return table((*header, "against large", "against small"), body)
+    header = ("arm", "seeds", "parameters", "steps", "10⁹ MACs", "of that growing", "of the time growing")
+    return table((*header, "accuracy (%)", "loss", "against large", "against small"), body)
