@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from sklearn.datasets import load_digits
 from torch.utils.flop_counter import FlopCounterMode
 
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks.study import event, experiments, files, report, report_events, task, training  # noqa: E402
+from benchmarks.study import event, experiments, files, task, training  # noqa: E402
 from benchmarks.study import run as runner  # noqa: E402
+from benchmarks.study.report_events import steps_worth  # noqa: E402
 from benchmarks.study.statistics import interval, paired, text  # noqa: E402
-from benchmarks.study.task import Split, make_model, oriented  # noqa: E402
+from benchmarks.study.task import make_model, oriented  # noqa: E402
 from hf_saddle.growth import GrowthConfig, count_macs  # noqa: E402
 from hf_saddle.training import growth_event_  # noqa: E402
 
@@ -26,13 +26,7 @@ from hf_saddle.training import growth_event_  # noqa: E402
 @pytest.fixture
 def digits(monkeypatch):
     """scikit-learn's digits in place of Fashion-MNIST, whose package is not everywhere."""
-    bunch = load_digits()
-    images = torch.nn.functional.interpolate(torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 8 - 1, 28)
-    labels = torch.tensor(bunch.target)
-    splits = {
-        name: Split(images[part], labels[part])
-        for name, part in (("train", slice(600)), ("validation", slice(600, 700)), ("test", slice(700, 800)))
-    }
+    splits = task.digits()
     monkeypatch.setitem(task.TASKS, "fashion-mnist", lambda: splits)
     for module in (training, event):
         monkeypatch.setattr(module, "fashion_mnist", lambda: splits)
@@ -166,9 +160,7 @@ def test_steps_worth_is_read_off_the_branch_without_growth():
         "after": [0, 10, 20],
         "branches": {"none": {"losses": [1.0, 0.8, 0.6]}, "grown": {"losses": [0.7]}, "worse": {"losses": [1.1]}},
     }
-    assert (
-        report_events.steps_worth(row, "grown") == pytest.approx(15) and report_events.steps_worth(row, "worse") == 0
-    )
+    assert steps_worth(row, "grown") == pytest.approx(15) and steps_worth(row, "worse") == 0
 
 
 def test_only_the_task_from_scratch_is_turned(monkeypatch):
