@@ -157,12 +157,28 @@ def overlap(scores: Tensor, others: Tensor) -> int:
 def analyzer(model: nn.Module, batch: tuple[Tensor, Tensor], max_tokens: int = ALL) -> Callable[..., Any]:
     """The analysis of fc1 of one block as a function of criterion and seed, by default of all its tokens."""
 
-    def run(criterion: str = "width", seed: int = 0) -> Any:
+    def run(criterion: str = "width", seed: int = 0, whiten: bool = False) -> Any:
         return analyze_curvature(
-            model, [batch], criterion, loss=cross_entropy, linears=["fc1"], seed=seed, max_tokens=max_tokens
+            model,
+            [batch],
+            criterion,
+            loss=cross_entropy,
+            linears=["fc1"],
+            whiten=whiten,
+            seed=seed,
+            max_tokens=max_tokens,
         )
 
     return run
+
+
+def whitened_extremes(operator: CurvatureOperator) -> Tensor:
+    """Smallest eigenvalues of the dense matrices relative to the second moments of all inputs, `(n,)`."""
+    ((inputs, coefficients),) = operator.segments
+    moments = (inputs.t() @ inputs / len(inputs)).double()
+    ridge = 1e-3 * moments.diagonal().mean() * torch.eye(len(moments), dtype=torch.float64)
+    inverse = torch.linalg.inv(torch.linalg.cholesky(moments + ridge)).to(inputs.dtype)
+    return dense_extremes(CurvatureOperator([(inputs @ inverse.t(), coefficients)], 1.0, Ranks()))[0]
 
 
 def block_part(seeds: int) -> dict[str, Any]:
@@ -180,13 +196,17 @@ def block_part(seeds: int) -> dict[str, Any]:
         steps = torch.minimum(0.1 * rows, 0.5 * (square / response).sqrt())
 
         analysis, capped = analyzer(model, batch), analyzer(model, batch, 4096)
+        whitened = -whitened_extremes(operator) * square
         found = []
         for seed in range(seeds):
             layer, other = analysis(seed=seed)["fc1", "width"], capped(seed=seed)["fc1", "width"]
             fitted = torch.where(layer.refined, -layer.fit_eigenvalue, -torch.inf)
             fitted_other = torch.where(other.refined, -other.fit_eigenvalue, -torch.inf)
+            relative = analysis(seed=seed, whiten=True)["fc1", "width"]
+            gains = torch.where(relative.refined, -relative.fit_eigenvalue * relative.step.square(), -torch.inf)
             found.append(
                 {
+                    "by_gain_whitened": overlap(whitened, gains),
                     "by_eigenvalue": overlap(-values, fitted),
                     "by_gain": overlap(-values * steps.square(), fitted * layer.step.square()),
                     "in_shortlist": int(layer.refined[values.argsort()[:TOP]].sum()),
@@ -202,6 +222,8 @@ def block_part(seeds: int) -> dict[str, Any]:
                 "fb": forward_backward(model, batch),
                 "analysis_width": analysis,
                 "analysis_depth": lambda analysis=analysis: analysis("depth"),
+                "analysis_width_whitened": lambda analysis=analysis: analysis(whiten=True),
+                "analysis_depth_whitened": lambda analysis=analysis: analysis("depth", whiten=True),
                 "analysis_width_4096_tokens": analyzer(model, batch, 4096),
                 "probe_only": lambda analysis=analysis: analysis("paper_score"),
                 "one_product": lambda operator=operator, v=start_vectors: operator(v),
@@ -276,6 +298,9 @@ def model_part(rounds: int = 1) -> dict[str, Any]:
     functions: dict[str, Callable[[], Any]] = {"training_step": training_step(model, batch)}
     for name, criterion in {"depth": "depth", "width": "width", "depth_and_width": ("depth", "width")}.items():
         functions[name] = lambda criterion=criterion: analyze_curvature(model, [batch], criterion)
+        functions[f"{name}_whitened"] = lambda criterion=criterion: analyze_curvature(
+            model, [batch], criterion, whiten=True
+        )
     report = analyze_curvature(model, [batch], ("depth", "width"))
     return ratios(functions, "training_step", rounds) | {
         "linear_shapes": shapes,
@@ -384,7 +409,7 @@ def table(results: dict[str, Any]) -> str:
             "| what | cost / fb | of the true top 64 |",
             "|---|---|---|",
         ]
-        for name in ("by_eigenvalue", "by_gain", "in_shortlist", "by_eigenvalue_4096_tokens"):
+        for name in ("by_eigenvalue", "by_gain", "by_gain_whitened", "in_shortlist", "by_eigenvalue_4096_tokens"):
             part[name] = [found[name] for found in part["top64"]]
         lines.append(
             f"| whole analysis, width (its own forward and backward pass included) | {cost['analysis_width']:.2f} "
@@ -396,6 +421,11 @@ def table(results: dict[str, Any]) -> str:
             f"| {part['by_eigenvalue_4096_tokens']} |"
         )
         lines.append(f"| whole analysis, depth | {cost['analysis_depth']:.2f} | |")
+        lines.append(
+            f"| whole analysis, width, whitened, ranked by gain | {cost['analysis_width_whitened']:.2f} "
+            f"| {part['by_gain_whitened']} |"
+        )
+        lines.append(f"| whole analysis, depth, whitened | {cost['analysis_depth_whitened']:.2f} | |")
         lines.append(f"| probe and a first-order score only | {cost['probe_only']:.2f} | |")
         lines.append(f"| one product with all matrices | {cost['one_product']:.2f} | |")
         lines.append(
@@ -416,7 +446,8 @@ def table(results: dict[str, Any]) -> str:
             f"## DeiT-S, reduced widths, 64 images (training step {part['training_step_ms'] / 1e3:.1f} s)",
             "",
         ]
-        lines += [f"* {name}: {part[name]:.2f} training steps" for name in ("depth", "width", "depth_and_width")]
+        names = [f"{name}{end}" for end in ("", "_whitened") for name in ("depth", "width", "depth_and_width")]
+        lines += [f"* {name}: {part[name]:.2f} training steps" for name in names]
     if "memory" in results:
         lines += ["", "## Peak memory, DeiT-S, 64 images (MiB above model and batch)", ""]
         lines += [
