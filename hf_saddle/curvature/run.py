@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .distributed import Ranks
-from .layer import LayerAnalysis, Moments, Settings, seed_of
+from .layer import LayerAnalysis, Settings, seed_of
+from .moments import Moments
 from .probe import LOSS_SCALE, Call, Probe, first_dimension
 from .report import LayerCurvature
 from .significance import Images

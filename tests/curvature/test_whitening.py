@@ -7,7 +7,7 @@ import torch
 from curvature_cases import EXACT, captured, cross_entropy, transformer_case
 from torch import nn
 
-import hf_saddle.curvature.layer as layer_module
+import hf_saddle.curvature.moments as moments_module
 from hf_saddle.curvature import SolverOptions, analyze_curvature, check_null_model
 
 
@@ -41,7 +41,7 @@ def with_mean(samples=24):
 @pytest.mark.parametrize(("linear", "criterion"), LINEARS)
 def test_directions_are_generalised_eigenvectors(linear, criterion, monkeypatch):
     """Against the eigenvalues of `M⁻¹ S`, which is not symmetric and is solved by another routine."""
-    monkeypatch.setattr(layer_module, "_RIDGE", 0.0)
+    monkeypatch.setattr(moments_module, "_RIDGE", 0.0)
     case = with_mean()
     layer = analyze(case, linear, criterion)
     dense, inputs = captured(case, linear, criterion).dense(), inputs_of(case, linear)
@@ -85,7 +85,7 @@ def test_no_direction_has_more_curvature_per_change_of_the_pre_activation(linear
 @pytest.mark.parametrize("criterion", ["width", "depth"])
 def test_the_units_of_the_inputs_do_not_matter(criterion, monkeypatch):
     """A linear change of the inputs that the weights undo leaves gains, errors and pre-activations as they are."""
-    monkeypatch.setattr(layer_module, "_RIDGE", 0.0)
+    monkeypatch.setattr(moments_module, "_RIDGE", 0.0)
     case = with_mean()
     other = copy.deepcopy(case)
     torch.manual_seed(1)
