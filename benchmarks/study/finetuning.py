@@ -71,6 +71,7 @@ WHITENED = CURVATURE | {"directions": "whitened"}
 # Random growth takes nothing but the scale of its units from the probe.
 RANDOM = CURVATURE | {"criterion": "random", "probe_samples": 256}
 SEARCH = {"line_search": True, "probe_samples": 512}
+QUERY_VALUE = {"linears": ["attention.q_proj", "attention.v_proj"]}
 METHODS = {
     "head only": Method(),
     "LoRA on q and v": Method(lora=(9, ("q_proj", "v_proj"))),
@@ -80,6 +81,8 @@ METHODS = {
     "zero gain, whitened": Method(growth=WHITENED),
     "zero gain, whitened, line search": Method(growth=WHITENED | SEARCH),
     "zero gain, random, line search": Method(growth=RANDOM | SEARCH),
+    "zero gain on q and v, whitened, line search": Method(growth=WHITENED | SEARCH | QUERY_VALUE),
+    "zero gain on q and v, random, line search": Method(growth=RANDOM | SEARCH | QUERY_VALUE),
     "zero gain, whitened, three events": Method(growth=WHITENED, events=(WARM, 0.25, 0.4)),
     "everything": Method(everything=True),
     "zero gain, whitened, and everything": Method(growth=WHITENED, everything=True),

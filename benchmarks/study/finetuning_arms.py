@@ -16,6 +16,8 @@ FURTHER = {
     "zero gain, whitened": (3e-2, 1e-1),
     "zero gain, whitened, line search": (3e-2, 1e-1),
     "zero gain, random, line search": (3e-2, 1e-1),
+    "zero gain on q and v, whitened, line search": (3e-2, 1e-1),
+    "zero gain on q and v, random, line search": (3e-2, 1e-1),
     "zero gain, whitened, three events": (3e-2, 1e-1),
     "everything": (1e-5, 3e-5, 1e-4),
     "zero gain, whitened, and everything": (1e-5, 3e-5, 1e-4),
