@@ -34,6 +34,8 @@ CHOSEN = {
     "zero gain, whitened": 3e-2,
     "zero gain, whitened, line search": 3e-2,
     "zero gain, random, line search": 3e-2,
+    "zero gain on q and v, whitened, line search": 3e-2,
+    "zero gain on q and v, random, line search": 3e-2,
     "zero gain, whitened, three events": 1e-1,
     "everything": 1e-5,
     "zero gain, whitened, and everything": 1e-5,
