@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_saddle import LayerGrowth, analyze_curvature
+from hf_saddle import CurvatureReport, LayerGrowth, analyze_curvature
 from hf_saddle.growth import GrowthConfig, GrowthPlan, grow_
 
 from .task import evaluate, fashion_mnist, make_model
@@ -146,12 +146,40 @@ def run_neurons(
                 "later": baseline - snapshot.loss(model),
             }
         )
-    similarity = {layer.linear: mean_cosine(layer.direction) for layer in report}
-    return {"criterion": criterion, "neurons": found, "similarity": similarity}
+    drawn = analyze_curvature(snapshot.model, batches, "random", seed=seed)
+    return {
+        "criterion": criterion,
+        "neurons": found,
+        "similarity": similarity(snapshot.model, batches, report),
+        "similarity_random": similarity(snapshot.model, batches, drawn),
+    }
 
 
-def mean_cosine(directions: Tensor) -> float:
-    """Mean absolute cosine between different directions, the rows `(n, d + 1)`."""
-    unit = directions / directions.norm(dim=1, keepdim=True)
+@torch.no_grad()
+def similarity(model: nn.Module, batches: list[dict[str, Tensor]], report: CurvatureReport) -> dict[str, float]:
+    """For every layer the mean absolute cosine between what units along its directions would have before activation."""
+    inputs: dict[str, list[Tensor]] = {layer.linear: [] for layer in report}
+    handles = [
+        model.get_submodule(name).register_forward_hook(
+            lambda module, args, output, name=name: inputs[name].append(args[0].flatten(0, -2))
+        )
+        for name in inputs
+    ]
+    model.eval()
+    for batch in batches:
+        model(**batch)
+    model.train()
+    for handle in handles:
+        handle.remove()
+    found = {}
+    for layer in report:
+        extended = nn.functional.pad(torch.cat(inputs[layer.linear]), (0, 1), value=1.0)
+        found[layer.linear] = mean_cosine(layer.direction.float() @ extended.t())
+    return found
+
+
+def mean_cosine(rows: Tensor) -> float:
+    """Mean absolute cosine between different rows."""
+    unit = rows / rows.norm(dim=1, keepdim=True)
     cosines, count = (unit @ unit.t()).abs(), len(unit)
     return float((cosines.sum() - count) / (count * (count - 1)))

@@ -92,14 +92,16 @@ def neurons() -> list[str]:
                     sign=True,
                 )
             )
-        similar = [np.mean(list(r["similarity"].values())) for r in results("neurons") if r["arm"] == criterion]
-        body.append((criterion, str(len(rows)), str(len(rows[0])), *cells, text(similar)))
+        for kind in ("similarity", "similarity_random"):
+            cells.append(text([np.mean(list(r[kind].values())) for r in results("neurons") if r["arm"] == criterion]))
+        body.append((criterion, str(len(rows)), str(len(rows[0])), *cells))
     if not body:
         return []
     head = (
         "Spearman's correlation of the predicted gain of single neurons with the decrease of the validation loss when "
         "the neuron alone grows; later is 100 steps on, relative to no growth. The mean decrease at once (10⁻³, over "
-        "neurons of all seeds) is given by the sign of the eigenvalue."
+        "neurons of all seeds) is given by the sign of the eigenvalue. How alike units of a layer would be is the mean "
+        "absolute cosine between their pre-activations, along the directions and along random ones."
     )
     header = ("criterion", "seeds", "neurons", "at once", "later", "decrease, negative", "decrease, positive")
     return [
@@ -107,5 +109,5 @@ def neurons() -> list[str]:
         "",
         head,
         "",
-        *table((*header, "mean cosine of a layer's directions"), body),
+        *table((*header, "alike", "alike, random"), body),
     ]
