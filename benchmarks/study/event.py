@@ -157,7 +157,7 @@ def run_neurons(
 
 @torch.no_grad()
 def similarity(model: nn.Module, batches: list[dict[str, Tensor]], report: CurvatureReport) -> dict[str, float]:
-    """For every layer the mean absolute cosine between what units along its directions would have before activation."""
+    """For every layer the mean absolute cosine between the pre-activations of units along its directions."""
     inputs: dict[str, list[Tensor]] = {layer.linear: [] for layer in report}
     handles = [
         model.get_submodule(name).register_forward_hook(

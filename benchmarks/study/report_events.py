@@ -100,7 +100,7 @@ def neurons() -> list[str]:
     head = (
         "Spearman's correlation of the predicted gain of single neurons with the decrease of the validation loss when "
         "the neuron alone grows; later is 100 steps on, relative to no growth. The mean decrease at once (10⁻³, over "
-        "neurons of all seeds) is given by the sign of the eigenvalue. How alike units of a layer would be is the mean "
+        "neurons of all seeds) is given by the sign of the eigenvalue. How alike units of a layer begin is the mean "
         "absolute cosine between their pre-activations, along the directions and along random ones."
     )
     header = ("criterion", "seeds", "neurons", "at once", "later", "decrease, negative", "decrease, positive")
