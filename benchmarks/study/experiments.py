@@ -122,7 +122,7 @@ def neurons() -> Iterable[Job]:
 
 
 # ----------------------------------------------------------------------------------------------- training from scratch
-EARLY, LATE = (0.1, 0.25, 0.4), (0.6, 0.75, 0.9)
+EARLY = (0.1, 0.25, 0.4)
 
 
 def grown(name: str, growth: str, events: tuple[float, ...]) -> Arm:
@@ -169,11 +169,6 @@ def longer() -> Iterable[Job]:
     """Four times the compute: nearer to the plateau of the uniform models."""
     for arm in (*UNIFORM, *(grown(name, name, EARLY) for name in (BEST, UNDIRECTED, CONTROL))):
         yield from _tested([replace(arm, budget=4 * COMPUTE)], seeds=range(5))
-
-
-def late() -> Iterable[Job]:
-    """The same with growth towards the end of the training."""
-    yield from _tested([grown(name, name, LATE) for name in HEADLINE], seeds=range(5))
 
 
 def steps() -> Iterable[Job]:
@@ -268,7 +263,6 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "headline": headline,
     "confirmation": confirmation,
     "longer": longer,
-    "late": late,
     "steps": steps,
     "one_shot": one_shot,
     "neurons": neurons,

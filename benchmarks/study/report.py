@@ -80,10 +80,9 @@ def _rates(experiment: str) -> list[str]:
 
 def scratch() -> list[str]:
     """All arms from scratch, at equal compute and at equal steps."""
-    head, again, longer = (by_arm(results(name)) for name in ("headline", "confirmation", "longer"))
-    late, steps = (by_arm(results(name)) for name in ("late", "steps"))
+    names = ("headline", "confirmation", "longer", "steps")
+    head, again, longer, steps = (by_arm(results(name)) for name in names)
     arms = head | by_arm(results("choices") + results("one_shot"))
-    uniform = {name: rows for name, rows in head.items() if name.startswith("uniform")}
     widths = [fields["intermediate_size"] for fields in (SMALL, LARGE)]
     lines = [
         "## From scratch",
@@ -96,7 +95,6 @@ def scratch() -> list[str]:
         (f"### Growth early, equal compute ({STEPS:,} steps of the large model)", arms),
         ("### Some of these again, with other seeds", again),
         (f"### Four times the compute ({4 * STEPS:,} steps of the large model)", longer),
-        ("### Growth late, equal compute", uniform | late),
         ("### Growth early, equal steps", steps),
     ):
         if group:
@@ -108,7 +106,6 @@ def scratch() -> list[str]:
         ("early, other seeds", again),
         ("early, all seeds", {name: head.get(name, []) + rows for name, rows in again.items()}),
         ("early, four times the compute", longer),
-        ("late", uniform | late),
         ("early, equal steps", steps),
     ):
         for first, second in TWINS:
