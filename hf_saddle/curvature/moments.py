@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .distributed import Ranks
-from .probe import tokens_for_scale
+from .probe import Call, tokens_for_scale
 
 
 # Largest change of the pre-activation by a step, as a share of its root mean square.
@@ -24,11 +24,12 @@ class Moments:
     pre_activation: Tensor  # (n,), sum of z²
 
     @classmethod
-    def of(cls, inputs: Tensor, samples: int, pre_activation_square: Tensor) -> "Moments":
-        """Moments of one use of the layer: inputs `(tokens, d)`, sum of squares `(n,)`."""
-        chosen = tokens_for_scale(inputs, samples).to(pre_activation_square.dtype)
+    def of(cls, inputs: Tensor, call: Call) -> "Moments":
+        """Moments of one use of the layer with the inputs `(tokens, d)`."""
+        square = call.pre_activation_square
+        chosen = tokens_for_scale(inputs, call.samples, call.first).to(square.dtype)
         extended = torch.nn.functional.pad(chosen, (0, 1), value=1.0)
-        return cls(extended.t() @ extended, pre_activation_square)
+        return cls(extended.t() @ extended, square)
 
     def add(self, other: "Moments") -> "Moments":
         """The moments of both token sets together."""

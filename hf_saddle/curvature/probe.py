@@ -27,6 +27,7 @@ class Call:
 
     linear: str
     samples: int
+    first: int  # samples in earlier batches and on lower ranks
     tokens: int
     pre_activation_square: Tensor  # (n,), sum over the tokens used for scales
     activation: Activation | None = None
@@ -58,11 +59,19 @@ class Call:
 Receiver = Callable[[Call, str, Tensor, Tensor, Tensor | None], None]
 
 
-def tokens_for_scale(value: Tensor, samples: int) -> Tensor:
-    """Every so many tokens of each image; `(samples · t, f)` to `(samples · t', f)`."""
+def tokens_for_scale(value: Tensor, samples: int, first: int) -> Tensor:
+    """
+    Every so many tokens of each image, from another one on in each, so that all positions have their share, a class
+    token too; `(samples · t, f)` to `(samples · t', f)`. Images are counted from `first`.
+    """
     per_image = value.reshape(samples, -1, value.shape[-1])
-    stride = max(1, per_image.shape[1] // _TOKENS_FOR_SCALE)
-    return per_image[:, stride // 2 :: stride].reshape(-1, value.shape[-1])
+    count = per_image.shape[1]
+    stride = max(1, count // _TOKENS_FOR_SCALE)
+    if stride == 1:
+        return value.reshape(-1, value.shape[-1])
+    image = torch.arange(samples, device=value.device)[:, None]
+    positions = (first + image + stride * torch.arange(count // stride, device=value.device)) % count
+    return per_image[image, positions].reshape(-1, value.shape[-1])
 
 
 def first_dimension(batch: Any) -> int | None:
@@ -139,7 +148,7 @@ class Probe:
         self.calls: dict[str, list[Call]] = {}
         self.skipped: dict[str, str] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._samples = 0
+        self._samples, self._first = 0, 0
         self._recording = False
         self._anchor = torch.zeros((), requires_grad=True)
 
@@ -156,7 +165,9 @@ class Probe:
             handle.remove()
         self._handles.clear()
 
-    def forward(self, compute_loss: Callable[[], Tensor], samples: int, device: torch.device) -> Tensor:
+    def forward(
+        self, compute_loss: Callable[[], Tensor], samples: int, device: torch.device, first: int = 0
+    ) -> Tensor:
         """
         Run the forward pass of one batch.
 
@@ -164,8 +175,9 @@ class Probe:
             compute_loss (`Callable`): Returns the mean loss of the batch.
             samples (`int`): Number of samples of the batch.
             device (`torch.device`): Where the model is.
+            first (`int`, *optional*, defaults to 0): Number of samples in earlier batches and on lower ranks.
         """
-        self.calls, self._samples, self._recording = {}, samples, True
+        self.calls, self._samples, self._first, self._recording = {}, samples, first, True
         self._outputs, self._activated = _Known(), _Known()
         self._anchor = torch.zeros((), requires_grad=True, device=device)
         try:
@@ -206,11 +218,10 @@ class Probe:
             inputs = args[0].detach()
             call, receive = None, None
             if self._recording:
-                chosen = tokens_for_scale(output.detach(), self._samples)
+                chosen = tokens_for_scale(output.detach(), self._samples, self._first)
                 dtype = torch.float64 if output.dtype == torch.float64 else torch.float32
-                call = Call(
-                    name, self._samples, output.numel() // output.shape[-1], chosen.to(dtype).square().sum(dim=0)
-                )
+                tokens, square = output.numel() // output.shape[-1], chosen.to(dtype).square().sum(dim=0)
+                call = Call(name, self._samples, self._first, tokens, square)
                 self.calls.setdefault(name, []).append(call)
                 receive = self._depth_receiver(call)
             tapped = _Tap.apply(output, self._anchor, receive, inputs)

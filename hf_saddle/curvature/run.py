@@ -82,7 +82,8 @@ class Run:
         self._number = number
         self._arrived = Counter()
         compute_loss = partial(self.compute_loss, self.model, self.batches[number])
-        loss = _usable(self._probe.forward(compute_loss, self.samples[number], self.device))
+        first = self.first_image + sum(self.samples[:number])
+        loss = _usable(self._probe.forward(compute_loss, self.samples[number], self.device, first))
         for name, calls in self._probe.calls.items():
             self._tokens_seen[name] += sum(call.tokens for call in calls)
         return loss
@@ -107,7 +108,7 @@ class Run:
             pre_activation=pre_activation,
             activation=call.activation if kind == "width" else None,
         )
-        moments = Moments.of(inputs, call.samples, call.pre_activation_square)
+        moments = Moments.of(inputs, call)
         self._moments[key] = self._moments[key].add(moments) if key in self._moments else moments
         tokens = self._thin(tokens, key)
         self._parts.setdefault(key, []).append(tokens)

@@ -9,6 +9,7 @@ from torch import nn
 
 import hf_saddle.curvature.moments as moments_module
 from hf_saddle.curvature import SolverOptions, analyze_curvature, check_null_model
+from hf_saddle.curvature.probe import tokens_for_scale
 
 
 LINEARS = [("mlp.fc1", "width"), ("mlp.fc1", "depth"), ("mlp.fc2", "depth")]
@@ -159,3 +160,27 @@ def test_a_warm_start_begins_where_the_last_analysis_ended():
     )
     sums = [float(sum(layer.residual.sum() for layer in each)) for each in (cold, warm)]
     assert sums[1] < 0.5 * sums[0]
+
+
+def test_tokens_for_scales_are_drawn_from_every_position():
+    """Also where a sequence is longer than what is taken of it; and batches are only a way to cut the samples."""
+    samples, tokens = 60, 50
+    value = torch.arange(samples * tokens, dtype=torch.float64)[:, None]
+    chosen = tokens_for_scale(value, samples, 0).flatten().long()
+    assert len(chosen.unique()) == len(chosen) == samples * (tokens // 3)
+    assert (chosen // tokens).bincount().unique().tolist() == [tokens // 3]
+    positions = (chosen % tokens).bincount(minlength=tokens)
+    assert positions.min() > 0.8 * positions.double().mean()  # the first is the class token
+    parts = [tokens_for_scale(value[first * tokens : last * tokens], last - first, first) for first, last in
+             ((0, 7), (7, 60))]  # fmt: skip
+    assert torch.equal(torch.cat(parts).flatten().long(), chosen)
+
+
+def test_batches_of_long_sequences_give_the_result_of_one():
+    case = transformer_case(samples=12, tokens=70)
+    parts = [{name: value[rows] for name, value in case.batch.items()} for rows in (slice(0, 5), slice(5, 12))]
+    options = {"loss": cross_entropy, "solver": EXACT, "whiten": True, "max_tokens": 10**6}
+    one, two = (analyze_curvature(case.model, batches, **options) for batches in ([case.batch], parts))
+    for a, b in zip(one, two, strict=True):
+        torch.testing.assert_close(a.gain, b.gain, rtol=1e-6, atol=1e-12)
+        torch.testing.assert_close(a.response, b.response, rtol=1e-8, atol=0)
