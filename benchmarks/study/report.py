@@ -157,7 +157,7 @@ def digits() -> list[str]:
     if not arms:
         return []
     head = (
-        "scikit-learn's digits, a quarter of the compute; validation accuracy (%) by peak learning rate, of which the "
+        "scikit-learn's digits, half the compute; validation accuracy (%) by peak learning rate, of which the "
         f"other runs use {DIGITS_RATE:g}."
     )
     body = [
