@@ -69,6 +69,7 @@ GROWTHS = {
     "auto, line search, half the probe": SEARCH | {"probe_samples": 512},
     "auto, line search, twice the probe": SEARCH | {"probe_samples": 2_048},
     "auto, whitened, line search, significant": SEARCH | WHITENED | {"significance": 2.0},
+    "default": WHITENED | {"significance": 2.0},
 }
 
 # Growth by curvature and its random controls.
@@ -161,7 +162,9 @@ def headline() -> Iterable[Job]:
 
 def confirmation() -> Iterable[Job]:
     """The best arms again, with seeds that nothing was chosen by; their number was fixed beforehand."""
-    arms = (UNIFORM[0], UNIFORM[-1], *(grown(name, name, EARLY) for name in (BEST, UNDIRECTED, CONTROL)))
+    preserving = ("default", "zero gain, whitened", "zero gain, random")
+    names = (BEST, UNDIRECTED, CONTROL, *preserving)
+    arms = (UNIFORM[0], UNIFORM[-1], *(grown(name, name, EARLY) for name in names))
     yield from _tested(arms, seeds=range(5, 25))
 
 
