@@ -97,7 +97,7 @@ class LayerAnalysis:
         settings = self.settings
         factor = self._gain_factor()
         row_norm = self._rows(tokens.dtype).norm(dim=0)
-        whitening = Whitening(moments.factor()) if settings.whiten else None
+        whitening = Whitening(moments.factor(self.name)) if settings.whiten else None
 
         def step_along(vectors: Tensor) -> Tensor:
             if settings.whiten:

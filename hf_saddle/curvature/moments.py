@@ -69,11 +69,23 @@ class Moments:
         size = (self.pre_activation / self.inputs[-1, -1]).sqrt()
         return min(step_size, _LARGEST_CHANGE) * size / self.response(vectors)
 
-    def factor(self) -> Tensor:
-        """The Cholesky factor `L` of `M = E[x̂ x̂ᵀ]` with a small ridge, shape `(d + 1, d + 1)`."""
+    def factor(self, layer: str) -> Tensor:
+        """
+        The Cholesky factor `L` of `M = E[x̂ x̂ᵀ]` with a small ridge, shape `(d + 1, d + 1)`.
+
+        Raises:
+            ValueError: If `M` is not finite, or not positive definite by rounding.
+        """
         moments = self.inputs / self.inputs[-1, -1]
         ridge = _RIDGE * moments.diagonal().mean()
-        return torch.linalg.cholesky(moments + ridge * torch.eye(len(moments)).to(moments))
+        factor, failed = torch.linalg.cholesky_ex(moments + ridge * torch.eye(len(moments)).to(moments))
+        if bool(failed) or not bool(torch.isfinite(factor).all()):
+            raise ValueError(
+                f"The inputs of {layer} cannot be whitened: their second moments are out of the range of "
+                f"{moments.dtype}. Check the model's activations, probe in float64, or use `whiten=False` "
+                "(`directions='eigenvectors'` of a GrowthConfig)."
+            )
+        return factor
 
     def response(self, vectors: Tensor) -> Tensor:
         """Root mean square of `v · x̂` for vectors `(d + 1, n)`, bounded away from zero, shape `(n,)`."""

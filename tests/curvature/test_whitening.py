@@ -184,3 +184,9 @@ def test_batches_of_long_sequences_give_the_result_of_one():
     for a, b in zip(one, two, strict=True):
         torch.testing.assert_close(a.gain, b.gain, rtol=1e-6, atol=1e-12)
         torch.testing.assert_close(a.response, b.response, rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("moments", [torch.full((3, 3), torch.inf), torch.diag(torch.tensor([1.0, -1.0, 1.0]))])
+def test_moments_that_cannot_be_factored_name_the_layer(moments):
+    with pytest.raises(ValueError, match="inputs of mlp.fc1 cannot be whitened: .* range of torch.float32"):
+        moments_module.Moments(moments, torch.ones(2)).factor("mlp.fc1")
