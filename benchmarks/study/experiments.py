@@ -171,7 +171,7 @@ def confirmation() -> Iterable[Job]:
 def longer() -> Iterable[Job]:
     """Four times the compute: nearer to the plateau of the uniform models."""
     for arm in (*UNIFORM, *(grown(name, name, EARLY) for name in (BEST, UNDIRECTED, CONTROL))):
-        yield from _tested([replace(arm, budget=4 * COMPUTE)], seeds=range(5))
+        yield from _tested([replace(arm, budget=4 * COMPUTE)], seeds=range(3))
 
 
 def steps() -> Iterable[Job]:
@@ -211,7 +211,7 @@ def timing() -> Iterable[Job]:
     for name, events in moments.items():
         for growth in (BEST, CONTROL):
             label = name if growth == BEST else f"{name}, random"
-            for seed in range(5):
+            for seed in range(3):
                 yield Job(label, seed, partial(run, grown(label, growth, events), seed))
 
 
