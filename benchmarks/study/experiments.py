@@ -215,6 +215,28 @@ def timing() -> Iterable[Job]:
                 yield Job(label, seed, partial(run, grown(label, growth, events), seed))
 
 
+BUDGETS = (6_500, 7_500, 12_000, 16_000)
+INTERVALS = (10, 20, 30, 50)  # of 300 epochs, from epoch 50 to 290, as in arXiv 2402.12418
+
+
+def budgets() -> Iterable[Job]:
+    """Final sizes other than 90 % of the large model: the validation split decides."""
+    for growth in ("default", "zero gain, random"):
+        for budget in BUDGETS:
+            arm = grown(f"{growth}, {budget:,}", growth, EARLY)
+            for seed in range(5):
+                yield Job(arm.name, seed, partial(run, replace(arm, growth=arm.growth | {"budget": budget}), seed))
+
+
+def intervals() -> Iterable[Job]:
+    """Events in the paper's intervals, scaled to this training: the validation split decides."""
+    for interval in INTERVALS:
+        events = tuple(epoch / 300 for epoch in range(50, 291, interval))
+        arm = grown(f"every {interval} of 300 epochs", "default", events)
+        for seed in range(5):
+            yield Job(arm.name, seed, partial(run, arm, seed))
+
+
 SIZES = (8, 16, 32)
 
 
@@ -271,6 +293,8 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "neurons": neurons,
     "choices": choices,
     "timing": timing,
+    "intervals": intervals,
+    "budgets": budgets,
     "sizes": sizes,
     "digits_tuning": digits_tuning,
     "digits": digits,

@@ -28,6 +28,7 @@ from .statistics import text
 from .tables import by_arm, comparison, difference, measured, table
 
 
+UNIFORM_NAMES = ("uniform, small", "uniform, 90 %", "uniform, large")
 TWINS = (
     (BEST, CONTROL),
     (UNDIRECTED, CONTROL),
@@ -144,6 +145,24 @@ def timing() -> list[str]:
     ]
 
 
+def intervals_and_budgets() -> list[str]:
+    """The paper's intervals, and other final sizes."""
+    uniform = {name: rows for name, rows in by_arm(results("headline")).items() if name in UNIFORM_NAMES}
+    lines = []
+    for title, head, name in (
+        (
+            "Intervals",
+            "The default options on the validation split; events from epoch 50 to 290 of 300.",
+            "intervals",
+        ),
+        ("Budgets", "Final numbers of parameters, on the validation split.", "budgets"),
+    ):
+        arms = by_arm(results(name))
+        if arms:
+            lines += [f"## {title}", "", head, "", *comparison(uniform | arms, "validation")]
+    return lines
+
+
 def sizes() -> list[str]:
     """Three widths of the residual stream."""
     arms = by_arm(results("sizes"))
@@ -181,7 +200,17 @@ def digits() -> list[str]:
     ]
 
 
-PARTS: tuple[Callable[[], list[str]], ...] = (tuning, scratch, event, neurons, timing, sizes, digits, finetuning)
+PARTS: tuple[Callable[[], list[str]], ...] = (
+    tuning,
+    scratch,
+    event,
+    neurons,
+    timing,
+    intervals_and_budgets,
+    sizes,
+    digits,
+    finetuning,
+)
 
 
 def main() -> None:
