@@ -224,7 +224,7 @@ def budgets() -> Iterable[Job]:
     for growth in ("default", "zero gain, random"):
         for budget in BUDGETS:
             arm = grown(f"{growth}, {budget:,}", growth, EARLY)
-            for seed in range(5):
+            for seed in range(3):
                 yield Job(arm.name, seed, partial(run, replace(arm, growth=arm.growth | {"budget": budget}), seed))
 
 
@@ -233,7 +233,7 @@ def intervals() -> Iterable[Job]:
     for interval in INTERVALS:
         events = tuple(epoch / 300 for epoch in range(50, 291, interval))
         arm = grown(f"every {interval} of 300 epochs", "default", events)
-        for seed in range(5):
+        for seed in range(3):
             yield Job(arm.name, seed, partial(run, arm, seed))
 
 
