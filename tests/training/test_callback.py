@@ -24,10 +24,12 @@ from training_cases import (
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, default_data_collator
 from transformers.training_args import ParallelMode
 
-from hf_saddle.growth import GrowthHistory
+from hf_saddle.curvature import analyze_curvature
+from hf_saddle.growth import GrowthHistory, grow_, plan_growth
 from hf_saddle.training import GrowthCallback, GrowthTrainer, growth_event_, probe_batches
 from hf_saddle.training import callback as callback_module
 from hf_saddle.training.checks import check_supported
+from hf_saddle.training.probe import event_seed
 
 
 def assert_grew(trainer, number: int = 3) -> None:
@@ -89,6 +91,30 @@ def test_the_callback_does_what_the_public_functions_do(tmp_path):
     model, config = other.model, growth(warmup=1, num_events=1)
     growth_event_(model, other.optimizer, probe_batches(Images(), config), config, step=1, epoch=0.125)
     assert events(other) == events(trainer)
+
+
+@pytest.mark.parametrize("directions", ["whitened", "eigenvectors", "random"])
+def test_an_event_plans_from_the_directions_that_the_config_names(directions):
+    """Against a plan made by hand from an analysis with the same seed."""
+    config = growth(num_events=1, directions=directions)
+    batches = probe_batches(Images(), config)
+    model, twin = tiny().train(), tiny().train()
+    event = growth_event_(model, None, batches, config)
+    paths = [path for layer, _, path, _ in twin.growable_linears() if layer == 0]
+    report = analyze_curvature(
+        twin,
+        batches,
+        config.criteria,
+        linears=paths,
+        step_size=config.step_size,
+        whiten=directions == "whitened",
+        significance=config.significance,
+        unit_activation=twin.config.hidden_act,
+        seed=event_seed(config, 0),
+    )
+    grow_(twin, plan_growth(report, twin, config))
+    assert event.neurons > 0
+    assert_same_weights(model, twin)
 
 
 def test_an_event_after_which_the_loss_is_not_finite_is_undone(tmp_path):
