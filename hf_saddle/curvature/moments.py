@@ -56,8 +56,7 @@ class Moments:
         second order model ends where `z` changes by its own size, and inputs with a large mean reach that within a
         small step.
         """
-        size = (self.pre_activation / self.inputs[-1, -1]).sqrt()
-        return torch.minimum(step_size * row_norm, _LARGEST_CHANGE * size / self.response(vectors))
+        return torch.minimum(step_size * row_norm, _LARGEST_CHANGE * self.size() / self.response(vectors))
 
     def whitened_step(self, vectors: Tensor, step_size: float) -> Tensor:
         """
@@ -66,8 +65,7 @@ class Moments:
         Relative to the pre-activation, a step makes the gain a multiple of `vᵀ S v / vᵀ M v`, which whitened
         directions are optimal for.
         """
-        size = (self.pre_activation / self.inputs[-1, -1]).sqrt()
-        return min(step_size, _LARGEST_CHANGE) * size / self.response(vectors)
+        return min(step_size, _LARGEST_CHANGE) * self.size() / self.response(vectors)
 
     def factor(self, layer: str) -> Tensor:
         """
@@ -86,6 +84,10 @@ class Moments:
                 "(`directions='eigenvectors'` of a GrowthConfig)."
             )
         return factor
+
+    def size(self) -> Tensor:
+        """Root mean square of the pre-activations, shape `(n,)`."""
+        return (self.pre_activation / self.inputs[-1, -1]).sqrt()
 
     def response(self, vectors: Tensor) -> Tensor:
         """Root mean square of `v · x̂` for vectors `(d + 1, n)`, bounded away from zero, shape `(n,)`."""

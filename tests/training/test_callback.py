@@ -117,7 +117,7 @@ def test_an_event_plans_from_the_directions_that_the_config_names(directions):
     assert_same_weights(model, twin)
 
 
-def test_an_event_after_which_the_loss_is_not_finite_is_undone(tmp_path):
+def test_an_event_after_which_the_loss_is_not_finite_is_undone():
     model, config = tiny().train(), growth(num_events=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     batches = probe_batches(Images(), config)
