@@ -49,7 +49,7 @@ def export(
     model = load_model(source, revision)
 
     torch.manual_seed(0)
-    images = [torch.randn(number, model.config.num_channels, *sides(model)) for number in (2, 3)]
+    images = [torch.randn(number, model.config.num_channels, *sides(model)) for number in (2, 1, 3)]
     wrapped = _FirstOutput(model).eval()
     write = _write_torch if format is Format.torch else _write_onnx
     partial = output.with_name(f".partial-{output.name}")

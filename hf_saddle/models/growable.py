@@ -53,6 +53,10 @@ class GrowableLinear(nn.Linear):
         if self.skip is None:
             return z
         response = self.skip(x).to(z.dtype)
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            # Optimizers of graphs take a scatter that meets every neuron for an assignment: a product cannot be lost.
+            neurons = torch.arange(self.out_features, device=z.device)
+            return z + response @ (self.skip.target.unsqueeze(-1) == neurons).to(z.dtype)
         # `z` and the zeros are fresh, so they may be added to in place, which saves a copy.
         if self.skip.shared_targets:
             # Units of one neuron are summed before they meet z, so that opposed units cancel without a rounding error.

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
@@ -35,9 +36,9 @@ def logits(model) -> np.ndarray:
         return model.eval()(PIXELS).logits.numpy()
 
 
-def grow(model, *growths):
+def grow(model, *growths, neurons=range(3)):
     """Let a model grow by hand and fill in weights, so that none of them is zero."""
-    grow_(model, GrowthPlan(tuple(LayerGrowth.by_hand(model, *growth, [0, 1, 2]) for growth in growths)))
+    grow_(model, GrowthPlan(tuple(LayerGrowth.by_hand(model, *growth, list(neurons)) for growth in growths)))
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -252,12 +253,15 @@ def test_export_overwrites_nothing(deeper, tmp_path, capsys):
     assert (tmp_path / "model.pt2").read_text() == "mine"
 
 
-def test_export_to_onnx(deeper, tmp_path, capsys):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    assert run("export", deeper[1], tmp_path / "model.onnx", "--format", "onnx") == 0
+@pytest.mark.parametrize("neurons", [3, 40], ids=["some", "every"])
+def test_export_to_onnx(neurons, tmp_path):
+    torch.manual_seed(0)
+    model = SaddleDeiTForImageClassification(SaddleDeiTConfig(**SHAPE, intermediate_size=40, num_labels=10))
+    grow(model, ("deit.layers.0.mlp.fc1", "zero_gain"), neurons=range(neurons)).save_pretrained(tmp_path)
+    assert run("export", tmp_path, tmp_path / "model.onnx", "--format", "onnx") == 0
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     found = session.run(None, {"pixel_values": PIXELS.numpy()})[0]
-    assert np.allclose(found, logits(deeper[0]), atol=1e-5)
+    assert np.allclose(found, logits(model), atol=1e-5)
 
 
 def test_grow(tmp_path, capsys):
