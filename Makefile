@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup demo test test-slow quality style docs study clean
+.PHONY: help setup demo test test-slow test-recipes coverage quality style docs package study clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets.
@@ -21,6 +21,16 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,quality,docs]'
 	@touch $@ $(VENV)/.demo
 
+$(VENV)/.slow: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,study]'
+	@touch $@ $(VENV)/.study
+
+# Apart, as a torchvision that does not go with its torch breaks transformers' models.
+$(VENV)-recipes/.recipes: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)-recipes
+	$(VENV)-recipes/bin/python -m pip install --quiet -c constraints.txt -e '.[test,recipes]'
+	@touch $@
+
 $(VENV)/.study: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[study]'
 	@touch $@ $(VENV)/.demo
@@ -33,8 +43,14 @@ demo: $(VENV)/.demo  ## Grow a DeiT on real images, save it, reload it, show wha
 test: $(VENV)/.dev  ## Run the tests (without the slow ones).
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-test-slow: $(VENV)/.dev  ## Run the slow tests, transformers' common model tests among them.
+test-slow: $(VENV)/.slow  ## Run the slow tests, transformers' common model tests among them.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS)
+
+test-recipes: $(VENV)-recipes/.recipes  ## Compare augmentation with timm's; wants a torchvision that goes with torch.
+	OMP_NUM_THREADS=1 $(VENV)-recipes/bin/python -m pytest -m recipes $(ARGS)
+
+coverage: ARGS += --cov
+coverage: test  ## Run the tests and show which lines they reach.
 
 quality: $(VENV)/.dev  ## Check style and types.
 	$(BIN)/ruff check .
@@ -48,9 +64,16 @@ style: $(VENV)/.dev  ## Format the code.
 docs: $(VENV)/.dev  ## Build the documentation into site/.
 	$(BIN)/mkdocs build --strict
 
+package: $(VENV)/.dev  ## Build wheel and sdist, check what they hold, run the quickstart from the wheel alone.
+	rm -rf dist
+	PYTHONWARNINGS=error $(BIN)/python -m build --no-isolation
+	$(PYTHON) -m venv --clear $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
+	$(BIN)/python .ci/check_package.py $(VENV)-wheel/bin/python
+
 study: $(VENV)/.study  ## Run what the study of when growing pays lacks (hours), then its report.
 	$(RUN) $(BIN)/python -m benchmarks.study.run $(ARGS)
 	$(RUN) $(BIN)/python -m benchmarks.study.report
 
 clean:  ## Remove the environment and everything that was built.
-	rm -rf $(VENV) outputs site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-recipes $(VENV)-wheel outputs site build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

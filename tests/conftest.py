@@ -1,12 +1,26 @@
-"""Tests run offline, quietly and on one thread, and what transformers calls deprecated is a failure."""
+"""
+Tests run offline, quietly and on one thread, with an empty home folder, and read nothing that a bare machine lacks;
+what transformers calls deprecated is a failure.
+"""
 
+import atexit
 import logging
 import os
 import re
+import shutil
+import tempfile
+
+import read_guard
 
 
 # Read when huggingface_hub, datasets and torch are imported. A process that has a stand-in for the Hub sets its own.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers have the environment of the process that starts them
+    _home = tempfile.mkdtemp(prefix="hf_saddle-home-")
+    atexit.register(shutil.rmtree, _home, ignore_errors=True)
+    _folders = {"HF_HOME": "huggingface", "MPLCONFIGDIR": "matplotlib", "XDG_CACHE_HOME": "cache"}
+    os.environ.update({"HOME": _home} | {name: os.path.join(_home, folder) for name, folder in _folders.items()})
+read_guard.start()
 for _variable in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "OMP_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
@@ -41,9 +55,25 @@ class _Deprecations(logging.Handler):
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.option.basetemp is not None:
+        read_guard.allow(config.option.basetemp)
     for origin in ("transformers", "huggingface_hub", "accelerate", "datasets"):
         for category in ("FutureWarning", "DeprecationWarning"):
             config.addinivalue_line("filterwarnings", f"error::{category}:{origin}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish() -> None:
+    read_guard.stop()  # reports may be written anywhere
+
+
+@pytest.fixture(autouse=True)
+def reads():
+    """Fail a test that tried to read what a bare machine lacks, even if the error was caught."""
+    yield read_guard.reads
+    found = sorted(set(read_guard.reads))
+    read_guard.reads.clear()
+    assert not found, f"outside of the repository and its environment: {found}"
 
 
 @pytest.fixture(autouse=True)

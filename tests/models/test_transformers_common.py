@@ -13,7 +13,7 @@ import transformers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "hf_saddle"
+CACHE = Path(__file__).parents[2] / ".cache"
 COMMON = ("test_modeling_common.py", "test_configuration_common.py")
 # What the common tests import and the source distribution lacks.
 ABSENT = {

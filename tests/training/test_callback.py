@@ -291,7 +291,6 @@ def test_model_init_and_a_second_training(tmp_path):
 
 
 def test_hyperparameter_search_starts_every_trial_with_a_fresh_model_and_schedule(tmp_path):
-    pytest.importorskip("optuna")
     trainer = trainer_for(tmp_path, growth(), model_init=lambda: tiny(), eval_dataset=Images(16), max_steps=10)
     grown = []
 

@@ -198,9 +198,11 @@ def test_labels_have_the_shares_of_the_images(mixup, cutmix):
     )
 
 
+@pytest.mark.recipes
 def test_mixing_is_that_of_timm():
-    timm_data = pytest.importorskip("timm.data", reason="timm is not installed: `pip install 'hf_saddle[recipes]'`")
-    theirs = timm_data.Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=5)
+    from timm.data import Mixup
+
+    theirs = Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=5)
     ours = augmentation.MixingCollator(5, 0.8, 1.0, 0.1)
     pixels, labels = torch.randn(8, 3, 12, 10), torch.arange(8) % 5
     for seed in range(30):
@@ -215,10 +217,11 @@ def test_mixing_is_that_of_timm():
         torch.testing.assert_close(found["labels"], wanted_labels)
 
 
+@pytest.mark.recipes
 @pytest.mark.parametrize("side", [16, 64, 224])
 def test_the_transforms_are_those_of_deit(side):
-    transforms = pytest.importorskip("torchvision.transforms", reason="torchvision does not go with this torch")
-    pytest.importorskip("timm", reason="timm is not installed: `pip install 'hf_saddle[recipes]'`")
+    from torchvision import transforms
+
     pixels = np.random.default_rng(0).integers(0, 256, (side + 13, side + 40, 3), dtype=np.uint8)
     image = Image.fromarray(pixels if side > 32 else pixels[:side, :side])
     steps = [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
@@ -249,15 +252,15 @@ def test_copies_of_an_image_go_to_different_processes():
     assert list(sampler) != again
 
 
+@pytest.mark.recipes
 def test_the_order_is_that_of_timm():
-    distributed = pytest.importorskip(
-        "timm.data.distributed_sampler", reason="timm is not installed: `pip install 'hf_saddle[recipes]'`"
-    )
+    from timm.data import distributed_sampler
+
     ours = augmentation.RepeatedAugmentationSampler(size=600, repeats=3, batch_size=64, processes=4, seed=0)
     ours.set_epoch(5)
     batches = BatchSampler(ours, batch_size=64, drop_last=False)
     for rank in range(4):
-        theirs = distributed.RepeatAugSampler(range(600), num_replicas=4, rank=rank)
+        theirs = distributed_sampler.RepeatAugSampler(range(600), num_replicas=4, rank=rank)
         theirs.set_epoch(5)
         share = sum(BatchSamplerShard(batches, 4, rank), [])
         assert share == list(theirs)[: len(share)] and len(share) == len(theirs)
