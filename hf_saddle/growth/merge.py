@@ -83,7 +83,7 @@ def _merged(branch: SkipBranch, changes: Changes, names: dict[nn.Parameter, str]
         new = nn.Parameter(old + twin, requires_grad=old.requires_grad)
         merged._parameters[name] = new
         axes = tuple(Axis.unchanged(size) for size in old.shape)
-        changes.replaced.append(Replaced(names[old], old, new, axes))
+        changes.replaced.append(Replaced(names[old], old, new, axes, merged=twin))
         changes.removed.append(twin)
     if pair.skip is not None:
         merged.skip = pair.skip
