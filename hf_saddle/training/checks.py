@@ -37,6 +37,11 @@ def check_supported(args: TrainingArguments, reaches_wrapper: bool) -> None:
             "Trainer. Use DDP (`torchrun` without `deepspeed` and `fsdp` options), or, where the model must be "
             "sharded, a loop with FSDP2 and `growth_event_sharded_`."
         )
+    if args.auto_find_batch_size and not reaches_wrapper:
+        raise ValueError(
+            "With `auto_find_batch_size`, a plain Trainer starts again from the model that has grown when the memory "
+            "ran out. Use GrowthTrainer, which goes back to the state before the training; it takes the same arguments."
+        )
     if args.parallel_mode == ParallelMode.NOT_DISTRIBUTED:
         raise ValueError(
             "Models do not grow under `nn.DataParallel`. Start one process per GPU with `torchrun --nproc_per_node`, "
@@ -66,6 +71,7 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
     if missed and not held <= present:
         raise ValueError(
             f"The optimizer was made for other parameters and does not train {len(missed)} of the model's, such as "
-            f"{missed[0]}. The model has changed its shapes since (a checkpoint or the best model was loaded). Set "
+            f"{missed[0]}. The model has changed its shapes since (a checkpoint or the best model was loaded). In a "
+            "loop of your own call `rebind_` right after that, or make the optimizer anew. With a Trainer set "
             "`trainer.optimizer = trainer.lr_scheduler = None` before `train()`, or use GrowthTrainer, which does it."
         )
