@@ -1,6 +1,7 @@
-"""The optimizer follows a model whose parameters were replaced from outside, as `load_state_dict` of other shapes does."""
+"""The optimizer follows a model whose parameters were replaced, as `load_state_dict` of other shapes does."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -42,7 +43,7 @@ def rebind_optimizer_(model: nn.Module, optimizer: Optimizer, held: Mapping[str,
             reshaped += [old] if old.shape != new.shape else []
     changes.removed += [old for name, old in held.items() if name not in present]
     # A state of another shape is not carried: it would have to be known which of its entries continue.
-    dropped = {old: inner.state.pop(old) for old in reshaped if old in inner.state}
+    dropped: dict[Any, Any] = {old: inner.state.pop(old) for old in reshaped if old in inner.state}
     try:
         swaps = optimizer_swaps(inner, changes, list(present.values()))
     except BaseException:

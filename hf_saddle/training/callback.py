@@ -153,8 +153,8 @@ class GrowthCallback(TrainerCallback, ExportableState):
     def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if not same_parameters(kwargs["model"], self._held):
             raise RuntimeError(
-                "The model took other shapes between the gradients and the step of the optimizer, which would be lost. "
-                "Load a checkpoint between two steps, for instance in `on_step_end`."
+                "The model took other shapes after its gradients were computed, which are lost. Load checkpoints "
+                "between two steps, for instance in `on_step_end`."
             )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
@@ -185,10 +185,10 @@ class GrowthCallback(TrainerCallback, ExportableState):
 
     # ------------------------------------------------------------------------------------------------------ the work
     def follow_(
-        self, args: TrainingArguments, state: TrainerState, model: PreTrainedModel, optimizer: Optimizer
+        self, args: TrainingArguments, state: TrainerState, model: PreTrainedModel, optimizer: Optimizer | None
     ) -> None:
         """Make optimizer, wrappers and history follow a model that took other shapes by `load_state_dict`."""
-        if not self._held or same_parameters(model, self._held):
+        if optimizer is None or not self._held or same_parameters(model, self._held):
             return
         before = len(GrowthHistory.from_model(model))
         wrapped = model if self.trainer is None else self.trainer.model_wrapped
@@ -279,8 +279,9 @@ class GrowthCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, model: nn.Module, optimizer: Optimizer, loader: Any
     ) -> None:
         check_supported(args, self.trainer is not None)
-        growable_paths(check_growable(model), self.config)
-        check_followers(model, self.followers)
+        inner = check_growable(model)
+        growable_paths(inner, self.config)
+        check_followers(inner, self.followers)
         several = self.trainer is not None and len(self.trainer.growth_callbacks) > 1
         # How `Trainer` keeps the states of callbacks of one class.
         if several or isinstance(state.stateful_callbacks.get(type(self).__name__), list):

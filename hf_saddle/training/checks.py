@@ -10,7 +10,7 @@ from ..growth.optimizer_state import inner_optimizer
 
 
 # A single process, or DDP.
-_SUPPORTED = (
+SUPPORTED = (
     DistributedType.NO,
     DistributedType.MULTI_CPU,
     DistributedType.MULTI_GPU,
@@ -31,7 +31,7 @@ def check_supported(args: TrainingArguments, reaches_wrapper: bool) -> None:
         ValueError: If it may not; the message tells what to do.
     """
     kind = args.distributed_state.distributed_type
-    if args.deepspeed is not None or kind not in _SUPPORTED:
+    if args.deepspeed is not None or kind not in SUPPORTED:
         raise ValueError(
             f"Models do not grow under {DistributedType.DEEPSPEED if args.deepspeed is not None else kind} in a "
             "Trainer. Use DDP (`torchrun` without `deepspeed` and `fsdp` options), or, where the model must be "
@@ -40,7 +40,7 @@ def check_supported(args: TrainingArguments, reaches_wrapper: bool) -> None:
     if args.auto_find_batch_size and not reaches_wrapper:
         raise ValueError(
             "With `auto_find_batch_size`, a plain Trainer starts again from the model that has grown when the memory "
-            "ran out. Use GrowthTrainer, which goes back to the state before the training; it takes the same arguments."
+            "ran out. Use GrowthTrainer, which goes back to the start; it takes the same arguments."
         )
     if args.parallel_mode == ParallelMode.NOT_DISTRIBUTED:
         raise ValueError(
