@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 from .branch_dropout import BranchDropout
 from .configuration_saddle import LINEARS, SaddleConfig
 from .growable import GrowableLinear, GrowableMLP, PairedLinear, SkipBranch, check_targets
+from .resizing import take_shapes_
 
 
 HISTORY_NAME = "growth_history.json"
@@ -197,12 +198,10 @@ class GrowablePreTrainedModel(PreTrainedModel):
         for layer_idx, layer in enumerate(self.base_model.layers):
             if incoming[layer_idx] == current[layer_idx] and not incoming[layer_idx]["skip_sizes"]:
                 continue
-            fresh = type(layer)(self.config, layer_idx).train(layer.training)
+            with torch.random.fork_rng(devices=[]):
+                fresh = type(layer)(self.config, layer_idx)
             for name in LINEARS:
-                old, new = layer.get_submodule(name), fresh.get_submodule(name)
-                if old.weight.shape != new.weight.shape or old.skip is not None or new.skip is not None:
-                    new.to(device=old.weight.device, dtype=old.weight.dtype).requires_grad_(old.weight.requires_grad)
-                    layer.set_submodule(name, new)
+                take_shapes_(layer.get_submodule(name), fresh.get_submodule(name))
 
     # -------------------------------------------------------------------------------------------------------- saving
     def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs) -> None:
