@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 from .branch_dropout import BranchDropout
 from .configuration_saddle import LINEARS, SaddleConfig
 from .growable import GrowableLinear, GrowableMLP, PairedLinear, SkipBranch, check_targets
+from .parameters import check_replaceable
 from .resizing import take_shapes_
 
 
@@ -193,6 +194,10 @@ class GrowablePreTrainedModel(PreTrainedModel):
         set_shapes(config, incoming)
         with torch.device("meta"):
             _check_tensors(state_dict, prefix, type(self)(config).state_dict())
+        changed = {layer for layer in incoming if incoming[layer] != current[layer] or unit != self.config.skip_unit}
+        for layer_idx, _, path, linear in self.growable_linears():
+            if layer_idx in changed:
+                check_replaceable(path, linear)
         self.config.skip_unit = unit
         set_shapes(self.config, incoming)
         for layer_idx, layer in enumerate(self.base_model.layers):

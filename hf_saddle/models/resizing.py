@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from .growable import GrowableLinear
+from .parameters import follow_
 
 
 # Parameters that another one has replaced, by their id, as long as something (an optimizer) still holds them.
@@ -37,7 +38,7 @@ def take_shapes_(linear: GrowableLinear, fresh: GrowableLinear) -> None:
         else:
             model = old if old is not None else next(after[other] for other in siblings(name) if other in after)
             value = new.detach().to(weight.device, weight.dtype)
-            after[name] = nn.Parameter(value, requires_grad=model.requires_grad)
+            after[name] = follow_(nn.Parameter(value), model)
         owner, _, leaf = name.rpartition(".")
         linear.get_submodule(owner)._parameters[leaf] = after[name]
     retire_(old for name, old in before.items() if after.get(name) is not old)

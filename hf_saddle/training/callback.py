@@ -19,7 +19,7 @@ from ..growth import GrowthConfig, GrowthEvent, GrowthHistory
 from ..growth.line_search import FACTORS
 from ..growth.rebind import same_parameters
 from ..models.modeling_saddle import HISTORY_NAME, GrowablePreTrainedModel
-from .checks import check_optimizer, check_supported
+from .checks import check_optimizer, check_parameters, check_supported
 from .distributed import Replicas
 from .event import Loss, check_growable, growable_paths, growth_event_
 from .followers import adopt_history_, check_followers
@@ -280,7 +280,7 @@ class GrowthCallback(TrainerCallback, ExportableState):
     ) -> None:
         check_supported(args, self.trainer is not None)
         inner = check_growable(model)
-        growable_paths(inner, self.config)
+        paths = growable_paths(inner, self.config)
         check_followers(inner, self.followers)
         several = self.trainer is not None and len(self.trainer.growth_callbacks) > 1
         # How `Trainer` keeps the states of callbacks of one class.
@@ -296,6 +296,7 @@ class GrowthCallback(TrainerCallback, ExportableState):
                 "callback log. Use GrowthTrainer; it takes the same arguments."
             )
         check_optimizer(model, optimizer)
+        check_parameters(inner, paths, optimizer)
 
 
 def _ticking(bar: tqdm, loss: Loss, model: nn.Module, batch: Any) -> Any:

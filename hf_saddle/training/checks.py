@@ -1,12 +1,16 @@
 """What a Trainer must be like for its model to grow; anything else is refused with the remedy."""
 
+from collections.abc import Collection
+
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainingArguments
 from transformers.training_args import ParallelMode
 
+from ..growth.attachments import check_attachments
 from ..growth.optimizer_state import inner_optimizer
+from ..models.modeling_saddle import GrowablePreTrainedModel
 
 
 # A single process, or DDP.
@@ -75,3 +79,28 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
             "loop of your own call `rebind_` right after that, or make the optimizer anew. With a Trainer set "
             "`trainer.optimizer = trainer.lr_scheduler = None` before `train()`, or use GrowthTrainer, which does it."
         )
+
+
+def check_parameters(model: GrowablePreTrainedModel, paths: Collection[str], optimizer: Optimizer) -> None:
+    """
+    Verify that linears may exchange their parameters, and that an optimizer trains what is to be trained of them.
+
+    Args:
+        model ([`GrowablePreTrainedModel`]): The model.
+        paths (`Collection[str]`): The linears that may grow.
+        optimizer (`Optimizer`): The optimizer that trains it.
+
+    Raises:
+        ValueError: If something hangs on a parameter that cannot follow (see [`check_attachments`]), or the optimizer
+            does not hold one that requires a gradient.
+    """
+    check_attachments(model, paths)
+    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    for path in paths:
+        for name, parameter in model.get_submodule(path).named_parameters(recurse=False):
+            if parameter.requires_grad and parameter not in held:
+                raise ValueError(
+                    f"The optimizer does not hold {path}.{name}, which requires a gradient and may grow. Freeze the "
+                    "linear (`requires_grad_(False)`), name others in `linears` and `layers` of the GrowthConfig, or "
+                    "give the optimizer this parameter too."
+                )
