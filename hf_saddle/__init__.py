@@ -22,7 +22,13 @@ from .models import (
     SaddleViTForImageClassification,
     SaddleViTModel,
 )
-from .training import GrowthCallback, GrowthTrainer, growth_event_, probe_batches
+from .training import (
+    GrowthCallback,
+    GrowthTrainer,
+    growth_event_,
+    probe_batches,
+    register_growth_checkpointing,
+)
 
 
 __version__ = "0.1.0"
@@ -59,4 +65,5 @@ __all__ = [
     "merge_pairs_",
     "plan_growth",
     "probe_batches",
+    "register_growth_checkpointing",
 ]

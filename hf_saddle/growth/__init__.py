@@ -9,6 +9,7 @@ from .merge import merge_pairs_
 from .optimizer_state import carry_optimizer_state_
 from .plan import GrowthPlan, LayerGrowth
 from .planner import event_budget, plan_growth
+from .rebind import rebind_optimizer_
 from .surgery import PreparedGrowth, grow_, prepare_growth, record_
 
 
@@ -30,5 +31,6 @@ __all__ = [
     "plan_growth",
     "prepare_growth",
     "probe_loss",
+    "rebind_optimizer_",
     "record_",
 ]

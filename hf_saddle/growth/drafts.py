@@ -18,11 +18,12 @@ class Axis:
 
     source: Tensor  # (size,) int64 on the CPU: index into the old tensor, or NEW
     share: Tensor  # (size,) float32 on the CPU: the gradient of the slice relative to that of its source
+    scale: Tensor  # (size,) float32 on the CPU: what the values of its source were multiplied by
 
     @classmethod
     def unchanged(cls, size: int) -> "Axis":
         """Every slice continues itself."""
-        return cls(torch.arange(size), torch.ones(size))
+        return cls(torch.arange(size), torch.ones(size), torch.ones(size))
 
 
 class ParameterDraft:
@@ -65,14 +66,16 @@ class ParameterDraft:
             value *= factor.view([-1 if axis == dim else 1 for axis in range(value.dim())])
         axis = self.axes[dim]
         self.value, self.touched = value, True
-        self.axes[dim] = Axis(axis.source[origin], axis.share[origin] * torch.where(is_copy, share, 1.0))
+        shares, scales = (torch.where(is_copy, factor, 1.0) for factor in (share, scale))
+        self.axes[dim] = Axis(axis.source[origin], axis.share[origin] * shares, axis.scale[origin] * scales)
 
     def append_(self, values: Tensor, dim: int = 0) -> None:
         """Append new slices along `dim`."""
         axis, count = self.axes[dim], values.shape[dim]
         self.value, self.touched = torch.cat([self.value, values.to(self.value)], dim), True
+        new, one = torch.full((count,), NEW), torch.ones(count)
         self.axes[dim] = Axis(
-            torch.cat([axis.source, torch.full((count,), NEW)]), torch.cat([axis.share, torch.ones(count)])
+            torch.cat([axis.source, new]), torch.cat([axis.share, one]), torch.cat([axis.scale, one])
         )
 
     def add_(self, indices: Tensor, values: Tensor) -> None:
@@ -212,5 +215,5 @@ def add_units_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Tensor
 
 def _fresh(value: Tensor) -> ParameterDraft:
     draft = ParameterDraft(value)
-    draft.axes = [Axis(torch.full_like(axis.source, NEW), axis.share) for axis in draft.axes]
+    draft.axes = [Axis(torch.full_like(axis.source, NEW), axis.share, axis.scale) for axis in draft.axes]
     return draft

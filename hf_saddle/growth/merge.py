@@ -8,6 +8,8 @@ from torch.optim import Optimizer
 
 from ..models.growable import GrowableLinear, PairedLinear, SkipBranch
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from ..models.parameters import follow_
+from .attachments import check_attachments
 from .costs import count_macs, count_parameters
 from .drafts import Axis
 from .event import GrowthEvent
@@ -38,6 +40,8 @@ def merge_pairs_(model: GrowablePreTrainedModel, optimizer: Optimizer | None = N
     branches = [module.skip for *_, module in model.growable_linears() if module.skip is not None]
     if not branches or model.config.skip_unit != "residual_pair":
         raise ValueError("The model has no residual pairs to merge; only the operator `residual_pair` makes them.")
+    paths = {path for _, _, path, module in model.growable_linears() if module.skip is not None}
+    check_attachments(model, paths)
     history = GrowthHistory.from_model(model)
     before, macs, shapes, config = count_parameters(model), count_macs(model), model.shapes(), model.config
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -80,10 +84,14 @@ def _merged(branch: SkipBranch, changes: Changes, names: dict[nn.Parameter, str]
     for name in ("weight", "bias"):
         old, twin = pair._parameters[name], pair._parameters[f"twin_{name}"]
         assert old is not None and twin is not None
-        new = nn.Parameter(old + twin, requires_grad=old.requires_grad)
+        if old.requires_grad != twin.requires_grad:
+            raise ValueError(
+                f"{names[old]} and its twin are one row once they are merged: train both, or freeze both."
+            )
+        new = follow_(nn.Parameter(old + twin), old)
         merged._parameters[name] = new
         axes = tuple(Axis.unchanged(size) for size in old.shape)
-        changes.replaced.append(Replaced(names[old], old, new, axes))
+        changes.replaced.append(Replaced(names[old], old, new, axes, merged=twin))
         changes.removed.append(twin)
     if pair.skip is not None:
         merged.skip = pair.skip

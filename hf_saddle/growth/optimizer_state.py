@@ -1,36 +1,35 @@
 """The optimizer follows a growth: every old entry of a parameter keeps its state, at its place in its group."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
-from torch.optim import ASGD, LBFGS, Adadelta, Adagrad, Optimizer, Rprop
+from torch.optim import Optimizer
 
 from .drafts import NEW, Axis
+from .optimizer_rules import Rules, State, rules_of, vector_group
 
 
-# State that is quadratic in the gradient, by its name in torch.optim and transformers.
-SECOND_MOMENTS = frozenset(
-    ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "variance", "row_var", "col_var")
-    + ("exp_avg_sq_row", "exp_avg_sq_col")
-)
-# Factored second moments (Adafactor): a mean over the last dimension, and one over the dimension before it.
-_ROW_MEANS, _COLUMN_MEANS = ("row_var", "exp_avg_sq_row"), ("col_var", "exp_avg_sq_col")
-# Their state is not an average over gradients, or has to exist before the first step: no rule for new entries.
-_REFUSED = (LBFGS, Rprop, ASGD, Adadelta, Adagrad)
+# How often the gradient share counts.
+_POWER = {State.GRADIENTS: 1, State.SIZES: 1, State.SQUARES: 2, State.UPDATES: 0}
+_FROM_MEAN = (State.SIZES, State.SQUARES)
 
 
 @dataclass(frozen=True, eq=False)
 class Replaced:
-    """A parameter that took the place of another; `axes` tells for every dimension where its slices come from."""
+    """
+    A parameter that took the place of another; `axes` tells for every dimension where its slices come from. `merged`
+    is a second one whose values were added to it.
+    """
 
     name: str
     old: nn.Parameter
     new: nn.Parameter
     axes: tuple[Axis, ...]
+    merged: nn.Parameter | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +56,13 @@ def carry_optimizer_state_(optimizer: Optimizer, changes: Changes, order: Sequen
 
     - A new parameter takes the place of the old one in its group. One without predecessor joins the group of its
       sibling, at the place it has in a fresh optimizer on the grown model; it starts without state.
-    - A state tensor of the parameter's shape is carried entry by entry: multiplied by the entry's gradient share, or
-      by its square for `SECOND_MOMENTS`. This holds for optimizers of any origin (Adam, SGD, Lion, …).
+    - Its states are carried by what they mean, see [`optimizer_rules.OPTIMIZERS`]: averages of gradients, of squares
+      and of updates entry by entry, by their share of the gradient; copies of the weights as the weights themselves.
     - Entries that no old one continues start from 0, second moments from the mean over the parameter. With an old step
       count the first updates of AdamW are then at most 1.2 times the learning rate (5.8 times for moments from 0).
+      Where steps are counted by group, new parameters start in the same way, from the mean over their sibling.
     - Factored second moments (Adafactor) are carried so that the estimate of every untouched entry stays the same.
-    - Numbers, and tensors of one element, are kept. Any other state is refused.
+    - A vector does not join a group that is for matrices only (Muon), but one that holds vectors.
 
     Args:
         optimizer (`Optimizer` or `AcceleratedOptimizer`): The optimizer.
@@ -87,20 +87,28 @@ def optimizer_swaps(
         `list[tuple[Callable, Callable]]`: Pairs of an assignment and the one that undoes it.
     """
     optimizer = inner_optimizer(optimizer)
+    rules = rules_of(optimizer)
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-    for change in changes.replaced:
-        if change.old.requires_grad and change.old not in held:
+    needed = [(change.name, change.old) for change in changes.replaced]
+    needed += [(change.name, change.sibling) for change in changes.added]
+    for name, parameter in needed:
+        if parameter.requires_grad and parameter not in held:
             raise ValueError(
-                f"The optimizer does not hold {change.name}, which requires a gradient. Give the optimizer that "
-                "trains this model (was it made before an earlier growth, or for a copy?), or freeze the parameter."
+                f"The optimizer does not hold {name}, which requires a gradient. Give the optimizer that trains this "
+                "model (was it made before an earlier growth, or for a copy?), or freeze the parameter."
             )
-    grown = [
-        (change, _grown_state(change, optimizer.state[change.old]))
+    grown = {
+        change.old: (change.new, _grown_state(change, rules, optimizer.state))
         for change in changes.replaced
         if change.old in optimizer.state
-    ]
-    groups = [_swap_group(*values) for values in _grown_groups(optimizer, changes, order)]
-    return [*groups, _swap_states(optimizer, changes, grown)]
+    }
+    started = {
+        change.new: _first_state(change, rules, optimizer.state[change.sibling])
+        for change in changes.added
+        if rules.shared_steps and change.new.requires_grad and change.sibling in optimizer.state
+    }
+    groups = [_swap_group(*values) for values in _grown_groups(optimizer, rules, changes, order)]
+    return [*groups, _swap_states(optimizer, changes, grown, started)]
 
 
 def inner_optimizer(optimizer: Optimizer) -> Optimizer:
@@ -112,11 +120,7 @@ def inner_optimizer(optimizer: Optimizer) -> Optimizer:
     """
     while isinstance(optimizer, AcceleratedOptimizer):
         optimizer = optimizer.optimizer
-    if not isinstance(optimizer, Optimizer) or isinstance(optimizer, _REFUSED):
-        raise ValueError(
-            f"The state of {type(optimizer).__name__} cannot be carried through a growth. Use AdamW, SGD, Adafactor "
-            "or another optimizer whose state are moments of the gradient."
-        )
+    rules_of(optimizer)
     return optimizer
 
 
@@ -136,11 +140,12 @@ def _swap_group(group: dict[str, Any], params: list[nn.Parameter], names: list[s
     return apply, undo
 
 
-def _swap_states(optimizer: Optimizer, changes: Changes, grown: list[tuple[Replaced, dict[str, Any]]]):
+def _swap_states(
+    optimizer: Optimizer, changes: Changes, grown: dict[Any, tuple[nn.Parameter, Any]], started: dict[Any, Any]
+):
     before: dict[Any, Any] = dict(optimizer.state)
-    renewed: dict[Any, tuple[Any, Any]] = {change.old: (change.new, state) for change, state in grown}
     gone = set(changes.removed)
-    after = dict(renewed.get(old, (old, state)) for old, state in before.items() if old not in gone)
+    after = dict(grown.get(old, (old, state)) for old, state in before.items() if old not in gone) | started
 
     def assign(states: dict[Any, Any]) -> Callable[[], None]:
         def swap() -> None:
@@ -152,17 +157,25 @@ def _swap_states(optimizer: Optimizer, changes: Changes, grown: list[tuple[Repla
     return assign(after), assign(before)
 
 
-def _grown_groups(optimizer: Optimizer, changes: Changes, order: Sequence[nn.Parameter]):
+def _grown_groups(optimizer: Optimizer, rules: Rules, changes: Changes, order: Sequence[nn.Parameter]):
     """Every group, with its parameters and their names after the changes."""
     rank = {parameter: index for index, parameter in enumerate(order)}
     replaced = {change.old: change.new for change in changes.replaced}
+    home = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+    vectors = vector_group(optimizer, rules)
+
+    def joins(change: Added, group: dict[str, Any]) -> bool:
+        own = home.get(change.sibling)
+        if own is not None and rules.matrices_only(own) and change.new.dim() < 2:
+            own = vectors
+        return change.new.requires_grad and own is group
+
     for group in optimizer.param_groups:
         old_names = group.get("param_names")
         pairs = zip(group["params"], old_names or [None] * len(group["params"]), strict=True)
         entries = [(replaced.get(parameter, parameter), name) for parameter, name in pairs]
         entries = [entry for entry in entries if not any(entry[0] is gone for gone in changes.removed)]
-        members = set(group["params"])
-        joining = [change for change in changes.added if change.sibling in members and change.new.requires_grad]
+        joining = [change for change in changes.added if joins(change, group)]
         for change in sorted(joining, key=lambda change: rank[change.new]):
             # Behind the last of those that precede it: its canonical place wherever the group has that order.
             preceding = [i for i, (parameter, _) in enumerate(entries) if rank.get(parameter, -1) < rank[change.new]]
@@ -171,88 +184,120 @@ def _grown_groups(optimizer: Optimizer, changes: Changes, order: Sequence[nn.Par
         yield group, [parameter for parameter, _ in entries], names
 
 
-def _grown_state(change: Replaced, state: dict[str, Any]) -> dict[str, Any]:
-    grown = {}
-    for name, value in state.items():
-        grown[name] = _grown_value(change, name, value)
-    for names in zip(_ROW_MEANS, _COLUMN_MEANS, strict=True):
-        if all(isinstance(state.get(name), Tensor) for name in names):
-            rows, columns = (_grown_mean(change, name, state[name]) for name in names)
-            # The estimate is row · column / mean(row): the means are scaled so that it stays the same.
-            mean = state[names[0]].mean()
-            grown[names[0]] = rows * _ratio(columns.mean(), state[names[1]].mean())
-            grown[names[1]] = columns * _ratio(rows.mean(), mean)
-            _check_shape(change, names[0], grown[names[0]], _mean_shape(change.new, names[0], state[names[0]]))
-            _check_shape(change, names[1], grown[names[1]], _mean_shape(change.new, names[1], state[names[1]]))
+def _grown_state(change: Replaced, rules: Rules, states: Mapping[Any, dict[str, Any]]) -> dict[str, Any]:
+    state = states[change.old]
+    grown = {name: _grown_value(change, name, _meaning(change, rules, name), value) for name, value in state.items()}
+    means = {rules.states[name]: name for name in state if rules.states[name] in (State.ROW_MEANS, State.COLUMN_MEANS)}
+    if means:
+        names = means[State.ROW_MEANS], means[State.COLUMN_MEANS]
+        rows, columns = (_grown_mean(change, name, state[name], kept) for kept, name in enumerate(names))
+        # The estimate is row · column / mean(row): the means are scaled so that it stays the same.
+        mean = state[names[0]].mean()
+        grown[names[0]] = rows * _ratio(columns.mean(), state[names[1]].mean())
+        grown[names[1]] = columns * _ratio(rows.mean(), mean)
+    if change.merged is not None and change.merged in states:
+        # A merged copy of the weights is the sum of both, as the weights are.
+        for name, value in states[change.merged].items():
+            if rules.states[name] is State.WEIGHTS:
+                grown[name] = state[name] + value
     return grown
+
+
+def _first_state(change: Added, rules: Rules, sibling: dict[str, Any]) -> dict[str, Any]:
+    """A state for a parameter without predecessor, from that of the parameter beside it."""
+    first = {}
+    for name, value in sibling.items():
+        meaning = _meaning(change, rules, name)
+        if meaning is State.NUMBER:
+            first[name] = value
+        elif meaning is State.WEIGHTS:
+            first[name] = change.new.detach().clone()
+        else:
+            start = value.mean() if meaning in _FROM_MEAN else value.new_zeros(())
+            first[name] = start.expand(change.new.shape).clone()
+    return first
 
 
 def _ratio(now: Tensor, before: Tensor) -> Tensor:
     return torch.where(before > 0, now / before, torch.ones_like(before))
 
 
-def _grown_value(change: Replaced, name: str, value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        if value is None or isinstance(value, (bool, int, float, str)):
-            return value
-        raise _unknown(change, name, f"a {type(value).__name__}")
-    if value.shape == change.old.shape and value.is_floating_point():
-        power = 2 if name in SECOND_MOMENTS else 1
-        grown = _carry(value, tuple(range(value.dim())), change.axes, power, _fill(name, value))
-        _check_shape(change, name, grown, change.new.shape)
-        return grown
-    if name in (*_ROW_MEANS, *_COLUMN_MEANS) and change.old.dim() == 2:
-        _check_shape(change, name, value, _mean_shape(change.old, name, value))
-        return value  # replaced below, together with its counterpart
-    if value.numel() == 1:
+def _meaning(change: Replaced | Added, rules: Rules, name: str) -> State:
+    if name not in rules.states:
+        raise ValueError(
+            f"There is no rule to carry the optimizer's state {name!r} of {change.name}; the rules of its class name "
+            f"{', '.join(rules.states)}. See `hf_saddle.growth.optimizer_rules.OPTIMIZERS`."
+        )
+    return rules.states[name]
+
+
+def _grown_value(change: Replaced, name: str, meaning: State, value: Any) -> Any:
+    if value is None or meaning is State.NUMBER:
         return value
-    raise _unknown(change, name, f"{value.dtype} of shape {tuple(value.shape)}")
+    if meaning in (State.ROW_MEANS, State.COLUMN_MEANS):
+        return value  # replaced later, together with its counterpart
+    _check_shape(change, name, value, change.old.shape)
+    dims = tuple(range(value.dim()))
+    if meaning is State.WEIGHTS:
+        grown = _grown_weights(change, value, dims)
+    else:
+        grown = _carry(value, dims, change.axes, [axis.share ** _POWER[meaning] for axis in change.axes])
+        grown = _fill(grown, dims, change.axes, value.mean() if meaning in _FROM_MEAN else value.new_zeros(()))
+    _check_shape(change, name, grown, change.new.shape)
+    return grown
 
 
-def _unknown(change: Replaced, name: str, what: str) -> ValueError:
-    return ValueError(
-        f"The optimizer's state {name!r} of {change.name} is {what}, the parameter has shape "
-        f"{tuple(change.old.shape)}: there is no rule to carry it. Use an optimizer whose state tensors have the "
-        "shape of the parameter."
-    )
+def _grown_weights(change: Replaced, value: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """A copy of the weights: as far from the new weights as it was from the old ones, times what scaled those."""
+    scales = [axis.scale for axis in change.axes]
+    copy, old = (_carry(weights, dims, change.axes, scales) for weights in (value, change.old.to(value)))
+    new = change.new.to(value)
+    return _fill(torch.where(new == old, copy, new + (copy - old)), dims, change.axes, new)
 
 
 def _check_shape(change: Replaced, name: str, value: Tensor, expected: torch.Size) -> None:
     """Fused optimizers read past the end of state of a wrong shape, so none may get there."""
-    if value.shape != expected:
+    if value.shape != expected or not value.is_floating_point():
         raise ValueError(
-            f"The optimizer's state {name!r} of {change.name} has shape {tuple(value.shape)} instead of "
-            f"{tuple(expected)}. It belongs to another model."
+            f"The optimizer's state {name!r} of {change.name} is {value.dtype} of shape {tuple(value.shape)} instead "
+            f"of {tuple(expected)}. It belongs to another model."
         )
 
 
-def _mean_shape(parameter: Tensor, name: str, value: Tensor) -> torch.Size:
-    kept = 0 if name in _ROW_MEANS else 1
+def _grown_mean(change: Replaced, name: str, value: Tensor, kept: int) -> Tensor:
+    """A factored second moment, carried along the dimension that it keeps."""
+    _check_shape(change, name, value, _mean_shape(change.old, value, kept))
+    dims, axes = (kept if value.dim() == 2 else 0,), (change.axes[kept],)
+    grown = _fill(_carry(value, dims, axes, [axes[0].share ** 2]), dims, axes, value.mean())
+    _check_shape(change, name, grown, _mean_shape(change.new, value, kept))
+    return grown
+
+
+def _mean_shape(parameter: Tensor, value: Tensor, kept: int) -> torch.Size:
     if value.dim() == 1:
         return parameter.shape[kept : kept + 1]
     return torch.Size([size if dim == kept else 1 for dim, size in enumerate(parameter.shape)])
 
 
-def _grown_mean(change: Replaced, name: str, value: Tensor) -> Tensor:
-    """A factored second moment, carried along the dimension that it keeps."""
-    kept = 0 if name in _ROW_MEANS else 1
-    return _carry(value, (kept if value.dim() == 2 else 0,), (change.axes[kept],), 2, value.mean())
-
-
-def _fill(name: str, value: Tensor) -> Tensor:
-    return value.mean() if name in SECOND_MOMENTS else value.new_zeros(())
-
-
-def _carry(value: Tensor, dims: tuple[int, ...], axes: tuple[Axis, ...], power: int, fill: Tensor) -> Tensor:
-    """`value` with its slices along `dims` gathered, scaled by the gradient share, and new ones filled."""
-    for dim, axis in zip(dims, axes, strict=True):
+def _carry(value: Tensor, dims: tuple[int, ...], axes: tuple[Axis, ...], factors: Sequence[Tensor]) -> Tensor:
+    """`value` with its slices along `dims` gathered and multiplied by `factors`."""
+    for dim, axis, factor in zip(dims, axes, factors, strict=True):
         size = len(axis.source)
         unchanged = size == value.shape[dim] and bool((axis.source == torch.arange(size)).all())
         if not unchanged:
             value = value.index_select(dim, axis.source.clamp(min=0).to(value.device))
-        view = [-1 if other == dim else 1 for other in range(value.dim())]
-        if bool((axis.share != 1).any()):
-            value = value * (axis.share**power).to(value).view(view)
-        if bool((axis.source == NEW).any()):
-            value = torch.where((axis.source == NEW).to(value.device).view(view), fill, value)
+        if bool((factor != 1).any()):
+            value = value * factor.to(value).view(_view(value, dim))
     return value
+
+
+def _fill(value: Tensor, dims: tuple[int, ...], axes: tuple[Axis, ...], fill: Tensor) -> Tensor:
+    """`value` with the slices that no old one continues taken from `fill`."""
+    for dim, axis in zip(dims, axes, strict=True):
+        if bool((axis.source == NEW).any()):
+            value = torch.where((axis.source == NEW).to(value.device).view(_view(value, dim)), fill, value)
+    return value
+
+
+def _view(value: Tensor, dim: int) -> list[int]:
+    return [-1 if other == dim else 1 for other in range(value.dim())]

@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from .attachments import check_attachments
 from .costs import count_parameters, plan_cost
 from .event import GrowthEvent
 from .history import GrowthHistory
@@ -113,6 +114,7 @@ def prepare_growth(
             "The growth history of the model does not lead to its shapes. If it went back to an earlier checkpoint, "
             "attach `GrowthHistory.from_model(model).rewound_to(model)`; else set `model.growth_history = None`."
         )
+    check_attachments(model, {growth.linear for growth in plan.growths})
     drafts, unit = draft_growths(model, plan)
     rebuild = Rebuild(unit, model.config.hidden_act)
     for draft in drafts:

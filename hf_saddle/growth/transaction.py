@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from ..models.configuration_saddle import SaddleConfig
 from ..models.growable import SkipBranch
 from ..models.modeling_saddle import GrowablePreTrainedModel, set_shapes
+from ..models.parameters import follow_
 from .drafts import BranchDraft, LinearDraft, ParameterDraft
 from .optimizer_state import Added, Changes, Replaced, optimizer_swaps
 
@@ -137,12 +138,12 @@ class Rebuild:
 
     def _replace_(self, name: str, draft: ParameterDraft) -> nn.Parameter:
         assert draft.old is not None
-        new = nn.Parameter(draft.value, requires_grad=draft.old.requires_grad)
+        new = follow_(nn.Parameter(draft.value), draft.old)
         self.changes.replaced.append(Replaced(name, draft.old, new, tuple(draft.axes)))
         return new
 
     def _create_(self, name: str, draft: ParameterDraft, sibling: nn.Parameter) -> nn.Parameter:
-        new = nn.Parameter(draft.value, requires_grad=sibling.requires_grad)
+        new = follow_(nn.Parameter(draft.value), sibling)
         self.changes.added.append(Added(name, new, sibling))
         return new
 

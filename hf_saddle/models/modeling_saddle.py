@@ -17,6 +17,8 @@ from transformers.utils import cached_file
 from .branch_dropout import BranchDropout
 from .configuration_saddle import LINEARS, SaddleConfig
 from .growable import GrowableLinear, GrowableMLP, PairedLinear, SkipBranch, check_targets
+from .parameters import check_replaceable
+from .resizing import take_shapes_
 
 
 HISTORY_NAME = "growth_history.json"
@@ -192,17 +194,19 @@ class GrowablePreTrainedModel(PreTrainedModel):
         set_shapes(config, incoming)
         with torch.device("meta"):
             _check_tensors(state_dict, prefix, type(self)(config).state_dict())
+        changed = {layer for layer in incoming if incoming[layer] != current[layer] or unit != self.config.skip_unit}
+        for layer_idx, _, path, linear in self.growable_linears():
+            if layer_idx in changed:
+                check_replaceable(path, linear)
         self.config.skip_unit = unit
         set_shapes(self.config, incoming)
         for layer_idx, layer in enumerate(self.base_model.layers):
             if incoming[layer_idx] == current[layer_idx] and not incoming[layer_idx]["skip_sizes"]:
                 continue
-            fresh = type(layer)(self.config, layer_idx).train(layer.training)
+            with torch.random.fork_rng(devices=[]):
+                fresh = type(layer)(self.config, layer_idx)
             for name in LINEARS:
-                old, new = layer.get_submodule(name), fresh.get_submodule(name)
-                if old.weight.shape != new.weight.shape or old.skip is not None or new.skip is not None:
-                    new.to(device=old.weight.device, dtype=old.weight.dtype).requires_grad_(old.weight.requires_grad)
-                    layer.set_submodule(name, new)
+                take_shapes_(layer.get_submodule(name), fresh.get_submodule(name))
 
     # -------------------------------------------------------------------------------------------------------- saving
     def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs) -> None:

@@ -4,7 +4,9 @@ from .callback import GrowthCallback
 from .checkpoints import last_whole_checkpoint, missing_parts
 from .distributed import rebuild_ddp_
 from .event import growth_event_
+from .loop_checkpoints import register_growth_checkpointing
 from .probe import probe_batches
+from .rebind import rebind_
 from .sharded import growth_event_sharded_
 from .trainer import GrowthTrainer
 
@@ -17,5 +19,7 @@ __all__ = [
     "last_whole_checkpoint",
     "missing_parts",
     "probe_batches",
+    "rebind_",
     "rebuild_ddp_",
+    "register_growth_checkpointing",
 ]

@@ -1,7 +1,7 @@
 """`GrowthCallback`: decides when a model grows inside of HF `Trainer`, delegates, and logs."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,14 @@ from transformers.trainer_utils import has_length
 
 from ..growth import GrowthConfig, GrowthEvent, GrowthHistory
 from ..growth.line_search import FACTORS
+from ..growth.rebind import same_parameters
 from ..models.modeling_saddle import HISTORY_NAME, GrowablePreTrainedModel
-from .checks import check_optimizer, check_supported
+from .checks import check_optimizer, check_parameters, check_supported
 from .distributed import Replicas
 from .event import Loss, check_growable, growable_paths, growth_event_
+from .followers import adopt_history_, check_followers
 from .probe import probe_batches
+from .rebind import rebind_
 from .reports import describe, growth_metrics, lr_ratio
 
 
@@ -49,25 +52,39 @@ class GrowthCallback(TrainerCallback, ExportableState):
         loss (`Callable`, *optional*):
             Maps model and batch to the mean loss of the batch. Defaults to `compute_loss` of a [`GrowthTrainer`]; in
             a plain `Trainer` to the model's own loss, with the label smoothing of the training arguments.
+        followers (`Sequence`, *optional*):
+            Models that grow by the same plans, at the same time or not at all, such as the `module` of a
+            `torch.optim.swa_utils.AveragedModel`. They must have the shapes of the model when the training begins.
     """
 
     def __init__(
-        self, config: GrowthConfig | Mapping[str, Any], *, probe_dataset: Any = None, loss: Loss | None = None
+        self,
+        config: GrowthConfig | Mapping[str, Any],
+        *,
+        probe_dataset: Any = None,
+        loss: Loss | None = None,
+        followers: Sequence[GrowablePreTrainedModel] = (),
     ):
         self.config = config if isinstance(config, GrowthConfig) else GrowthConfig.from_dict(dict(config))
         self.probe_dataset = probe_dataset
         self.loss = loss
+        self.followers = tuple(followers)
         self.trainer: Trainer | None = None  # set by `GrowthTrainer`
         self.events_done = 0
         self._history: dict[str, Any] | None = None
         self._given: list[str] = []
+        self._held: dict[str, nn.Parameter] = {}  # what the optimizer trains, by name
 
     # --------------------------------------------------------------------------------------------------------- state
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps in `trainer_state.json`."""
-        given = [name for name in ("probe_dataset", "loss") if getattr(self, name) is not None]
-        attributes = {"events_done": self.events_done, "_history": self._history, "_given": given}
+        attributes = {"events_done": self.events_done, "_history": self._history, "_given": self._arguments()}
         return {"args": {"config": self.config.to_dict()}, "attributes": attributes}
+
+    def _arguments(self) -> list[str]:
+        """What was given and JSON cannot hold."""
+        given = {"probe_dataset": self.probe_dataset, "loss": self.loss, "followers": self.followers or None}
+        return [name for name, value in given.items() if value is not None]
 
     def _restore(self, state: TrainerState, model: GrowablePreTrainedModel) -> None:
         name = type(self).__name__
@@ -79,11 +96,11 @@ class GrowthCallback(TrainerCallback, ExportableState):
             for key, value in saved["attributes"].items():
                 setattr(self, key, value)
             self._note_changes(saved["args"]["config"])
-            lost = [argument for argument in self._given if getattr(self, argument) is None]
+            lost = [argument for argument in self._given if argument not in self._arguments()]
             if lost:
                 raise ValueError(
                     f"The run that is resumed gave `{lost[0]}` to GrowthCallback. Give it again, or its events would "
-                    "be decided otherwise; `restore_callback_states_from_checkpoint` keeps it in a GrowthTrainer only."
+                    "be other ones; `restore_callback_states_from_checkpoint` keeps it in a GrowthTrainer only."
                 )
         else:
             self.events_done, self._history = self._missed(state), model.growth_history
@@ -127,6 +144,18 @@ class GrowthCallback(TrainerCallback, ExportableState):
     ):
         self._check(args, state, model, optimizer, kwargs["train_dataloader"])
         self._restore(state, model)
+        adopt_history_(model, self.followers)
+        self._held = dict(model.named_parameters())
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self.follow_(args, state, kwargs["model"], kwargs["optimizer"])
+
+    def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if not same_parameters(kwargs["model"], self._held):
+            raise RuntimeError(
+                "The model took other shapes after its gradients were computed, which are lost. Load checkpoints "
+                "between two steps, for instance in `on_step_end`."
+            )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if not self.config.event_due(self._progress(state), self.events_done):
@@ -135,7 +164,9 @@ class GrowthCallback(TrainerCallback, ExportableState):
         if state.global_step >= state.max_steps or control.should_training_stop:
             return
         model, optimizer, loader = kwargs["model"], kwargs["optimizer"], kwargs["train_dataloader"]
+        self.follow_(args, state, model, optimizer)
         event = self._grow(args, state, model, optimizer, loader)
+        self._held = dict(model.named_parameters())
         self.events_done += 1
         self._history = model.growth_history
         self._report(args, state, control, event)
@@ -143,6 +174,7 @@ class GrowthCallback(TrainerCallback, ExportableState):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs
     ):
+        self._held = {}
         if not args.load_best_model_at_end or state.best_model_checkpoint is None:
             return
         # The best model may be one before an event: its history is the one that was saved beside it.
@@ -152,6 +184,26 @@ class GrowthCallback(TrainerCallback, ExportableState):
         GrowthHistory.from_model(model).check(model)
 
     # ------------------------------------------------------------------------------------------------------ the work
+    def follow_(
+        self, args: TrainingArguments, state: TrainerState, model: PreTrainedModel, optimizer: Optimizer | None
+    ) -> None:
+        """Make optimizer, wrappers and history follow a model that took other shapes by `load_state_dict`."""
+        if optimizer is None or not self._held or same_parameters(model, self._held):
+            return
+        before = len(GrowthHistory.from_model(model))
+        wrapped = model if self.trainer is None else self.trainer.model_wrapped
+        changes = rebind_(wrapped, optimizer, self._held, followers=self.followers)
+        if args.torch_compile and self.trainer is None:
+            torch.compiler.reset()
+        self._held, self._history = dict(model.named_parameters()), model.growth_history
+        logger.warning(
+            f"Parameters of the model were replaced outside of a growth before step {state.global_step + 1} (a "
+            "checkpoint of other shapes was loaded). The optimizer goes on with those of the model: "
+            f"{len(changes.replaced)} took the place of others, {len(changes.added)} came, {len(changes.removed)} "
+            f"went; what has another shape starts without state. The history goes from {before} to "
+            f"{len(GrowthHistory.from_model(model))} events; the {self.events_done} that happened are not repeated."
+        )
+
     def _progress(self, state: TrainerState) -> float:
         return float(state.global_step if self.config.unit == "steps" else state.epoch or 0)
 
@@ -185,6 +237,7 @@ class GrowthCallback(TrainerCallback, ExportableState):
                 epoch=state.epoch,
                 lr_ratio=lr_ratio(optimizer, args.learning_rate),
                 loss=partial(_ticking, bar, self._loss(args)),
+                followers=self.followers,
             )
         if args.torch_compile and self.trainer is None and event.layers:
             torch.compiler.reset()  # as `growth_event_` does where it sees the wrapper
@@ -226,7 +279,9 @@ class GrowthCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, model: nn.Module, optimizer: Optimizer, loader: Any
     ) -> None:
         check_supported(args, self.trainer is not None)
-        growable_paths(check_growable(model), self.config)
+        inner = check_growable(model)
+        paths = growable_paths(inner, self.config)
+        check_followers(inner, self.followers)
         several = self.trainer is not None and len(self.trainer.growth_callbacks) > 1
         # How `Trainer` keeps the states of callbacks of one class.
         if several or isinstance(state.stateful_callbacks.get(type(self).__name__), list):
@@ -241,6 +296,7 @@ class GrowthCallback(TrainerCallback, ExportableState):
                 "callback log. Use GrowthTrainer; it takes the same arguments."
             )
         check_optimizer(model, optimizer)
+        check_parameters(inner, paths, optimizer)
 
 
 def _ticking(bar: tqdm, loss: Loss, model: nn.Module, batch: Any) -> Any:

@@ -25,7 +25,19 @@ from ..growth import (
     record_,
 )
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .distributed import Replicas, ddp_arguments, find_ddp, fingerprint, is_compiled, is_sharded, rebuild_ddp_, unwrap
+from .checks import check_optimizer
+from .distributed import (
+    Replicas,
+    ddp_arguments,
+    find_ddp,
+    fingerprint,
+    follows,
+    is_compiled,
+    is_sharded,
+    rebuild_ddp_,
+    unwrap,
+)
+from .followers import adopt_history_, check_followers
 from .probe import event_seed, private_randomness
 
 
@@ -44,6 +56,7 @@ def growth_event_(
     lr_ratio: float = 1.0,
     loss: Loss | None = None,
     group: "dist.ProcessGroup | None" = None,
+    followers: Sequence[GrowablePreTrainedModel] = (),
 ) -> GrowthEvent:
     """
     Measure, plan and grow, as [`GrowthCallback`] does; for hand-written loops.
@@ -65,23 +78,24 @@ def growth_event_(
             `model(**batch).loss`.
         group (`torch.distributed.ProcessGroup`, *optional*): The processes that train the model. Defaults to those of
             its DDP wrapper.
+        followers (`Sequence`, *optional*): Models of the same shapes that grow by the same plan, such as the
+            `module` of a `torch.optim.swa_utils.AveragedModel`; if one cannot grow, nothing does.
 
     Returns:
         [`GrowthEvent`]: The record, which is also the last event of the model's history. `seconds` is all that the
         event took.
 
     Raises:
-        ValueError: If the model cannot grow (see [`check_growable`]), nothing can be measured, or the loss would not
-            be finite. The model is as before.
+        ValueError: If the model cannot grow (see [`check_growable`]), nothing can be measured, the optimizer or the
+            DDP wrapper was made for other parameters, or the loss would not be finite. The model is as before.
         RuntimeError: If the processes do not agree, or another one failed. No process has grown then.
     """
     started = time.perf_counter()
     inner, replicas = check_growable(model), Replicas.of(model) if group is None else Replicas(group)
     try:
         with private_randomness(event_seed(config, event)):
-            done = _grow_(
-                model, optimizer, batches, config, replicas, event, lr_ratio, loss, {"step": step, "epoch": epoch}
-            )
+            record = {"step": step, "epoch": epoch}
+            done = _grow_(model, optimizer, batches, config, replicas, event, lr_ratio, loss, record, followers)
     except Exception as error:
         if replicas.size > 1:
             error.add_note(
@@ -91,6 +105,7 @@ def growth_event_(
         raise
     done.seconds = time.perf_counter() - started
     record_(inner, done)
+    adopt_history_(inner, followers)
     return done
 
 
@@ -104,12 +119,20 @@ def _grow_(
     lr_ratio: float,
     loss: Loss | None,
     record: dict[str, Any],
+    followers: Sequence[GrowablePreTrainedModel],
 ) -> GrowthEvent:
     inner = check_growable(model)
+
+    def check() -> None:
+        check_bound(model, optimizer)
+        check_followers(inner, followers)
+
+    replicas.together("Checking what follows the model", check)
     if replicas.size > 1:
         replicas.check_equal("model and optimizer before the growth", fingerprint(inner, optimizer))
     plan, loss_before = decide(inner, batches, config, replicas, event=event, lr_ratio=lr_ratio, loss=loss)
-    done = commit_(model, plan, optimizer, batches, replicas, loss, record | {"loss_before": loss_before})
+    record = record | {"loss_before": loss_before}
+    done = commit_(model, plan, optimizer, batches, replicas, loss, record, followers)
     if plan and replicas.size > 1:
         replicas.check_equal("model and optimizer after the growth", fingerprint(inner, optimizer))
     return done
@@ -186,6 +209,7 @@ def commit_(
     replicas: Replicas,
     loss: Loss | None,
     record: dict[str, Any],
+    followers: Sequence[GrowablePreTrainedModel] = (),
 ) -> GrowthEvent:
     """
     Grow on all processes or on none, measure the loss of the probe's samples, and make the wrappers follow.
@@ -197,13 +221,21 @@ def commit_(
     inner = check_growable(model)
     wrapper = find_ddp(model)
 
-    def prepare() -> PreparedGrowth:
+    def prepare() -> list[PreparedGrowth]:
         if wrapper is not None:
             ddp_arguments(wrapper)  # refuses what cannot follow
-        return prepare_growth(inner, plan, optimizer, **record)
+        adopt_history_(inner, followers)
+        own = prepare_growth(inner, plan, optimizer, **record)
+        return [own, *(prepare_growth(follower, plan, **record) for follower in followers)]
 
     prepared = replicas.together("The growth", prepare)
-    event = prepared.commit_()
+    event = prepared[0].event
+    try:
+        for each in prepared:
+            each.commit_()
+    except BaseException:
+        rollback_(prepared)
+        raise
     if not plan:
         return event
     if is_compiled(model):
@@ -222,12 +254,35 @@ def commit_(
     try:
         own = replicas.together("Measuring the grown model", measure)
     except BaseException:
-        prepared.rollback_()
+        rollback_(prepared)
         raise
     event.loss_after = replicas.mean(own, _samples(batches))
     if wrapper is not None:
         rebuild_ddp_(wrapper)
     return event
+
+
+def rollback_(prepared: Sequence[PreparedGrowth]) -> None:
+    """Undo growths; those that were not committed are as before anyway."""
+    for each in prepared:
+        each.rollback_()
+
+
+def check_bound(model: nn.Module, optimizer: Optimizer | None) -> None:
+    """
+    Verify that optimizer and DDP wrapper know the parameters that the model has.
+
+    Raises:
+        ValueError: If they were made for others.
+    """
+    if optimizer is not None:
+        check_optimizer(check_growable(model), optimizer)
+    wrapper = find_ddp(model)
+    if wrapper is not None and not follows(wrapper):
+        raise ValueError(
+            "The DDP wrapper was made for other parameters and does not average the gradients of the model's, which has "
+            "changed its shapes since (a checkpoint was loaded). Call `rebind_` right after that."
+        )
 
 
 def growable_paths(model: GrowablePreTrainedModel, config: GrowthConfig) -> list[str]:

@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from ..growth import GrowthConfig, GrowthEvent
+from ..growth.attachments import check_attachments
 from ..growth.optimizer_state import inner_optimizer
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .event import Loss, growth_event_
@@ -57,6 +58,7 @@ def growth_event_sharded_(
     if not isinstance(model, FSDPModule) or not isinstance(model, GrowablePreTrainedModel):
         raise ValueError(f"Only Saddle models that FSDP2 has sharded are meant, got a {type(model).__name__}.")
     inner = inner_optimizer(optimizer)
+    check_attachments(model, {path for *_, path, _ in model.growable_linears()})
     whole, twin = gather(model, inner)
     record = growth_event_(
         whole,

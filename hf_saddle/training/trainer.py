@@ -1,6 +1,7 @@
 """`GrowthTrainer`: a `Trainer` whose model may change its shapes, and whose checkpoints are whole or not used."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..hub import ModelCardMixin
 from .callback import GrowthCallback
 from .checkpoints import discard, last_whole_checkpoint, missing_parts, rotate, write_manifest
 from .distributed import find_ddp, follows, is_compiled, rebuild_ddp_
+from .restart import note_start
 
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ class GrowthTrainer(ModelCardMixin, Trainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._optimizer_was_given = self.optimizer is not None
+        self._go_back: Callable[[], None] | None = None
 
     @property
     def growth_callbacks(self) -> list[GrowthCallback]:
@@ -49,7 +52,19 @@ class GrowthTrainer(ModelCardMixin, Trainer):
         """
         if resume_from_checkpoint:
             resume_from_checkpoint = self._whole_checkpoint(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self._go_back = None
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        # `auto_find_batch_size` calls this again with a smaller batch size each time that the memory runs out.
+        if self.args.auto_find_batch_size and self.growth_callbacks:
+            if self._go_back is None:
+                self._go_back = note_start(self)
+            else:
+                self._go_back()
+        return super()._inner_training_loop(*args, **kwargs)
 
     def _whole_checkpoint(self, wanted: str | bool) -> str:
         # The first process chooses, in case the others see another disk.
@@ -89,10 +104,12 @@ class GrowthTrainer(ModelCardMixin, Trainer):
         given = self.growth_callbacks
         super()._load_callback_state()
         for old, new in zip(given, self.growth_callbacks, strict=True):
-            new.probe_dataset, new.loss = old.probe_dataset, old.loss
+            new.probe_dataset, new.loss, new.followers = old.probe_dataset, old.loss, old.followers
 
     # -------------------------------------------------------------------------------------------------------- saving
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        for callback in self.growth_callbacks:  # in case another callback has loaded other shapes in this step
+            callback.follow_(self.args, self.state, self.model, self.optimizer)
         folder = f"{self._get_output_dir(trial=trial)}/{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         limit = self.args.save_total_limit
         if self.args.should_save:

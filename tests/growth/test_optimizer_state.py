@@ -10,7 +10,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.optimization import Adafactor as HfAdafactor
 
 from hf_saddle.growth import GrowthPlan, grow_, merge_pairs_
-from hf_saddle.growth.optimizer_state import SECOND_MOMENTS
+from hf_saddle.growth.optimizer_rules import OPTIMIZERS, Rules, State, rules_of
 
 
 class Lion(torch.optim.Optimizer):
@@ -32,7 +32,23 @@ class Lion(torch.optim.Optimizer):
                 state["exp_avg"].lerp_(p.grad, 1 - group["betas"][1])
 
 
-OPTIMIZERS = {
+class Strange(torch.optim.SGD):
+    """Keeps a statistic that no rule can carry."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["gram"] = torch.zeros(p.shape[0], p.shape[0] + 1)
+        return super().step(closure)
+
+
+@pytest.fixture(autouse=True)
+def rules_of_home_made_optimizers(monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, f"{__name__}.Lion", Rules({"exp_avg": State.GRADIENTS}))
+    monkeypatch.setitem(OPTIMIZERS, f"{__name__}.Strange", Rules({"momentum_buffer": State.GRADIENTS}))
+
+
+OPTIMIZER_KINDS = {
     "adamw-loop": lambda p: torch.optim.AdamW(p, lr=1e-2, foreach=False),
     "adamw-foreach": lambda p: torch.optim.AdamW(p, lr=1e-2, foreach=True),
     "adamw-fused": lambda p: torch.optim.AdamW(p, lr=1e-2, fused=True),
@@ -66,7 +82,7 @@ def mask_units_(model):
             parameter.register_hook(torch.zeros_like)
 
 
-@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("make", OPTIMIZER_KINDS.values(), ids=OPTIMIZER_KINDS)
 def test_a_grown_model_with_masked_units_trains_exactly_like_its_ungrown_twin(make):
     model = tiny_model()
     optimizer = make(groups(model))
@@ -85,7 +101,7 @@ def test_a_grown_model_with_masked_units_trains_exactly_like_its_ungrown_twin(ma
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(optimizer.state[grown[name]][key])), (name, key)
 
 
-@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("make", OPTIMIZER_KINDS.values(), ids=OPTIMIZER_KINDS)
 def test_longer_parameters_keep_the_state_of_every_old_entry(make):
     model = tiny_model()
     optimizer = make(groups(model))
@@ -102,7 +118,8 @@ def test_longer_parameters_keep_the_state_of_every_old_entry(make):
                 assert torch.equal(torch.as_tensor(now), torch.as_tensor(value))
                 continue
             assert now.shape == parameter.shape and torch.equal(now[:4], value)
-            expected = value.mean() if key in SECOND_MOMENTS else torch.zeros(())
+            from_mean = rules_of(optimizer).states[key] is State.SQUARES
+            expected = value.mean() if from_mean else torch.zeros(())
             assert torch.equal(now[4:], expected.expand_as(now[4:]))
     train(model, optimizer, 2)
 
@@ -223,16 +240,6 @@ def test_merged_pairs_leave_the_optimizer():
         assert [id(p) for p in group["params"]] == [id(p) for p in expected["params"]]
     assert set(optimizer.state) == set(model.parameters())
     train(model, optimizer, 2)
-
-
-class Strange(torch.optim.SGD):
-    """Keeps a statistic that no rule can carry."""
-
-    def step(self, closure=None):
-        for group in self.param_groups:
-            for p in group["params"]:
-                self.state[p]["gram"] = torch.zeros(p.shape[0], p.shape[0] + 1)
-        return super().step(closure)
 
 
 REFUSALS = {

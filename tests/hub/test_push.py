@@ -21,6 +21,8 @@ CODE = {
     "branch_dropout.py",
     "growable.py",
     "modeling_saddle.py",
+    "parameters.py",
+    "resizing.py",
     "modeling_saddle_deit.py",
 }
 BARE = {"config.json", "model.safetensors", "README.md", "pictures/architecture.png", "pictures/architecture.svg"}

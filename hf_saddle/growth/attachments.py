@@ -1,0 +1,37 @@
+"""What a growth cannot carry along with parameters is refused before anything happens."""
+
+from collections.abc import Collection
+
+from ..models.modeling_saddle import GrowablePreTrainedModel
+from ..models.parameters import check_replaceable, own_parameters
+
+
+def check_attachments(model: GrowablePreTrainedModel, paths: Collection[str]) -> None:
+    """
+    Verify that the linears of some layers can exchange their parameters.
+
+    `requires_grad` and attributes go on with the parameters that take their place. Where the first of several linears
+    grows in width, the next one changes too, so that all of a layer are checked.
+
+    Args:
+        model ([`GrowablePreTrainedModel`]): The model.
+        paths (`Collection[str]`): Linears that are to grow.
+
+    Raises:
+        ValueError: If parameters have hooks or tensors among their attributes, are shared by several modules, or were
+            pruned or reparametrised.
+    """
+    layers = {layer for layer, _, path, _ in model.growable_linears() if path in paths}
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for layer, _, path, linear in model.growable_linears():
+        if layer not in layers:
+            continue
+        check_replaceable(path, linear)
+        for _, parameter in own_parameters(path, linear):
+            if len(names[id(parameter)]) > 1:
+                raise ValueError(
+                    f"{' and '.join(names[id(parameter)][:2])} are one parameter, and a growth would part them. Give "
+                    "each module its own."
+                )

@@ -1,0 +1,77 @@
+"""The optimizer follows a model whose parameters were replaced, as `load_state_dict` of other shapes does."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from ..models.resizing import siblings
+from .drafts import Axis
+from .optimizer_state import Added, Changes, Replaced, inner_optimizer, optimizer_swaps
+
+
+def rebind_optimizer_(model: nn.Module, optimizer: Optimizer, held: Mapping[str, nn.Parameter]) -> Changes:
+    """
+    Make an optimizer hold the parameters that a model has now, in place of those that it had.
+
+    A parameter takes the place of the one of its name, in the same group. Its state is kept where the shape is the
+    same, else it starts without. What vanished leaves its group; a branch's parameter that is new joins that of the
+    neurons it feeds, at the place it has in a fresh optimizer. Parameters that are not of the model stay.
+
+    Args:
+        model (`nn.Module`): The model.
+        optimizer (`Optimizer` or `AcceleratedOptimizer`): The optimizer that trains it.
+        held (`Mapping[str, nn.Parameter]`): `dict(model.named_parameters())` of before.
+
+    Returns:
+        [`Changes`]: What happened to the parameters.
+
+    Raises:
+        ValueError: If a new parameter would belong to no group, or the optimizer's state cannot be carried. The
+            optimizer is unchanged then.
+    """
+    inner = inner_optimizer(optimizer)
+    present = dict(model.named_parameters())
+    changes, reshaped = Changes(), []
+    for name, new in present.items():
+        old = held.get(name)
+        if old is None:
+            changes.added.append(Added(name, new, _sibling(name, new, held)))
+        elif old is not new:
+            changes.replaced.append(Replaced(name, old, new, tuple(Axis.unchanged(size) for size in old.shape)))
+            reshaped += [old] if old.shape != new.shape else []
+    changes.removed += [old for name, old in held.items() if name not in present]
+    # A state of another shape is not carried: it would have to be known which of its entries continue.
+    dropped: dict[Any, Any] = {old: inner.state.pop(old) for old in reshaped if old in inner.state}
+    try:
+        swaps = optimizer_swaps(inner, changes, list(present.values()))
+    except BaseException:
+        inner.state.update(dropped)
+        raise
+    for apply, _ in swaps:
+        apply()
+    return changes
+
+
+def same_parameters(model: nn.Module, held: Mapping[str, nn.Parameter]) -> bool:
+    """Whether a model has the very parameters that it had; compares objects, not values."""
+    return list(map(id, model.parameters())) == list(map(id, held.values()))
+
+
+def same_shapes(model: nn.Module, held: Mapping[str, nn.Parameter]) -> bool:
+    """Whether a model has parameters of the names and shapes of others."""
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    return shapes == {name: parameter.shape for name, parameter in held.items()}
+
+
+def _sibling(name: str, new: nn.Parameter, held: Mapping[str, nn.Parameter]) -> nn.Parameter:
+    """The parameter whose group a new one joins."""
+    for other in siblings(name):
+        if other in held:
+            return held[other]
+    if not new.requires_grad:
+        return new  # joins no group
+    raise ValueError(
+        f"{name} is new in the model, and no group of the optimizer is its own. Make the optimizer anew, or freeze it."
+    )

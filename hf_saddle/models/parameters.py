@@ -1,0 +1,70 @@
+"""What hangs on a parameter, and how it follows when another one takes its place."""
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from .growable import GrowableLinear, PairedLinear
+
+
+def follow_(new: nn.Parameter, old: nn.Parameter) -> nn.Parameter:
+    """Let a parameter require a gradient as another one does, and have its attributes."""
+    new.__dict__.update(old.__dict__)
+    new.requires_grad_(old.requires_grad)
+    return new
+
+
+def check_replaceable(path: str, linear: GrowableLinear) -> None:
+    """
+    Verify that other parameters, of other shapes, can take the place of those of a linear and of its branch's gains.
+
+    Raises:
+        ValueError: If they were pruned or reparametrised; if they have hooks, which may depend on their shape or know
+            these very objects, or tensors among their attributes.
+    """
+    _check_plain(path, linear)
+    for name, parameter in own_parameters(path, linear):
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            raise ValueError(
+                f"{name} has hooks (`register_hook`, or `register_post_accumulate_grad_hook` for an optimizer in the "
+                "backward pass), and a parameter of another shape is to take its place, which they would not fit. "
+                "Remove them; change gradients before the optimizer's step (in a Trainer `on_pre_optimizer_step`)."
+            )
+        tensors = [key for key, value in vars(parameter).items() if isinstance(value, Tensor) and value.numel() > 1]
+        if tensors:
+            raise ValueError(
+                f"{name} has the attribute `{tensors[0]}`, a tensor, which does not fit the parameter of another "
+                "shape that is to take its place. Keep it elsewhere, by the name of the parameter."
+            )
+
+
+def own_parameters(path: str, linear: GrowableLinear) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters of a linear and gains of its branch, by name; not those of the linear in the branch."""
+    for name, parameter in linear.named_parameters(recurse=False, remove_duplicate=False):
+        yield f"{path}.{name}", parameter
+    if linear.skip is not None:
+        for name, parameter in linear.skip.named_parameters(recurse=False):
+            yield f"{path}.skip.{name}", parameter
+
+
+def _check_plain(path: str, linear: GrowableLinear) -> None:
+    """Raise a `ValueError` unless a linear and its branch hold their parameters themselves, by their usual names."""
+    twins = {"twin_weight", "twin_bias"} if isinstance(linear, PairedLinear) else set()
+    parts: list[tuple[str, nn.Module, set[str], set[str], set[str]]] = [
+        (path, linear, {"weight", "bias"} | twins, set(), {"skip"})
+    ]
+    if linear.skip is not None:
+        gain = {"gain"} if linear.skip.unit == "gain" else set()
+        parts.append((f"{path}.skip", linear.skip, gain, {"target"}, {"linear", "activation"}))
+    for name, module, parameters, buffers, children in parts:
+        extra = set(module._parameters) ^ parameters | set(module._buffers) ^ buffers | set(module._modules) - children
+        if extra:
+            raise ValueError(
+                f"{name} has {', '.join(sorted(extra))} beside or instead of its parameters, as pruning "
+                "(`nn.utils.prune`), `weight_norm`, `spectral_norm` and parametrisations leave it, and cannot change "
+                "its shape. Make that permanent first (`prune.remove`, `remove_weight_norm`, "
+                "`parametrize.remove_parametrizations`)."
+            )
+
+
+__all__ = ["check_replaceable", "follow_", "own_parameters"]

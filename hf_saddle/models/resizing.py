@@ -1,0 +1,86 @@
+"""Linears take the shapes of a checkpoint, and no optimizer goes on training what they held before."""
+
+import weakref
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from .growable import GrowableLinear
+from .parameters import follow_
+
+
+# Parameters that another one has replaced, by their id, as long as something (an optimizer) still holds them.
+_retired: "weakref.WeakValueDictionary[int, nn.Parameter]" = weakref.WeakValueDictionary()
+
+
+def take_shapes_(linear: GrowableLinear, fresh: GrowableLinear) -> None:
+    """
+    Give a linear and its branches the shapes, and the kind of units, of another one, whose modules it takes over.
+
+    A parameter whose name and shape stay is the same object afterwards. The others are new ones with the values of
+    `fresh`: they require a gradient if their predecessor did, or, without one, if the neurons they feed are trained.
+    """
+    before = dict(linear.named_parameters())
+    weight = before["weight"]
+    linear.in_features, linear.out_features = fresh.in_features, fresh.out_features
+    if linear.skip is not None:
+        del linear.skip  # a registered module, which an ordinary attribute cannot replace
+    linear.skip = None if fresh.skip is None else fresh.skip.to(weight.device, weight.dtype).train(linear.training)
+    after: dict[str, nn.Parameter] = {}
+    for name, new in list(fresh.named_parameters()):
+        old = before.get(name)
+        if old is not None and old.shape == new.shape:
+            after[name] = old
+        else:
+            model = old if old is not None else next(after[other] for other in siblings(name) if other in after)
+            value = new.detach().to(weight.device, weight.dtype)
+            after[name] = follow_(nn.Parameter(value), model)
+        owner, _, leaf = name.rpartition(".")
+        linear.get_submodule(owner)._parameters[leaf] = after[name]
+    retire_(old for name, old in before.items() if after.get(name) is not old)
+
+
+def siblings(name: str) -> list[str]:
+    """Parameters that a branch's parameter is trained like, nearest first: of the linears that the branch feeds."""
+    found = []
+    kinds = ("bias", "weight") if name.endswith("bias") else ("weight",)
+    while "skip." in name:
+        name = name.rpartition("skip.")[0]
+        found += [f"{name}{kind}" for kind in kinds]
+        name = name.removesuffix("linear.")
+    return found
+
+
+def retire_(parameters: Iterable[nn.Parameter]) -> None:
+    """
+    Note parameters that no module holds any more. From now on an optimizer that still does raises before its step,
+    instead of leaving those at rest that took their place.
+    """
+    _watch_optimizers()
+    _retired.update((id(parameter), parameter) for parameter in parameters)
+
+
+@cache
+def _watch_optimizers() -> Any:
+    return register_optimizer_step_pre_hook(_refuse_retired)
+
+
+def _refuse_retired(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if not _retired:
+        return
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    dead = sum(_retired.get(id(parameter)) is parameter for parameter in held)
+    if dead:
+        raise RuntimeError(
+            f"{dead} of the {len(held)} parameters of the optimizer are no longer in the model: a checkpoint of other "
+            "shapes was loaded, and those that took their place would never be trained. Make optimizer and DDP "
+            "wrapper anew, or let them follow by what hf_saddle has for it: `register_growth_checkpointing` before "
+            "`accelerator.load_state`, `rebind_` after `load_state_dict`, a GrowthCallback in a Trainer."
+        )
+
+
+__all__ = ["retire_", "siblings", "take_shapes_"]
