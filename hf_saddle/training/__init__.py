@@ -4,7 +4,9 @@ from .callback import GrowthCallback
 from .checkpoints import last_whole_checkpoint, missing_parts
 from .distributed import rebuild_ddp_
 from .event import growth_event_
+from .loss import training_loss
 from .probe import probe_batches
+from .sampling import training_indices
 from .sharded import growth_event_sharded_
 from .trainer import GrowthTrainer
 
@@ -18,4 +20,6 @@ __all__ = [
     "missing_parts",
     "probe_batches",
     "rebuild_ddp_",
+    "training_indices",
+    "training_loss",
 ]
