@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.utils.data import WeightedRandomSampler
 from training_cases import Images, growth, losses, tiny, train
 
 from hf_saddle.training import GrowthTrainer
@@ -115,6 +116,35 @@ CASES = {
     "ignored_labels_summed": {"train_dataset": Unlabelled(), "trainer_class": Summed},
     "ignored_labels_smoothed": {"train_dataset": Unlabelled(), "label_smoothing_factor": 0.2},
 }
+
+
+DISTRIBUTED = {name: CASES[name] for name in ("the_model_s", "summed", "label_smoothing", "averaged")} | {
+    "ignored_labels": CASES["ignored_labels"],
+    "ignored_labels_smoothed": CASES["ignored_labels_smoothed"],
+    "not_averaged_across_devices": CASES["not_averaged_across_devices"],
+    "accumulated": {"train_dataset": Unlabelled(), "trainer_class": Summed, "accumulation": 2},
+}
+
+
+class FirstImages(GrowthTrainer):
+    """Each process has a generator of its own for the samples; there are 8 that are drawn."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.probed = []
+
+    def _get_train_sampler(self, train_dataset=None):
+        generator = torch.Generator().manual_seed(self.args.process_index)
+        return WeightedRandomSampler([1.0] * 8 + [0.0] * 56, 64, generator=generator)
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        if not model.training:
+            self.probed.append(inputs["pixel_values"])
+        return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+
+    def probed_images(self) -> list[int]:
+        pixels = torch.cat(self.probed)
+        return [int((Images().pixels == image).flatten(1).all(dim=1).nonzero()) for image in pixels]
 
 
 def logged_and_probed(folder, probe_batch_size: int = SIZE, accumulation: int = 1, processes: int = 1, **fields):

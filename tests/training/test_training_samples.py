@@ -139,14 +139,25 @@ def test_the_probe_draws_from_what_the_training_draws(tmp_path, name):
     assert_same_weights(trainer.model, without.model)
 
 
-@pytest.mark.parametrize("name", ["weighted", "with_replacement", "curriculum", "batch_sampler", "by_length"])
-def test_a_resumed_run_draws_the_same(tmp_path, name):
-    fields = {"trainer_class": TRAINERS[name][0], "train_dataset": DATA, "max_steps": 9}
-    config = growth(warmup=4, interval=3, num_events=2)
-    whole = train(tmp_path / "a", config, save_strategy="steps", save_steps=5, **fields)
-    resumed = train(tmp_path / "b", config, f"{tmp_path}/a/checkpoint-5", **fields)
-    assert [event["step"] for event in events(whole)] == [4, 7]
-    assert events(resumed) == events(whole)
+# Samplers that draw from the global generator draw otherwise in an epoch that is resumed in its middle, growth or not;
+# those with a generator of their own in a later epoch.
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("weighted", 5),
+        ("with_replacement", 5),
+        ("batch_sampler", 6),
+        ("curriculum", 8),
+        ("by_length", 8),
+    ],
+)
+def test_a_resumed_run_draws_the_same(tmp_path, name, step):
+    fields = {"trainer_class": TRAINERS[name][0], "train_dataset": DATA, "max_steps": 13}
+    config = growth(warmup=4, interval=7, num_events=2)
+    whole = train(tmp_path / "a", config, save_strategy="steps", save_steps=step, **fields)
+    resumed = train(tmp_path / "b", config, f"{tmp_path}/a/checkpoint-{step}", **fields)
+    assert [event["step"] for event in events(whole)] == [4, 11]
+    assert events(resumed) == events(whole) and losses(resumed) == losses(whole)
 
 
 def test_a_curriculum_is_followed(tmp_path):
@@ -235,4 +246,4 @@ def test_samples_that_cannot_be_drawn_are_refused_before_the_first_step(tmp_path
     assert trainer.state.global_step == 0
     callback = GrowthCallback(growth(num_events=1), probe_dataset=Images(32))
     (event,) = events(train(tmp_path / "b", callbacks=[callback], **fields))
-    assert event["neurons"] > 0 if "neurons" in event else event["layers"]
+    assert event["layers"]
