@@ -18,7 +18,7 @@ from ..growth import GrowthConfig, GrowthEvent, GrowthHistory
 from ..growth.line_search import FACTORS
 from ..models.modeling_saddle import HISTORY_NAME, GrowablePreTrainedModel
 from .checks import check_data, check_loss, check_optimizer, check_supported
-from .distributed import Replicas, follow_
+from .distributed import Replicas, renew_wrapper_
 from .event import Loss, check_growable, growable_paths, growth_event_
 from .loss import training_loss
 from .probe import event_seed, private_randomness, probe_batches
@@ -142,7 +142,7 @@ class GrowthCallback(TrainerCallback, ExportableState):
     ):
         self._check(args, state, model, optimizer, kwargs["train_dataloader"])
         if self.trainer is not None:
-            follow_(self.trainer.model_wrapped)
+            renew_wrapper_(self.trainer.model_wrapped)
         self._restore(state, model)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):

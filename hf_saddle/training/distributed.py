@@ -200,7 +200,7 @@ def rebuild_ddp_(wrapper: DistributedDataParallel) -> None:
         wrapper.register_comm_hook(state, hook)
 
 
-def follow_(model: nn.Module) -> None:
+def renew_wrapper_(model: nn.Module) -> None:
     """Renew the wrappers of a model whose parameters are no longer those that its DDP wrapper was made for."""
     wrapper = find_ddp(model)
     if wrapper is not None and not follows(wrapper):

@@ -13,7 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from ..hub import ModelCardMixin
 from .callback import GrowthCallback
 from .checkpoints import discard, last_whole_checkpoint, missing_parts, rotate, write_manifest
-from .distributed import follow_
+from .distributed import renew_wrapper_
 
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class GrowthTrainer(ModelCardMixin, Trainer):
             held = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
             if not held <= set(self.model.parameters()):
                 self.optimizer = None
-        follow_(self.model_wrapped)
+        renew_wrapper_(self.model_wrapped)
 
     # ---------------------------------------------------------------------------------------------------------- card
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
