@@ -50,7 +50,8 @@ class GrowthConfig:
     """
     When, where, how and how much a model grows. Usable with `HfArgumentParser`.
 
-    An *event* is one growth of the whole model; a *layer* is one growable linear, such as `mlp.fc1` of encoder layer 3.
+    An *event* is one growth of the whole model; a *layer* is one growable linear, such as `mlp.fc1` of encoder layer
+    3.
 
     Args:
         warmup (`float`, *optional*, defaults to 10):
