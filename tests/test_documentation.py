@@ -8,7 +8,8 @@ import pytest
 import hf_saddle
 
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 
 
 def test_readme_blocks_run(tmp_path, monkeypatch):
@@ -18,6 +19,13 @@ def test_readme_blocks_run(tmp_path, monkeypatch):
     namespace: dict = {}
     for number, block in enumerate(blocks):
         exec(compile(block, f"README.md block {number}", "exec"), namespace)
+
+
+@pytest.mark.parametrize(("page", "folder"), [("docs/architecture.md", "hf_saddle"), ("CONTRIBUTING.md", "")])
+def test_files_that_a_page_for_developers_names_exist(page, folder):
+    named = set(re.findall(r"(?<![\w/<>_])(?:\w+/)+\w+\.(?:py|md)", (ROOT / page).read_text()))
+    assert len(named) > 10
+    assert [path for path in sorted(named) if not any((ROOT / base / path).is_file() for base in ("", folder))] == []
 
 
 @pytest.mark.parametrize("name", hf_saddle.__all__)

@@ -50,8 +50,70 @@ class GrowthConfig:
     """
     When, where, how and how much a model grows. Usable with `HfArgumentParser`.
 
-    The help text of each field is its documentation. An *event* is one growth of the whole model; a *layer* is one
-    growable linear, such as `mlp.fc1` of encoder layer 3.
+    An *event* is one growth of the whole model; a *layer* is one growable linear, such as `mlp.fc1` of encoder layer
+    3.
+
+    Args:
+        warmup (`float`, *optional*, defaults to 10):
+            First event, in `unit`.
+        interval (`float`, *optional*, defaults to 10):
+            Time between events, in `unit`.
+        unit (`str`, *optional*, defaults to `"epochs"`):
+            Unit of `warmup`, `interval` and `stop`: 'epochs' or 'steps'.
+        num_events (`int`, *optional*, defaults to 5):
+            Number of events; None for no limit.
+        stop (`float`, *optional*):
+            No event after this time, in `unit`.
+        linears (`list[str]`, *optional*):
+            Linears that may grow, of attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.fc1,
+            mlp.fc2; all if None.
+        layers (`list[int]`, *optional*):
+            Encoder layers that may grow; all if None.
+        layer_threshold (`int`, *optional*, defaults to 1):
+            A layer grows only if it has at least this number of candidates.
+        max_per_layer (`int`, *optional*):
+            Neurons that may grow in one layer and event.
+        max_depth (`int`, *optional*, defaults to 2):
+            Branches that may be nested; 0 allows width only.
+        criterion (`str`, *optional*, defaults to `"auto"`):
+            What ranks the neurons, of auto, width, depth, random, grad_norm, gradmax, paper_score; 'auto' is width and
+            depth.
+        operator (`str`, *optional*, defaults to `"auto"`):
+            How neurons grow, of auto, zero_gain, residual_pair, opposed_pair, split, net2net, gradmax; 'auto' fits the
+            criterion.
+        step_size (`float`, *optional*, defaults to 0.2):
+            Width: step along a direction, relative to the pre-activation for whitened directions, else to the norm of
+            the neuron's row.
+        unit_scale (`float`, *optional*, defaults to 1.0):
+            Depth: root mean square of the pre-activation of a new unit that has a gain.
+        gain_init (`float`, *optional*, defaults to 0.0):
+            Size of the gains of zero_gain units at the start, 0 preserves the function exactly.
+        line_search (`bool`, *optional*, defaults to `False`):
+            Scale the steps of an event by a line search of the probe loss.
+        both_ends (`bool`, *optional*, defaults to `True`):
+            Depth: follow positive eigenvalues too, with a gain of the other sign.
+        directions (`str`, *optional*, defaults to `"whitened"`):
+            Along what neurons grow: 'whitened', eigenvectors relative to the second moments of the inputs;
+            'eigenvectors'; 'random', for neurons chosen by eigenvalue. Controls have their own.
+        significance (`float`, *optional*, defaults to 2.0):
+            Standard errors by which an eigenvalue must differ from zero.
+        budget (`float`, *optional*, defaults to 1.5):
+            Final size of the model in `budget_unit`; up to 100 a multiple of the size before the first event. None for
+            no limit.
+        budget_unit (`str`, *optional*, defaults to `"parameters"`):
+            'parameters', or 'macs' of one image.
+        event_budget (`float`, *optional*):
+            What one event may add in `budget_unit`; a share of `budget` if None.
+        schedule (`str`, *optional*, defaults to `"constant"`):
+            How the budget of an event changes: 'constant', 'linear' (falling), 'lr' (with the rate).
+        quotas (`bool`, *optional*, defaults to `False`):
+            Give fc1, fc2, q/k/v and o a quarter of an event's budget each.
+        probe_samples (`int`, *optional*, defaults to 1024):
+            Training samples that the curvature is measured on.
+        probe_batch_size (`int`, *optional*, defaults to 64):
+            Batch size of the measurement.
+        growth_seed (`int`, *optional*, defaults to 0):
+            Seed of probe samples, start vectors and random controls.
 
     Raises:
         ValueError: If a field has a value that cannot be meant; the message names the field and the remedy.

@@ -5,8 +5,10 @@ from .checkpoints import last_whole_checkpoint, missing_parts
 from .distributed import rebuild_ddp_
 from .event import growth_event_
 from .loop_checkpoints import register_growth_checkpointing
+from .loss import training_loss
 from .probe import probe_batches
 from .rebind import rebind_
+from .sampling import training_indices
 from .sharded import growth_event_sharded_
 from .trainer import GrowthTrainer
 
@@ -22,4 +24,6 @@ __all__ = [
     "rebind_",
     "rebuild_ddp_",
     "register_growth_checkpointing",
+    "training_indices",
+    "training_loss",
 ]

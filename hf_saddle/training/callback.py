@@ -12,20 +12,21 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_pt_utils import LabelSmoother
 from transformers.trainer_utils import has_length
 
 from ..growth import GrowthConfig, GrowthEvent, GrowthHistory
 from ..growth.line_search import FACTORS
 from ..growth.rebind import same_parameters
 from ..models.modeling_saddle import HISTORY_NAME, GrowablePreTrainedModel
-from .checks import check_optimizer, check_parameters, check_supported
-from .distributed import Replicas
-from .event import Loss, check_growable, growable_paths, growth_event_
+from .checks import check_data, check_loss, check_optimizer, check_parameters, check_supported
+from .distributed import Replicas, renew_wrapper_
+from .event import check_growable, growable_paths, growth_event_
 from .followers import adopt_history_, check_followers
-from .probe import probe_batches
+from .loss import training_loss
+from .probe import Loss, event_seed, private_randomness, probe_batches
 from .rebind import rebind_
 from .reports import describe, growth_metrics, lr_ratio
+from .sampling import makes_batches, training_indices
 
 
 logger = logging.getLogger(__name__)
@@ -36,25 +37,34 @@ _BAR_DELAY_SECONDS = 5.0
 
 class GrowthCallback(TrainerCallback, ExportableState):
     """
-    Lets a model grow while HF `Trainer` trains it. Pass it in `callbacks` of a [`GrowthTrainer`] or a plain `Trainer`.
+    Lets a model grow while HF `Trainer` trains it. Pass it in `callbacks` of a [`GrowthTrainer`].
 
     Growth happens at the end of a step, before that step is logged, evaluated and saved. All that is done is done by
-    [`growth_event_`] on [`probe_batches`], which a hand-written loop calls in the same way. A plain `Trainer` gives
-    its callbacks no access to wrappers and reporters: there, several processes are refused, and the metrics of an
-    event are written to `state.log_history` only.
+    [`growth_event_`] on [`probe_batches`], which a hand-written loop calls in the same way. The samples are drawn from
+    those of an epoch of the training's sampler, and the loss is that of the training.
+
+    A plain `Trainer` does not tell its callbacks its loss, its wrappers and its reporters. Give it to the callback,
+    or give the callback the `loss`, in which case several processes are refused, and the metrics of an event are
+    written to `state.log_history` only:
+
+    ```python
+    trainer.add_callback(GrowthCallback(config, trainer=trainer))
+    ```
 
     Args:
         config ([`GrowthConfig`] or `dict`):
             When, where, how and how much to grow.
         probe_dataset (`Dataset`, *optional*):
-            Training samples that decisions are based on. Defaults to the training data set. Needed for streams that
-            cannot be copied, and for data sets that keep a random generator of their own.
+            Training samples that decisions are based on, each equally likely. Defaults to what the training's sampler
+            takes of the training data set. Needed for streams and samplers that cannot be copied, and for data sets
+            that keep a random generator of their own.
         loss (`Callable`, *optional*):
-            Maps model and batch to the mean loss of the batch. Defaults to `compute_loss` of a [`GrowthTrainer`]; in
-            a plain `Trainer` to the model's own loss, with the label smoothing of the training arguments.
+            Maps model and batch to the mean loss of the batch. Defaults to the trainer's, see [`training_loss`].
         followers (`Sequence`, *optional*):
             Models that grow by the same plans, at the same time or not at all, such as the `module` of a
             `torch.optim.swa_utils.AveragedModel`. They must have the shapes of the model when the training begins.
+        trainer (`Trainer`, *optional*):
+            The trainer that the callback is added to. A [`GrowthTrainer`] sets it.
     """
 
     def __init__(
@@ -64,12 +74,13 @@ class GrowthCallback(TrainerCallback, ExportableState):
         probe_dataset: Any = None,
         loss: Loss | None = None,
         followers: Sequence[GrowablePreTrainedModel] = (),
+        trainer: Trainer | None = None,
     ):
         self.config = config if isinstance(config, GrowthConfig) else GrowthConfig.from_dict(dict(config))
         self.probe_dataset = probe_dataset
         self.loss = loss
         self.followers = tuple(followers)
-        self.trainer: Trainer | None = None  # set by `GrowthTrainer`
+        self.trainer = trainer
         self.events_done = 0
         self._history: dict[str, Any] | None = None
         self._given: list[str] = []
@@ -143,6 +154,8 @@ class GrowthCallback(TrainerCallback, ExportableState):
         **kwargs,
     ):
         self._check(args, state, model, optimizer, kwargs["train_dataloader"])
+        if self.trainer is not None:
+            renew_wrapper_(self.trainer.model_wrapped)
         self._restore(state, model)
         adopt_history_(model, self.followers)
         self._held = dict(model.named_parameters())
@@ -212,17 +225,11 @@ class GrowthCallback(TrainerCallback, ExportableState):
     ) -> GrowthEvent:
         wrapped = model if self.trainer is None else self.trainer.model_wrapped
         replicas = Replicas.of(wrapped)
-        draw = partial(
-            probe_batches,
-            loader.dataset if self.probe_dataset is None else self.probe_dataset,
-            self.config,
-            event=self.events_done,
-            collate_fn=loader.collate_fn,
-            device=model.device,
-            rank=replicas.rank,
-            world_size=replicas.size,
-        )
-        batches = replicas.together("Drawing the probe samples", draw)
+        batches = self._draw(loader, replicas, model.device)
+        loss = self.loss
+        if loss is None and self.trainer is not None:
+            loss = training_loss(self.trainer, batches, replicas)
+        assert loss is not None  # `check_loss`
         silent = args.disable_tqdm or not state.is_world_process_zero
         # Before and after; and at most the slopes, the factors and the factor 0 of a line search.
         total = len(batches) * (2 + (len(FACTORS) + 2) * self.config.line_search)
@@ -236,24 +243,42 @@ class GrowthCallback(TrainerCallback, ExportableState):
                 step=state.global_step,
                 epoch=state.epoch,
                 lr_ratio=lr_ratio(optimizer, args.learning_rate),
-                loss=partial(_ticking, bar, self._loss(args)),
+                loss=partial(_ticking, bar, loss),
                 followers=self.followers,
             )
         if args.torch_compile and self.trainer is None and event.layers:
             torch.compiler.reset()  # as `growth_event_` does where it sees the wrapper
         return event
 
-    def _loss(self, args: TrainingArguments) -> Loss:
-        if self.loss is not None:
-            return self.loss
-        if self.trainer is not None:
-            trainer = self.trainer
-            # A copy, because `compute_loss` may take the labels out of it.
-            return lambda model, batch: trainer.compute_loss(model, dict(batch))
-        if args.label_smoothing_factor:
-            smoother = LabelSmoother(epsilon=args.label_smoothing_factor)
-            return lambda model, batch: smoother(model(**batch), batch["labels"])
-        return lambda model, batch: model(**batch).loss
+    def _draw(self, loader: Any, replicas: Replicas, device: torch.device) -> list[Any]:
+        """The probe batches of this process, as the training would feed them to its loss."""
+        dataset, indices = self.probe_dataset, None
+        if dataset is None:
+            dataset = loader.dataset
+            read = partial(training_indices, loader, self.config, event=self.events_done)
+            # Of the first process: a sampler may know its rank.
+            indices = replicas.from_first(replicas.together("Reading the sampler", read))
+
+        trainer = self.trainer
+        collate_fn = loader.collate_fn if trainer is None or makes_batches(loader) else trainer.data_collator
+
+        def draw() -> list[Any]:
+            batches = probe_batches(
+                dataset,
+                self.config,
+                event=self.events_done,
+                indices=indices,
+                collate_fn=collate_fn,
+                device=device,
+                rank=replicas.rank,
+                world_size=replicas.size,
+            )
+            if trainer is None:
+                return batches
+            with private_randomness(event_seed(self.config, self.events_done) + replicas.rank):
+                return [trainer._prepare_inputs(batch) for batch in batches]
+
+        return replicas.together("Drawing the probe samples", draw)
 
     # --------------------------------------------------------------------------------------------------------- output
     def _report(
@@ -278,13 +303,14 @@ class GrowthCallback(TrainerCallback, ExportableState):
     def _check(
         self, args: TrainingArguments, state: TrainerState, model: nn.Module, optimizer: Optimizer, loader: Any
     ) -> None:
+        check_loss(self.trainer, state, self.loss)
         check_supported(args, self.trainer is not None)
         inner = check_growable(model)
         paths = growable_paths(inner, self.config)
         check_followers(inner, self.followers)
         several = self.trainer is not None and len(self.trainer.growth_callbacks) > 1
         # How `Trainer` keeps the states of callbacks of one class.
-        if several or isinstance(state.stateful_callbacks.get(type(self).__name__), list):
+        if isinstance(state.stateful_callbacks.get(type(self).__name__), list):
             raise ValueError("A model grows by one GrowthCallback; leave out the others.")
         if self.config.unit == "epochs" and not has_length(loader):
             raise ValueError(
@@ -293,8 +319,9 @@ class GrowthCallback(TrainerCallback, ExportableState):
         if self.trainer is None and args.report_to:
             logger.warning(
                 f"{', '.join(args.report_to)} will not see the growth metrics, because a plain Trainer lets no "
-                "callback log. Use GrowthTrainer; it takes the same arguments."
+                "callback log. Use GrowthTrainer, or give the callback the `trainer`."
             )
+        check_data(loader, self.trainer, self.probe_dataset, self.config)
         check_optimizer(model, optimizer)
         check_parameters(inner, paths, optimizer)
 

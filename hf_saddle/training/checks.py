@@ -1,16 +1,25 @@
 """What a Trainer must be like for its model to grow; anything else is refused with the remedy."""
 
+import logging
 from collections.abc import Collection
+from typing import Any
 
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.optim import Optimizer
-from transformers import TrainingArguments
+from torch.utils.data import IterableDataset
+from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.training_args import ParallelMode
 
+from ..growth import GrowthConfig
 from ..growth.attachments import check_attachments
 from ..growth.optimizer_state import inner_optimizer
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from .probe import Loss, open_stream
+from .sampling import makes_batches, training_indices
+
+
+logger = logging.getLogger(__name__)
 
 
 # A single process, or DDP.
@@ -29,7 +38,7 @@ def check_supported(args: TrainingArguments, reaches_wrapper: bool) -> None:
 
     Args:
         args (`TrainingArguments`): The arguments.
-        reaches_wrapper (`bool`): Whether the trainer is a [`GrowthTrainer`].
+        reaches_wrapper (`bool`): Whether the trainer is known.
 
     Raises:
         ValueError: If it may not; the message tells what to do.
@@ -54,7 +63,8 @@ def check_supported(args: TrainingArguments, reaches_wrapper: bool) -> None:
     if args.parallel_mode != ParallelMode.NOT_PARALLEL and not reaches_wrapper:
         raise ValueError(
             "A callback of a plain Trainer cannot reach the DDP wrapper, without which the processes would drift "
-            "apart. Use GrowthTrainer instead of Trainer; it takes the same arguments."
+            "apart. Use GrowthTrainer instead of Trainer, which takes the same arguments; or pass `trainer` to "
+            "GrowthCallback."
         )
 
 
@@ -104,3 +114,59 @@ def check_parameters(model: GrowablePreTrainedModel, paths: Collection[str], opt
                     "linear (`requires_grad_(False)`), name others in `linears` and `layers` of the GrowthConfig, or "
                     "give the optimizer this parameter too."
                 )
+
+
+def check_loss(trainer: Trainer | None, state: TrainerState, loss: Loss | None) -> None:
+    """
+    Verify that the loss of a training is known to its callback.
+
+    Args:
+        trainer (`Trainer`, *optional*): The trainer that the callback knows.
+        state (`TrainerState`): The state of the training.
+        loss (`Callable`, *optional*): The loss that the user gave.
+
+    Raises:
+        ValueError: If it is not; the message tells what to do.
+    """
+    if trainer is not None and trainer.state is not state:
+        raise ValueError(
+            "The GrowthCallback belongs to another trainer than the one that trains. Make one with "
+            "`GrowthCallback(config, trainer=trainer)` for each, or use GrowthTrainer."
+        )
+    if trainer is None and loss is None:
+        raise ValueError(
+            "A plain Trainer does not tell its callbacks the loss that it trains by (`compute_loss`, "
+            "`compute_loss_func`, label smoothing). Use GrowthTrainer, which takes the same arguments; or "
+            "`trainer.add_callback(GrowthCallback(config, trainer=trainer))`, once more after callbacks were restored "
+            "from a checkpoint; or pass `loss`: `lambda model, batch: model(**batch).loss` for the model's own."
+        )
+    if trainer is not None and loss is None and type(trainer).training_step is not Trainer.training_step:
+        logger.warning(
+            f"{type(trainer).__name__} overrides `training_step`. Growth is decided by `compute_loss`; if another "
+            "loss is trained there, or on other inputs, pass `loss` to GrowthCallback."
+        )
+
+
+def check_data(loader: Any, trainer: Trainer | None, probe_dataset: Any, config: GrowthConfig) -> None:
+    """
+    Verify that samples can be drawn as a training draws them, without taking any from it.
+
+    Args:
+        loader (`DataLoader`): The loader of the training data.
+        trainer (`Trainer`, *optional*): The trainer.
+        probe_dataset (`Dataset`, *optional*): The samples that the user gave.
+        config ([`GrowthConfig`]): Number of samples and seed.
+
+    Raises:
+        ValueError: If they cannot; the message tells what to do.
+    """
+    if not makes_batches(loader) and (trainer is None or probe_dataset is None):
+        raise ValueError(
+            f"The training data come from a {type(loader).__name__} that makes no batches of samples. Pass "
+            "`probe_dataset` to GrowthCallback, some training samples, which `data_collator` of the trainer collates; "
+            "in a plain Trainer with `trainer=trainer`."
+        )
+    if probe_dataset is None:
+        training_indices(loader, config)
+        if isinstance(loader.dataset, IterableDataset):
+            open_stream(loader.dataset)

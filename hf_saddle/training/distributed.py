@@ -200,6 +200,15 @@ def rebuild_ddp_(wrapper: DistributedDataParallel) -> None:
         wrapper.register_comm_hook(state, hook)
 
 
+def renew_wrapper_(model: nn.Module) -> None:
+    """Renew the wrappers of a model whose parameters are no longer those that its DDP wrapper was made for."""
+    wrapper = find_ddp(model)
+    if wrapper is not None and not follows(wrapper):
+        rebuild_ddp_(wrapper)
+        if is_compiled(model):
+            torch.compiler.reset()
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether parameters are distributed tensors (FSDP2, tensor parallelism)."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())

@@ -2,12 +2,12 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from ..curvature import analyze_curvature
@@ -38,10 +38,7 @@ from .distributed import (
     unwrap,
 )
 from .followers import adopt_history_, check_followers
-from .probe import event_seed, private_randomness
-
-
-Loss = Callable[[nn.Module, Any], Tensor]
+from .probe import Loss, event_seed, private_randomness
 
 
 def growth_event_(

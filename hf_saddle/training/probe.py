@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -11,9 +11,14 @@ import numpy as np
 import torch
 from accelerate.data_loader import IterableDatasetShard
 from accelerate.utils import send_to_device
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from ..growth import GrowthConfig
+
+
+# Maps model and batch to the mean loss of the batch.
+Loss = Callable[[nn.Module, Any], Tensor]
 
 
 def event_seed(config: GrowthConfig, event: int) -> int:
@@ -44,6 +49,7 @@ def probe_batches(
     config: GrowthConfig,
     *,
     event: int = 0,
+    indices: Sequence[Any] | None = None,
     collate_fn: Callable[[list[Any]], Any] = default_collate,
     device: torch.device | str = "cpu",
     rank: int = 0,
@@ -60,6 +66,8 @@ def probe_batches(
         dataset (`Dataset` or `IterableDataset`): The training data.
         config ([`GrowthConfig`]): Number of samples, batch size and seed.
         event (`int`, *optional*, defaults to 0): Index of the event, from 0. Each draws other samples.
+        indices (`Sequence`, *optional*): What is drawn from, the same on all ranks; by default every sample once. For
+            a training with a sampler of its own see [`training_indices`].
         collate_fn (`Callable`, *optional*): Makes a batch of a list of samples.
         device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): Where the batches go.
         rank (`int`, *optional*, defaults to 0): Index of this process.
@@ -74,26 +82,33 @@ def probe_batches(
     seed = event_seed(config, event)
     with private_randomness(seed + rank):
         if isinstance(dataset, (IterableDataset, IterableDatasetShard)):
-            source: Any = list(islice(_stream(dataset), config.probe_samples))
-            indices = list(range(len(source)))
+            source: Any = list(islice(open_stream(dataset), config.probe_samples))
+            drawn: list[Any] = list(range(len(source)))
         else:
             source = dataset
-            order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
-            indices = order[: config.probe_samples].tolist()
-        if len(indices) < world_size:  # all ranks see it, so that none waits for another
+            pool = range(len(dataset)) if indices is None else indices
+            order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
+            drawn = [pool[place] for place in order[: config.probe_samples].tolist()]
+        if len(drawn) < world_size:  # all ranks see it, so that none waits for another
             raise ValueError(
-                f"The training data set has {len(indices)} samples for the probe, fewer than the {world_size} "
+                f"The training data set has {len(drawn)} samples for the probe, fewer than the {world_size} "
                 "processes: each needs one. Give more data, or a larger `probe_samples`."
             )
         # Neighbours stay together: one process with all samples has them in the order of ranks.
-        indices = indices[rank * len(indices) // world_size : (rank + 1) * len(indices) // world_size]
+        drawn = drawn[rank * len(drawn) // world_size : (rank + 1) * len(drawn) // world_size]
         loader = DataLoader(
-            source, batch_size=config.probe_batch_size, sampler=indices, collate_fn=copy.deepcopy(collate_fn)
+            source, batch_size=config.probe_batch_size, sampler=drawn, collate_fn=copy.deepcopy(collate_fn)
         )
         return [send_to_device(batch, device) for batch in loader]
 
 
-def _stream(dataset: Any) -> Iterator[Any]:
+def open_stream(dataset: Any) -> Iterator[Any]:
+    """
+    The samples of an iterable data set from the start, read from a copy.
+
+    Raises:
+        ValueError: If the data set cannot be copied.
+    """
     if isinstance(dataset, IterableDatasetShard):
         dataset = dataset.dataset  # all ranks read the same samples, of which each then takes its share
     try:

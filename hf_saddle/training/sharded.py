@@ -13,7 +13,8 @@ from ..growth import GrowthConfig, GrowthEvent
 from ..growth.attachments import check_attachments
 from ..growth.optimizer_state import inner_optimizer
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .event import Loss, growth_event_
+from .event import growth_event_
+from .probe import Loss
 
 
 def growth_event_sharded_(

@@ -14,7 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from ..hub import ModelCardMixin
 from .callback import GrowthCallback
 from .checkpoints import discard, last_whole_checkpoint, missing_parts, rotate, write_manifest
-from .distributed import find_ddp, follows, is_compiled, rebuild_ddp_
+from .distributed import renew_wrapper_
 from .restart import note_start
 
 
@@ -127,20 +127,21 @@ class GrowthTrainer(ModelCardMixin, Trainer):
             rotate(self._get_output_dir(trial=trial), limit, self.state.best_model_checkpoint)
 
     # ------------------------------------------------------------------------------------------- optimizer and wrapper
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """As in `Trainer`; an optimizer or a DDP wrapper that was made for earlier shapes of the model is renewed."""
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        # After a checkpoint has given the model its shapes and callbacks have been re-created, and before anything is
+        # made for the training; `create_optimizer` is often overridden without `super()`.
         for callback in self.growth_callbacks:
             callback.trainer = self
+        self._renew()
+        return super()._prepare_for_training(*args, **kwargs)
+
+    def _renew(self) -> None:
+        """Renew an optimizer or a DDP wrapper that was made for earlier shapes of the model."""
         if self.optimizer is not None and not self._optimizer_was_given:
             held = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
             if not held <= set(self.model.parameters()):
                 self.optimizer = None
-        wrapper = find_ddp(self.model_wrapped)
-        if wrapper is not None and not follows(wrapper):
-            rebuild_ddp_(wrapper)
-            if is_compiled(self.model_wrapped):
-                torch.compiler.reset()
-        return super().create_optimizer(model)
+        renew_wrapper_(self.model_wrapped)
 
     # ---------------------------------------------------------------------------------------------------------- card
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
@@ -168,3 +169,21 @@ def test_criteria_follow_the_operator():
     assert GrowthConfig(operator="split").criteria == ("width",)
     assert GrowthConfig(operator="zero_gain").criteria == ("depth",)
     assert GrowthConfig(criterion="random", operator="split").criteria == ("random",)
+
+
+# Name, type with default, and text of every field in the docstring.
+DOCUMENTED = re.findall(r"^ {8}(\w+) \((.*)\):\n((?: {12}.*\n)+)", GrowthConfig.__doc__, re.MULTILINE)
+
+
+def test_every_field_is_documented():
+    assert [name for name, *_ in DOCUMENTED] == [field.name for field in dataclasses.fields(GrowthConfig)]
+
+
+@pytest.mark.parametrize(("name", "kind", "text"), DOCUMENTED, ids=[name for name, *_ in DOCUMENTED])
+def test_the_documentation_of_a_field_is_its_type_its_default_and_its_help(name, kind, text):
+    (field,) = (field for field in dataclasses.fields(GrowthConfig) if field.name == name)
+    hint = field.type.__name__ if isinstance(field.type, type) else str(field.type)
+    kinds = {bool: f"`{field.default}`", str: f'`"{field.default}"`'}
+    default = "" if field.default is None else f", defaults to {kinds.get(type(field.default), field.default)}"
+    assert kind == f"`{hint.removesuffix(' | None')}`, *optional*{default}"
+    assert " ".join(text.split()) == field.metadata["help"]

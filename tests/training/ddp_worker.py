@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import transformers
+from loss_cases import DISTRIBUTED, FirstImages, LayerWise, logged_and_probed
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import default_collate
@@ -123,6 +124,26 @@ def uneven_shares(folder):
     }
 
 
+def losses_and_samples(folder):
+    """The probe's loss and the logged one, and the samples of samplers that know their rank or do not."""
+    found = {"losses": {}}
+    for name, fields in DISTRIBUTED.items():
+        found["losses"][name] = logged_and_probed(folder / name, 3, processes=dist.get_world_size(), **fields)
+    trainer = train(folder / "own", CONFIG, trainer_class=LayerWise)
+    found["own_optimizer"] = {
+        "events": len(events(trainer)),
+        "replicas_equal": same_everywhere(fingerprint(trainer.model, trainer.optimizer)),
+    }
+    trainer = train(folder / "plain", CONFIG, trainer_class=Trainer)
+    found["plain"] = {
+        "events": len(events(trainer)),
+        "replicas_equal": same_everywhere(fingerprint(trainer.model, trainer.optimizer)),
+    }
+    trainer = train(folder / "sampler", CONFIG, trainer_class=FirstImages)
+    found["sampler"] = {"probed": trainer.probed_images()[:16], "events": len(events(trainer))}
+    return found
+
+
 def trainer_runs(folder):
     """What a run with two processes finds, to be compared with one process and with a resumed run."""
     trainer = train(folder / "full", CONFIG, save_strategy="steps", save_steps=1, per_device_train_batch_size=8)
@@ -197,7 +218,8 @@ def refusals(folder):
     """What is refused, by its message, on this rank."""
     found = {}
     try:
-        train(folder / "plain", CONFIG, trainer_class=Trainer)
+        callbacks = [GrowthCallback(CONFIG, loss=lambda model, batch: model(**batch).loss)]
+        train(folder / "plain", callbacks=callbacks, trainer_class=Trainer)
     except ValueError as error:
         found["plain_trainer"] = str(error)
 

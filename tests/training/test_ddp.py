@@ -3,7 +3,12 @@
 import json
 
 import pytest
-from training_cases import events, growth, launch, train
+import torch
+from loss_cases import DISTRIBUTED
+from torch.utils.data import DataLoader, WeightedRandomSampler
+from training_cases import Images, events, growth, launch, train
+
+from hf_saddle.training import probe_batches, training_indices
 
 
 pytestmark = pytest.mark.distributed
@@ -18,7 +23,9 @@ def found_by_ranks(folder, *checks: str, processes: int = 2) -> list[dict]:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What both ranks found in one launch."""
-    return found_by_ranks(tmp_path_factory.mktemp("ddp"), "gradients_after_growth", "empty_plans", "refusals")
+    return found_by_ranks(
+        tmp_path_factory.mktemp("ddp"), "gradients_after_growth", "empty_plans", "refusals", "losses_and_samples"
+    )
 
 
 @pytest.mark.parametrize("way", ["plain", "unused", "views", "static", "small_buckets", "no_sync", "comm_hook"])
@@ -35,7 +42,32 @@ def test_a_run_whose_plans_are_empty_has_the_losses_of_a_run_without_the_callbac
         assert rank["empty_plans"]["with"] == rank["empty_plans"]["without"]
 
 
-def test_a_plain_trainer_is_refused(found):
+@pytest.mark.parametrize("name", DISTRIBUTED)
+def test_the_probe_s_loss_is_the_logged_one(found, name):
+    for rank in found:
+        logged, probed = rank["losses_and_samples"]["losses"][name]
+        assert probed == pytest.approx(logged, rel=2e-6)
+
+
+@pytest.mark.parametrize("trainer", ["own_optimizer", "plain"])
+def test_an_own_optimizer_and_a_plain_trainer_follow(found, trainer):
+    for rank in found:
+        assert rank["losses_and_samples"][trainer] == {"events": 3, "replicas_equal": True}
+
+
+def test_all_ranks_draw_from_what_the_first_one_s_sampler_draws(found):
+    """The shares of a draw of 32 samples, made by hand."""
+    config = growth()
+    ranks = [rank["losses_and_samples"]["sampler"] for rank in found]
+    assert [rank["events"] for rank in ranks] == [3, 3]
+    loader = DataLoader(Images(), batch_size=8, sampler=WeightedRandomSampler([1.0] * 8 + [0.0] * 56, 64))
+    indices = training_indices(loader, config)
+    drawn = torch.cat([batch["pixel_values"] for batch in probe_batches(Images(), config, indices=indices)])
+    expected = [int((Images().pixels == image).flatten(1).all(dim=1).nonzero()) for image in drawn]
+    assert ranks[0]["probed"] + ranks[1]["probed"] == expected
+
+
+def test_a_plain_trainer_that_the_callback_does_not_know_is_refused(found):
     assert all("Use GrowthTrainer" in rank["refusals"]["plain_trainer"] for rank in found)
 
 

@@ -110,8 +110,10 @@ def trainer_for(folder, config=None, trainer_class: type[Trainer] = GrowthTraine
     if "model_init" not in given:
         given.setdefault("model", tiny())
     given.setdefault("train_dataset", Images())
-    growing = [] if config is None else [GrowthCallback(config)]
-    return trainer_class(args=arguments(folder, **fields), callbacks=[*growing, *callbacks], **given)
+    trainer = trainer_class(args=arguments(folder, **fields), callbacks=[*callbacks], **given)
+    if config is not None:
+        trainer.add_callback(GrowthCallback(config, trainer=trainer))
+    return trainer
 
 
 def train(folder, config=None, resume=None, **fields):
