@@ -2,17 +2,21 @@
 
 import copy
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
+from huggingface_hub.utils import filter_repo_objects
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils.hub import hf_api
 
 from .branch_dropout import BranchDropout
 from .checkpoint_checks import check_headers, check_number_of_layers, check_regular, check_values, find_weights
@@ -22,6 +26,13 @@ from .json_files import read_json
 
 
 HISTORY_NAME = "growth_history.json"
+# What a push of a model writes, and what the next one replaces, or removes where it has no such file.
+MODEL_FILES = (
+    HISTORY_NAME,
+    SAFE_WEIGHTS_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    "model-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].safetensors",
+)
 _HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 _LOADING_KEYS = ("missing_keys", "unexpected_keys")
 _HEADS = ("classifier.", "cls_classifier.", "distillation_classifier.")
@@ -74,8 +85,10 @@ class GrowablePreTrainedModel(PreTrainedModel):
     stock_key_mapping: dict[str, str] | None = None
     growth_history: dict[str, Any] | None = None
     # Called before an upload with the folder, the repo id and the token; adds files and returns their names. hf_saddle
-    # sets it, so that a model card is pushed too; code that was loaded from the Hub has none.
+    # sets it, so that a model card is pushed too, and names the files beside it; code that was loaded from the Hub has
+    # none.
     prepare_push: Callable[..., list[str]] | None = None
+    card_files: tuple[str, ...] = ()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -247,13 +260,46 @@ class GrowablePreTrainedModel(PreTrainedModel):
         partial.write_text(json.dumps(self.growth_history, indent=2, allow_nan=False) + "\n")
         partial.replace(path)
 
-    def _upload_modified_files(self, working_dir, repo_id, files_timestamps, *args, **kwargs):
-        # The history is written before transformers notes which files of the folder are old.
-        files_timestamps.pop(HISTORY_NAME, None)
+    def _upload_modified_files(
+        self,
+        working_dir: str | os.PathLike,
+        repo_id: str,
+        files_timestamps: dict[str, float],
+        commit_message: str | None = None,
+        token: bool | str | None = None,
+        create_pr: bool = False,
+        revision: str | None = None,
+        commit_description: str | None = None,
+    ) -> CommitInfo:
+        """As in transformers; the same commit deletes what an earlier push of a model left and this one has not."""
+        root, api = Path(working_dir), hf_api()
+        written = {HISTORY_NAME}
         if self.prepare_push is not None:
-            for name in self.prepare_push(Path(working_dir), repo_id, kwargs.get("token")):
-                files_timestamps.pop(name, None)
-        return super()._upload_modified_files(working_dir, repo_id, files_timestamps, *args, **kwargs)
+            written |= set(self.prepare_push(root, repo_id, token))
+        changed = [
+            path
+            for path in sorted(root.iterdir())
+            if path.name in written or path.stat().st_mtime > files_timestamps.get(path.name, -math.inf)
+        ]
+        # As transformers does: files in folders too, but not in folders of folders.
+        files = [file for path in changed for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+        if revision is not None and not create_pr and not revision.startswith("refs/pr"):
+            api.create_branch(repo_id, branch=revision, token=token, exist_ok=True)
+        known = api.list_repo_files(repo_id, revision=None if create_pr else revision, token=token)
+        replaced = filter_repo_objects(known, allow_patterns=[*MODEL_FILES, *self.card_files])
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationDelete(name) for name in replaced if not (root / name).is_file()
+        ]
+        operations += [CommitOperationAdd(path.relative_to(root).as_posix(), path) for path in files if path.is_file()]
+        return api.create_commit(
+            repo_id,
+            operations,
+            commit_message=commit_message or "Upload model",
+            commit_description=commit_description,
+            token=token,
+            create_pr=create_pr,
+            revision=revision,
+        )
 
     # ---------------------------------------------------------------------------------------------------- conversion
     @classmethod
@@ -398,4 +444,12 @@ def read_history(path: str | os.PathLike, source: dict[str, Any]) -> dict[str, A
     return None if file is None else read_json(file, "The growth history")
 
 
-__all__ = ["HISTORY_NAME", "GrowablePreTrainedModel", "build_attention_", "build_layer_", "read_history", "set_shapes"]
+__all__ = [
+    "HISTORY_NAME",
+    "MODEL_FILES",
+    "GrowablePreTrainedModel",
+    "build_attention_",
+    "build_layer_",
+    "read_history",
+    "set_shapes",
+]
