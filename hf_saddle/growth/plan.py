@@ -136,15 +136,19 @@ class LayerGrowth:
         Raises:
             ValueError: If a field is missing, or cannot be meant, or the hash of the directions does not fit.
         """
-        _check_fields(values, _GROWTH_FIELDS, "a growth of the plan")
+        _check_fields(values, _GROWTH_FIELDS, "`growths` of the growth plan")
         try:
             raw = base64.b64decode(values["directions"], validate=True)
         except ValueError as error:
-            raise ValueError(f"`directions` of {values['linear']} in the plan is not base64: {error}") from error
+            raise ValueError(
+                f"`directions` of {values['linear']} in the growth plan is not base64: {error}"
+            ) from error
         if hashlib.sha256(raw).hexdigest() != values["directions_sha256"]:
-            raise ValueError(f"The directions of {values['linear']} in the plan are damaged: their hash does not fit.")
+            raise ValueError(
+                f"`directions` of {values['linear']} in the growth plan are damaged: the hash does not fit."
+            )
         if not values["neurons"] or len(raw) == 0 or len(raw) % (4 * len(values["neurons"])):
-            raise ValueError(f"`directions` of {values['linear']} in the plan needs one row per neuron of `neurons`.")
+            raise ValueError(f"`directions` of {values['linear']} in the growth plan needs one row per neuron.")
         directions = torch.from_numpy(np.frombuffer(raw, dtype="<f4").astype(np.float32))
         return cls(
             linear=values["linear"],
@@ -209,7 +213,7 @@ class GrowthPlan:
             raise ValueError(
                 f"This is not a growth plan of `schema` {PLAN_SCHEMA}, got {schema!r}; make it anew with this version."
             )
-        _check_fields(values, _PLAN_FIELDS, "the growth plan")
+        _check_fields(values, _PLAN_FIELDS, "The growth plan")
         growths = tuple(LayerGrowth.from_dict(growth) for growth in values.pop("growths"))
         return cls(growths=growths, **values)
 
@@ -221,8 +225,8 @@ class GrowthPlan:
 def _check_fields(values: Any, known: dict[str, Callable[[Any], bool]], where: str) -> None:
     """Raise a `ValueError` that names a field that is missing, unknown, or of another type."""
     if not isinstance(values, dict):
-        raise ValueError(f"{where} must be an object, got {values!r}.")
-    for name in sorted(known.keys() ^ values.keys()):
+        raise ValueError(f"{where} must be an object, got {str(values)[:50]!r}.")
+    for name in (*sorted(known.keys() - values.keys()), *sorted(values.keys() - known.keys())):
         raise ValueError(f"`{name}` of {where} is {'missing' if name in known else 'unknown'}: it is damaged.")
     for name, fits in known.items():
         if not fits(values[name]):

@@ -97,7 +97,7 @@ def check_number_of_layers(layers: Any, linears: int, files: Sequence[str]) -> N
         )
 
 
-def check_headers(expected: Mapping[str, Tensor], prefix: str, files: Sequence[str], renamed: bool) -> None:
+def check_headers(expected: Mapping[str, Tensor], prefix: str, files: Sequence[str]) -> None:
     """
     Compare the tensors of a model that is not in memory yet with those of its weight files.
 
@@ -105,7 +105,6 @@ def check_headers(expected: Mapping[str, Tensor], prefix: str, files: Sequence[s
         expected (`Mapping[str, Tensor]`): The model's tensors, on the meta device.
         prefix (`str`): What names of the encoder's tensors may have or lack, as `"deit."`.
         files (`Sequence[str]`): The weight files.
-        renamed (`bool`): Whether names of the files are going to be changed, so that they cannot be compared.
 
     Raises:
         ValueError: If a tensor has a dtype that weights do not have, or is in two files, or if the model is so much
@@ -129,7 +128,7 @@ def check_headers(expected: Mapping[str, Tensor], prefix: str, files: Sequence[s
     wanted = sum(tensor.numel() for tensor in expected.values())
     if wanted <= 2 * found + SPARE_PARAMETERS:
         return
-    for name, tensor in {} if renamed else expected.items():
+    for name, tensor in expected.items():
         for alias in (name, f"{prefix}{name}", name.removeprefix(prefix)):
             if alias in shapes and shapes[alias] != tuple(tensor.shape):
                 raise ValueError(

@@ -77,9 +77,11 @@ _SCALE_FIELDS = ("initializer_range", "layer_norm_eps")
 def _check_labels(field: str, value: Any) -> None:
     if value is None:
         return
+    if not isinstance(value, Mapping):
+        raise ValueError(f"`{field}` must relate whole numbers and texts, got {value!r}.")
     items = [(index, label) for label, index in value.items()] if field == "label2id" else list(value.items())
     if not all(is_index(index) and isinstance(label, str) for index, label in items):
-        raise ValueError(f"`{field}` must relate whole numbers and texts.")
+        raise ValueError(f"`{field}` must relate whole numbers and texts, which {len(value)} entries of it do not.")
 
 
 def _check_field(field: str, value: Any) -> None:
@@ -107,6 +109,8 @@ def _check_field(field: str, value: Any) -> None:
         raise ValueError(f"`skip_unit` must be one of {', '.join(SKIP_UNITS)}, got {value!r}.")
     elif field in ("dtype", "torch_dtype") and not (value is None or _dtype_name(value) in DTYPES):
         raise ValueError(f"`{field}` must be one of {', '.join(DTYPES)}, got {value!r}.")
+    elif field == "auto_map" and not (value is None or isinstance(value, Mapping)):
+        raise ValueError(f"`auto_map` must map names of Auto classes to code, got {value!r}.")
     elif field in ("id2label", "label2id"):
         _check_labels(field, value)
     elif field == "skip_sizes":

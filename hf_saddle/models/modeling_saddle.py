@@ -192,14 +192,11 @@ class GrowablePreTrainedModel(PreTrainedModel):
         check_number_of_layers(layers, len(LINEARS), files)
 
     @staticmethod
-    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
+    def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
         # The model is still on the meta device; tensors that do not fit would be made next, others cast to its dtype.
         if checkpoint_files is not None:
-            renamed = bool(load_config.weight_mapping)
-            check_headers(model.state_dict(), f"{model.base_model_prefix}.", checkpoint_files, renamed)
-        return PreTrainedModel._load_pretrained_model(
-            model, state_dict, checkpoint_files, load_config, *args, **kwargs
-        )
+            check_headers(model.state_dict(), f"{model.base_model_prefix}.", checkpoint_files)
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         # `Trainer` resumes, and reloads its best model, by `load_state_dict`, where the checkpoint may be smaller or
