@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, ViTImageProcessorPil
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, cached_file, logging
 
 from .. import models
+from ..models.json_files import read_json
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..training.data import load_images, preprocess
 
@@ -39,6 +40,9 @@ def load_config(source: str, revision: str | None = None) -> PreTrainedConfig:
     """
     if not Path(source).is_dir() and (Path(source).exists() or source.count("/") > 1 or source.startswith((".", "/"))):
         raise ValueError(f"{source} is not a folder with a saved model.")
+    file = cached_file(source, CONFIG_NAME, **at(revision))
+    if file is not None:
+        read_json(file, "The config")  # transformers' own errors for what is no JSON object name no file
     return AutoConfig.from_pretrained(source, **at(revision), trust_remote_code=False)
 
 

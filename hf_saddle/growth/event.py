@@ -7,14 +7,24 @@ from typing import Any
 
 from torch import nn
 
-from ..models.configuration_saddle import LINEARS, SKIP_UNITS
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .config import is_int, is_number
 from .costs import count_macs, count_parameters
+from .schema import (
+    MAX_MACS,
+    check_count,
+    check_fields,
+    check_number,
+    check_records,
+    check_shapes,
+    check_text,
+    check_unit,
+    check_versions,
+)
 
 
 _NOT_SAVED = ("replaced", "added")
-_OPTIONAL_NUMBERS = ("budget", "step", "epoch", "loss_before", "loss_after")
+_OPTIONAL_NUMBERS = ("budget", "epoch", "loss_before", "loss_after")
+_NOT_NEGATIVE = ("budget", "epoch", "seconds")
 
 
 @dataclass
@@ -63,32 +73,44 @@ class GrowthEvent:
         Raises:
             ValueError: If a field is unknown, missing, or cannot be meant.
         """
-        known = {item.name for item in fields(cls)} - set(_NOT_SAVED)
-        if not isinstance(values, Mapping) or set(values) != known:
-            found = sorted(set(values) ^ known) if isinstance(values, Mapping) else values
-            raise ValueError(
-                f"A growth event has the wrong fields: {found} differ. It is damaged or of another version."
-            )
+        check_fields(values, {item.name for item in fields(cls)} - set(_NOT_SAVED), "event")
+        check_shapes(values["shapes"], "shapes")
         event = cls(**copy.deepcopy(dict(values)) | {"shapes": shapes_from_json(values["shapes"])})
-        for name in ("parameters_before", "parameters_after", "macs_before", "macs_after"):
-            value = getattr(event, name)
-            if not is_int(value) or value < 0:
-                raise ValueError(f"`{name}` of a growth event must be a whole number, got {value!r}.")
-        for name in ("predicted_gain", "seconds", *_OPTIONAL_NUMBERS):
-            value = getattr(event, name)
-            if not (is_number(value) or (value is None and name in _OPTIONAL_NUMBERS)):
-                raise ValueError(f"`{name}` of a growth event must be a number, got {value!r}.")
-        if not isinstance(event.operators, list) or not all(isinstance(name, str) for name in event.operators):
-            raise ValueError(f"`operators` of a growth event must be a list of names, got {event.operators!r}.")
-        if not isinstance(event.layers, list) or not all(_is_record(layer) for layer in event.layers):
-            raise ValueError("`layers` of a growth event must be a list of records that say how many neurons grew.")
-        if event.skip_unit not in SKIP_UNITS:
-            raise ValueError(f"`skip_unit` of a growth event must be one of {SKIP_UNITS}, got {event.skip_unit!r}.")
-        if not event.layers and event.parameters_after != event.parameters_before and not event.is_merge:
-            raise ValueError("A growth event without layers changes the number of parameters; the history is damaged.")
-        if event.layers and event.parameters_after <= event.parameters_before:
-            raise ValueError("A growth event with layers adds no parameters; the history is damaged.")
+        event.check()
         return event
+
+    def check(self) -> None:
+        """
+        Verify that the event can be written, and read again.
+
+        Raises:
+            ValueError: If a field has a value that it cannot have; the message names it.
+        """
+        if self.criterion is not None:
+            check_text(self.criterion, "criterion")
+        for name in ("parameters_before", "parameters_after"):
+            check_count(getattr(self, name), name)
+        for name in ("macs_before", "macs_after", "step"):
+            if name != "step" or self.step is not None:
+                check_count(getattr(self, name), name, MAX_MACS)
+        for name in ("predicted_gain", "seconds", *_OPTIONAL_NUMBERS):
+            value = getattr(self, name)
+            if value is not None or name not in _OPTIONAL_NUMBERS:
+                check_number(value, name, 0 if name in _NOT_NEGATIVE else None)
+        check_unit(self.skip_unit, "skip_unit")
+        check_shapes(self.shapes, "shapes")
+        check_versions(self.versions, "versions")
+        check_records(self.layers, self.operators, len(self.shapes))
+        added = self.parameters_after - self.parameters_before
+        if not self.layers and added != 0 and not self.is_merge:
+            raise ValueError("A growth event without layers changes the number of parameters; the history is damaged.")
+        if self.is_merge and (added >= 0 or self.macs_after != self.macs_before):
+            raise ValueError("A merge of residual pairs must lower `parameters_after`; the history is damaged.")
+        if self.layers and (added < self.neurons or self.macs_after < self.macs_before):
+            raise ValueError(
+                "A growth event with layers adds fewer parameters than neurons, or loses MACs: `parameters_after` or "
+                "`macs_after` is damaged."
+            )
 
     @property
     def is_merge(self) -> bool:
@@ -111,24 +133,17 @@ class ModelSize:
         return cls(count_parameters(model), count_macs(model), model.config.skip_unit, model.shapes())
 
 
-def _is_record(layer: Any) -> bool:
-    return isinstance(layer, Mapping) and is_int(layer.get("chosen"))
-
-
 def shapes_to_json(shapes: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """JSON keys are strings; a layer's shapes are copied."""
     return {str(layer): copy.deepcopy(value) for layer, value in shapes.items()}
 
 
-def shapes_from_json(shapes: Any) -> dict[int, dict[str, Any]]:
-    if not isinstance(shapes, Mapping) or not shapes:
-        raise ValueError(f"`shapes` of a growth history must map layers to their shapes, got {shapes!r}.")
-    found = {}
-    for layer, value in shapes.items():
-        skip_sizes = value.get("skip_sizes") if isinstance(value, Mapping) else None
-        width = value.get("intermediate_size") if isinstance(value, Mapping) else None
-        fits = isinstance(width, int) and width > 0 and isinstance(skip_sizes, (Mapping, type(None)))
-        if not str(layer).isdecimal() or not fits or not set(skip_sizes or ()) <= set(LINEARS):
-            raise ValueError(f"`shapes[{layer}]` of a growth history is damaged: {value!r}.")
-        found[int(layer)] = {"intermediate_size": width, "skip_sizes": copy.deepcopy(skip_sizes) or None}
-    return found
+def shapes_from_json(shapes: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """The inverse of `shapes_to_json`, for shapes that were checked."""
+    return {
+        int(layer): {
+            "intermediate_size": value["intermediate_size"],
+            "skip_sizes": copy.deepcopy(value["skip_sizes"]) or None,
+        }
+        for layer, value in shapes.items()
+    }

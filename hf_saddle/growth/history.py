@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..models.configuration_saddle import SaddleConfig
+from ..models.json_files import read_json
 from ..models.modeling_saddle import GrowablePreTrainedModel, set_shapes
 from .config import is_int
 from .costs import count_parameters
 from .event import GrowthEvent, ModelSize, shapes_from_json, shapes_to_json
+from .schema import MAX_MACS, check_count, check_fields, check_shapes, check_shapes_follow, check_unit
 
 
 HISTORY_SCHEMA = 1
@@ -53,9 +55,17 @@ class GrowthHistory:
         Add an event.
 
         Raises:
-            ValueError: If the event's shapes are smaller than those before it.
+            ValueError: If the event has a value that it cannot have, or does not follow from those before it.
         """
-        _check_shapes_grow(self.shapes, event.shapes, f"event {len(self.events)}")
+        event.check()
+        where = f"event {len(self.events)}"
+        check_shapes_follow(self.shapes, event.layers, event.shapes, where)
+        # Parameters may have changed in between: a head is exchanged without an event. MACs are counted on.
+        if event.macs_before != self.macs and not event.is_merge:
+            raise ValueError(
+                f"The growth history is damaged: `macs_before` of {where} is {event.macs_before}, but what was before "
+                f"left {self.macs}. An event is missing, or was changed."
+            )
         self.events.append(event)
 
     def update_last(self, event: GrowthEvent) -> None:
@@ -152,25 +162,26 @@ class GrowthHistory:
         Raises:
             ValueError: If it is of another schema, lacks a field, or contradicts itself.
         """
-        if not isinstance(values, Mapping) or values.get("schema_version") != HISTORY_SCHEMA:
-            found = values.get("schema_version") if isinstance(values, Mapping) else values
+        found = values.get("schema_version") if isinstance(values, Mapping) else values
+        if not is_int(found) or found != HISTORY_SCHEMA:
             raise ValueError(
                 f"The growth history has `schema_version` {found!r}, this version reads {HISTORY_SCHEMA}."
             )
-        initial, events = values.get("initial"), values.get("events")
-        if not isinstance(initial, Mapping) or set(initial) != {item.name for item in fields(ModelSize)}:
-            raise ValueError("The growth history lacks `initial`, the size of the model before its first event.")
+        check_fields(values, {"schema_version", "initial", "events"}, "history")
+        initial, events = values["initial"], values["events"]
+        check_fields(initial, {item.name for item in fields(ModelSize)}, "initial")
+        check_count(initial["parameters"], "initial.parameters")
+        check_count(initial["macs"], "initial.macs", MAX_MACS)
+        check_unit(initial["skip_unit"], "initial.skip_unit")
+        check_shapes(initial["shapes"], "initial.shapes")
         if not isinstance(events, list):
             raise ValueError("The growth history lacks `events`, a list.")
-        for name in ("parameters", "macs"):
-            if not is_int(initial[name]) or initial[name] < 1:
-                raise ValueError(
-                    f"`initial.{name}` of a growth history must be a whole number, got {initial[name]!r}."
-                )
-        start = ModelSize(**dict(initial) | {"shapes": shapes_from_json(initial["shapes"])})
-        history = cls(start)
-        for event in events:
-            history.append(GrowthEvent.from_dict(event))
+        history = cls(ModelSize(**dict(initial) | {"shapes": shapes_from_json(initial["shapes"])}))
+        for index, event in enumerate(events):
+            try:
+                history.append(GrowthEvent.from_dict(event))
+            except ValueError as error:
+                raise ValueError(f"Event {index} of the growth history is damaged: {error}") from error
         return history
 
     def save(self, path: str | os.PathLike) -> None:
@@ -185,10 +196,11 @@ class GrowthHistory:
         Raises:
             ValueError: If the file is not a growth history.
         """
+        values = read_json(path, "The growth history")
         try:
-            return cls.from_dict(json.loads(Path(path).read_text()))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
+            return cls.from_dict(values)
+        except ValueError as error:
+            raise ValueError(f"The growth history {path} is damaged. {error}") from error
 
     def table(self) -> str:
         """One line per event, as a Markdown table."""
@@ -214,18 +226,3 @@ class GrowthHistory:
         return (
             f"{len(self.events)} growth events, {grown} neurons: {start:,} → {end:,} parameters (×{end / start:.2f})."
         )
-
-
-def _check_shapes_grow(before: dict[int, dict[str, Any]], after: dict[int, dict[str, Any]], where: str) -> None:
-    if before.keys() != after.keys():
-        raise ValueError(f"The growth history is damaged: {where} has other layers than the model before it.")
-    for layer, old in before.items():
-        new = after[layer]
-        old_sizes, new_sizes = old["skip_sizes"] or {}, new["skip_sizes"] or {}
-        shrinks = new["intermediate_size"] < old["intermediate_size"] or any(
-            len(new_sizes.get(linear, ())) < len(sizes)
-            or any(b < a for a, b in zip(sizes, new_sizes[linear], strict=False))
-            for linear, sizes in old_sizes.items()
-        )
-        if shrinks:
-            raise ValueError(f"The growth history is damaged: layer {layer} shrinks in {where}.")

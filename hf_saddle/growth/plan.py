@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..models.json_files import parse_json
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .config import OPERATORS
+from .config import OPERATORS, is_int, is_number
 
 
 PLAN_SCHEMA = 1
@@ -133,11 +134,21 @@ class LayerGrowth:
         The inverse of `to_dict`, bit for bit.
 
         Raises:
-            ValueError: If the hash of the directions does not fit.
+            ValueError: If a field is missing, or cannot be meant, or the hash of the directions does not fit.
         """
-        raw = base64.b64decode(values["directions"])
+        _check_fields(values, _GROWTH_FIELDS, "`growths` of the growth plan")
+        try:
+            raw = base64.b64decode(values["directions"], validate=True)
+        except ValueError as error:
+            raise ValueError(
+                f"`directions` of {values['linear']} in the growth plan is not base64: {error}"
+            ) from error
         if hashlib.sha256(raw).hexdigest() != values["directions_sha256"]:
-            raise ValueError(f"The directions of {values['linear']} in the plan are damaged: their hash does not fit.")
+            raise ValueError(
+                f"`directions` of {values['linear']} in the growth plan are damaged: the hash does not fit."
+            )
+        if not values["neurons"] or len(raw) == 0 or len(raw) % (4 * len(values["neurons"])):
+            raise ValueError(f"`directions` of {values['linear']} in the growth plan needs one row per neuron.")
         directions = torch.from_numpy(np.frombuffer(raw, dtype="<f4").astype(np.float32))
         return cls(
             linear=values["linear"],
@@ -196,15 +207,61 @@ class GrowthPlan:
         Raises:
             ValueError: If it is not a plan, is of another schema, or is damaged.
         """
-        values = json.loads(text)
-        if not isinstance(values, dict) or values.pop("schema", None) != PLAN_SCHEMA:
-            raise ValueError(f"This is not a growth plan of schema {PLAN_SCHEMA}; make it anew with this version.")
+        values = parse_json(text, "The growth plan")
+        schema = values.pop("schema", None)
+        if not is_int(schema) or schema != PLAN_SCHEMA:
+            raise ValueError(
+                f"This is not a growth plan of `schema` {PLAN_SCHEMA}, got {schema!r}; make it anew with this version."
+            )
+        _check_fields(values, _PLAN_FIELDS, "The growth plan")
         growths = tuple(LayerGrowth.from_dict(growth) for growth in values.pop("growths"))
         return cls(growths=growths, **values)
 
     def digest(self) -> str:
         """SHA-256 of the plan; equal on all ranks if they are about to do the same."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def _check_fields(values: Any, known: dict[str, Callable[[Any], bool]], where: str) -> None:
+    """Raise a `ValueError` that names a field that is missing, unknown, or of another type."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must be an object, got {str(values)[:50]!r}.")
+    for name in (*sorted(known.keys() - values.keys()), *sorted(values.keys() - known.keys())):
+        raise ValueError(f"`{name}` of {where} is {'missing' if name in known else 'unknown'}: it is damaged.")
+    for name, fits in known.items():
+        if not fits(values[name]):
+            raise ValueError(f"`{name}` of {where} cannot be {str(values[name])[:50]!r}: it is damaged.")
+
+
+def _is_count(value: Any) -> bool:
+    return is_int(value) and value >= 0
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(fits, value))
+
+
+_PLAN_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "growths": lambda value: isinstance(value, list),
+    "criterion": lambda value: value is None or _is_text(value),
+    "budget": lambda value: value is None or is_number(value),
+    "parameters": _is_count,
+    "macs": _is_count,
+    "seed": is_int,
+}
+_GROWTH_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "linear": _is_text,
+    "operator": _is_text,
+    "neurons": lambda value: _is_list(value, _is_count),
+    "directions": _is_text,
+    "directions_sha256": _is_text,
+    "candidates": _is_count,
+    **{name: lambda value: _is_list(value, is_number) for name in _VECTORS},
+}
 
 
 def find_linear(model: GrowablePreTrainedModel, path: str):

@@ -32,9 +32,14 @@ from .style import (
 )
 
 
+DRAWINGS = ("architecture", "timeline", "eigenvalues", "loss", "accuracy")
+SUFFIXES = (".svg", ".png")
+
+
 def save_pictures(folder: Path, history: GrowthHistory, log: Sequence[dict[str, float]] = ()) -> list[str]:
     """
-    Draw what the history and the training log hold, each picture as SVG and PNG.
+    Draw what the history and the training log hold, each picture as SVG and PNG. Pictures that were drawn for another
+    model and are not drawn again are removed.
 
     Args:
         folder (`Path`): Where to write; made if missing.
@@ -45,6 +50,9 @@ def save_pictures(folder: Path, history: GrowthHistory, log: Sequence[dict[str, 
         `list[str]`: Names of the pictures, without suffix. Pictures without anything to show are left out.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for name in DRAWINGS:
+        for suffix in SUFFIXES:
+            (folder / f"{name}{suffix}").unlink(missing_ok=True)  # those of an earlier model
     drawings: dict[str, Callable[[], Figure]] = {"architecture": lambda: draw_architecture(history)}
     if history.events:
         drawings["timeline"] = lambda: draw_timeline(history)
@@ -57,7 +65,7 @@ def save_pictures(folder: Path, history: GrowthHistory, log: Sequence[dict[str, 
     with matplotlib.rc_context(STYLE):
         for name, draw in drawings.items():
             figure = draw()
-            for suffix in (".svg", ".png"):
+            for suffix in SUFFIXES:
                 save_figure(figure, folder / f"{name}{suffix}")
     return list(drawings)
 

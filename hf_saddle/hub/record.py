@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -14,7 +13,9 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import PreTrainedModel, TrainerState, TrainingArguments
 
 from ..growth import GrowthConfig
+from ..growth.config import is_number
 from ..growth.surgery import versions
+from ..models.json_files import read_json
 
 
 RECORD_NAME = "training_record.json"
@@ -77,11 +78,19 @@ class TrainingRecord:
     def __post_init__(self) -> None:
         for name in ("dataset", "base_model", "license", "split", "weights", "device"):
             value = getattr(self, name)
-            if value is not None and not isinstance(value, str):
+            if not isinstance(value, str) and (value is not None or name == "split"):
                 raise ValueError(f"`{name}` of a training record must be text, got {value!r}.")
         for name in ("settings", "growth", "results", "versions"):
-            if not isinstance(getattr(self, name), dict):
-                raise ValueError(f"`{name}` of a training record must be an object, got {getattr(self, name)!r}.")
+            value = getattr(self, name)
+            if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+                raise ValueError(f"`{name}` of a training record must be an object, got {value!r}.")
+        numbers = {f"results[{key}]": value for key, value in self.results.items()}
+        numbers |= {name: getattr(self, name) for name in ("results_step", "processes", "emissions_grams")}
+        for name, value in numbers.items():
+            if not is_number(value) and (value is not None or name not in ("results_step", "emissions_grams")):
+                raise ValueError(f"`{name}` of a training record must be a finite number, got {value!r}.")
+        if not all(isinstance(version, str) for version in self.versions.values()):
+            raise ValueError(f"`versions` of a training record must be texts, got {self.versions!r}.")
         if not isinstance(self.log, list) or not all(isinstance(entry, Mapping) for entry in self.log):
             raise ValueError("`log` of a training record must be a list of objects.")
         self.log = _numbers_only(self.log)
@@ -158,14 +167,13 @@ class TrainingRecord:
         path = folder / RECORD_NAME
         if not path.is_file():
             return None
-        try:
-            values = json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
-        known = {item.name for item in fields(cls)}
-        if not isinstance(values, dict) or not set(values) <= known:
+        values = read_json(path, "The training record")
+        if not set(values) <= {item.name for item in fields(cls)}:
             raise ValueError(f"{path} is not a training record of this version.")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise ValueError(f"The training record {path} is damaged: {error}") from error
 
 
 def fingerprint(model: PreTrainedModel) -> str:
@@ -218,11 +226,7 @@ def _results(log: list[dict[str, float]], best_step: int | None) -> tuple[str, d
 
 def _numbers_only(log: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
     """Entries without texts, lists and values that are not finite, which JSON and pictures cannot hold."""
-    kinds = (int, float)
-    entries = [
-        {str(key): value for key, value in entry.items() if isinstance(value, kinds) and math.isfinite(value)}
-        for entry in log
-    ]
+    entries = [{str(key): value for key, value in entry.items() if is_number(value)} for entry in log]
     return [entry for entry in entries if entry]
 
 

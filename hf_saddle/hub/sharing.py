@@ -1,6 +1,9 @@
 """Files that travel with the weights: history, code, pictures, record and card, for a model and for a `Trainer`."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +11,20 @@ import huggingface_hub
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils.hub import hf_api
 
 from ..growth import GrowthHistory
-from ..models.modeling_saddle import GrowablePreTrainedModel
+from ..models.modeling_saddle import MODEL_FILES, GrowablePreTrainedModel
 from .model_card import MARK, PICTURES, render_model_card
-from .plots import save_pictures
+from .plots import DRAWINGS, SUFFIXES, save_pictures
 from .record import RECORD_NAME, TrainingRecord, fingerprint
 
 
 logger = logging.getLogger(__name__)
 
 CARD_NAME = "README.md"
+# What this package writes beside model and card: the next push replaces it, or removes it where there is none.
+CARD_FILES = (RECORD_NAME, *(f"{PICTURES}/{name}{suffix}" for name in DRAWINGS for suffix in SUFFIXES))
 # Texts of cards that a program wrote, and that may be replaced: ours, that of `push_to_hub`, that of `Trainer`.
 _REPLACEABLE = (MARK, "card has been automatically generated", "card has been generated automatically")
 
@@ -84,9 +90,13 @@ def write_model_card(
 
 def prepare_push(model: GrowablePreTrainedModel, folder: Path, repo_id: str, token: str | bool | None) -> list[str]:
     """Write the card into a folder that `model.push_to_hub` is about to upload; returns the names that changed."""
-    if not (folder / RECORD_NAME).exists():
+    fetched = not (folder / RECORD_NAME).exists()
+    if fetched:
         _fetch_record(folder, repo_id, token)
     write_model_card(folder, model, repo_id=repo_id)
+    if fetched and _find_record(model, [folder]) is None:
+        # What was measured with other weights goes with them.
+        (folder / RECORD_NAME).unlink(missing_ok=True)
     return [CARD_NAME, PICTURES, RECORD_NAME]
 
 
@@ -142,12 +152,34 @@ class ModelCardMixin:
             tags=["generated_from_trainer", *more],
         )
 
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `Trainer`; the same commit deletes what an earlier push of a model left and this one has not."""
+        with _replacing():
+            return super().push_to_hub(*args, **kwargs)  # type: ignore[misc]
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         pushes = self.state.is_world_process_zero and self.args.hub_strategy != "end"
         # A push that is still going on reads the files that would be written here.
         if pushes and (self.args.hub_always_push or self.push_in_progress is None or self.push_in_progress.is_done()):
             self.create_model_card()
-        super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]
+        with _replacing():
+            super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]
+
+
+@contextmanager
+def _replacing() -> Iterator[None]:
+    """
+    Let uploads of folders also delete what an earlier model left in the repo.
+
+    `Trainer` uploads its whole folder by transformers' client of the Hub, and passes no `delete_patterns`.
+    """
+    api = hf_api()
+    upload = api.upload_folder
+    api.upload_folder = partial(upload, delete_patterns=[*MODEL_FILES, *CARD_FILES])  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del api.upload_folder
 
 
 def _first(value: str | list[str] | None) -> str | None:

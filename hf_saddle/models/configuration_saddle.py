@@ -1,6 +1,7 @@
 """What the Saddle configs have in common: per-layer widths and branch sizes, and the checks that guard them."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,8 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils.versions import require_version
+
+from .json_files import read_json
 
 
 # The range this code was tested with; code that was uploaded with a model meets whatever version its reader has.
@@ -23,6 +26,7 @@ LINEARS = (
     "mlp.fc2",
 )
 SKIP_UNITS = ("gain", "residual_pair", "residual")
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 # Bounds that no vision transformer comes near (ViT-22B, arXiv 2302.05442, is the largest published): a config beyond
 # them is corrupt or hostile and is refused before any memory is taken.
@@ -32,12 +36,20 @@ MAX_SKIP_DEPTH = 32
 MAX_PARAMETERS = 2**35
 
 
-def _check_size(field: str, value: Any, low: int = 1, high: int = MAX_SIZE) -> None:
+def is_index(key: Any) -> bool:
+    """Whether a key of JSON, or of a dictionary that was made of it, is a whole number in ASCII digits."""
+    text = str(key)
+    return text.isascii() and text.isdecimal()
+
+
+def check_size(field: str, value: Any, low: int = 1, high: int = MAX_SIZE) -> None:
+    """Raise a `ValueError` that names the field if a size is not an integer in `[low, high]`."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ValueError(f"`{field}` must be an integer in [{low}, {high}], got {value!r}.")
 
 
-def _check_skip_sizes(field: str, skip_sizes: Any) -> None:
+def check_skip_sizes(field: str, skip_sizes: Any) -> None:
+    """Raise a `ValueError` that names the field if this is not `None` or widths of branches by linear."""
     if skip_sizes is None:
         return
     if not isinstance(skip_sizes, Mapping):
@@ -51,7 +63,7 @@ def _check_skip_sizes(field: str, skip_sizes: Any) -> None:
                 f"got {widths!r}."
             )
         for width in widths:
-            _check_size(f"{field}[{linear!r}]", width)
+            check_size(f"{field}[{linear!r}]", width)
 
 
 _SIZE_FIELDS = ("hidden_size", "num_attention_heads", "intermediate_size", "num_channels", "encoder_stride")
@@ -62,19 +74,29 @@ _PROBABILITY_FIELDS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 _SCALE_FIELDS = ("initializer_range", "layer_norm_eps")
 
 
+def _check_labels(field: str, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Mapping):
+        raise ValueError(f"`{field}` must relate whole numbers and texts, got {value!r}.")
+    items = [(index, label) for label, index in value.items()] if field == "label2id" else list(value.items())
+    if not all(is_index(index) and isinstance(label, str) for index, label in items):
+        raise ValueError(f"`{field}` must relate whole numbers and texts, which {len(value)} entries of it do not.")
+
+
 def _check_field(field: str, value: Any) -> None:
     if field in _SIZE_FIELDS or (field in _OPTIONAL_SIZE_FIELDS and value is not None):
-        _check_size(field, value)
+        check_size(field, value)
     elif field == "num_hidden_layers":
-        _check_size(field, value, high=MAX_LAYERS)
+        check_size(field, value, high=MAX_LAYERS)
     elif field == "num_labels" and value is not None:
-        _check_size(field, value, low=0)
+        check_size(field, value, low=0)
     elif field in _SIDE_FIELDS:
         sides = value if isinstance(value, (list, tuple)) else (value, value)
         if len(sides) != 2:
             raise ValueError(f"`{field}` must be one integer or two (height and width), got {value!r}.")
         for side in sides:
-            _check_size(field, side)
+            check_size(field, side)
     elif field in _ACTIVATION_FIELDS and not (isinstance(value, str) and value in ACT2FN):
         raise ValueError(f"`{field}` must be the name of an activation of transformers, got {value!r}.")
     elif field in _PROBABILITY_FIELDS and not (_is_number(value) and 0 <= value <= 1):
@@ -85,10 +107,20 @@ def _check_field(field: str, value: Any) -> None:
         raise ValueError(f"`{field}` must be a number that is not negative, got {value!r}.")
     elif field == "skip_unit" and value not in SKIP_UNITS:
         raise ValueError(f"`skip_unit` must be one of {', '.join(SKIP_UNITS)}, got {value!r}.")
+    elif field in ("dtype", "torch_dtype") and not (value is None or _dtype_name(value) in DTYPES):
+        raise ValueError(f"`{field}` must be one of {', '.join(DTYPES)}, got {value!r}.")
+    elif field == "auto_map" and not (value is None or isinstance(value, Mapping)):
+        raise ValueError(f"`auto_map` must map names of Auto classes to code, got {value!r}.")
+    elif field in ("id2label", "label2id"):
+        _check_labels(field, value)
     elif field == "skip_sizes":
-        _check_skip_sizes(field, value)
+        check_skip_sizes(field, value)
     elif field == "attention_scaling" and not (value is None or (isinstance(value, float) and 0 < value < math.inf)):
         raise ValueError(f"`attention_scaling` must be a positive float, got {value!r}.")
+
+
+def _dtype_name(value: Any) -> str:
+    return value if isinstance(value, str) else str(value).removeprefix("torch.")
 
 
 def _is_number(value: Any) -> bool:
@@ -134,7 +166,14 @@ class SaddleConfig(PreTrainedConfig):
                 f"`model_type` is {found!r}, but {cls.__name__} reads {cls.model_type!r}. Load the folder with the "
                 "class that wrote it; a stock DeiT or ViT becomes growable through `from_stock` of a Saddle model."
             )
+        for field in config_dict:
+            if callable(getattr(cls, field, None)):
+                raise ValueError(f"`{field}` of a config is a method of {cls.__name__}, not a field.")
         return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        return cls._decode_special_floats(read_json(json_file, "The config"))
 
     def __eq__(self, other: object) -> bool:
         # The generated comparison reads every field of the global config, which raises once layers differ. Where a
@@ -160,7 +199,7 @@ class SaddleConfig(PreTrainedConfig):
             raise ValueError(f"`per_layer_config` names a layer twice: {list(value)}.")
         for layer, shapes in value.items():
             field = f"per_layer_config[{layer}]"
-            if not str(layer).isdecimal() or int(layer) >= self.num_hidden_layers:
+            if not is_index(layer) or int(layer) >= self.num_hidden_layers:
                 raise ValueError(f"`{field}`: the layer index must be an integer in [0, {self.num_hidden_layers}).")
             if not isinstance(shapes, Mapping):
                 raise ValueError(f"`{field}` must map field names to values, got {shapes!r}.")
@@ -170,8 +209,8 @@ class SaddleConfig(PreTrainedConfig):
                     f"`{field}` has {sorted(unknown)}: only `intermediate_size` and `skip_sizes` may differ per layer."
                 )
             if "intermediate_size" in shapes:
-                _check_size(f"{field}.intermediate_size", shapes["intermediate_size"])
-            _check_skip_sizes(f"{field}.skip_sizes", shapes.get("skip_sizes"))
+                check_size(f"{field}.intermediate_size", shapes["intermediate_size"])
+            check_skip_sizes(f"{field}.skip_sizes", shapes.get("skip_sizes"))
 
     def _check_parameter_number(self) -> None:
         """Refuse a model that could not be meant: a lower bound of its parameters, from the config alone."""

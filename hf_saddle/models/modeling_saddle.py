@@ -2,26 +2,39 @@
 
 import copy
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
+from huggingface_hub.utils import filter_repo_objects
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils.hub import hf_api
 
 from .branch_dropout import BranchDropout
+from .checkpoint_checks import check_headers, check_number_of_layers, check_regular, check_values, find_weights
 from .configuration_saddle import LINEARS, SaddleConfig
 from .growable import GrowableLinear, GrowableMLP, PairedLinear, SkipBranch, check_targets
+from .json_files import read_json
 from .parameters import check_replaceable
 from .resizing import take_shapes_
 
 
 HISTORY_NAME = "growth_history.json"
+# What a push of a model writes, and what the next one replaces, or removes where it has no such file.
+MODEL_FILES = (
+    HISTORY_NAME,
+    SAFE_WEIGHTS_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    "model-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].safetensors",
+)
 _HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 _LOADING_KEYS = ("missing_keys", "unexpected_keys")
 _HEADS = ("classifier.", "cls_classifier.", "distillation_classifier.")
@@ -74,8 +87,10 @@ class GrowablePreTrainedModel(PreTrainedModel):
     stock_key_mapping: dict[str, str] | None = None
     growth_history: dict[str, Any] | None = None
     # Called before an upload with the folder, the repo id and the token; adds files and returns their names. hf_saddle
-    # sets it, so that a model card is pushed too; code that was loaded from the Hub has none.
+    # sets it, so that a model card is pushed too, and names the files beside it; code that was loaded from the Hub has
+    # none.
     prepare_push: Callable[..., list[str]] | None = None
+    card_files: tuple[str, ...] = ()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -124,16 +139,19 @@ class GrowablePreTrainedModel(PreTrainedModel):
         """
         As in transformers, with three additions: only safetensors are read, the growth history is loaded too, and a
         checkpoint that lacks a tensor, has one too many, or whose tensors do not fit, is refused. Only a head, a
-        pooler or a mask token may be missing, and start anew, or be left over.
+        pooler or a mask token may be missing, and start anew, or be left over. The config is compared with the headers
+        of the weight files before anything is built, so that loading never takes more than they can fill.
 
         Raises:
-            ValueError: If the checkpoint is truncated, of another shape than its config, or of another model type.
+            ValueError: If the checkpoint is truncated, of another shape than its config, or of another model type, or
+                if weights are not floating point numbers, or not finite.
         """
         want_info = kwargs.pop("output_loading_info", False)
         source = {key: kwargs[key] for key in _HUB_KWARGS if key in kwargs}
         ignore_sizes = kwargs.pop("ignore_mismatched_sizes", False)
         fixed = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
         try:
+            cls._check_files(pretrained_model_name_or_path, source, kwargs)
             model, info = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs | fixed)
         except SafetensorError as error:
             raise ValueError(f"The weights in {pretrained_model_name_or_path} are damaged: {error}") from error
@@ -156,25 +174,38 @@ class GrowablePreTrainedModel(PreTrainedModel):
         for _, _, path, linear in model.growable_linears():
             if linear.skip is not None:
                 linear.skip.check_targets_(f"{path}.skip.target")
+        check_values(model.state_dict(), str(pretrained_model_name_or_path))
         if pretrained_model_name_or_path is not None:
             model.growth_history = read_history(pretrained_model_name_or_path, source)
         return (model, info) if want_info else model
 
+    @classmethod
+    def _check_files(cls, path: str | os.PathLike | None, source: dict[str, Any], kwargs: Mapping[str, Any]) -> None:
+        """What can be known before the model is built: that its files are complete, and enough for its layers."""
+        if path is None or os.path.isfile(path):
+            return
+        config = kwargs.get("config")
+        if not isinstance(config, PreTrainedConfig):
+            fields, _ = cls.config_class.get_config_dict(path if config is None else config, **source)
+        else:
+            fields = vars(config)
+        layers = kwargs.get("num_hidden_layers", fields.get("num_hidden_layers"))
+        files = find_weights(path, source, fields.get("transformers_weights"), kwargs.get("variant"))
+        check_number_of_layers(layers, len(LINEARS), files)
+
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
-        # Everything is cast to the dtype of the model while it is read; a target that had to be is not one.
-        for file in checkpoint_files or ():
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (not a mapping)
-                    if name.endswith("skip.target") and tensors.get_slice(name).get_dtype() != "I64":
-                        raise ValueError(
-                            f"`{name}` must be int64, got {tensors.get_slice(name).get_dtype()} in {file}."
-                        )
+        # The model is still on the meta device; tensors that do not fit would be made next, others cast to its dtype.
+        if checkpoint_files is not None:
+            check_headers(model.state_dict(), f"{model.base_model_prefix}.", checkpoint_files)
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         # `Trainer` resumes, and reloads its best model, by `load_state_dict`, where the checkpoint may be smaller or
         # larger than the model: the modules take the shapes of the incoming tensors before those are copied.
+        check_values(
+            {name: tensor for name, tensor in state_dict.items() if name.startswith(prefix)}, "the checkpoint"
+        )
         self._resize_to_(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -230,13 +261,46 @@ class GrowablePreTrainedModel(PreTrainedModel):
         partial.write_text(json.dumps(self.growth_history, indent=2, allow_nan=False) + "\n")
         partial.replace(path)
 
-    def _upload_modified_files(self, working_dir, repo_id, files_timestamps, *args, **kwargs):
-        # The history is written before transformers notes which files of the folder are old.
-        files_timestamps.pop(HISTORY_NAME, None)
+    def _upload_modified_files(
+        self,
+        working_dir: str | os.PathLike,
+        repo_id: str,
+        files_timestamps: dict[str, float],
+        commit_message: str | None = None,
+        token: bool | str | None = None,
+        create_pr: bool = False,
+        revision: str | None = None,
+        commit_description: str | None = None,
+    ) -> CommitInfo:
+        """As in transformers; the same commit deletes what an earlier push of a model left and this one has not."""
+        root, api = Path(working_dir), hf_api()
+        written = {HISTORY_NAME}
         if self.prepare_push is not None:
-            for name in self.prepare_push(Path(working_dir), repo_id, kwargs.get("token")):
-                files_timestamps.pop(name, None)
-        return super()._upload_modified_files(working_dir, repo_id, files_timestamps, *args, **kwargs)
+            written |= set(self.prepare_push(root, repo_id, token))
+        changed = [
+            path
+            for path in sorted(root.iterdir())
+            if path.name in written or path.stat().st_mtime > files_timestamps.get(path.name, -math.inf)
+        ]
+        # As transformers does: files in folders too, but not in folders of folders.
+        files = [file for path in changed for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+        if revision is not None and not create_pr and not revision.startswith("refs/pr"):
+            api.create_branch(repo_id, branch=revision, token=token, exist_ok=True)
+        known = api.list_repo_files(repo_id, revision=None if create_pr else revision, token=token)
+        replaced = filter_repo_objects(known, allow_patterns=[*MODEL_FILES, *self.card_files])
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationDelete(name) for name in replaced if not (root / name).is_file()
+        ]
+        operations += [CommitOperationAdd(path.relative_to(root).as_posix(), path) for path in files if path.is_file()]
+        return api.create_commit(
+            repo_id,
+            operations,
+            commit_message=commit_message or "Upload model",
+            commit_description=commit_description,
+            token=token,
+            create_pr=create_pr,
+            revision=revision,
+        )
 
     # ---------------------------------------------------------------------------------------------------- conversion
     @classmethod
@@ -375,16 +439,18 @@ def _shapes_of(
 
 def read_history(path: str | os.PathLike, source: dict[str, Any]) -> dict[str, Any] | None:
     """The growth history in a folder or repo, or `None`; `source` are arguments such as `revision`."""
+    if os.path.isdir(path):
+        check_regular(Path(path, source.get("subfolder") or "", HISTORY_NAME), "The growth history")
     file = cached_file(path, HISTORY_NAME, _raise_exceptions_for_missing_entries=False, **source)
-    if file is None:
-        return None
-    try:
-        history = json.loads(Path(file).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"The growth history {file} is not valid JSON: {error}") from error
-    if not isinstance(history, dict):
-        raise ValueError(f"The growth history {file} must be a JSON object.")
-    return history
+    return None if file is None else read_json(file, "The growth history")
 
 
-__all__ = ["HISTORY_NAME", "GrowablePreTrainedModel", "build_attention_", "build_layer_", "read_history", "set_shapes"]
+__all__ = [
+    "HISTORY_NAME",
+    "MODEL_FILES",
+    "GrowablePreTrainedModel",
+    "build_attention_",
+    "build_layer_",
+    "read_history",
+    "set_shapes",
+]

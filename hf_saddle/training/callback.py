@@ -308,7 +308,6 @@ class GrowthCallback(TrainerCallback, ExportableState):
         inner = check_growable(model)
         paths = growable_paths(inner, self.config)
         check_followers(inner, self.followers)
-        several = self.trainer is not None and len(self.trainer.growth_callbacks) > 1
         # How `Trainer` keeps the states of callbacks of one class.
         if isinstance(state.stateful_callbacks.get(type(self).__name__), list):
             raise ValueError("A model grows by one GrowthCallback; leave out the others.")

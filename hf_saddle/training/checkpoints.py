@@ -11,6 +11,9 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_utils import sort_checkpoints
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from ..models.checkpoint_checks import shard_names
+from ..models.json_files import read_json
+
 
 MANIFEST_NAME = "checkpoint_manifest.json"
 
@@ -40,8 +43,10 @@ def missing_parts(folder: str | os.PathLike) -> list[str]:
     if not manifest.is_file():
         return _unreadable(root)
     try:
-        sizes: dict[str, int] = json.loads(manifest.read_text())["files"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        sizes = read_json(manifest).get("files")
+    except ValueError:
+        return [MANIFEST_NAME]
+    if not isinstance(sizes, dict) or not sizes:
         return [MANIFEST_NAME]
     return [
         name for name, size in sizes.items() if not (root / name).is_file() or (root / name).stat().st_size != size
@@ -85,10 +90,12 @@ def rotate(output_dir: str | os.PathLike, limit: int | None, best: str | None) -
 
 def _unreadable(root: Path) -> list[str]:
     bad = [name for name in (CONFIG_NAME, TRAINER_STATE_NAME) if not _is_json(root / name)]
+    names = [SAFE_WEIGHTS_NAME]
     if (root / SAFE_WEIGHTS_INDEX_NAME).is_file():
-        names = sorted(set(json.loads((root / SAFE_WEIGHTS_INDEX_NAME).read_text())["weight_map"].values()))
-    else:
-        names = [SAFE_WEIGHTS_NAME]
+        try:
+            names = shard_names(root / SAFE_WEIGHTS_INDEX_NAME)
+        except ValueError:
+            names = [SAFE_WEIGHTS_INDEX_NAME]
     bad += [name for name in names if not _is_safetensors(root / name)]
     random_states = sorted(path.name for path in root.glob("rng_state*.pth")) or ["rng_state.pth"]
     pickles = [OPTIMIZER_NAME, SCHEDULER_NAME, *random_states]
@@ -97,8 +104,8 @@ def _unreadable(root: Path) -> list[str]:
 
 def _is_json(path: Path) -> bool:
     try:
-        json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
+        read_json(path)
+    except (OSError, ValueError):
         return False
     return True
 

@@ -93,7 +93,8 @@ def push(folder: str, repo_id: str, **kwargs) -> str:
     """Load a model from a folder and push it; the answer's URL."""
     from transformers import AutoModelForImageClassification
 
-    model = AutoModelForImageClassification.from_pretrained(folder)
+    options = {"trust_remote_code": True} if kwargs.pop("trust_remote_code", False) else {}
+    model = AutoModelForImageClassification.from_pretrained(folder, **options)
     return str(model.push_to_hub(repo_id, **kwargs))
 
 

@@ -159,7 +159,6 @@ def test_markup_in_foreign_text_stays_text(text, tmp_path):
     model.config.id2label = {0: text, 1: "dog", 2: "ship"}
     for event in model.growth_history["events"]:
         event["criterion"] = text
-        event["operators"] = [text]
         event["versions"] = {text: text}
     dirty = record(model, tmp_path, dataset=text)
     dirty.settings |= {text: text}

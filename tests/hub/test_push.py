@@ -19,6 +19,8 @@ CODE = {
     "configuration_saddle.py",
     "configuration_saddle_deit.py",
     "branch_dropout.py",
+    "checkpoint_checks.py",
+    "json_files.py",
     "growable.py",
     "modeling_saddle.py",
     "parameters.py",
@@ -145,3 +147,39 @@ def test_without_the_right_token_the_reader_is_told_and_nothing_is_lost(saved, h
     assert code in failure.message
     assert "tester/refused" not in hub.repos
     assert before == {path.name: path.read_bytes() for path in saved[1].iterdir() if path.is_file()}
+
+
+def test_an_ungrown_model_replaces_a_grown_one_in_one_commit(saved, hub, client, pixels, tmp_path):
+    model, folder = saved
+    write_model_card(folder, model, TrainingRecord(results={"accuracy": 0.125}, weights=fingerprint(model)))
+    client(actions.push, str(folder), "tester/over")
+    repo = hub.repos["tester/over"]
+    mine = {
+        "notes.md": b"mine",
+        "pictures/cat.png": b"mine",
+        "data.json": b"mine",
+        "last/growth_history.json": b"mine",
+    }
+    old = {"model-00001-of-00001.safetensors": b"old", "model.safetensors.index.json": b"old"}
+    repo.commit("main", repo.files() | mine | old, "by hand")
+    commits = len(repo.commits)
+    small = build("deit-ungrown", seed=3)
+    small.save_pretrained(tmp_path / "small")
+    client(actions.push, str(tmp_path / "small"), "tester/over")
+    files = repo.files()
+    assert len(repo.commits) == commits + 1
+    assert set(files) == BARE | CODE | set(mine)
+    assert all(files[name] == data for name, data in mine.items())
+    output, history, _ = client(actions.logits, "tester/over", pixels)
+    with torch.no_grad():
+        assert np.array_equal(output, small(torch.tensor(pixels)).logits.numpy())
+    assert history is None
+
+
+def test_without_hf_saddle_a_push_removes_the_history_too(saved, hub, client, stranger, tmp_path):
+    client(actions.push, str(saved[1]), "tester/over-by-stranger")
+    build("deit-ungrown").save_pretrained(tmp_path / "small")
+    client(actions.push, str(tmp_path / "small"), "tester/small")
+    stranger(actions.push, "tester/small", "tester/over-by-stranger", trust_remote_code=True)
+    files = hub.repos["tester/over-by-stranger"].files()
+    assert "growth_history.json" not in files and "pictures/architecture.png" in files

@@ -24,8 +24,13 @@ def saved(folder):
         "notes.py",
         "checkpoint-3/model.safetensors",
         "trainer_state.json",
+        "tokens.json",
+        "pictures/holiday.png",
+        "pictures/more/holiday.png",
+        "data/config.json",
+        "other.safetensors",
     ):
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_text("private")
     return model, folder
 
@@ -39,7 +44,7 @@ def test_push(saved, hub, client, pixels):
     assert repo.private
     uploaded = set(repo.files())
     assert {"README.md", "config.json", "growable.py", "growth_history.json", "model.safetensors"} <= uploaded
-    assert not any(b"private" in repo.files()[path] for path in uploaded if not path.endswith(".png"))
+    assert not any(data == b"private" for data in repo.files().values())
     output, _, _ = client(actions.logits, "tester/command", pixels)
     with torch.no_grad():
         assert np.array_equal(output, model(torch.tensor(pixels)).logits.numpy())
@@ -84,3 +89,36 @@ def test_a_repo_that_is_not_there(client):
     code, _, errors = client(actions.command, "inspect", "tester/nowhere")
     assert code == 1
     assert "tester/nowhere" in errors
+
+
+@pytest.mark.parametrize(
+    "name", ["growth_history.json", "README.md", "model.safetensors", "pictures", "growable.py", ".README.md.partial"]
+)
+def test_links_are_refused_by_name_and_not_followed(name, saved, hub, client, tmp_path):
+    outside = tmp_path / "outside"
+    if name == "pictures":
+        outside.mkdir()
+    elif (saved[1] / name).is_file():
+        (saved[1] / name).rename(outside)
+    else:
+        outside.write_text("secret")
+    before = outside.stat()
+    (saved[1] / name).unlink(missing_ok=True) if name != "pictures" else (saved[1] / name).rename(tmp_path / "old")
+    (saved[1] / name).symlink_to(outside)
+    code, output, errors = client(actions.command, "push", str(saved[1]), f"tester/link-{name.strip('.')}")
+    assert (code, output) == (1, "")
+    assert f"{name} is a link to {outside}" in "".join(errors.splitlines())
+    assert f"tester/link-{name.strip('.')}" not in hub.repos
+    assert outside.stat() == before and not (outside.is_dir() and list(outside.iterdir()))
+
+
+def test_shards_are_pushed_and_take_the_place_of_a_single_file(saved, hub, client, pixels):
+    model, folder = saved
+    assert client(actions.command, "push", str(folder), "tester/sharded")[0] == 0
+    model.save_pretrained(folder, max_shard_size="20KB")
+    assert client(actions.command, "push", str(folder), "tester/sharded")[0] == 0
+    files = hub.repos["tester/sharded"].files()
+    assert "model.safetensors" not in files and "model.safetensors.index.json" in files
+    output, _, _ = client(actions.logits, "tester/sharded", pixels)
+    with torch.no_grad():
+        assert np.array_equal(output, model(torch.tensor(pixels)).logits.numpy())

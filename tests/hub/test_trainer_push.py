@@ -101,3 +101,16 @@ def test_a_broken_last_push_loses_nothing(hub, client, folder):
     assert set(hub.repos["tester/broken"].files()) >= FILES
     output, _, _ = client(actions.logits, "tester/broken", result["pixels"])
     assert np.array_equal(output, result["logits"])
+
+
+def test_a_training_without_events_over_one_with(hub, client, tmp_path):
+    client(actions.train_and_push, str(tmp_path / "grown"), "tester/trainer-over", "end")
+    repo = hub.repos["tester/trainer-over"]
+    assert {"growth_history.json", "pictures/timeline.png"} <= set(repo.files())
+    repo.commit("main", repo.files() | {"notes.md": b"mine"}, "by hand")
+    result = client(actions.train_and_push, str(tmp_path / "small"), "tester/trainer-over", "end", max_steps=2)
+    files = repo.files()
+    assert not {"growth_history.json", "pictures/timeline.png", "pictures/timeline.svg"} & set(files)
+    assert files["notes.md"] == b"mine"
+    output, history, _ = client(actions.logits, "tester/trainer-over", result["pixels"])
+    assert np.array_equal(output, result["logits"]) and history is None

@@ -1,0 +1,170 @@
+"""What a growth history may say: types, ranges, and events each of which leads from one shape to the next."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ..models.configuration_saddle import (
+    LINEARS,
+    MAX_LAYERS,
+    MAX_PARAMETERS,
+    SKIP_UNITS,
+    check_size,
+    check_skip_sizes,
+    is_index,
+)
+from .config import DEPTH_OPERATORS, OPERATORS, WIDTH_OPERATORS, is_int, is_number
+
+
+# Twice what a config may ask for: that is a lower bound, without biases, norms and gains.
+MAX_COUNT = 2 * MAX_PARAMETERS
+MAX_MACS = 2**62
+_RECORD = {"linear", "operator", "candidates", "chosen", "neurons", "eigenvalue", "predicted_gain"}
+_PATH = re.compile(rf"(?:\w+\.)?layers\.([0-9]+)\.({'|'.join(map(re.escape, LINEARS))})((?:\.skip\.linear)*)")
+
+Shapes = dict[int, dict[str, Any]]
+
+
+def check_fields(values: Any, known: set[str], where: str) -> None:
+    """Raise a `ValueError` that names what is missing and what is unknown."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"`{where}` of a growth history must be an object, got {values!r}.")
+    lacks, unknown = (", ".join(f"`{name}`" for name in names) for names in (known - set(values), set(values) - known))
+    if lacks or unknown:
+        raise ValueError(
+            f"`{where}` of a growth history has the wrong fields: it lacks {lacks or 'none'} and has "
+            f"{unknown or 'none'} too many. It is damaged or of another version."
+        )
+
+
+def check_count(value: Any, where: str, high: int = MAX_COUNT) -> None:
+    """Raise a `ValueError` if a value is not a whole number in `[0, high]`."""
+    if not is_int(value) or not 0 <= value <= high:
+        raise ValueError(f"`{where}` of a growth history must be a whole number in [0, {high}], got {value!r}.")
+
+
+def check_number(value: Any, where: str, low: float | None = None) -> None:
+    """Raise a `ValueError` if a value is not a finite number, at least `low`."""
+    if not is_number(value) or (low is not None and value < low):
+        least = "" if low is None else f" of at least {low}"
+        raise ValueError(f"`{where}` of a growth history must be a finite number{least}, got {value!r}.")
+
+
+def check_text(value: Any, where: str) -> None:
+    """Raise a `ValueError` if a value is not text."""
+    if not isinstance(value, str):
+        raise ValueError(f"`{where}` of a growth history must be text, got {value!r}.")
+
+
+def check_unit(value: Any, where: str) -> None:
+    """Raise a `ValueError` if a value is no kind of branch unit."""
+    if value not in SKIP_UNITS:
+        raise ValueError(f"`{where}` of a growth history must be one of {', '.join(SKIP_UNITS)}, got {value!r}.")
+
+
+def check_shapes(shapes: Any, where: str) -> None:
+    """Raise a `ValueError` if a value is not a `per_layer_config` in which every layer is explicit."""
+    if not isinstance(shapes, Mapping) or not 0 < len(shapes) <= MAX_LAYERS:
+        raise ValueError(f"`{where}` of a growth history must map layers to their shapes, got {shapes!r}.")
+    if not all(map(is_index, shapes)) or sorted(map(int, shapes)) != list(range(len(shapes))):
+        raise ValueError(f"`{where}` of a growth history must have the layers 0 to {len(shapes) - 1}: {list(shapes)}.")
+    for layer, value in shapes.items():
+        check_fields(value, {"intermediate_size", "skip_sizes"}, f"{where}[{layer}]")
+        check_size(f"{where}[{layer}].intermediate_size", value["intermediate_size"])
+        check_skip_sizes(f"{where}[{layer}].skip_sizes", value["skip_sizes"])
+
+
+def check_versions(versions: Any, where: str) -> None:
+    """Raise a `ValueError` if a value does not map names of packages to versions."""
+    if not isinstance(versions, Mapping):
+        raise ValueError(f"`{where}` of a growth history must map packages to versions, got {versions!r}.")
+    for package, version in versions.items():
+        check_text(package, f"{where}: {package!r}")
+        check_text(version, f"{where}[{package}]")
+
+
+def check_records(records: Any, operators: Any, layers: int) -> None:
+    """Raise a `ValueError` if the records of the linears that grew are not what an event writes."""
+    if not isinstance(records, list):
+        raise ValueError(f"`layers` of a growth event must be a list of records, got {records!r}.")
+    for index, record in enumerate(records):
+        _check_record(record, f"layers[{index}]", layers)
+    if not isinstance(operators, list) or not all(isinstance(operator, str) for operator in operators):
+        raise ValueError(f"`operators` of a growth event must be a list of names, got {operators!r}.")
+    wanted = sorted({record["operator"] for record in records})
+    if operators != wanted and (records or operators != ["merge_pairs"]):
+        raise ValueError(f"`operators` of a growth event must be those of its layers, {wanted}, got {operators!r}.")
+
+
+def _check_record(record: Any, where: str, layers: int) -> None:
+    check_fields(record, _RECORD, where)
+    check_text(record["linear"], f"{where}.linear")
+    path = _PATH.fullmatch(record["linear"])
+    if path is None or len(path[1]) > 6 or int(path[1]) >= layers:
+        raise ValueError(f"`{where}.linear` of a growth history names no growable linear: {record['linear']!r}.")
+    if record["operator"] not in OPERATORS:
+        raise ValueError(f"`{where}.operator` of a growth history must be one of {', '.join(OPERATORS)}.")
+    neurons = record["neurons"]
+    if not isinstance(neurons, list) or not neurons:
+        raise ValueError(f"`{where}.neurons` of a growth history must be a list of neurons, got {neurons!r}.")
+    for neuron in neurons:
+        check_count(neuron, f"{where}.neurons")
+    for name in ("chosen", "candidates"):
+        check_count(record[name], f"{where}.{name}")
+    if record["chosen"] != len(neurons) or len(set(neurons)) < len(neurons):
+        raise ValueError(
+            f"`{where}.chosen` of a growth history is {record['chosen']}, but `neurons` has {len(set(neurons))}."
+        )
+    check_fields(record["eigenvalue"], {"min", "mean", "max"}, f"{where}.eigenvalue")
+    for name, value in record["eigenvalue"].items():
+        check_number(value, f"{where}.eigenvalue.{name}")
+    check_number(record["predicted_gain"], f"{where}.predicted_gain")
+
+
+def check_shapes_follow(before: Shapes, records: list[dict[str, Any]], after: Shapes, where: str) -> None:
+    """
+    Raise a `ValueError` if the shapes after an event are not those before it with the neurons that its records name.
+
+    A split neuron takes the units that feed it along, so that branches of a linear whose neurons were copied may gain
+    more than the records name.
+    """
+    if before.keys() != after.keys():
+        raise ValueError(f"The growth history is damaged: {where} has other layers than the model before it.")
+    gained: dict[tuple[int, str, int], int] = {}
+    copied: dict[tuple[int, str], int] = {}
+    for record in records:
+        path = _PATH.fullmatch(record["linear"])
+        assert path is not None
+        layer, linear, level = int(path[1]), path[2], path[3].count("skip")
+        widens = record["operator"] in WIDTH_OPERATORS
+        if widens and level == 0 and linear != "mlp.fc1":
+            raise ValueError(f"The growth history is damaged: {record['linear']} cannot be widened, as {where} says.")
+        units = (2 if record["operator"] == "opposed_pair" else 1) * record["chosen"]
+        place = (layer, linear, level + (record["operator"] in DEPTH_OPERATORS))
+        gained[place] = gained.get(place, 0) + units
+        if widens:
+            copied[layer, linear] = min(level, copied.get((layer, linear), level))
+    for layer, old in before.items():
+        for linear in LINEARS:
+            sizes, sizes_after = _levels(old, linear), _levels(after[layer], linear)
+            for level in range(max(len(sizes), len(sizes_after))):
+                size, size_after = (levels[level] if level < len(levels) else 0 for levels in (sizes, sizes_after))
+                wanted = size + gained.get((layer, linear, level), 0)
+                more_is_fine = level > copied.get((layer, linear), level)
+                if size_after < size:
+                    raise ValueError(f"The growth history is damaged: layer {layer} shrinks in {where}.")
+                if size_after < wanted or (size_after > wanted and not more_is_fine):
+                    raise ValueError(
+                        f"The growth history is damaged: {linear} of layer {layer} has {size_after} neurons after "
+                        f"{where} (branch {level} of it), but its records lead from {size} to {wanted}. An event is "
+                        "missing, or was changed."
+                    )
+    lost = [place for place in gained if place[2] >= len(_levels(after[place[0]], place[1]))]
+    if lost:
+        raise ValueError(f"The growth history is damaged: the shapes of {where} lack the branch {lost[0]}.")
+
+
+def _levels(shapes: Mapping[str, Any], linear: str) -> list[int]:
+    """Neurons of a linear and of the branches nested in it; of those whose width is the model's, 0."""
+    own = shapes["intermediate_size"] if linear == "mlp.fc1" else 0
+    return [own, *((shapes["skip_sizes"] or {}).get(linear) or ())]

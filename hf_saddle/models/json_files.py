@@ -1,0 +1,65 @@
+"""JSON that others may have written, read strictly: what is accepted can be copied, compared and written again."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+
+# No document of a model is nested deeper, or counts further; Python's own limits end in errors of many kinds.
+MAX_DEPTH = 32
+MAX_INTEGER = 2**63
+
+
+def parse_json(text: str | bytes, name: str) -> dict[str, Any]:
+    """
+    The JSON object in a text, without numbers that JSON cannot write.
+
+    Args:
+        text (`str` or `bytes`): The document.
+        name (`str`): How messages call it, as "The growth history runs/a/growth_history.json".
+
+    Raises:
+        ValueError: If it is not valid JSON, not an object, nested too deeply, or has a number out of range.
+    """
+    try:
+        value = json.loads(text, parse_int=_integer, parse_float=_finite, parse_constant=_finite)
+    except RecursionError:
+        raise ValueError(f"{name} is nested more than {MAX_DEPTH} levels deep.") from None
+    except ValueError as error:
+        raise ValueError(f"{name} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be a JSON object, got {type(value).__name__}.")
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [child for item in level for child in _children(item)]
+    if level:
+        raise ValueError(f"{name} is nested more than {MAX_DEPTH} levels deep.")
+    return value
+
+
+def read_json(file: str | os.PathLike, what: str = "") -> dict[str, Any]:
+    """The JSON object in a file, see [`parse_json`]; messages name the file, after `what` it is."""
+    return parse_json(Path(file).read_bytes(), f"{what} {file}".strip())
+
+
+def _children(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+
+
+def _integer(text: str) -> int:
+    # Checked before it is converted, which takes time that is quadratic in the digits.
+    if len(text) > 20 or not -MAX_INTEGER <= int(text) < MAX_INTEGER:
+        raise ValueError(f"the integer {text[:20]}{'…' * (len(text) > 20)} has more than 64 bits")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text[:20]} is not finite")
+    return number
+
+
+__all__ = ["parse_json", "read_json"]
