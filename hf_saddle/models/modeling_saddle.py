@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import AutoConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import cached_file
 
 from .branch_dropout import BranchDropout
+from .branch_guard import branch_links
 from .configuration_saddle import LINEARS, SaddleConfig
-from .growable import GrowableLinear, GrowableMLP, PairedLinear, SkipBranch, check_targets
+from .growable import GrowableLinear, GrowableMLP, PairedLinear, SkipBranch, check_targets, growable_in
 
 
 HISTORY_NAME = "growth_history.json"
@@ -74,6 +76,8 @@ class GrowablePreTrainedModel(PreTrainedModel):
     # Called before an upload with the folder, the repo id and the token; adds files and returns their names. hf_saddle
     # sets it, so that a model card is pushed too; code that was loaded from the Hub has none.
     prepare_push: Callable[..., list[str]] | None = None
+    # The config's shapes at the last forward pass, and the way to each branch then, see `check_branches`.
+    _branch_links: tuple[Any, tuple] | None = None
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -92,24 +96,69 @@ class GrowablePreTrainedModel(PreTrainedModel):
         Yield every growable linear in canonical order, branches right after the linear they feed.
 
         Each item is `(layer_idx, linear, path, module)`: the linear's name as in `LINEARS`, and its path in this
-        model, such as `"deit.layers.3.mlp.fc1"` or `"deit.layers.3.mlp.fc1.skip.linear"`.
+        model, such as `"deit.layers.3.mlp.fc1"` or `"deit.layers.3.mlp.fc1.skip.linear"`. Where a tuner has wrapped a
+        linear, the one inside is yielded, under the path of the wrapper.
+
+        Raises:
+            ValueError: If another module has taken the place of a linear, as quantisers do.
         """
+        for layer_idx, linear, path, place in self._places():
+            yield layer_idx, linear, path, _linear_at(path, place)
+
+    def _places(self) -> Iterator[tuple[int, str, str, nn.Module]]:
+        """Yield what is in the place of every growable linear, be it wrapped or exchanged."""
         prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
         for layer_idx, layer in enumerate(self.base_model.layers):
             for linear in LINEARS:
-                path = f"{prefix}layers.{layer_idx}.{linear}"
-                module: GrowableLinear | None = layer.get_submodule(linear)
-                while module is not None:
-                    yield layer_idx, linear, path, module
-                    path, module = f"{path}.skip.linear", None if module.skip is None else module.skip.linear
+                path, place = f"{prefix}layers.{layer_idx}.{linear}", layer.get_submodule(linear)
+                while place is not None:
+                    yield layer_idx, linear, path, place
+                    module = growable_in(place)
+                    branch = None if module is None else module.skip
+                    path, place = f"{path}.skip.linear", None if branch is None else branch.linear
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """As in torch; a path into the branch of a linear that a tuner has wrapped is a `ValueError` with the remedy."""
+        try:
+            return super().get_submodule(target)
+        except AttributeError as error:
+            before, skip, _ = target.rpartition(".skip")
+            if skip and growable_in(super().get_submodule(before)) is not None:
+                raise ValueError(
+                    f"{before} has an adapter already, so that {target} cannot have one: PEFT neither finds nor merges "
+                    "adapters inside of others. Leave branches out by `exclude_modules=[\"skip.linear\"]`. This model "
+                    "has got adapters on a part of its linears: load it anew."
+                ) from error
+            raise
+
+    def check_linears(self) -> None:
+        """
+        Verify that the growable linears are as they were built: not wrapped, exchanged or quantised.
+
+        Raises:
+            ValueError: If an adapter or a quantiser has taken the place of one. The message tells what to do.
+        """
+        for _, _, path, place in self._places():
+            linear = _linear_at(path, place)
+            if place is not linear:
+                raise ValueError(
+                    f"A {type(place).__name__} has taken the place of the linear {path}, which cannot be changed then. "
+                    "Merge adapters first (`merge_and_unload()` of a PeftModel), or remove them (`unload()` of a "
+                    "PeftModel, `model.delete_adapter` after `model.add_adapter`)."
+                )
+            if is_traceable_wrapper_subclass(linear.weight):
+                raise ValueError(
+                    f"The weights of {path} are no plain tensors but {type(linear.weight).__name__}, and cannot be "
+                    "changed. Change the model as it was before it was quantised or sharded."
+                )
 
     def shapes(self) -> dict[int, dict[str, Any]]:
         """The `per_layer_config` that describes the modules as they are, with every layer explicit."""
         shapes = {}
         for layer_idx, layer in enumerate(self.base_model.layers):
-            linears = {name: layer.get_submodule(name) for name in LINEARS}
+            linears = {name: _linear_at(f"layers.{layer_idx}.{name}", layer.get_submodule(name)) for name in LINEARS}
             skip_sizes = {name: linear.skip_sizes for name, linear in linears.items() if linear.skip is not None}
-            shapes[layer_idx] = {"intermediate_size": layer.mlp.fc1.out_features, "skip_sizes": skip_sizes or None}
+            shapes[layer_idx] = {"intermediate_size": linears["mlp.fc1"].out_features, "skip_sizes": skip_sizes or None}
         return shapes
 
     def update_config_(self) -> None:
@@ -151,15 +200,22 @@ class GrowablePreTrainedModel(PreTrainedModel):
                     f"The checkpoint {pretrained_model_name_or_path} {complaint}: "
                     f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}."
                 )
-        for _, _, path, linear in model.growable_linears():
-            if linear.skip is not None:
-                linear.skip.check_targets_(f"{path}.skip.target")
+        for path, module in model.named_modules():
+            if isinstance(module, SkipBranch):
+                module.check_targets_(f"{path}.target")
         if pretrained_model_name_or_path is not None:
-            model.growth_history = read_history(pretrained_model_name_or_path, source)
+            origin = pretrained_model_name_or_path
+            if model._hf_peft_config_loaded:
+                # The folder was that of an adapter, and the history is with its base.
+                origin, source = model.config.name_or_path, source | {"revision": None, "subfolder": ""}
+            model.growth_history = read_history(origin, source)
         return (model, info) if want_info else model
 
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
+        # A quantiser has exchanged modules by now, but nothing is read yet.
+        for _ in branch_links(model.base_model):
+            pass
         # Everything is cast to the dtype of the model while it is read; a target that had to be is not one.
         for file in checkpoint_files or ():
             with safe_open(file, framework="pt") as tensors:
@@ -179,6 +235,10 @@ class GrowablePreTrainedModel(PreTrainedModel):
     def _resize_to_(self, state_dict: Mapping[str, Tensor], prefix: str) -> None:
         """Resize the growable linears to the tensors of a checkpoint; everything is checked before it is changed."""
         inner = prefix if self.base_model is self else f"{prefix}{self.base_model_prefix}."
+        if any(not isinstance(place, GrowableLinear) for *_, place in self._places()):
+            # Adapters or a quantiser have taken the place of linears, so that tensors have to fit as they are.
+            _check_tensors(state_dict, prefix, self.state_dict())
+            return
         current = self.shapes()
         incoming, units = _shapes_of(state_dict, f"{inner}layers.", current)
         if len(units) > 1:
@@ -305,6 +365,17 @@ class GrowablePreTrainedModel(PreTrainedModel):
                 "Saddle class that matches the checkpoint's architecture."
             )
         return stock.eval()
+
+
+def _linear_at(path: str, place: nn.Module) -> GrowableLinear:
+    """The growable linear in a module that should be one, or wrap one."""
+    linear = growable_in(place)
+    if linear is None:
+        raise ValueError(
+            f"{path} is a {type(place).__name__}, which has taken the place of a growable linear, as quantisers do. Such "
+            "a model computes and saves, but has no shapes and does not grow: use the model as it was before."
+        )
+    return linear
 
 
 def _is_head(name: str) -> bool:

@@ -120,7 +120,7 @@ def check_growable(model: nn.Module) -> GrowablePreTrainedModel:
     The growable model inside of the wrappers of DDP and `torch.compile`.
 
     Raises:
-        ValueError: If it is not a Saddle model, is sharded, or has adapters. The message tells what to do.
+        ValueError: If it is not a Saddle model, is sharded, quantised, or has adapters. The message tells what to do.
     """
     inner = unwrap(model)
     if is_sharded(inner):
@@ -139,6 +139,7 @@ def check_growable(model: nn.Module) -> GrowablePreTrainedModel:
             "Adapters (`model.add_adapter`) have taken the place of linears, which cannot grow then. Remove them by "
             "`model.delete_adapter`, or train the adapters without a GrowthCallback."
         )
+    inner.check_linears()
     return inner
 
 
