@@ -123,7 +123,7 @@ def _links(parent: nn.Module, name: str, depth: int, paired: bool, place: str) -
             "this config object has grown, give each its own copy of the config."
         )
     if found is not linear:
-        _check_wrapper(found, linear, place)
+        check_wrapper(found, linear, place)
     yield parent, name, found
     for name in _way(found, linear):
         parent, found = found, found.get_submodule(name)
@@ -141,7 +141,7 @@ def _way(wrapper: nn.Module, linear: GrowableLinear) -> list[str]:
     return path.split(".") if path else []
 
 
-def _check_wrapper(wrapper: nn.Module, linear: GrowableLinear, place: str) -> None:
+def check_wrapper(wrapper: nn.Module, linear: GrowableLinear, place: str) -> None:
     """Refuse a tuner of PEFT that would change the branch; wrappers of others are trusted, which call what they hold."""
     own = set(linear.modules())
     for module in wrapper.modules():
@@ -155,4 +155,4 @@ def _check_wrapper(wrapper: nn.Module, linear: GrowableLinear, place: str) -> No
         )
 
 
-__all__ = ["ADDITIVE_TUNERS", "branch_links", "check_branches", "guarded"]
+__all__ = ["ADDITIVE_TUNERS", "branch_links", "check_branches", "check_wrapper", "guarded"]

@@ -126,7 +126,7 @@ class GrowablePreTrainedModel(PreTrainedModel):
             if skip and growable_in(super().get_submodule(before)) is not None:
                 raise ValueError(
                     f"{before} has an adapter already, so that {target} cannot have one: PEFT neither finds nor merges "
-                    "adapters inside of others. Leave branches out by `exclude_modules=[\"skip.linear\"]`. This model "
+                    'adapters inside of others. Leave branches out by `exclude_modules=["skip.linear"]`. This model '
                     "has got adapters on a part of its linears: load it anew."
                 ) from error
             raise
@@ -158,7 +158,10 @@ class GrowablePreTrainedModel(PreTrainedModel):
         for layer_idx, layer in enumerate(self.base_model.layers):
             linears = {name: _linear_at(f"layers.{layer_idx}.{name}", layer.get_submodule(name)) for name in LINEARS}
             skip_sizes = {name: linear.skip_sizes for name, linear in linears.items() if linear.skip is not None}
-            shapes[layer_idx] = {"intermediate_size": linears["mlp.fc1"].out_features, "skip_sizes": skip_sizes or None}
+            shapes[layer_idx] = {
+                "intermediate_size": linears["mlp.fc1"].out_features,
+                "skip_sizes": skip_sizes or None,
+            }
         return shapes
 
     def update_config_(self) -> None:

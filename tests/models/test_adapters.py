@@ -2,18 +2,30 @@
 
 import copy
 import inspect
+from collections.abc import Callable
 
 import peft
 import pytest
 import torch
-from model_cases import CLASSIFIERS, GROWN, UNITS, build, every_classifier, every_growth, every_unit, output, randomize_
+from model_cases import (
+    CLASSIFIERS,
+    GROWN,
+    UNITS,
+    build,
+    every_classifier,
+    every_growth,
+    every_unit,
+    output,
+    randomize_,
+)
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
 from hf_saddle.growth import GrowthHistory, GrowthPlan, LayerGrowth, grow_, merge_pairs_
 from hf_saddle.models import GrowableLinear, PairedLinear, SaddleViTForImageClassification
-from hf_saddle.models.branch_guard import ADDITIVE_TUNERS
+from hf_saddle.models.branch_guard import ADDITIVE_TUNERS, check_wrapper
+from hf_saddle.training.event import check_growable
 
 
 # PEFT reads the old name of an attribute of transformers.
@@ -26,7 +38,10 @@ LINEARS, BRANCHES = {"target_modules": NAMED}, {"target_modules": ["skip.linear"
 ALL = {"target_modules": "all-linear", "exclude_modules": ["skip.linear"]}
 every_target = pytest.mark.parametrize("targets", [LINEARS, ALL, BRANCHES], ids=["named", "all-linear", "branches"])
 # GROWN without nested branches.
-FLAT = {layer: {**shapes, "skip_sizes": {name: sizes[:1] for name, sizes in shapes["skip_sizes"].items()}} for layer, shapes in GROWN.items()}
+FLAT = {
+    layer: {**shapes, "skip_sizes": {name: sizes[:1] for name, sizes in shapes["skip_sizes"].items()}}
+    for layer, shapes in GROWN.items()
+}
 
 
 def noise_(model: nn.Module, seed: int = 1) -> None:
@@ -163,35 +178,123 @@ def test_a_state_of_other_shapes_is_refused_under_adapters(targets, grown):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def tuner_configs():
-    """Every method of PEFT that adapts linears by name, with sizes that fit eight inputs and outputs."""
-    sizes = {"r": 2, "boft_block_size": 4, "n_frequency": 10, "block_size": 4, "total_step": 10, "vector_length": 4}
-    sizes |= {"group_size": 4, "num_vectors": 8, "topk": 2, "sparsity": 0.5, "feedforward_modules": []}
-    for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items():
-        known = inspect.signature(config).parameters
-        fields = {name: value for name, value in sizes.items() if name in known}
-        if kind.value == "BOFT":
-            del fields["r"]
-        if kind.value == "OFT":
-            fields["r"] = 0
-        if "target_modules" in known:
-            yield pytest.param(config, {"target_modules": ["linear"]} | fields, id=kind.value)
-    yield pytest.param(LoraConfig, {"target_modules": ["linear"], "r": 2, "use_dora": True}, id="DORA")
-
-
 class Single(nn.Module):
+    """A model of one linear."""
+
     def __init__(self, linear: nn.Module):
         super().__init__()
-        self.linear = linear
+        self.only = linear
 
     def forward(self, x):
-        return self.linear(x)
+        return self.only(x)
 
 
-@pytest.mark.parametrize("config, fields", tuner_configs())
-@pytest.mark.parametrize("kind", ["branch", "pair"])
-def test_the_tuners_that_are_allowed_are_those_that_leave_a_branch_as_it_is(config, fields, kind):
-    """The sum of what the tuner makes of a plain linear and of the branch (or second row), merged or not."""
-    ...
+def tuned(linear: nn.Module, method: str, **fields) -> PeftModel:
+    """A tuner of PEFT on one linear, moved away from the identity."""
+    config = PEFT_TYPE_TO_CONFIG_MAPPING[method.upper()]
+    sizes = {"r": 2, "boft_block_size": 4, "n_frequency": 10, "block_size": 4, "total_step": 10, "group_size": 4}
+    known = inspect.signature(config).parameters
+    fields = {name: value for name, value in sizes.items() if name in known} | fields
+    torch.manual_seed(1)
+    model = get_peft_model(Single(copy.deepcopy(linear)), config(target_modules=["only"], **fields))
+    noise_(model)
+    return model
 
 
+def branched_linear() -> tuple[nn.Module, Callable]:
+    """A linear with a branch, and what the branch adds."""
+    linear = GrowableLinear(8, 8, skip_sizes=[3])
+    randomize_(linear)
+    branch = copy.deepcopy(linear.skip)
+    return linear, lambda x: torch.zeros_like(x).index_add_(-1, branch.target, branch(x))
+
+
+def paired_linear() -> tuple[nn.Module, Callable]:
+    """A linear of paired rows, and what the second rows add."""
+    linear = PairedLinear(8, 8)
+    randomize_(linear)
+    weight, bias = (parameter.detach().clone() for parameter in (linear.twin_weight, linear.twin_bias))
+    return linear, lambda x: nn.functional.linear(x, weight, bias)
+
+
+@pytest.mark.parametrize("make", [branched_linear, paired_linear])
+@pytest.mark.parametrize("method", sorted(name.split(".")[2] for name in ADDITIVE_TUNERS))
+def test_tuners_that_are_allowed_leave_a_branch_as_it_is(make, method):
+    """The sum of what they make of a plain linear, and of what the branch or the second row adds, merged too."""
+    torch.manual_seed(0)
+    linear, extra = make()
+    plain = nn.Linear(8, 8)
+    plain.load_state_dict({name: linear.state_dict()[name] for name in ("weight", "bias")})
+    ours, theirs = tuned(linear, method), tuned(plain, method)
+    wrapper = ours.base_model.model.only
+    check_wrapper(wrapper, wrapper.get_base_layer(), "only")
+    x = torch.randn(5, 4, 8)
+    for training in (True, False):
+        ours.train(training)
+        theirs.train(training)
+        with torch.random.fork_rng():
+            found = ours(x)
+        torch.testing.assert_close(found, theirs(x) + extra(x), rtol=1e-5, atol=1e-5)
+    assert (theirs(x) - plain(x)).abs().max() > 1e-2
+    if method != "lily":  # which PEFT does not merge
+        torch.testing.assert_close(ours.merge_and_unload()(x), found, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "lora", "use_dora": True},
+        {"method": "ia3", "feedforward_modules": []},
+        {"method": "ia3", "feedforward_modules": ["only"]},
+        {"method": "oft", "r": 0, "oft_block_size": 4},
+        {"method": "boft"},
+        {"method": "hra"},
+        {"method": "shira"},
+        {"method": "frod"},
+        {"method": "deft"},
+        {"method": "road"},
+    ],
+    ids=lambda fields: "-".join(map(str, fields.values())),
+)
+@pytest.mark.parametrize("make", [branched_linear, paired_linear])
+def test_other_tuners_are_refused_where_there_is_a_branch(make, fields):
+    wrapper = tuned(make()[0], **fields).base_model.model.only
+    with pytest.raises(ValueError, match="`only` has a skip branch.*LoRA without `use_dora`"):
+        check_wrapper(wrapper, wrapper.get_base_layer(), "only")
+
+
+@pytest.mark.parametrize(
+    "config", [LoraConfig(use_dora=True), peft.IA3Config(feedforward_modules=[])], ids=["dora", "ia3"]
+)
+def test_a_tuner_that_would_change_a_branch_is_refused_before_the_first_step(tmp_path, config):
+    config.target_modules = ["fc1"]
+    model = get_peft_model(build(grown=GROWN), config)
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp\.fc1.*`target_modules`"):
+        model(PIXELS)
+    plain = build(grown=GROWN)
+    plain.save_pretrained(tmp_path / "base")
+    config.target_modules = ["layers.1.mlp.fc1", "layers.0.mlp.fc2"]
+    wrapped = get_peft_model(plain, config).eval()
+    noise_(wrapped)
+    expected = output(wrapped, PIXELS)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    base = type(plain).from_pretrained(tmp_path / "base")
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    assert torch.equal(output(loaded, PIXELS), expected)
+    torch.testing.assert_close(output(loaded.merge_and_unload(), PIXELS), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["grow", "merge", "callback"])
+def test_a_model_with_adapters_is_not_changed(change):
+    unit = "residual_pair" if change == "merge" else "gain"
+    model = adapted(build(grown=FLAT, skip_unit=unit), target_modules=["fc2"]).get_base_model()
+    growth = LayerGrowth.by_hand(model, "deit.layers.0.mlp.fc1", "zero_gain", neurons=[0])
+    before = copy.deepcopy(model.state_dict())
+    act = {
+        "grow": lambda: grow_(model, GrowthPlan((growth,))),
+        "merge": lambda: merge_pairs_(model),
+        "callback": lambda: check_growable(model),
+    }[change]
+    with pytest.raises(ValueError, match="layers.0.mlp.fc2.*merge_and_unload"):
+        act()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
