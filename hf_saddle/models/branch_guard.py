@@ -142,7 +142,7 @@ def _way(wrapper: nn.Module, linear: GrowableLinear) -> list[str]:
 
 
 def check_wrapper(wrapper: nn.Module, linear: GrowableLinear, place: str) -> None:
-    """Refuse a tuner of PEFT that would change the branch; wrappers of others are trusted, which call what they hold."""
+    """Refuse a tuner of PEFT that would change the branch; other wrappers are trusted to call what they hold."""
     own = set(linear.modules())
     for module in wrapper.modules():
         origin = type(module).__module__

@@ -118,18 +118,25 @@ class GrowablePreTrainedModel(PreTrainedModel):
                     path, place = f"{path}.skip.linear", None if branch is None else branch.linear
 
     def get_submodule(self, target: str) -> nn.Module:
-        """As in torch; a path into the branch of a linear that a tuner has wrapped is a `ValueError` with the remedy."""
+        """
+        As in torch.
+
+        Raises:
+            ValueError: If the path leads into the branch of a linear that a tuner has wrapped, as where PEFT is to give
+                adapters to both. The message tells what to do.
+        """
         try:
             return super().get_submodule(target)
         except AttributeError as error:
-            before, skip, _ = target.rpartition(".skip")
-            if skip and growable_in(super().get_submodule(before)) is not None:
-                raise ValueError(
-                    f"{before} has an adapter already, so that {target} cannot have one: PEFT neither finds nor merges "
-                    'adapters inside of others. Leave branches out by `exclude_modules=["skip.linear"]`. This model '
-                    "has got adapters on a part of its linears: load it anew."
-                ) from error
-            raise
+            path, in_branch, _ = target.rpartition(".skip")
+            place = super().get_submodule(path) if in_branch else None
+            if place is None or isinstance(place, GrowableLinear) or growable_in(place) is None:
+                raise
+            raise ValueError(
+                f"{path} has an adapter, so that {target} cannot have one: PEFT neither finds nor merges adapters "
+                'inside of others. Leave branches out by `exclude_modules=["skip.linear"]`. A part of the linears has '
+                "adapters by now: load the model anew."
+            ) from error
 
     def check_linears(self) -> None:
         """
@@ -142,7 +149,7 @@ class GrowablePreTrainedModel(PreTrainedModel):
             linear = _linear_at(path, place)
             if place is not linear:
                 raise ValueError(
-                    f"A {type(place).__name__} has taken the place of the linear {path}, which cannot be changed then. "
+                    f"A {type(place).__name__} has taken the place of the linear {path}, which cannot change then. "
                     "Merge adapters first (`merge_and_unload()` of a PeftModel), or remove them (`unload()` of a "
                     "PeftModel, `model.delete_adapter` after `model.add_adapter`)."
                 )
@@ -375,8 +382,8 @@ def _linear_at(path: str, place: nn.Module) -> GrowableLinear:
     linear = growable_in(place)
     if linear is None:
         raise ValueError(
-            f"{path} is a {type(place).__name__}, which has taken the place of a growable linear, as quantisers do. Such "
-            "a model computes and saves, but has no shapes and does not grow: use the model as it was before."
+            f"{path} is a {type(place).__name__}, which has taken the place of a growable linear, as quantisers do. "
+            "Such a model computes and saves, but has no shapes and does not grow: use the model as it was before."
         )
     return linear
 

@@ -8,9 +8,7 @@ import peft
 import pytest
 import torch
 from model_cases import (
-    CLASSIFIERS,
     GROWN,
-    UNITS,
     build,
     every_classifier,
     every_growth,
