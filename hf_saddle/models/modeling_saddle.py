@@ -76,6 +76,8 @@ class GrowablePreTrainedModel(PreTrainedModel):
     # Called before an upload with the folder, the repo id and the token; adds files and returns their names. hf_saddle
     # sets it, so that a model card is pushed too; code that was loaded from the Hub has none.
     prepare_push: Callable[..., list[str]] | None = None
+    # What has quantised the model, where `from_pretrained` was asked for it.
+    hf_quantizer: Any = None
     # The config's shapes at the last forward pass, and the way to each branch then, see `check_branches`.
     _branch_links: tuple[Any, tuple] | None = None
 
@@ -122,20 +124,21 @@ class GrowablePreTrainedModel(PreTrainedModel):
         As in torch.
 
         Raises:
-            ValueError: If the path leads into the branch of a linear that a tuner has wrapped, as where PEFT is to give
-                adapters to both. The message tells what to do.
+            ValueError: If the path leads into the branch of a linear whose place a tuner or a quantiser has taken, as
+                happens where they go on to the branch. The message tells what to do.
         """
         try:
             return super().get_submodule(target)
         except AttributeError as error:
             path, in_branch, _ = target.rpartition(".skip")
             place = super().get_submodule(path) if in_branch else None
-            if place is None or isinstance(place, GrowableLinear) or growable_in(place) is None:
+            if place is None or isinstance(place, GrowableLinear):
                 raise
             raise ValueError(
-                f"{path} has an adapter, so that {target} cannot have one: PEFT neither finds nor merges adapters "
-                'inside of others. Leave branches out by `exclude_modules=["skip.linear"]`. A part of the linears has '
-                "adapters by now: load the model anew."
+                f"A {type(place).__name__} has taken the place of {path}, so that its branch {target} is out of reach. "
+                'Leave branches out: for adapters of PEFT by `exclude_modules=["skip.linear"]`, for quantisers by '
+                "naming the linears that have a branch in `modules_to_not_convert` or its like. A part of the linears "
+                "has been exchanged by now: load the model anew."
             ) from error
 
     def check_linears(self) -> None:
@@ -213,6 +216,8 @@ class GrowablePreTrainedModel(PreTrainedModel):
         for path, module in model.named_modules():
             if isinstance(module, SkipBranch):
                 module.check_targets_(f"{path}.target")
+        if model.hf_quantizer is not None:
+            _check_quantised(model)
         if pretrained_model_name_or_path is not None:
             origin = pretrained_model_name_or_path
             if model._hf_peft_config_loaded:
@@ -386,6 +391,24 @@ def _linear_at(path: str, place: nn.Module) -> GrowableLinear:
             "Such a model computes and saves, but has no shapes and does not grow: use the model as it was before."
         )
     return linear
+
+
+def _check_quantised(model: GrowablePreTrainedModel) -> None:
+    """Refuse a quantiser that passed over all growable linears, or quantised one of two rows that are to be added."""
+    linears = [place for *_, place in model._places() if isinstance(place, GrowableLinear)]
+    quantised = [linear for linear in linears if is_traceable_wrapper_subclass(linear.weight)]
+    method = model.hf_quantizer.quantization_config.quant_method
+    if len(linears) == len(list(model._places())) and not quantised:
+        raise ValueError(
+            f"The quantiser {method} has left every growable linear as it was, since it exchanges plain `nn.Linear` only. "
+            "Use one that takes subclasses too (torchao, quanto), or quantise the stock model that `hf-saddle convert "
+            "--to stock` makes of one that grew in width only."
+        )
+    if any(isinstance(linear, PairedLinear) for linear in quantised):
+        raise ValueError(
+            f"The quantiser {method} cannot quantise residual pairs, whose rows are added. Merge them first: `hf-saddle "
+            "convert --to merged`."
+        )
 
 
 def _is_head(name: str) -> bool:
