@@ -37,6 +37,7 @@ def merge_pairs_(model: GrowablePreTrainedModel, optimizer: Optimizer | None = N
     Raises:
         ValueError: If the model has no residual pairs, or the optimizer cannot follow. Nothing has changed then.
     """
+    model.check_linears()
     branches = [module.skip for *_, module in model.growable_linears() if module.skip is not None]
     if not branches or model.config.skip_unit != "residual_pair":
         raise ValueError("The model has no residual pairs to merge; only the operator `residual_pair` makes them.")

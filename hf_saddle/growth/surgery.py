@@ -108,6 +108,7 @@ def prepare_growth(
             "The model is sharded (FSDP2, tensor parallelism) and cannot grow in place. Save a checkpoint, grow it in "
             "one process, and resume from it."
         )
+    model.check_linears()
     history = GrowthHistory.from_model(model)
     if not history.matches(model):
         raise ValueError(

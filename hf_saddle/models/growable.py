@@ -42,7 +42,10 @@ class GrowableLinear(nn.Linear):
     @property
     def skip_sizes(self) -> list[int]:
         """Widths of the nested branches, outermost first; the length is the depth that was added."""
-        return [] if self.skip is None else [self.skip.linear.out_features, *self.skip.linear.skip_sizes]
+        if self.skip is None:
+            return []
+        nested = growable_in(self.skip.linear)
+        return [self.skip.target.numel(), *([] if nested is None else nested.skip_sizes)]
 
     def project(self, x: Tensor) -> Tensor:
         """The affine part `W x + b`, shape `(..., n)`."""
@@ -147,6 +150,11 @@ def check_targets(name: str, target: Tensor, neurons: int) -> None:
             f"`{name}` must hold neurons in [0, {neurons}) as int64, got {found}. The file is damaged or belongs to "
             "another model."
         )
+
+
+def growable_in(module: nn.Module) -> GrowableLinear | None:
+    """The outermost growable linear in a module: itself, or the one that it wraps (as the adapters of PEFT do)."""
+    return next((found for found in module.modules() if isinstance(found, GrowableLinear)), None)
 
 
 class GrowableMLP(nn.Module):

@@ -13,15 +13,17 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.utils import filter_repo_objects
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.hub import hf_api
 
 from .branch_dropout import BranchDropout
+from .branch_guard import branch_links
 from .checkpoint_checks import check_headers, check_number_of_layers, check_regular, check_values, find_weights
 from .configuration_saddle import LINEARS, SaddleConfig
-from .growable import GrowableLinear, GrowableMLP, PairedLinear, SkipBranch, check_targets
+from .growable import GrowableLinear, GrowableMLP, PairedLinear, SkipBranch, check_targets, growable_in
 from .json_files import read_json
 from .parameters import check_replaceable
 from .resizing import take_shapes_
@@ -91,6 +93,10 @@ class GrowablePreTrainedModel(PreTrainedModel):
     # none.
     prepare_push: Callable[..., list[str]] | None = None
     card_files: tuple[str, ...] = ()
+    # What has quantised the model, where `from_pretrained` was asked for it.
+    hf_quantizer: Any = None
+    # The config's shapes at the last forward pass, and the way to each branch then, see `check_branches`.
+    _branch_links: tuple[Any, tuple] | None = None
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -109,24 +115,80 @@ class GrowablePreTrainedModel(PreTrainedModel):
         Yield every growable linear in canonical order, branches right after the linear they feed.
 
         Each item is `(layer_idx, linear, path, module)`: the linear's name as in `LINEARS`, and its path in this
-        model, such as `"deit.layers.3.mlp.fc1"` or `"deit.layers.3.mlp.fc1.skip.linear"`.
+        model, such as `"deit.layers.3.mlp.fc1"` or `"deit.layers.3.mlp.fc1.skip.linear"`. Where a tuner has wrapped a
+        linear, the one inside is yielded, under the path of the wrapper.
+
+        Raises:
+            ValueError: If another module has taken the place of a linear, as quantisers do.
         """
+        for layer_idx, linear, path, place in self._places():
+            yield layer_idx, linear, path, _linear_at(path, place)
+
+    def _places(self) -> Iterator[tuple[int, str, str, nn.Module]]:
+        """Yield what is in the place of every growable linear, be it wrapped or exchanged."""
         prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
         for layer_idx, layer in enumerate(self.base_model.layers):
             for linear in LINEARS:
-                path = f"{prefix}layers.{layer_idx}.{linear}"
-                module: GrowableLinear | None = layer.get_submodule(linear)
-                while module is not None:
-                    yield layer_idx, linear, path, module
-                    path, module = f"{path}.skip.linear", None if module.skip is None else module.skip.linear
+                path, place = f"{prefix}layers.{layer_idx}.{linear}", layer.get_submodule(linear)
+                while place is not None:
+                    yield layer_idx, linear, path, place
+                    module = growable_in(place)
+                    branch = None if module is None else module.skip
+                    path, place = f"{path}.skip.linear", None if branch is None else branch.linear
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """
+        As in torch.
+
+        Raises:
+            ValueError: If the path leads into the branch of a linear whose place a tuner or a quantiser has taken, as
+                happens where they go on to the branch. The message tells what to do.
+        """
+        try:
+            return super().get_submodule(target)
+        except AttributeError as error:
+            path, in_branch, _ = target.rpartition(".skip")
+            place = super().get_submodule(path) if in_branch else None
+            if place is None or isinstance(place, GrowableLinear):
+                raise
+            raise ValueError(
+                f"A {type(place).__name__} has taken the place of {path}, so that its branch {target} is out of "
+                'reach. Leave branches out: for adapters of PEFT by `exclude_modules=["skip.linear"]`, for quantisers by '
+                "naming the linears that have a branch in `modules_to_not_convert` or its like. A part of the linears "
+                "has been exchanged by now: load the model anew."
+            ) from error
+
+    def check_linears(self) -> None:
+        """
+        Verify that the growable linears are as they were built: not wrapped, exchanged or quantised.
+
+        Raises:
+            ValueError: If an adapter or a quantiser has taken the place of one. The message tells what to do.
+        """
+        for _, _, path, place in self._places():
+            linear = _linear_at(path, place)
+            if place is not linear:
+                raise ValueError(
+                    f"A {type(place).__name__} has taken the place of the linear {path}, which cannot change then. "
+                    "Merge adapters first (`merge_and_unload()` of a PeftModel), or remove them (`unload()` of a "
+                    "PeftModel, `model.delete_adapter` after `model.add_adapter`)."
+                )
+            if is_traceable_wrapper_subclass(linear.weight):
+                raise ValueError(
+                    f"The weights of {path} are no plain tensors but {type(linear.weight).__name__}, and cannot be "
+                    "changed. Change the model as it was before it was quantised or sharded."
+                )
 
     def shapes(self) -> dict[int, dict[str, Any]]:
         """The `per_layer_config` that describes the modules as they are, with every layer explicit."""
         shapes = {}
         for layer_idx, layer in enumerate(self.base_model.layers):
-            linears = {name: layer.get_submodule(name) for name in LINEARS}
+            linears = {name: _linear_at(f"layers.{layer_idx}.{name}", layer.get_submodule(name)) for name in LINEARS}
             skip_sizes = {name: linear.skip_sizes for name, linear in linears.items() if linear.skip is not None}
-            shapes[layer_idx] = {"intermediate_size": layer.mlp.fc1.out_features, "skip_sizes": skip_sizes or None}
+            shapes[layer_idx] = {
+                "intermediate_size": linears["mlp.fc1"].out_features,
+                "skip_sizes": skip_sizes or None,
+            }
         return shapes
 
     def update_config_(self) -> None:
@@ -171,12 +233,19 @@ class GrowablePreTrainedModel(PreTrainedModel):
                     f"The checkpoint {pretrained_model_name_or_path} {complaint}: "
                     f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}."
                 )
-        for _, _, path, linear in model.growable_linears():
-            if linear.skip is not None:
-                linear.skip.check_targets_(f"{path}.skip.target")
-        check_values(model.state_dict(), str(pretrained_model_name_or_path))
+        for path, module in model.named_modules():
+            if isinstance(module, SkipBranch):
+                module.check_targets_(f"{path}.target")
+        if model.hf_quantizer is not None:
+            _check_quantised(model)
+        else:
+            check_values(model.state_dict(), str(pretrained_model_name_or_path))
         if pretrained_model_name_or_path is not None:
-            model.growth_history = read_history(pretrained_model_name_or_path, source)
+            origin = pretrained_model_name_or_path
+            if model._hf_peft_config_loaded:
+                # The folder was that of an adapter, and the history is with its base.
+                origin, source = model.config.name_or_path, source | {"revision": None, "subfolder": ""}
+            model.growth_history = read_history(origin, source)
         return (model, info) if want_info else model
 
     @classmethod
@@ -194,11 +263,16 @@ class GrowablePreTrainedModel(PreTrainedModel):
         check_number_of_layers(layers, len(LINEARS), files)
 
     @staticmethod
-    def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
+    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
         # The model is still on the meta device; tensors that do not fit would be made next, others cast to its dtype.
-        if checkpoint_files is not None:
+        if checkpoint_files is not None and load_config.hf_quantizer is None:
             check_headers(model.state_dict(), f"{model.base_model_prefix}.", checkpoint_files)
-        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+        # A quantiser has exchanged modules by now, but nothing is read yet.
+        for _ in branch_links(model.base_model):
+            pass
+        return PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, load_config, *args, **kwargs
+        )
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         # `Trainer` resumes, and reloads its best model, by `load_state_dict`, where the checkpoint may be smaller or
@@ -212,6 +286,10 @@ class GrowablePreTrainedModel(PreTrainedModel):
     def _resize_to_(self, state_dict: Mapping[str, Tensor], prefix: str) -> None:
         """Resize the growable linears to the tensors of a checkpoint; everything is checked before it is changed."""
         inner = prefix if self.base_model is self else f"{prefix}{self.base_model_prefix}."
+        if any(not isinstance(place, GrowableLinear) for *_, place in self._places()):
+            # Adapters or a quantiser have taken the place of linears, so that tensors have to fit as they are.
+            _check_tensors(state_dict, prefix, self.state_dict())
+            return
         current = self.shapes()
         incoming, units = _shapes_of(state_dict, f"{inner}layers.", current)
         if len(units) > 1:
@@ -373,6 +451,35 @@ class GrowablePreTrainedModel(PreTrainedModel):
                 "Saddle class that matches the checkpoint's architecture."
             )
         return stock.eval()
+
+
+def _linear_at(path: str, place: nn.Module) -> GrowableLinear:
+    """The growable linear in a module that should be one, or wrap one."""
+    linear = growable_in(place)
+    if linear is None:
+        raise ValueError(
+            f"{path} is a {type(place).__name__}, which has taken the place of a growable linear, as quantisers do. "
+            "Such a model computes and saves, but has no shapes and does not grow: use the model as it was before."
+        )
+    return linear
+
+
+def _check_quantised(model: GrowablePreTrainedModel) -> None:
+    """Refuse a quantiser that passed over all growable linears, or quantised one of two rows that are to be added."""
+    linears = [place for *_, place in model._places() if isinstance(place, GrowableLinear)]
+    quantised = [linear for linear in linears if is_traceable_wrapper_subclass(linear.weight)]
+    method = model.hf_quantizer.quantization_config.quant_method
+    if len(linears) == len(list(model._places())) and not quantised:
+        raise ValueError(
+            f"The quantiser {method} has left every growable linear as it was, since it exchanges plain `nn.Linear` "
+            "only. Use one that takes subclasses too (torchao, quanto), or quantise the stock model that `hf-saddle convert "
+            "--to stock` makes of one that grew in width only."
+        )
+    if any(isinstance(linear, PairedLinear) for linear in quantised):
+        raise ValueError(
+            f"The quantiser {method} cannot quantise residual pairs, whose rows are added. Merge them first: "
+            "`hf-saddle convert --to merged`."
+        )
 
 
 def _is_head(name: str) -> bool:

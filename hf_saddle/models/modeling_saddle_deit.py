@@ -13,6 +13,7 @@ from transformers.models.deit.modeling_deit import (
     DeiTPreTrainedModel,
 )
 
+from .branch_guard import guarded
 from .configuration_saddle_deit import SaddleDeiTConfig
 from .modeling_saddle import GrowablePreTrainedModel, build_attention_, build_layer_
 
@@ -56,6 +57,7 @@ class SaddleDeiTModel(SaddleDeiTPreTrainedModel, DeiTModel):
     """The bare growable DeiT encoder. Arguments as in [`~transformers.DeiTModel`]."""
 
     stock_class = DeiTModel
+    forward = guarded(DeiTModel.forward)
 
     def __init__(self, config: SaddleDeiTConfig, add_pooling_layer: bool = True, use_mask_token: bool = False):
         PreTrainedModel.__init__(self, config)

@@ -5,6 +5,7 @@ from transformers import PreTrainedModel, ViTForImageClassification, ViTModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.vit.modeling_vit import ViTAttention, ViTEmbeddings, ViTLayer, ViTPooler, ViTPreTrainedModel
 
+from .branch_guard import guarded
 from .configuration_saddle_vit import SaddleViTConfig
 from .modeling_saddle import GrowablePreTrainedModel, build_attention_, build_layer_
 
@@ -39,6 +40,7 @@ class SaddleViTModel(SaddleViTPreTrainedModel, ViTModel):
     """The bare growable ViT encoder. Arguments as in [`~transformers.ViTModel`]."""
 
     stock_class = ViTModel
+    forward = guarded(ViTModel.forward)
 
     def __init__(self, config: SaddleViTConfig, add_pooling_layer: bool = True, use_mask_token: bool = False):
         PreTrainedModel.__init__(self, config)

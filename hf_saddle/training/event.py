@@ -140,7 +140,7 @@ def check_growable(model: nn.Module) -> GrowablePreTrainedModel:
     The growable model inside of the wrappers of DDP and `torch.compile`.
 
     Raises:
-        ValueError: If it is not a Saddle model, is sharded, or has adapters. The message tells what to do.
+        ValueError: If it is not a Saddle model, is sharded, quantised, or has adapters. The message tells what to do.
     """
     inner = unwrap(model)
     if is_sharded(inner):
@@ -159,6 +159,7 @@ def check_growable(model: nn.Module) -> GrowablePreTrainedModel:
             "Adapters (`model.add_adapter`) have taken the place of linears, which cannot grow then. Remove them by "
             "`model.delete_adapter`, or train the adapters without a GrowthCallback."
         )
+    inner.check_linears()
     return inner
 
 
@@ -277,8 +278,8 @@ def check_bound(model: nn.Module, optimizer: Optimizer | None) -> None:
     wrapper = find_ddp(model)
     if wrapper is not None and not follows(wrapper):
         raise ValueError(
-            "The DDP wrapper was made for other parameters and does not average the gradients of the model's, which has "
-            "changed its shapes since (a checkpoint was loaded). Call `rebind_` right after that."
+            "The DDP wrapper was made for other parameters and does not average the gradients of the model's, which "
+            "has changed its shapes since (a checkpoint was loaded). Call `rebind_` right after that."
         )
 
 

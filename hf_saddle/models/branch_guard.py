@@ -1,0 +1,158 @@
+"""Whether the skip branches that a config asks for are still there when the encoder runs, and answer unchanged."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from .configuration_saddle import LINEARS
+from .growable import GrowableLinear, PairedLinear, SkipBranch, growable_in
+
+
+Link = tuple[nn.Module, str, nn.Module]  # a parent, the name of its child, and the child
+
+# Modules of PEFT's tuners that add to what the wrapped linear gives, and merge into its weight and bias. The others
+# scale it, rotate its input, or compute with its weight alone: a branch would be scaled, fed with another input, or
+# lost. By name, since this folder needs no PEFT.
+ADDITIVE_TUNERS = frozenset(
+    f"peft.tuners.{name}.layer"
+    for name in (
+        "adalora",
+        "adamss",
+        "beft",
+        "c3a",
+        "delora",
+        "fourierft",
+        "gralora",
+        "hira",
+        "lily",
+        "loha",
+        "lokr",
+        "lora",
+        "miss",
+        "osf",
+        "peanut",
+        "psoft",
+        "pvera",
+        "randlora",
+        "tinylora",
+        "unilora",
+        "vera",
+        "waveft",
+    )
+)
+# Containers without a computation of their own.
+_NEUTRAL = ("peft.tuners._buffer_dict", "peft.utils.other")
+
+
+def guarded(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """An encoder's forward pass, preceded by [`check_branches`]."""
+
+    @functools.wraps(forward)
+    def guarded_forward(self, *args, **kwargs):
+        check_branches(self)
+        return forward(self, *args, **kwargs)
+
+    return guarded_forward
+
+
+def check_branches(encoder: Any) -> None:
+    """
+    Verify that every linear still has the branches that the config asks for.
+
+    What quantisers and others do, to exchange linears for their own, makes branches disappear without an error. The
+    way to each branch is followed anew only where the config's shapes or a module on that way have changed; otherwise
+    the modules on it are compared with those of the last pass.
+
+    Raises:
+        ValueError: If another module has taken the place of a linear with a branch, or wraps it in a way that changes
+            the branch. The message names it and the remedy.
+    """
+    if torch.compiler.is_compiling():
+        _verify(encoder)
+        return
+    # A new object whenever the shapes of the layers are assigned.
+    shapes = encoder.config.per_layer_attributes
+    if encoder._branch_links is not None:
+        known, links = encoder._branch_links
+        if known is shapes:
+            for parent, name, child in links:
+                if parent._modules.get(name) is not child:
+                    break
+            else:
+                return
+    encoder._branch_links = (shapes, tuple(branch_links(encoder)))
+
+
+@torch.compiler.assume_constant_result
+def _verify(encoder: Any) -> bool:
+    """Runs while a graph is made, which is made anew once a module has another type."""
+    for _ in branch_links(encoder):
+        pass
+    return True
+
+
+def branch_links(encoder: Any) -> Iterator[Link]:
+    """Every step of the way from an encoder's attentions and MLPs to the branches; errors as in `check_branches`."""
+    for layer_idx, layer in enumerate(encoder.layers):
+        skip_sizes = encoder.config.per_layer_config[layer_idx].skip_sizes or {}
+        for linear in LINEARS:
+            parent, _, name = linear.rpartition(".")
+            place = f"layers.{layer_idx}.{linear}"
+            yield from _links(layer.get_submodule(parent), name, len(skip_sizes.get(linear, ())), False, place)
+
+
+def _links(parent: nn.Module, name: str, depth: int, paired: bool, place: str) -> Iterator[Link]:
+    """The way to a linear that has `depth` nested branches, or whose rows are stored as pairs, and on from there."""
+    if not depth and not paired:
+        return
+    found = parent.get_submodule(name)
+    linear = growable_in(found)
+    if (
+        linear is None
+        or (depth and not isinstance(linear.skip, SkipBranch))
+        or (paired and not isinstance(linear, PairedLinear))
+    ):
+        what = f"`{place}` should be a linear {'with a skip branch' if depth else 'of paired rows'}"
+        raise ValueError(
+            f"{what}, as `config.per_layer_config` says, but a {type(found).__name__} without it has taken its place: "
+            "the model would compute something else. Quantise only linears without branches (name the others in "
+            "`modules_to_not_convert` or its like), or a model that grew in width only. If another model that shares "
+            "this config object has grown, give each its own copy of the config."
+        )
+    if found is not linear:
+        check_wrapper(found, linear, place)
+    yield parent, name, found
+    for name in _way(found, linear):
+        parent, found = found, found.get_submodule(name)
+        yield parent, name, found
+    if depth:
+        branch = linear.skip
+        assert isinstance(branch, SkipBranch)
+        yield linear, "skip", branch
+        yield from _links(branch, "linear", depth - 1, branch.unit == "residual_pair", f"{place}.skip.linear")
+
+
+def _way(wrapper: nn.Module, linear: GrowableLinear) -> list[str]:
+    """Names of the children that lead from a wrapper to the linear in it; none if they are the same."""
+    path = next(path for path, module in wrapper.named_modules() if module is linear)
+    return path.split(".") if path else []
+
+
+def check_wrapper(wrapper: nn.Module, linear: GrowableLinear, place: str) -> None:
+    """Refuse a tuner of PEFT that would change the branch; other wrappers are trusted to call what they hold."""
+    own = set(linear.modules())
+    for module in wrapper.modules():
+        origin = type(module).__module__
+        if module in own or not origin.startswith("peft.") or origin in ADDITIVE_TUNERS or origin in _NEUTRAL:
+            continue
+        raise ValueError(
+            f"`{place}` has a skip branch (or paired rows), which {type(module).__name__} of {origin} would change or "
+            "lose, and which would differ once more after a merge. Use a tuner that only adds to the output of the "
+            "linear, such as LoRA without `use_dora`, or leave this linear out of `target_modules`."
+        )
+
+
+__all__ = ["ADDITIVE_TUNERS", "branch_links", "check_branches", "check_wrapper", "guarded"]
