@@ -17,6 +17,7 @@ from .activations import ACTIVATIONS
 from .controls import CONTROLS
 from .distributed import Ranks
 from .layer import Settings
+from .recognition import curvature_at_zero
 from .report import CurvatureReport, NullModel, nominal_rate
 from .run import Run
 from .solver import SolverOptions
@@ -37,7 +38,7 @@ def analyze_curvature(
     step_size: float = 0.1,
     whiten: bool = False,
     significance: float = 2.0,
-    unit_activation: str = "gelu",
+    unit_activation: nn.Module | str = "gelu",
     solver: SolverOptions | None = None,
     max_tokens: int = 4096,
     seed: int = 0,
@@ -73,7 +74,8 @@ def analyze_curvature(
             are 1, and `eigenvalue` is `vᵀ S v`. Controls have the directions that they have without.
         significance (`float`, *optional*, defaults to 2.0): How many standard errors a held-out eigenvalue must
             exceed.
-        unit_activation (`str`, *optional*, defaults to `"gelu"`): Activation of new depth units, for `gain`.
+        unit_activation (`nn.Module` or `str`, *optional*, defaults to `"gelu"`): Activation of new depth units, for
+            `gain`: a module, or a name in `ACTIVATIONS`.
         solver (`SolverOptions`, *optional*): Work of the eigensolver.
         max_tokens (`int`, *optional*, defaults to 4096): Number of tokens that are used per layer, all ranks and
             batches together: an importance sample, weighted such that the estimates stay unbiased. More tokens cost
@@ -202,11 +204,14 @@ def _check(criteria: tuple[str, ...], settings: Settings, max_tokens: int) -> No
         raise ValueError(f"`significance` must not be negative, got {settings.significance}.")
     if max_tokens < 1:
         raise ValueError(f"`max_tokens` must be at least 1, got {max_tokens}.")
-    name = settings.unit_activation
-    if name not in ACTIVATIONS:
-        raise ValueError(f"`unit_activation` must be one of {tuple(ACTIVATIONS)}, got {name!r}.")
-    if float(ACTIVATIONS[name].second(torch.zeros(()))) == 0:
-        raise ValueError(f"Depth units with {name!r} have no curvature at zero; use an activation such as 'gelu'.")
+    activation = settings.unit_activation
+    if isinstance(activation, str) and activation not in ACTIVATIONS:
+        raise ValueError(f"`unit_activation` must be a module or one of {tuple(ACTIVATIONS)}, got {activation!r}.")
+    if "depth" in criteria:
+        try:
+            curvature_at_zero(activation)
+        except ValueError as error:
+            raise ValueError(f"`unit_activation`: {error}.") from error
 
 
 def _choose(model: nn.Module, names: Sequence[str] | None) -> tuple[dict[str, nn.Linear], dict[str, str]]:

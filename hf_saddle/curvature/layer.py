@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .activations import ACTIVATIONS
 from .controls import CONTROLS, control, weight_gradient
 from .distributed import Ranks
 from .moments import Moments
+from .recognition import curvature_at_zero
 from .report import CurvatureReport, LayerCurvature, check_finite
 from .significance import Images, beyond_noise
 from .solver import ExtremePairs, SolverOptions
@@ -24,7 +24,7 @@ class Settings:
     step_size: float
     whiten: bool
     significance: float
-    unit_activation: str
+    unit_activation: nn.Module | str
     seed: int
     solver: SolverOptions
     warm_start: CurvatureReport | None
@@ -143,9 +143,7 @@ class LayerAnalysis:
     def _gain_factor(self) -> float:
         if self._width:
             return 0.5
-        return 0.5 * abs(
-            float(ACTIVATIONS[self.settings.unit_activation].second(torch.zeros((), dtype=torch.float64)))
-        )
+        return 0.5 * abs(curvature_at_zero(self.settings.unit_activation))
 
     def _control(self, tokens: Tokens, moments: Moments) -> dict[str, Tensor]:
         gradient = weight_gradient(tokens, self.images.total, self.ranks)

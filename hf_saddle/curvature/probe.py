@@ -1,5 +1,6 @@
 """Forward hooks that hand over inputs and output gradients of linear layers while one backward pass runs."""
 
+import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .activations import Activation, activation_of, is_activation
+from .activations import Activation
+from .recognition import activation_of, may_be_activation
 
 
 # Gradients are taken of the summed loss times this factor (a power of two, hence exact): in fp16 those of a mean loss
@@ -31,6 +33,7 @@ class Call:
     tokens: int
     pre_activation_square: Tensor  # (n,), sum over the tokens used for scales
     activation: Activation | None = None
+    no_curvature: str | None = None  # why the activation that reads z has none
     consumers: dict[str, int] = field(
         default_factory=dict
     )  # linears that read the activation's output -> out_features
@@ -40,6 +43,8 @@ class Call:
 
     def why_no_width(self) -> str | None:
         """The reason why the neurons cannot be split, or `None` if they can."""
+        if self.no_curvature is not None:
+            return self.no_curvature
         if self.activation is None:
             return "no activation module reads its output, so its neurons are linear and their splitting matrices zero"
         if self.in_place:
@@ -148,6 +153,7 @@ class Probe:
         self.calls: dict[str, list[Call]] = {}
         self.skipped: dict[str, str] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._activations: dict[nn.Module, Activation | str] = {}
         self._samples, self._first = 0, 0
         self._recording = False
         self._anchor = torch.zeros((), requires_grad=True)
@@ -156,7 +162,7 @@ class Probe:
         for name, module in self.model.named_modules():
             if isinstance(module, nn.Linear):
                 self._handles.append(module.register_forward_hook(self._linear_hook(name)))
-            elif self.width and is_activation(module):
+            elif self.width and may_be_activation(module):
                 self._handles.append(module.register_forward_hook(self._activation_hook(name)))
         return self
 
@@ -226,7 +232,7 @@ class Probe:
                 receive = self._depth_receiver(call)
             tapped = _Tap.apply(output, self._anchor, receive, inputs)
             if self.width:
-                self._outputs.add(tapped, (call, inputs))
+                self._outputs.add(tapped, (call, inputs, tapped._version))
             return tapped
 
         return hook
@@ -236,19 +242,39 @@ class Probe:
             known = self._outputs.get(args[0]) if args else None
             if known is None or not torch.is_grad_enabled():
                 return None
-            call, inputs = known
+            call, inputs, version = known
+            same_memory = isinstance(output, Tensor) and output.data_ptr() == args[0].data_ptr()
+            if same_memory and args[0]._version == version:
+                # It hands on what it got, such as dropout in eval mode.
+                return None
+            activation = self._activation(module, args[0].detach())
+            if isinstance(activation, str):
+                if call is not None:
+                    call.no_curvature = f"its output is read by an activation without curvature: {activation}"
+                return None
             receive = None
             if call is not None:
                 if call.activation is not None:
                     call.other_readers.append(name)
-                call.activation = activation_of(module)
-                call.in_place = output.data_ptr() == args[0].data_ptr()
+                call.activation, call.in_place = activation, same_memory
                 receive = self._width_receiver(call)
             tapped = _Tap.apply(output, self._anchor, receive, inputs, args[0].detach())
             self._activated.add(tapped, call)
             return tapped
 
         return hook
+
+    def _activation(self, module: nn.Module, z: Tensor) -> Activation | str:
+        """What a module does to single elements, or why neurons with these pre-activations have no curvature."""
+        if module not in self._activations:
+            try:
+                self._activations[module] = activation_of(module)
+            except ValueError as error:
+                self._activations[module] = str(error)
+        found = self._activations[module]
+        if isinstance(found, Activation) and math.isfinite(found.reach) and float(z.abs().max()) > found.reach:
+            return f"the slope of {found.name} jumps at ±{found.reach:.3g}, which is reached"
+        return found
 
     def _note_reader(self, name: str, module: nn.Linear, tensor: Tensor) -> None:
         producer = self._outputs.get(tensor)
