@@ -2,10 +2,10 @@
 
 from .activations import ACTIVATIONS, Activation
 from .analyze import CRITERIA, analyze_curvature, check_null_model
+from .eigenpairs import SolverOptions
 from .operator import CurvatureOperator
 from .recognition import activation_of, curvature_at_zero
 from .report import CurvatureReport, LayerCurvature, NullModel
-from .solver import SolverOptions
 
 
 __all__ = [

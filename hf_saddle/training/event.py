@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from transformers.activations import ACT2FN
 
 from ..curvature import activation_of, analyze_curvature, curvature_at_zero
-from ..curvature.probe import first_dimension
+from ..curvature.samples import first_dimension
 from ..growth import (
     GrowthConfig,
     GrowthEvent,
