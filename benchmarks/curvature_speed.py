@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_saddle.curvature import ACTIVATIONS, CurvatureOperator, analyze_curvature
-from hf_saddle.curvature.distributed import Ranks
 from hf_saddle.curvature.lanczos import lanczos
+from hf_saddle.curvature.ranks import Ranks
 
 
 RESULTS = Path(__file__).parent / "results"

@@ -1,10 +1,11 @@
 """Second-order growth decisions at first-order cost, for any `nn.Module`, batches and loss."""
 
-from .activations import ACTIVATIONS, Activation, activation_of
+from .activations import ACTIVATIONS, Activation
 from .analyze import CRITERIA, analyze_curvature, check_null_model
+from .eigenpairs import SolverOptions
 from .operator import CurvatureOperator
+from .recognition import activation_of, curvature_at_zero
 from .report import CurvatureReport, LayerCurvature, NullModel
-from .solver import SolverOptions
 
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "activation_of",
     "analyze_curvature",
     "check_null_model",
+    "curvature_at_zero",
 ]

@@ -1,11 +1,11 @@
-"""First and second derivatives of the element-wise activations whose neurons can be split."""
+"""First and second derivatives of common element-wise activations, in closed form."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 # A rectifier has no second derivative. The splitting matrix of a ReLU neuron is taken from softplus(βz)/β instead, as
@@ -23,11 +23,14 @@ class Activation:
         name (`str`): Name of the formula. Ends in `"(softplus surrogate)"` if `second` is not the exact derivative.
         first (`Callable`): The derivative `φ'` of a tensor of pre-activations.
         second (`Callable`): The second derivative `φ''`, or that of the named surrogate.
+        reach (`float`, *optional*, defaults to infinity): Up to this size of the pre-activation `φ'` is continuous.
+            `φ''` says nothing about neurons whose pre-activations lie beyond.
     """
 
     name: str
     first: Callable[[Tensor], Tensor]
     second: Callable[[Tensor], Tensor]
+    reach: float = math.inf
 
 
 def _normal_density(z: Tensor) -> Tensor:
@@ -85,6 +88,23 @@ def _tanh_second(z: Tensor) -> Tensor:
     return -2 * t * (1 - t * t)
 
 
+def _mish_parts(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    # φ = z t with t = tanh(softplus(z)); returns t, t', t''.
+    t, s = torch.tanh(torch.nn.functional.softplus(z)), torch.sigmoid(z)
+    t_first = (1 - t * t) * s
+    return t, t_first, t_first * (1 - s - 2 * t * s)
+
+
+def _mish_first(z: Tensor) -> Tensor:
+    t, t_first, _ = _mish_parts(z)
+    return t + z * t_first
+
+
+def _mish_second(z: Tensor) -> Tensor:
+    _, t_first, t_second = _mish_parts(z)
+    return 2 * t_first + z * t_second
+
+
 def _relu_first(z: Tensor) -> Tensor:
     return (z > 0).to(z.dtype)
 
@@ -98,6 +118,7 @@ GELU = Activation("gelu", _gelu_first, _gelu_second)
 TANH_GELU = Activation("gelu_tanh", _tanh_gelu_first, _tanh_gelu_second)
 SILU = Activation("silu", *_sigmoid_gate(1.0))
 QUICK_GELU = Activation("quick_gelu", *_sigmoid_gate(QUICK_GELU_SLOPE))
+MISH = Activation("mish", _mish_first, _mish_second)
 TANH = Activation("tanh", _tanh_first, _tanh_second)
 RELU = Activation("relu (softplus surrogate)", _relu_first, _relu_surrogate_second)
 
@@ -106,53 +127,7 @@ ACTIVATIONS = {
     "gelu_tanh": TANH_GELU,
     "silu": SILU,
     "quick_gelu": QUICK_GELU,
+    "mish": MISH,
     "tanh": TANH,
     "relu": RELU,
 }
-
-# Classes of torch and transformers, by name: this package does not import transformers.
-_BY_CLASS_NAME = {
-    "GELUActivation": GELU,
-    "NewGELUActivation": TANH_GELU,
-    "FastGELUActivation": TANH_GELU,
-    "AccurateGELUActivation": TANH_GELU,
-    "PytorchGELUTanh": TANH_GELU,
-    "GELUTanh": TANH_GELU,
-    "QuickGELUActivation": QUICK_GELU,
-    "SiLUActivation": SILU,
-    "SiLU": SILU,
-    "Tanh": TANH,
-    "ReLU": RELU,
-}
-
-
-def is_activation(module: nn.Module) -> bool:
-    """Whether a module belongs to one of the families of activations of torch or transformers."""
-    kind = type(module)
-    return (
-        kind.__name__ in _BY_CLASS_NAME
-        or kind.__name__.endswith("Activation")
-        or (kind.__module__ == "torch.nn.modules.activation" and not isinstance(module, nn.MultiheadAttention))
-    )
-
-
-def activation_of(module: nn.Module) -> Activation:
-    """
-    The formula behind an activation module.
-
-    Args:
-        module (`nn.Module`): Such as `nn.GELU()` or an entry of transformers' `ACT2FN`.
-
-    Raises:
-        ValueError: If the second derivative of the activation is not known here.
-    """
-    if isinstance(module, nn.GELU):
-        return TANH_GELU if module.approximate == "tanh" else GELU
-    name = type(module).__name__
-    if name not in _BY_CLASS_NAME:
-        raise ValueError(
-            f"The activation {name} has no second derivative here, so its neurons cannot be analysed for width. "
-            f'Supported: {", ".join(["GELU", *sorted(_BY_CLASS_NAME)])}. Use criterion="depth", or leave the layer '
-            "out of `linears`."
-        )
-    return _BY_CLASS_NAME[name]

@@ -14,12 +14,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .activations import ACTIVATIONS
+from .capture import add_reason, capture
 from .controls import CONTROLS
-from .distributed import Ranks
-from .layer import Settings
-from .report import CurvatureReport, NullModel, nominal_rate
-from .run import Run
-from .solver import SolverOptions
+from .eigenpairs import SolverOptions
+from .ranks import Ranks
+from .recognition import curvature_at_zero
+from .report import CurvatureReport, LayerCurvature, NullModel, nominal_rate
+from .solve import Settings, solve
 
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def analyze_curvature(
     step_size: float = 0.1,
     whiten: bool = False,
     significance: float = 2.0,
-    unit_activation: str = "gelu",
+    unit_activation: nn.Module | str = "gelu",
     solver: SolverOptions | None = None,
     max_tokens: int = 4096,
     seed: int = 0,
@@ -49,7 +50,7 @@ def analyze_curvature(
     Analyse where the neurons of a model want more depth or width.
 
     For every neuron of the chosen linear layers this finds an extreme eigenpair of `S = Σ_t ∂L/∂h φ''(z) x̂ x̂ᵀ`
-    (width; arXiv 1910.02366) or of `D = Σ_t ∂L/∂z x̂ x̂ᵀ` (depth), judges it on images it was not fitted to and
+    (width; arXiv 1910.02366) or of `D = Σ_t ∂L/∂z x̂ x̂ᵀ` (depth), judges it on samples it was not fitted to and
     predicts what growing along it would gain. The loss is the mean over all samples of all batches. The model runs in
     eval mode; its parameters, gradients, modes, hooks and the states of the random generators are as before when this
     returns or raises. A negative eigenvalue of `S` does not say that the network sits at a saddle: the split creates
@@ -73,12 +74,13 @@ def analyze_curvature(
             are 1, and `eigenvalue` is `vᵀ S v`. Controls have the directions that they have without.
         significance (`float`, *optional*, defaults to 2.0): How many standard errors a held-out eigenvalue must
             exceed.
-        unit_activation (`str`, *optional*, defaults to `"gelu"`): Activation of new depth units, for `gain`.
+        unit_activation (`nn.Module` or `str`, *optional*, defaults to `"gelu"`): Activation of new depth units, for
+            `gain`: a module, or a name in `ACTIVATIONS`.
         solver (`SolverOptions`, *optional*): Work of the eigensolver.
         max_tokens (`int`, *optional*, defaults to 4096): Number of tokens that are used per layer, all ranks and
-            batches together: an importance sample, weighted such that the estimates stay unbiased. More tokens cost
+            batches together: drawn by importance, and weighted such that the estimates stay unbiased. More tokens cost
             time and memory in proportion, and lower the noise of the estimates.
-        seed (`int`, *optional*, defaults to 0): Seed of folds, start vectors and samples.
+        seed (`int`, *optional*, defaults to 0): Seed of folds, start vectors and drawn tokens.
         warm_start (`CurvatureReport`, *optional*): An earlier report whose directions are the start vectors. Its probe
             samples must be others than these: held-out estimates would inherit what they were fitted to.
         distributed (`bool`, *optional*, defaults to `False`): Whether every rank calls this with batches of its own,
@@ -91,7 +93,7 @@ def analyze_curvature(
     Raises:
         ValueError: If an argument is out of range, the probe has fewer than four samples, a loss, activation or
             gradient is not finite, or no layer can be analysed.
-        RuntimeError: If another rank failed before the last backward pass, in which ranks begin to communicate.
+        RuntimeError: If another rank failed in collecting its batches or in a forward or backward pass.
 
     Example:
 
@@ -111,9 +113,18 @@ def analyze_curvature(
     ```
     """
     settings = Settings(
-        step_size, whiten, significance, unit_activation, seed, solver or SolverOptions(), warm_start, flip=False
+        solver=solver or SolverOptions(),
+        seed=seed,
+        significance=significance,
+        whiten=whiten,
+        step_size=step_size,
+        unit_activation=unit_activation,
+        warm_start=warm_start,
     )
-    return _analyze(model, batches, criterion, loss, linears, max_tokens, settings, Ranks(distributed, group))
+    ranks = Ranks(distributed, group)
+    return _analyze(
+        model, batches, criterion, loss=loss, linears=linears, max_tokens=max_tokens, settings=settings, ranks=ranks
+    )
 
 
 def check_null_model(
@@ -134,17 +145,22 @@ def check_null_model(
     """
     Run the analysis where there is nothing to be found, to see how many neurons it selects all the same.
 
-    The coefficients of every image get a common random sign. That leaves their sizes and the correlation of an image's
-    tokens as they are, but makes every expected curvature zero. (Shuffling them over tokens would keep their mean,
-    which is a curvature, and break the correlation.) Arguments are those of [`analyze_curvature`].
+    The coefficients of every sample get a common random sign. That leaves their sizes and the correlation of a
+    sample's tokens as they are, but makes every expected curvature zero. (Shuffling them over tokens would keep their
+    mean, which is a curvature, and break the correlation.) Arguments are those of [`analyze_curvature`].
 
     Returns:
         `NullModel`: Its `fraction` should not exceed its `nominal` rate by more than chance.
     """
     if criterion not in ("width", "depth"):
         raise ValueError(f'The null model is for the criteria "width" and "depth", got {criterion!r}.')
-    settings = Settings(0.1, whiten, significance, "gelu", seed, solver or SolverOptions(), None, flip=True)
-    report = _analyze(model, batches, criterion, loss, linears, max_tokens, settings, Ranks(distributed, group))
+    settings = Settings(
+        solver=solver or SolverOptions(), seed=seed, significance=significance, whiten=whiten, flip=True
+    )
+    ranks = Ranks(distributed, group)
+    report = _analyze(
+        model, batches, criterion, loss=loss, linears=linears, max_tokens=max_tokens, settings=settings, ranks=ranks
+    )
     selected = sum(layer.candidates for layer in report)
     return NullModel(selected, sum(layer.neurons for layer in report), nominal_rate(criterion, significance), report)
 
@@ -153,6 +169,7 @@ def _analyze(
     model: nn.Module,
     batches: Iterable[Any],
     criterion: str | Sequence[str],
+    *,
     loss: Callable[[nn.Module, Any], Tensor] | None,
     linears: Sequence[str] | None,
     max_tokens: int,
@@ -167,19 +184,45 @@ def _analyze(
     chosen, skipped = _choose(model, linears)
     if not chosen:
         raise _nothing_to_analyse(criteria, skipped)
+    by_kind = {"width": [name for name in criteria if name == "width"]}
+    by_kind["depth"] = [name for name in criteria if name != "width"]
+    kinds = {kind for kind, names in by_kind.items() if names}
+    found: list[LayerCurvature] = []
     with _undisturbed(model):
-        run = Run(model, chosen, criteria, loss or _own_loss, batches, max_tokens, settings, ranks)
-        run.skipped |= skipped
-        run.execute()
+        captured = capture(
+            model,
+            chosen,
+            batches,
+            loss or _own_loss,
+            kinds=kinds,
+            max_tokens=max_tokens,
+            seed=settings.seed,
+            ranks=ranks,
+        )
+        skipped |= captured.skipped
+        for layer in captured:
+            with torch.autocast(layer.module.weight.device.type, enabled=False):
+                for name in by_kind[layer.kind]:
+                    result = solve(layer, name, settings, captured.samples, ranks)
+                    if isinstance(result, str):
+                        add_reason(skipped, layer.linear, result)
+                    else:
+                        found.append(result)
     order = {name: position for position, (name, _) in enumerate(model.named_modules())}
-    layers = sorted(run.layers, key=lambda layer: (order[layer.linear], criteria.index(layer.criterion)))
-    for name, reason in run.skipped.items():
+    found.sort(key=lambda layer: (order[layer.linear], criteria.index(layer.criterion)))
+    for name, reason in skipped.items():
         logger.info("No curvature for %s: %s.", name, reason)
-    if not layers:
-        raise _nothing_to_analyse(criteria, run.skipped)
+    if not found:
+        raise _nothing_to_analyse(criteria, skipped)
     seconds = time.perf_counter() - started
     return CurvatureReport(
-        tuple(layers), run.images.total, run.tokens, run.loss, seconds, settings.seed, dict(run.skipped)
+        layers=tuple(found),
+        samples=captured.samples.total,
+        tokens=captured.tokens,
+        loss=captured.loss,
+        seconds=seconds,
+        seed=settings.seed,
+        skipped=skipped,
     )
 
 
@@ -202,11 +245,14 @@ def _check(criteria: tuple[str, ...], settings: Settings, max_tokens: int) -> No
         raise ValueError(f"`significance` must not be negative, got {settings.significance}.")
     if max_tokens < 1:
         raise ValueError(f"`max_tokens` must be at least 1, got {max_tokens}.")
-    name = settings.unit_activation
-    if name not in ACTIVATIONS:
-        raise ValueError(f"`unit_activation` must be one of {tuple(ACTIVATIONS)}, got {name!r}.")
-    if float(ACTIVATIONS[name].second(torch.zeros(()))) == 0:
-        raise ValueError(f"Depth units with {name!r} have no curvature at zero; use an activation such as 'gelu'.")
+    activation = settings.unit_activation
+    if isinstance(activation, str) and activation not in ACTIVATIONS:
+        raise ValueError(f"`unit_activation` must be a module or one of {tuple(ACTIVATIONS)}, got {activation!r}.")
+    if "depth" in criteria:
+        try:
+            curvature_at_zero(activation)
+        except ValueError as error:
+            raise ValueError(f"`unit_activation`: {error}.") from error
 
 
 def _choose(model: nn.Module, names: Sequence[str] | None) -> tuple[dict[str, nn.Linear], dict[str, str]]:

@@ -5,26 +5,26 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .distributed import Ranks
+from .ranks import Ranks
 from .tokens import Tokens
 
 
 _SLICE = 2048
 
 
-def weight_gradient(tokens: Tokens, images: int, ranks: Ranks) -> Tensor:
+def weight_gradient(tokens: Tokens, samples: int, ranks: Ranks) -> Tensor:
     """
     The gradient of the mean loss with respect to `[W, b]`, transposed, shape `(d + 1, n)`.
 
     Args:
         tokens (`Tokens`): Captured at the layer, with the gradient at z.
-        images (`int`): Number of images on all ranks.
+        samples (`int`): Number of samples on all ranks.
     """
     device = tokens.inputs.device
     result = torch.zeros(tokens.inputs.shape[1] + 1, tokens.neurons, dtype=tokens.dtype, device=device)
     for rows in torch.arange(len(tokens), device=device).split(_SLICE):
         result.addmm_(tokens.extended_inputs(rows).t(), tokens.coefficients(rows))
-    return ranks.sum(result.div_(images))
+    return ranks.sum(result.div_(samples))
 
 
 def _random(gradient: Tensor, weight: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -110,20 +110,20 @@ def lanczos(
     vector = torch.div(start, norm, out=space[0])
     basis = [vector]
     for step in range(1, steps + 1):
-        image = operator(vector) if step > 1 or product is None else product / norm
-        reach = torch.maximum(reach, image.norm(dim=0))
-        here = (image * vector).sum(dim=0)
-        image.addcmul_(vector, here, value=-1)
+        mapped = operator(vector) if step > 1 or product is None else product / norm
+        reach = torch.maximum(reach, mapped.norm(dim=0))
+        here = (mapped * vector).sum(dim=0)
+        mapped.addcmul_(vector, here, value=-1)
         if step > 1:
-            image.addcmul_(basis[-2], off_diagonal[-1], value=-1)
+            mapped.addcmul_(basis[-2], off_diagonal[-1], value=-1)
         known = space[:step]
-        image.sub_((known * (known * image).sum(dim=1, keepdim=True)).sum(dim=0))
-        beside = image.norm(dim=0)
+        mapped.sub_((known * (known * mapped).sum(dim=1, keepdim=True)).sum(dim=0))
+        beside = mapped.norm(dim=0)
         going_on = alive[-1] & (beside > rounding * reach)
         beside = torch.where(going_on, beside, 0)
         diagonal.append(here)
         off_diagonal.append(beside)
-        vector = torch.mul(image, going_on / beside.clamp_min(tiny), out=space[step])
+        vector = torch.mul(mapped, going_on / beside.clamp_min(tiny), out=space[step])
         basis.append(vector)
         if tolerance > 0 and step % _CHECK_EVERY == 0 and step < steps:
             krylov = Krylov(basis, diagonal, off_diagonal, alive)

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .distributed import Ranks
-from .probe import Call, tokens_for_scale
+from .ranks import Ranks
 
 
 # Largest change of the pre-activation by a step, as a share of its root mean square.
@@ -14,6 +13,29 @@ _LARGEST_CHANGE = 0.5
 # What whitening adds to the diagonal of the inputs' moments, as a share of its mean: directions in which the inputs
 # hardly vary are not stretched without limit.
 _RIDGE = 1e-3
+# Tokens per sample that are used where a root mean square is enough.
+_TOKENS_FOR_SCALE = 16
+
+
+def tokens_for_scale(value: Tensor, samples: int, first: int) -> Tensor:
+    """
+    Every so many tokens of each sample, from another one on in each, so that all positions have their share, a class
+    token too; `(samples · t, f)` to `(samples · t', f)`. Samples are counted from `first`.
+    """
+    per_sample = value.reshape(samples, -1, value.shape[-1])
+    count = per_sample.shape[1]
+    stride = max(1, count // _TOKENS_FOR_SCALE)
+    if stride == 1:
+        return value.reshape(-1, value.shape[-1])
+    sample = torch.arange(samples, device=value.device)[:, None]
+    positions = (first + sample + stride * torch.arange(count // stride, device=value.device)) % count
+    return per_sample[sample, positions].reshape(-1, value.shape[-1])
+
+
+def pre_activation_square(value: Tensor, samples: int, first: int) -> Tensor:
+    """Sum of squares of pre-activations `(tokens, n)` over the tokens used for scales, shape `(n,)`."""
+    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+    return tokens_for_scale(value, samples, first).to(dtype).square().sum(dim=0)
 
 
 @dataclass
@@ -24,12 +46,19 @@ class Moments:
     pre_activation: Tensor  # (n,), sum of z²
 
     @classmethod
-    def of(cls, inputs: Tensor, call: Call) -> "Moments":
-        """Moments of one use of the layer with the inputs `(tokens, d)`."""
-        square = call.pre_activation_square
-        chosen = tokens_for_scale(inputs, call.samples, call.first).to(square.dtype)
+    def of(cls, inputs: Tensor, samples: int, first: int, pre_activation: Tensor) -> "Moments":
+        """
+        Moments of one use of a layer.
+
+        Args:
+            inputs (`Tensor`): Of all tokens, shape `(tokens, d)`.
+            samples (`int`): How many samples they belong to.
+            first (`int`): Number of samples before these.
+            pre_activation (`Tensor`): Its part of the moments, see [`pre_activation_square`].
+        """
+        chosen = tokens_for_scale(inputs, samples, first).to(pre_activation.dtype)
         extended = torch.nn.functional.pad(chosen, (0, 1), value=1.0)
-        return cls(extended.t() @ extended, square)
+        return cls(extended.t() @ extended, pre_activation)
 
     def add(self, other: "Moments") -> "Moments":
         """The moments of both token sets together."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .distributed import Ranks
+from .ranks import Ranks
 
 
 # Tokens of one slice of a product: the intermediate `tokens x n` stays in the cache and its memory is bounded.
@@ -39,28 +39,28 @@ class CurvatureOperator:
                 result.addmm_(x.t(), (x @ vectors).mul_(c))
         return self.ranks.sum(result.mul_(self.scale))
 
-    def product_and_forms(self, vectors: Tensor, image: Tensor, images: int) -> tuple[Tensor, Tensor]:
+    def product_and_forms(self, vectors: Tensor, owner: Tensor, samples: int) -> tuple[Tensor, Tensor]:
         """
-        The products `S_i v_i` and, from the same matmuls, the share of each image in `v_iᵀ S_i v_i` (without `scale`).
+        The products `S_i v_i` and, from the same matmuls, each sample's share in `v_iᵀ S_i v_i` (without `scale`).
 
         Args:
             vectors (`Tensor`): One column per neuron, shape `(d + 1, n)`.
-            image (`Tensor`): Image of every token, int64, shape `(tokens,)`, the segments one after another.
-            images (`int`): Number of images on this rank.
+            owner (`Tensor`): Sample of every token, int64, shape `(tokens,)`, the segments one after another.
+            samples (`int`): Number of samples on this rank.
 
         Returns:
-            `tuple[Tensor, Tensor]`: Shapes `(d + 1, n)` (summed over ranks) and `(images, n)` (of this rank).
+            `tuple[Tensor, Tensor]`: Shapes `(d + 1, n)` (summed over ranks) and `(samples, n)` (of this rank).
         """
         result = torch.zeros_like(vectors)
-        forms = vectors.new_zeros(images, vectors.shape[1])
-        owners = iter(image.split([len(inputs) for inputs, _ in self.segments]))
+        forms = vectors.new_zeros(samples, vectors.shape[1])
+        owners = iter(owner.split([len(inputs) for inputs, _ in self.segments]))
         for inputs, coefficients in self.segments:
             parts = zip(inputs.split(_SLICE), coefficients.split(_SLICE), next(owners).split(_SLICE), strict=True)
-            for x, c, owner in parts:
+            for x, c, of_sample in parts:
                 response = x @ vectors
                 weighted = response * c
                 result.addmm_(x.t(), weighted)
-                forms.index_add_(0, owner, weighted.mul_(response))
+                forms.index_add_(0, of_sample, weighted.mul_(response))
         return self.ranks.sum(result.mul_(self.scale)), forms
 
     def dense(self) -> Tensor:

@@ -15,7 +15,7 @@ class LayerCurvature:
     The curvature of the loss for every neuron of one linear layer under one criterion.
 
     The direction and `fit_eigenvalue` come from all probed tokens. `eigenvalue` and `standard_error` come from two
-    fits, each on half of the images and judged on the other half, and are therefore free of the fit's optimism: pure
+    fits, each on half of the samples and judged on the other half, and are therefore free of the fit's optimism: pure
     noise has a large `fit_eigenvalue`, but an `eigenvalue` around zero.
 
     | criterion | `eigenvalue` | `gain` |
@@ -40,16 +40,16 @@ class LayerCurvature:
     linear: str  # path of the layer in the model
     criterion: str
     eigenvalue: Tensor  # (n,) held-out estimate; score of a control
-    # (n,) of `eigenvalue`, from per-image sums, not smaller than that of one half of the images
+    # (n,) of `eigenvalue`, from per-sample sums, not smaller than that of one half of the samples
     standard_error: Tensor
-    residual: Tensor  # (n,) ‖S v - λ v‖; of the sampled tokens only where not `refined`
+    residual: Tensor  # (n,) ‖S v - λ v‖; of the screened tokens only where not `refined`
     direction: Tensor  # (n, d_in + 1) unit vectors in x̂ = [x; 1] coordinates
     response: Tensor  # (n,) root mean square of v · x̂ over the tokens
     step: Tensor  # (n,) ε
     gain: Tensor  # (n,) at `step`, from the held-out `eigenvalue`
     significant: Tensor  # (n,) bool
-    fit_eigenvalue: Tensor  # (n,) Rayleigh quotient of `direction` on the images it was fitted to
-    refined: Tensor  # (n,) bool; False: only screened on a sample of the tokens, hence no candidate
+    fit_eigenvalue: Tensor  # (n,) Rayleigh quotient of `direction` on the samples it was fitted to
+    refined: Tensor  # (n,) bool; False: only screened on a part of the tokens, hence no candidate
     cost_parameters: int  # of one new unit
     cost_macs: int  # of one new unit, per token
 
@@ -75,7 +75,7 @@ class CurvatureReport:
         tokens (`int`): Largest number of tokens that one of the layers saw, on all ranks.
         loss (`float`): Mean loss of the probe samples.
         seconds (`float`): Duration on this rank, forward and backward passes included.
-        seed (`int`): Seed of folds, start vectors and samples.
+        seed (`int`): Seed of folds, start vectors and drawn tokens.
         skipped (`dict[str, str]`): Layers that were not analysed, with the reason.
     """
 

@@ -1,4 +1,4 @@
-"""The inputs and gradients of one linear layer, token by token, and unbiased samples of them."""
+"""The inputs and gradients of one linear layer, token by token, and unbiased selections of them."""
 
 from dataclasses import dataclass, replace
 
@@ -6,23 +6,23 @@ import torch
 from torch import Tensor
 
 from .activations import Activation
-from .distributed import Ranks
+from .ranks import Ranks
 
 
 @dataclass(frozen=True)
 class Tokens:
     """
-    What a probe captured at one linear layer.
+    What was captured at one linear layer.
 
-    The curvature matrices are `S_i = 1/N Σ_t weight_t c_ti x̂_t x̂_tᵀ` with `x̂ = [x; 1]`, `N` the number of images
+    The curvature matrices are `S_i = 1/N Σ_t weight_t c_ti x̂_t x̂_tᵀ` with `x̂ = [x; 1]`, `N` the number of samples
     on all ranks and `c = gradient` (depth) or `gradient · φ''(z)` (width).
     """
 
     inputs: Tensor  # (tokens, d), of the layer, as captured
     gradient: Tensor  # (tokens, n), of the summed loss times `gradient_scale`, at z (depth) or φ(z) (width)
     gradient_scale: float
-    image: Tensor  # (tokens,) int64, index of the image on this rank
-    weight: Tensor | None = None  # (tokens,) inverse probability of a token to be in the sample
+    owner: Tensor  # (tokens,) int64, index on this rank of the sample that a token belongs to
+    weight: Tensor | None = None  # (tokens,) inverse probability of a token to be drawn
     pre_activation: Tensor | None = None  # (tokens, n), z, for width
     activation: Activation | None = None
 
@@ -49,7 +49,7 @@ class Tokens:
             first,
             inputs=torch.cat([part.inputs for part in parts]),
             gradient=torch.cat([part.gradient for part in parts]),
-            image=torch.cat([part.image for part in parts]),
+            owner=torch.cat([part.owner for part in parts]),
             weight=torch.cat(weights),
             pre_activation=(
                 None
@@ -77,21 +77,28 @@ class Tokens:
         """
         The size of each token's share in the curvature matrices, `weight · ‖gradient‖ · ‖x̂‖²`, float64, `(tokens,)`.
 
-        Sampling in proportion to it makes the sum of the sampled terms vary least. NaN or infinity anywhere in the
+        Drawing in proportion to it makes the sum of the drawn terms vary least. NaN or infinity anywhere in the
         captured tensors turns up here.
         """
         gradient = torch.linalg.vector_norm(self.gradient, dim=1, dtype=self.dtype).double()
         inputs = torch.linalg.vector_norm(self.inputs, dim=1, dtype=self.dtype).double()
         return self._weights().double() * gradient * (1 + inputs.square()) / self.gradient_scale
 
-    def sample(self, budget: int, uniform: float) -> "Tokens":
-        """An importance sample of about `budget` tokens in memory of its own, weighted to stay unbiased."""
-        rows, weight = sample_rows(self.importance(), budget, uniform, Ranks())
+    def at_most(self, budget: int, seed: int) -> "Tokens":
+        """
+        The tokens themselves, or about `budget` of them in memory of their own, drawn by importance and weighted to
+        stay unbiased.
+        """
+        if len(self) <= budget or not bool((importance := self.importance()).sum() > 0):
+            return self
+        generator = torch.Generator().manual_seed(seed)
+        uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
+        rows, weight = draw_rows(importance, budget, uniform, Ranks())
         return replace(
             self,
             inputs=self.inputs.index_select(0, rows),
             gradient=self.gradient.index_select(0, rows),
-            image=self.image.index_select(0, rows),
+            owner=self.owner.index_select(0, rows),
             weight=weight.to(self.dtype) * self._weights().index_select(0, rows),
             pre_activation=None if self.pre_activation is None else self.pre_activation.index_select(0, rows),
         )
@@ -106,13 +113,13 @@ class Tokens:
         return (chosen if neurons is None else chosen.index_select(1, neurons)).to(self.dtype)
 
 
-def sample_rows(importance: Tensor, budget: int, uniform: float, ranks: Ranks) -> tuple[Tensor, Tensor]:
+def draw_rows(importance: Tensor, budget: int, uniform: float, ranks: Ranks) -> tuple[Tensor, Tensor]:
     """
-    Systematic sampling of tokens with probabilities proportional to their importance (Madow 1949).
+    Systematic sampling of tokens, with probabilities proportional to their importance (Madow 1949).
 
     Tokens are laid on a line, each as long as its probability `min(1, budget · importance / total)`; those hit by the
-    points `uniform, uniform + 1, …` are taken. Neighbours (tokens of one image) are thus never taken by a whim
-    together, and the line runs over all ranks, so that the sample does not depend on how images are spread over
+    points `uniform, uniform + 1, …` are taken. Neighbours (tokens of one sample) are thus never taken by a whim
+    together, and the line runs over all ranks, so that what is drawn does not depend on how samples are spread over
     processes.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..curvature.probe import first_dimension
+from ..curvature.samples import first_dimension
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .operators import slope_at_zero
 from .plan import GrowthPlan, LayerGrowth, find_linear

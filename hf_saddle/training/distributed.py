@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from ..curvature.distributed import Ranks, Result
+from ..curvature.ranks import Ranks, Result
 from ..growth import GrowthPlan
 
 

@@ -9,9 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
+from transformers.activations import ACT2FN
 
-from ..curvature import analyze_curvature
-from ..curvature.probe import first_dimension
+from ..curvature import activation_of, analyze_curvature, curvature_at_zero
+from ..curvature.samples import first_dimension
 from ..growth import (
     GrowthConfig,
     GrowthEvent,
@@ -24,6 +25,7 @@ from ..growth import (
     probe_loss,
     record_,
 )
+from ..growth.config import DEPTH_OPERATORS
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .checks import check_optimizer
 from .distributed import (
@@ -185,7 +187,7 @@ def decide(
         step_size=config.step_size,
         whiten=config.directions == "whitened",
         significance=config.significance,
-        unit_activation=model.config.hidden_act,
+        unit_activation=ACT2FN[model.config.hidden_act],
         seed=event_seed(config, event),
         distributed=replicas.size > 1,
         group=replicas.group,
@@ -288,8 +290,10 @@ def growable_paths(model: GrowablePreTrainedModel, config: GrowthConfig) -> list
     Paths of the linears that may grow.
 
     Raises:
-        ValueError: If there are none, or the config names layers that the model lacks.
+        ValueError: If there are none, the config names layers that the model lacks, or it asks for what the model's
+            activation cannot do.
     """
+    check_activation(model.config.hidden_act, config)
     count = model.config.num_hidden_layers
     beyond = [layer for layer in config.layers or () if layer >= count]
     if beyond:
@@ -304,6 +308,37 @@ def growable_paths(model: GrowablePreTrainedModel, config: GrowthConfig) -> list
     if not paths:
         raise ValueError("No linear may grow: see `linears` and `layers` of the config, and whether all are frozen.")
     return paths
+
+
+def check_activation(name: str, config: GrowthConfig) -> None:
+    """
+    Verify that an activation may be that of branch units, and has the curvature that neurons are ranked by.
+
+    Args:
+        name (`str`): A name in transformers' `ACT2FN`.
+        config ([`GrowthConfig`]): How the model is to grow.
+
+    Raises:
+        ValueError: If not; the message tells why and what to do.
+    """
+    activation = ACT2FN[name]
+    as_measured = config.operator == "auto"
+    deepens = config.operator in DEPTH_OPERATORS or (as_measured and not {*config.ranking} <= {"width", "gradmax"})
+    remedy = "Use an operator of width, or another `hidden_act`."
+    try:
+        if deepens and any(True for _ in activation.parameters()):
+            raise ValueError("branch units with an activation that has parameters of its own are not supported")
+        pairs = config.operator == "residual_pair" or (as_measured and config.ranking == ("paper_score",))
+        if pairs and float(activation(torch.zeros(()))) != 0:
+            raise ValueError("residual pairs keep the function only for activations that are 0 at 0")
+        if "depth" in config.ranking:
+            remedy = "Use `criterion='width'`, or another `hidden_act`."
+            curvature_at_zero(activation)
+        elif config.ranking == ("width",):
+            remedy = "Use `criterion='depth'` where depth units may have this activation, or another `hidden_act`."
+            activation_of(activation)
+    except ValueError as error:
+        raise ValueError(f"The model cannot grow with `hidden_act={name!r}`: {error}. {remedy}") from error
 
 
 def _samples(batches: Sequence[Any]) -> float:

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_saddle.curvature import CurvatureOperator, SolverOptions
-from hf_saddle.curvature.distributed import Ranks
-from hf_saddle.curvature.probe import LOSS_SCALE, Probe
-from hf_saddle.curvature.tokens import Tokens
+from hf_saddle.curvature.capture import capture
+from hf_saddle.curvature.ranks import Ranks
 
 
 # Every neuron on all tokens, until converged: the dense answer without forming a matrix.
@@ -84,19 +83,12 @@ def transformer_case(seed: int = 0, samples: int = 8, tokens: int = 5, **kwargs)
 
 
 def captured(case: Case, linear: str, kind: str) -> CurvatureOperator:
-    """The operator that the probe yields for one layer; `kind` is `"width"` or `"depth"`."""
-    found: list[Tokens] = []
-    samples = len(case.batch["x"])
-
-    def receive(call, received, inputs, gradient, pre_activation):
-        if (call.linear, received) == (linear, kind):
-            image = torch.arange(samples).repeat_interleave(len(inputs) // samples)
-            activation = call.activation if kind == "width" else None
-            found.append(Tokens(inputs, gradient, LOSS_SCALE, image, None, pre_activation, activation))
-
-    case.model.eval()
-    with Probe(case.model, {linear: case.model.get_submodule(linear)}, receive, width=True) as probe:
-        probe.backward(probe.forward(case.loss, samples, torch.device("cpu")))
-    tokens = Tokens.concatenate(found)
+    """The operator of what is captured of one layer; `kind` is `"width"` or `"depth"`."""
+    linears = {linear: case.model.eval().get_submodule(linear)}
+    found = capture(
+        case.model, linears, [case.batch], cross_entropy, kinds={kind}, max_tokens=10**9, seed=0, ranks=Ranks()
+    )
+    tokens = next(iter(found)).tokens()
     rows = torch.arange(len(tokens))
-    return CurvatureOperator([(tokens.extended_inputs(rows), tokens.coefficients(rows))], 1 / samples, Ranks())
+    segments = [(tokens.extended_inputs(rows), tokens.coefficients(rows))]
+    return CurvatureOperator(segments, 1 / found.samples.total, Ranks())

@@ -148,8 +148,8 @@ def test_a_dead_neuron_yields_zero_gain_and_no_nan():
 
 
 def test_an_unsupported_activation_is_refused():
-    case = transformer_case(activation=nn.Mish())
-    with pytest.raises(ValueError, match="Mish has no second derivative"):
+    case = transformer_case(activation=nn.LeakyReLU())
+    with pytest.raises(ValueError, match="mlp.fc1: width: .* LeakyReLU is piecewise linear"):
         analyze(case, criterion="width")
     assert analyze(case, criterion="depth").get("mlp.fc1", "depth") is not None
 
@@ -166,7 +166,9 @@ def test_an_unsupported_activation_is_refused():
         ({"step_size": float("nan")}, "step_size"),
         ({"significance": -1.0}, "significance"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"unit_activation": "mish"}, "unit_activation"),
+        ({"unit_activation": "gelu_of_nobody"}, "unit_activation"),
+        ({"unit_activation": nn.Sigmoid()}, "at zero"),
+        ({"unit_activation": nn.PReLU()}, "parameters of its own"),
         ({"unit_activation": "tanh"}, "no curvature at zero"),
     ],
 )

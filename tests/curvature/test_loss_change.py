@@ -74,6 +74,41 @@ def test_a_real_depth_unit_of_gain_one_changes_the_loss_as_predicted(linear):
     assert all(later < 0.6 * earlier for earlier, later in zip(errors, errors[1:], strict=False))
 
 
+@pytest.mark.parametrize("activation", [nn.Mish(), nn.SiLU(), nn.GELU(approximate="tanh"), nn.Hardswish()], ids=str)
+def test_units_of_any_activation_change_the_loss_as_predicted(activation):
+    case = transformer_case()
+    report = analyze_curvature(
+        case.model,
+        [case.batch],
+        "depth",
+        loss=cross_entropy,
+        linears=["mlp.fc2"],
+        solver=EXACT,
+        unit_activation=activation,
+    )
+    layer = report["mlp.fc2", "depth"]
+    neuron = int(layer.gain.argmax())
+    # The gain is that of the held-out eigenvalue; the loss changes by the one of all samples.
+    gain = layer.gain[neuron] * layer.fit_eigenvalue[neuron] / layer.eigenvalue[neuron]
+    sign = -layer.fit_eigenvalue[neuron].sign()
+    slope = torch.autograd.functional.jacobian(activation, torch.zeros((), dtype=torch.float64))
+    before, errors = case.loss(), []
+    for factor in (2**-4, 2**-5, 2**-6, 2**-7):
+        row = factor * layer.step[neuron] * layer.direction[neuron]
+
+        def add_unit(module, args, output, row=row):
+            response = nn.functional.pad(args[0], (0, 1), value=1.0) @ row
+            unit = sign * (activation(response) - slope * response)
+            return output + unit[..., None] * nn.functional.one_hot(torch.tensor(neuron), output.shape[-1])
+
+        handle = case.model.mlp.fc2.register_forward_hook(add_unit)
+        change = case.loss() - before
+        handle.remove()
+        errors.append(abs(float(-change.detach() / (factor**2 * gain)) - 1))
+    assert errors[-1] < 0.02
+    assert all(later < 0.6 * earlier for earlier, later in zip(errors, errors[1:], strict=False))
+
+
 def test_gains_follow_the_documented_formulas():
     case = transformer_case(samples=16)
     report = analyze_curvature(

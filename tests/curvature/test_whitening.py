@@ -9,7 +9,7 @@ from torch import nn
 
 import hf_saddle.curvature.moments as moments_module
 from hf_saddle.curvature import SolverOptions, analyze_curvature, check_null_model
-from hf_saddle.curvature.probe import tokens_for_scale
+from hf_saddle.curvature.moments import tokens_for_scale
 
 
 LINEARS = [("mlp.fc1", "width"), ("mlp.fc1", "depth"), ("mlp.fc2", "depth")]

@@ -148,6 +148,22 @@ def test_what_a_line_search_predicts_for_small_gains_is_what_happens(bias):
     assert searched.predicted_gain > 0
 
 
+@pytest.mark.parametrize("activation", ["mish", "gelu_new", "tanh", "sigmoid", "laplace", "relu2", "leaky_relu"])
+def test_units_of_any_activation_begin_as_nothing_and_start_downhill(activation):
+    """Also where the activation has no curvature at zero, or is not zero there."""
+    model = tiny_model(hidden_act=activation).double()
+    paths = [path for *_, path, _ in model.growable_linears()]
+    plan = GrowthPlan(tuple(LayerGrowth.by_hand(model, path, "zero_gain", [0, 3], steps=0.5) for path in paths))
+    before, answer = probe_loss(model, PROBE), logits(model)
+    grown = copy.deepcopy(model)
+    grow_(grown, plan)
+    assert torch.equal(logits(grown), answer)
+    searched = line_search(model, plan, PROBE, factors=[1e-4])
+    grow_(model, searched)
+    assert before - probe_loss(model, PROBE) == pytest.approx(searched.predicted_gain, rel=0.02)
+    assert searched.predicted_gain > 0
+
+
 @pytest.mark.parametrize("operator", ["split", "zero_gain"])
 def test_line_search_refuses_a_probe_that_tells_nothing(operator):
     model = trained()

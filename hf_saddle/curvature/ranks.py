@@ -1,5 +1,6 @@
 """Sums over ranks, such that several processes obtain what one process obtains on the union of their samples."""
 
+import zlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -75,3 +76,8 @@ class Ranks:
             if failure is not None:
                 raise RuntimeError(f"{what} failed on rank {rank}, so no rank does it. {failure}")
         return result
+
+
+def seed_of(seed: int, *parts: object) -> int:
+    """A seed for one purpose, the same on every rank and in every process."""
+    return zlib.crc32("/".join(map(str, (seed, *parts))).encode())

@@ -1,21 +1,21 @@
 """Forward hooks that hand over inputs and output gradients of linear layers while one backward pass runs."""
 
-import weakref
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .activations import Activation, activation_of, is_activation
+from .activations import Activation
+from .moments import pre_activation_square
+from .recognition import activation_of, may_be_activation
+from .taps import Known, Tap
 
 
 # Gradients are taken of the summed loss times this factor (a power of two, hence exact): in fp16 those of a mean loss
 # would be flushed to zero.
 LOSS_SCALE = 1024.0
-# Tokens per image that are used where a root mean square is enough (step sizes).
-_TOKENS_FOR_SCALE = 16
 # Tokens on which the chain rule is checked: ∂L/∂z = ∂L/∂h φ'(z) holds only if the activation is the sole reader of z.
 _TOKENS_FOR_CHECK = 64
 _CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -31,6 +31,7 @@ class Call:
     tokens: int
     pre_activation_square: Tensor  # (n,), sum over the tokens used for scales
     activation: Activation | None = None
+    no_curvature: str | None = None  # why the activation that reads z has none
     consumers: dict[str, int] = field(
         default_factory=dict
     )  # linears that read the activation's output -> out_features
@@ -40,6 +41,8 @@ class Call:
 
     def why_no_width(self) -> str | None:
         """The reason why the neurons cannot be split, or `None` if they can."""
+        if self.no_curvature is not None:
+            return self.no_curvature
         if self.activation is None:
             return "no activation module reads its output, so its neurons are linear and their splitting matrices zero"
         if self.in_place:
@@ -59,75 +62,7 @@ class Call:
 Receiver = Callable[[Call, str, Tensor, Tensor, Tensor | None], None]
 
 
-def tokens_for_scale(value: Tensor, samples: int, first: int) -> Tensor:
-    """
-    Every so many tokens of each image, from another one on in each, so that all positions have their share, a class
-    token too; `(samples · t, f)` to `(samples · t', f)`. Images are counted from `first`.
-    """
-    per_image = value.reshape(samples, -1, value.shape[-1])
-    count = per_image.shape[1]
-    stride = max(1, count // _TOKENS_FOR_SCALE)
-    if stride == 1:
-        return value.reshape(-1, value.shape[-1])
-    image = torch.arange(samples, device=value.device)[:, None]
-    positions = (first + image + stride * torch.arange(count // stride, device=value.device)) % count
-    return per_image[image, positions].reshape(-1, value.shape[-1])
-
-
-def first_dimension(batch: Any) -> int | None:
-    """Leading dimension of the first tensor in a batch (dict, sequence or tensor, nested), the number of samples."""
-    if isinstance(batch, Tensor):
-        return batch.shape[0] if batch.dim() else None
-    members: Iterable[Any] = ()
-    if isinstance(batch, Mapping):
-        members = batch.values()
-    elif isinstance(batch, (list, tuple)):
-        members = batch
-    return next((size for size in map(first_dimension, members) if size is not None), None)
-
-
-class _Tap(torch.autograd.Function):
-    """
-    The identity, which hands its gradient over.
-
-    Its second argument is a scalar that requires a gradient. Asking autograd for that scalar's gradient makes it visit
-    every tap, frozen layers included, without touching `.grad` and without keeping one gradient tensor per layer.
-    Tensors are kept as autograd's saved tensors, so that non-reentrant checkpointing may drop and recompute them.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, anchor: Tensor, receive: Callable | None, *saved: Tensor) -> Tensor:
-        ctx.save_for_backward(anchor, *saved)
-        ctx.receive = receive
-        # Not `view_as`: autograd forbids writing into such views, and a residual `z += x` may follow.
-        return value.detach()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        anchor, *saved = ctx.saved_tensors
-        if ctx.receive is not None:
-            with torch.autocast(gradients[0].device.type, enabled=False):
-                ctx.receive(gradients[0].detach(), *saved)
-        return gradients[0], torch.zeros_like(anchor), None, *[None] * len(saved)
-
-
-class _Known:
-    """Live tensors by the memory they occupy, so that a view of a known tensor is recognised."""
-
-    def __init__(self) -> None:
-        self._entries: dict[tuple[int, int], tuple[weakref.ref, Any]] = {}
-
-    def add(self, tensor: Tensor, value: Any) -> None:
-        self._entries[tensor.data_ptr(), tensor.numel()] = (weakref.ref(tensor), value)
-
-    def get(self, tensor: Any) -> Any:
-        if not isinstance(tensor, Tensor):
-            return None
-        alive, value = self._entries.get((tensor.data_ptr(), tensor.numel()), (lambda: None, None))
-        return None if alive() is None else value
-
-
-class Probe:
+class Hooks:
     """
     Context manager that watches linear layers of a model.
 
@@ -148,15 +83,16 @@ class Probe:
         self.calls: dict[str, list[Call]] = {}
         self.skipped: dict[str, str] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._activations: dict[nn.Module, Activation | str] = {}
         self._samples, self._first = 0, 0
         self._recording = False
         self._anchor = torch.zeros((), requires_grad=True)
 
-    def __enter__(self) -> "Probe":
+    def __enter__(self) -> "Hooks":
         for name, module in self.model.named_modules():
             if isinstance(module, nn.Linear):
                 self._handles.append(module.register_forward_hook(self._linear_hook(name)))
-            elif self.width and is_activation(module):
+            elif self.width and may_be_activation(module):
                 self._handles.append(module.register_forward_hook(self._activation_hook(name)))
         return self
 
@@ -178,7 +114,7 @@ class Probe:
             first (`int`, *optional*, defaults to 0): Number of samples in earlier batches and on lower ranks.
         """
         self.calls, self._samples, self._first, self._recording = {}, samples, first, True
-        self._outputs, self._activated = _Known(), _Known()
+        self._outputs, self._activated = Known(), Known()
         self._anchor = torch.zeros((), requires_grad=True, device=device)
         try:
             return compute_loss()
@@ -218,15 +154,14 @@ class Probe:
             inputs = args[0].detach()
             call, receive = None, None
             if self._recording:
-                chosen = tokens_for_scale(output.detach(), self._samples, self._first)
-                dtype = torch.float64 if output.dtype == torch.float64 else torch.float32
-                tokens, square = output.numel() // output.shape[-1], chosen.to(dtype).square().sum(dim=0)
+                tokens = output.numel() // output.shape[-1]
+                square = pre_activation_square(output.detach(), self._samples, self._first)
                 call = Call(name, self._samples, self._first, tokens, square)
                 self.calls.setdefault(name, []).append(call)
                 receive = self._depth_receiver(call)
-            tapped = _Tap.apply(output, self._anchor, receive, inputs)
+            tapped = Tap.apply(output, self._anchor, receive, inputs)
             if self.width:
-                self._outputs.add(tapped, (call, inputs))
+                self._outputs.add(tapped, (call, inputs, tapped._version))
             return tapped
 
         return hook
@@ -236,19 +171,39 @@ class Probe:
             known = self._outputs.get(args[0]) if args else None
             if known is None or not torch.is_grad_enabled():
                 return None
-            call, inputs = known
+            call, inputs, version = known
+            same_memory = isinstance(output, Tensor) and output.data_ptr() == args[0].data_ptr()
+            if same_memory and args[0]._version == version:
+                # It hands on what it got, such as dropout in eval mode.
+                return None
+            activation = self._activation(module, args[0].detach())
+            if isinstance(activation, str):
+                if call is not None:
+                    call.no_curvature = f"its output is read by an activation without curvature: {activation}"
+                return None
             receive = None
             if call is not None:
                 if call.activation is not None:
                     call.other_readers.append(name)
-                call.activation = activation_of(module)
-                call.in_place = output.data_ptr() == args[0].data_ptr()
+                call.activation, call.in_place = activation, same_memory
                 receive = self._width_receiver(call)
-            tapped = _Tap.apply(output, self._anchor, receive, inputs, args[0].detach())
+            tapped = Tap.apply(output, self._anchor, receive, inputs, args[0].detach())
             self._activated.add(tapped, call)
             return tapped
 
         return hook
+
+    def _activation(self, module: nn.Module, z: Tensor) -> Activation | str:
+        """What a module does to single elements, or why neurons with these pre-activations have no curvature."""
+        if module not in self._activations:
+            try:
+                self._activations[module] = activation_of(module)
+            except ValueError as error:
+                self._activations[module] = str(error)
+        found = self._activations[module]
+        if isinstance(found, Activation) and math.isfinite(found.reach) and float(z.abs().max()) > found.reach:
+            return f"the slope of {found.name} jumps at ±{found.reach:.3g}, which is reached"
+        return found
 
     def _note_reader(self, name: str, module: nn.Linear, tensor: Tensor) -> None:
         producer = self._outputs.get(tensor)
@@ -281,7 +236,8 @@ class Probe:
                 error = (actual - call.chain_rule).norm()
                 # Half-precision tensors carry their own rounding, about 2⁻⁸ of each value for bfloat16.
                 tolerance = 0.1 if gradient.dtype in (torch.float16, torch.bfloat16) else _CHECK_TOLERANCE[dtype]
-                if not bool(error <= tolerance * actual.norm()):
+                # What is not finite says nothing here; it is found when the layer is solved.
+                if bool(error > tolerance * actual.norm()):
                     call.other_readers.append("an operation that is not a module")
                 call.chain_rule = None
             self.receive(call, "depth", inputs.reshape(-1, inputs.shape[-1]), gradient, None)

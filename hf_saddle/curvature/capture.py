@@ -1,0 +1,210 @@
+"""All forward and backward passes of an analysis: what they show of each linear layer, token by token."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .hooks import LOSS_SCALE, Call, Hooks
+from .moments import Moments
+from .ranks import Ranks, seed_of
+from .samples import Samples, collect
+from .tokens import Tokens
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class CapturedLayer:
+    """What one linear layer showed of its neurons, on this rank."""
+
+    linear: str
+    module: nn.Linear
+    kind: str  # "width": gradients at φ(z), of neurons that can be split; "depth": gradients at z
+    parts: list[Tokens]  # of one use of the layer each
+    moments: Moments  # over all ranks, once the layer is handed out
+    consumer_width: int  # `d_out` of what reads the neurons
+
+    def tokens(self) -> Tokens:
+        """All tokens in one record, which takes the place of its parts."""
+        self.parts = [Tokens.concatenate(self.parts)]
+        return self.parts[0]
+
+
+@dataclass
+class Captured:
+    """What the passes of an analysis showed. Iterating over it hands the layers over, which frees them one by one."""
+
+    samples: Samples
+    loss: float  # mean over the samples of all ranks
+    tokens: int  # largest number of tokens that a layer saw, on all ranks
+    layers: list[CapturedLayer]  # the same on all ranks
+    skipped: dict[str, str]  # layers that cannot be analysed, or not for width, with the reason
+
+    def __iter__(self) -> Iterator[CapturedLayer]:
+        while self.layers:
+            yield self.layers.pop(0)
+
+
+def capture(
+    model: nn.Module,
+    linears: dict[str, nn.Linear],
+    batches: Iterable[Any],
+    loss: Callable[[nn.Module, Any], Tensor],
+    *,
+    kinds: set[str],
+    max_tokens: int,
+    seed: int,
+    ranks: Ranks,
+) -> Captured:
+    """
+    Run a model forwards and backwards on all batches, and keep some tokens of each layer.
+
+    Nothing is communicated during the passes. What fails in one of them, or in collecting the batches, fails on all
+    ranks.
+
+    Args:
+        model (`nn.Module`): The model; it is used as it is (eval mode is the caller's business).
+        linears (`dict[str, nn.Linear]`): The layers, by name.
+        batches (`Iterable`): The probe batches of this rank.
+        loss (`Callable`): Maps model and batch to the mean loss over the samples of the batch.
+        kinds (`set[str]`): `"width"`, `"depth"` or both.
+        max_tokens (`int`): Number of tokens that are kept per layer, all ranks and batches together.
+        seed (`int`): Seed of folds and of the tokens that are kept.
+        ranks (`Ranks`): Processes that share the analysis.
+
+    Raises:
+        ValueError: If there are too few samples, a loss is not finite, or the ranks' batches use different layers.
+        RuntimeError: If another rank failed.
+    """
+    parameter = next(model.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    collected, sizes = ranks.together("Collecting the probe batches", partial(collect, batches))
+    samples = Samples.divide(sum(sizes), seed, ranks, device)
+    layers: dict[tuple[str, str], CapturedLayer] = {}
+
+    def receive(call: Call, kind: str, inputs: Tensor, gradient: Tensor, pre_activation: Tensor | None) -> None:
+        if kind not in kinds or (kind == "width" and call.why_no_width() is not None):
+            return
+        key = (call.linear, kind)
+        sample = torch.arange(call.samples, device=inputs.device) + (call.first - samples.first)
+        tokens = Tokens(
+            inputs,
+            gradient,
+            LOSS_SCALE,
+            sample.repeat_interleave(len(inputs) // call.samples),
+            pre_activation=pre_activation,
+            activation=call.activation if kind == "width" else None,
+        )
+        budget = max(1, max_tokens * call.samples // samples.total)
+        tokens = tokens.at_most(budget, seed_of(seed, *key, call.first))
+        moments = Moments.of(inputs, call.samples, call.first, call.pre_activation_square)
+        earlier, width = layers.get(key), sum(call.consumers.values())
+        if earlier is not None:
+            moments = earlier.moments.add(moments)
+        parts = [tokens] if earlier is None else [*earlier.parts, tokens]
+        layers[key] = CapturedLayer(call.linear, linears[call.linear], kind, parts, moments, width)
+
+    seen = dict.fromkeys(linears, 0)
+    unsplittable: dict[str, str] = {}
+
+    def passes() -> tuple[float, dict[str, str]]:
+        total, first = 0.0, samples.first
+        with Hooks(model, linears, receive, "width" in kinds) as hooks:
+            for batch, size in zip(collected, sizes, strict=True):
+                value = _usable(hooks.forward(partial(loss, model, batch), size, device, first))
+                if first == samples.first:
+                    _announce(hooks.calls, linears, kinds, samples.local / size, max_tokens)
+                total, first = total + float(value.detach()) * size, first + size
+                hooks.backward(value)
+                for name, calls in hooks.calls.items():
+                    seen[name] += sum(call.tokens for call in calls)
+                    # Functional readers of z show only when its gradient has come, after that behind the activation.
+                    reasons = [reason for call in calls if (reason := call.why_no_width()) is not None]
+                    if reasons and "width" in kinds:
+                        unsplittable.setdefault(name, f"width: {reasons[0]}")
+                        layers.pop((name, "width"), None)
+        return total, hooks.skipped
+
+    total, skipped = ranks.together("The curvature analysis", passes)
+    kept, reasons = _agreed(layers, list(linears), unsplittable, skipped, ranks)
+    for layer in kept:
+        layer.moments = layer.moments.reduced(ranks)
+    summed = ranks.sum(torch.tensor(total, dtype=torch.float64, device=device))
+    most = ranks.sum(torch.tensor(max(seen.values(), default=0), device=device))
+    return Captured(samples, float(summed) / samples.total, int(most), kept, reasons)
+
+
+def add_reason(skipped: dict[str, str], name: str, reason: str) -> None:
+    """Note why a layer is not analysed, beside what is known already."""
+    known = skipped.get(name)
+    if known is None:
+        skipped[name] = reason
+    elif reason not in known:
+        skipped[name] = f"{known}; {reason}"
+
+
+def _agreed(
+    layers: dict[tuple[str, str], CapturedLayer],
+    names: list[str],
+    unsplittable: dict[str, str],
+    skipped: dict[str, str],
+    ranks: Ranks,
+) -> tuple[list[CapturedLayer], dict[str, str]]:
+    """The layers that all ranks can analyse, in the order of `names`, and why others cannot be on one of them."""
+    everyone = ranks.gather((sorted(layers), unsplittable, skipped))
+    reasons: dict[str, str] = {}
+    for _, *notes in everyone:
+        for name, reason in (item for note in notes for item in note.items()):
+            add_reason(reasons, name, reason)
+    never = {(name, "width") for _, note, _ in everyone for name in note}
+    used = [set(keys) - never for keys, *_ in everyone]
+    if any(other != used[0] for other in used):
+        raise ValueError(
+            "The ranks' probe batches use different layers of the model, so that their sums cannot be formed. Pass "
+            "`linears` that every rank's batches use, and inputs of one kind."
+        )
+    kept = [layers[name, kind] for name in names for kind in ("width", "depth") if (name, kind) in used[0]]
+    for name in set(names) - {layer.linear for layer in kept} - set(reasons):
+        reasons[name] = "the loss does not depend on it"
+    return kept, reasons
+
+
+def _announce(
+    calls: dict[str, list[Call]], linears: dict[str, nn.Linear], kinds: set[str], batches: float, max_tokens: int
+) -> None:
+    """Say how much memory the kept tokens will take, before they do; `batches` are of the size of the one that ran."""
+    kept = 0.0
+    for name, uses in calls.items():
+        module = linears[name]
+        tokens = min(sum(call.tokens for call in uses) * batches, max_tokens)
+        kept += tokens * (module.in_features + module.out_features) * ("depth" in kinds)
+        if "width" in kinds and all(call.why_no_width() is None for call in uses):
+            kept += tokens * (module.in_features + 2 * module.out_features)
+    logger.info(
+        "Curvature of %d layers: up to %.0f MiB of tokens are kept beside what a forward and backward pass takes.",
+        len(calls),
+        kept * 4 / 2**20,
+    )
+
+
+def _usable(loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise ValueError(
+            "The loss is not a scalar tensor. Pass `loss=lambda model, batch: ...` that returns the mean loss of a "
+            "batch; for a transformers model the batch must contain the labels."
+        )
+    if not bool(torch.isfinite(loss)):
+        raise ValueError(
+            f"The loss of a probe batch is {float(loss.detach())}. Check the batch and the model before growing it."
+        )
+    if not loss.requires_grad:
+        raise ValueError(
+            "The loss does not depend on any of the chosen linear layers, or was computed under `torch.no_grad`."
+        )
+    return loss
