@@ -153,8 +153,8 @@ class GrowablePreTrainedModel(PreTrainedModel):
                 raise
             raise ValueError(
                 f"A {type(place).__name__} has taken the place of {path}, so that its branch {target} is out of "
-                'reach. Leave branches out: for adapters of PEFT by `exclude_modules=["skip.linear"]`, for quantisers by '
-                "naming the linears that have a branch in `modules_to_not_convert` or its like. A part of the linears "
+                'reach. Leave branches out: for adapters of PEFT by `exclude_modules=["skip.linear"]`, for '
+                "quantisers by naming the linears that have a branch in `modules_to_not_convert` or its like. A part of the linears "
                 "has been exchanged by now: load the model anew."
             ) from error
 
@@ -472,8 +472,8 @@ def _check_quantised(model: GrowablePreTrainedModel) -> None:
     if len(linears) == len(list(model._places())) and not quantised:
         raise ValueError(
             f"The quantiser {method} has left every growable linear as it was, since it exchanges plain `nn.Linear` "
-            "only. Use one that takes subclasses too (torchao, quanto), or quantise the stock model that `hf-saddle convert "
-            "--to stock` makes of one that grew in width only."
+            "only. Use one that takes subclasses too (torchao, quanto), or quantise the stock model that "
+            "`hf-saddle convert --to stock` makes of one that grew in width only."
         )
     if any(isinstance(linear, PairedLinear) for linear in quantised):
         raise ValueError(
