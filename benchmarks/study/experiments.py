@@ -168,6 +168,13 @@ def confirmation() -> Iterable[Job]:
     yield from _tested(arms, seeds=range(5, 25))
 
 
+def matched() -> Iterable[Job]:
+    """Does curvature choose better than chance in the same places? The default options and their matched control."""
+    arm = grown("default", "default", EARLY)
+    control = replace(arm, name="default, random in the same linears", matched=True)
+    yield from _tested((arm, control), seeds=range(25, 45))
+
+
 def longer() -> Iterable[Job]:
     """Four times the compute: nearer to the plateau of the uniform models."""
     for arm in (*UNIFORM, *(grown(name, name, EARLY) for name in (BEST, UNDIRECTED, CONTROL))):
@@ -287,6 +294,7 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "event": event,
     "headline": headline,
     "confirmation": confirmation,
+    "matched": matched,
     "longer": longer,
     "steps": steps,
     "one_shot": one_shot,
