@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks.study import event, experiments, files, matched, task, training  # noqa: E402
+from benchmarks.study import claims, event, experiments, files, matched, task, training  # noqa: E402
 from benchmarks.study import run as runner  # noqa: E402
 from benchmarks.study.report_events import steps_worth  # noqa: E402
 from benchmarks.study.statistics import interval, paired, text  # noqa: E402
@@ -211,3 +211,26 @@ def test_a_matched_plan_differs_in_neurons_and_directions_alone(digits):
     assert [growth.neurons for growth in drawn.growths] != [growth.neurons for growth in other.growths]
     assert plan_cost(model, drawn.growths) == plan_cost(model, plan.growths)
     grow_(model, drawn)  # raises where a neuron grows twice
+
+
+def test_verdicts_need_seeds_and_an_interval_that_survives_the_correction():
+    generator = np.random.default_rng(0)
+    noise = generator.normal(0, 0.2, 20)
+    noise -= noise.mean()
+    assert claims.verdict(1.0 + noise, 1e-9) == "shown"
+    assert claims.verdict(noise - 1.0, 1e-9) == "refuted"
+    assert claims.verdict(noise, 1.0).startswith("level")
+    assert claims.verdict(0.4 + 10 * noise, 0.5) == "not shown"
+    assert claims.verdict((1.0 + noise)[:9], 1e-9).startswith("not shown")
+
+
+def test_p_values_are_adjusted_as_holm_does():
+    # Example of Holm (1979): sorted p-values are multiplied by n, n - 1, … and never fall.
+    assert claims.adjusted([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_two_one_sided_tests_agree_with_the_interval_of_90_percent():
+    values = np.random.default_rng(1).normal(0.1, 0.3, 12)
+    mean, half = interval(values, 0.90)
+    margin = abs(mean) + half
+    assert claims.level(values, margin) == pytest.approx(0.05, abs=1e-6)
