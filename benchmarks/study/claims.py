@@ -86,9 +86,9 @@ def claims() -> list[str]:
     return [
         "## Claims",
         "",
-        "Points of test accuracy, paired by seed; p-values of Student's t, adjusted by Holm's method. A claim is shown "
-        f"or refuted below {LEVEL} with at least {FEWEST_SEEDS} seeds; two arms are level where two one-sided tests "
-        f"put the difference within {MARGIN} points.",
+        "Points of test accuracy, paired by seed; p-values of Student's t, adjusted by Holm's method. A claim is "
+        f"shown or refuted below {LEVEL} with at least {FEWEST_SEEDS} seeds; two arms are level where two "
+        f"one-sided tests put the difference within {MARGIN} points.",
         "",
         *table(("a model that grew by curvature is …", "difference", "seeds", "points", "p", "verdict"), body),
     ]
