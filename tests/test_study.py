@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,12 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks.study import event, experiments, files, task, training  # noqa: E402
+from benchmarks.study import claims, event, experiments, files, matched, task, training  # noqa: E402
 from benchmarks.study import run as runner  # noqa: E402
 from benchmarks.study.report_events import steps_worth  # noqa: E402
 from benchmarks.study.statistics import interval, paired, text  # noqa: E402
 from benchmarks.study.task import make_model, oriented  # noqa: E402
-from hf_saddle.growth import GrowthConfig, count_macs  # noqa: E402
+from hf_saddle import analyze_curvature, grow_  # noqa: E402
+from hf_saddle.growth import GrowthConfig, GrowthPlan, LayerGrowth, count_macs  # noqa: E402
+from hf_saddle.growth.costs import plan_cost  # noqa: E402
 from hf_saddle.training import growth_event_  # noqa: E402
 
 
@@ -180,3 +182,55 @@ def test_only_the_task_from_scratch_is_turned(monkeypatch):
     for name in ("validation", "test"):
         assert torch.equal(turned[name].images, oriented(plain[name].images))
         assert not torch.equal(turned[name].images, plain[name].images)
+
+
+def test_a_matched_control_grows_as_many_units_in_every_linear_for_the_same_compute(digits):
+    growth = (
+        experiments.PROBE | {"probe_samples": 64, "budget": 1.2} | experiments.GROWTHS["auto, whitened, line search"]
+    )
+    twin = arm(events=(0.1,), growth=growth | {"line_search": False})
+    rows = [training.run(replace(twin, matched=matched), 0) for matched in (False, True)]
+    guided, control = rows
+    assert control["events"][0]["chosen"] == guided["events"][0]["chosen"]
+    assert control["steps"] == guided["steps"] and control["total_macs"] == guided["total_macs"]
+    assert control["parameters"] == guided["parameters"]
+    assert control["validation"] != guided["validation"]
+
+
+def test_a_matched_plan_differs_in_neurons_and_directions_alone(digits):
+    model = make_model(0, experiments.shape(16))
+    config = GrowthConfig(probe_samples=64)
+    report = analyze_curvature(model, training.probe(digits["train"], config, 0, 0), "random")
+    fc1, v_proj = "vit.layers.0.mlp.fc1", "vit.layers.1.attention.v_proj"
+    wanted = [(fc1, "split", range(8)), (fc1, "zero_gain", range(8, 16)), (v_proj, "zero_gain", range(5))]
+    plan = GrowthPlan(tuple(LayerGrowth.by_hand(model, *growth) for growth in wanted))
+    drawn, other = (matched.at_random(plan, report, config, seed) for seed in (0, 1))
+    for before, after in zip(plan.growths, drawn.growths, strict=True):
+        assert (before.linear, before.operator) == (after.linear, after.operator)
+        assert len(before.neurons) == len(after.neurons) and not torch.equal(before.directions, after.directions)
+    assert [growth.neurons for growth in drawn.growths] != [growth.neurons for growth in other.growths]
+    assert plan_cost(model, drawn.growths) == plan_cost(model, plan.growths)
+    grow_(model, drawn)  # raises where a neuron grows twice
+
+
+def test_verdicts_need_seeds_and_an_interval_that_survives_the_correction():
+    generator = np.random.default_rng(0)
+    noise = generator.normal(0, 0.2, 20)
+    noise -= noise.mean()
+    assert claims.verdict(1.0 + noise, 1e-9) == "shown"
+    assert claims.verdict(noise - 1.0, 1e-9) == "refuted"
+    assert claims.verdict(noise, 1.0).startswith("level")
+    assert claims.verdict(0.4 + 10 * noise, 0.5) == "not shown"
+    assert claims.verdict((1.0 + noise)[:9], 1e-9).startswith("not shown")
+
+
+def test_p_values_are_adjusted_as_holm_does():
+    # Example of Holm (1979): sorted p-values are multiplied by n, n - 1, … and never fall.
+    assert claims.adjusted([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_two_one_sided_tests_agree_with_the_interval_of_90_percent():
+    values = np.random.default_rng(1).normal(0.1, 0.3, 12)
+    mean, half = interval(values, 0.90)
+    margin = abs(mean) + half
+    assert claims.level(values, margin) == pytest.approx(0.05, abs=1e-6)

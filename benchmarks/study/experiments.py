@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import starmap
+from statistics import fmean
 from typing import Any
 
 from hf_saddle.growth import count_macs, count_parameters
@@ -168,6 +169,34 @@ def confirmation() -> Iterable[Job]:
     yield from _tested(arms, seeds=range(5, 25))
 
 
+def matched() -> Iterable[Job]:
+    """Is it curvature, or the places, or the time? Twenty seeds that nothing was chosen by, as in `confirmation`."""
+    arm = grown("default", "default", EARLY)
+    elsewhere = PROBE | RANDOM_DEPTH | {"budget": TARGET, "linears": ["attention.v_proj", "attention.o_proj"]}
+    arms = (
+        arm,
+        replace(arm, name="default, random in the same linears", matched=True),
+        replace(arm, name="zero gain, random in v and o", growth=elsewhere),
+        replace(UNIFORM[1], name="uniform, 90 %, the seconds of default", budget=steps_of_equal_time(), unit="steps"),
+    )
+    yield from _tested(arms, seeds=range(25, 45))
+
+
+def steps_of_equal_time() -> int:
+    """Steps of the uniform model of 90 % in the seconds of the default options, by the times of recorded runs."""
+
+    def mean(experiment: str, arm: str, figure: Callable[[dict[str, Any]], float]) -> float:
+        return fmean(figure(row) for row in results(experiment) if row["arm"] == arm)
+
+    def pace(row: dict[str, Any]) -> float:
+        return row["seconds"] / row["steps"]
+
+    # The machine was not equally fast in both experiments: a ratio within each.
+    ratio = mean("headline", "uniform, 90 %", pace) / mean("headline", "uniform, small", pace)
+    seconds = mean("confirmation", "default", lambda row: row["seconds"])
+    return round(seconds / (mean("confirmation", "uniform, small", pace) * ratio))
+
+
 def longer() -> Iterable[Job]:
     """Four times the compute: nearer to the plateau of the uniform models."""
     for arm in (*UNIFORM, *(grown(name, name, EARLY) for name in (BEST, UNDIRECTED, CONTROL))):
@@ -287,6 +316,7 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "event": event,
     "headline": headline,
     "confirmation": confirmation,
+    "matched": matched,
     "longer": longer,
     "steps": steps,
     "one_shot": one_shot,

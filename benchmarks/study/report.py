@@ -7,6 +7,7 @@ Intervals are 95 % of Student's t over seeds; differences are paired by seed.
 
 from collections.abc import Callable
 
+from .claims import claims
 from .experiments import (
     BEST,
     CONTROL,
@@ -86,8 +87,8 @@ def _rates(experiment: str) -> list[str]:
 
 def scratch() -> list[str]:
     """All arms from scratch, at equal compute and at equal steps."""
-    names = ("headline", "confirmation", "longer", "steps")
-    head, again, longer, steps = (by_arm(results(name)) for name in names)
+    names = ("headline", "confirmation", "matched", "longer", "steps")
+    head, again, matched, longer, steps = (by_arm(results(name)) for name in names)
     arms = head | by_arm(results("choices") + results("one_shot"))
     widths = [fields["intermediate_size"] for fields in (SMALL, LARGE)]
     lines = [
@@ -100,6 +101,7 @@ def scratch() -> list[str]:
     for title, group in (
         (f"### Growth early, equal compute ({STEPS:,} steps of the large model)", arms),
         ("### Some of these again, with other seeds", again),
+        ("### The same places, and the same seconds", matched),
         (f"### Four times the compute ({4 * STEPS:,} steps of the large model)", longer),
         ("### Growth early, equal steps", steps),
     ):
@@ -201,6 +203,7 @@ def digits() -> list[str]:
 
 
 PARTS: tuple[Callable[[], list[str]], ...] = (
+    claims,
     tuning,
     scratch,
     event,

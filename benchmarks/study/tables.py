@@ -55,6 +55,7 @@ def comparison(arms: dict[str, Rows], split: str = "test") -> list[str]:
                 f"{np.mean([row['parameters'] for row in rows]):,.0f}",
                 f"{np.mean([row['steps'] for row in rows]):,.0f}",
                 f"{np.mean([row['total_macs'] for row in rows]) / 1e9:,.0f}",
+                f"{np.mean([row['seconds'] for row in rows]):.1f}",
                 f"{100 * growth:.1f} %" if growth else "–",
                 f"{100 * time:.1f} %" if growth else "–",
                 text(list(accuracy.values()), 100),
@@ -63,5 +64,14 @@ def comparison(arms: dict[str, Rows], split: str = "test") -> list[str]:
                 text(paired(accuracy, small), 100, sign=True),
             )
         )
-    header = ("arm", "seeds", "parameters", "steps", "10⁹ MACs", "of that growing", "of the time growing")
+    header = (
+        "arm",
+        "seeds",
+        "parameters",
+        "steps",
+        "10⁹ MACs",
+        "seconds",
+        "of the MACs growing",
+        "of the seconds growing",
+    )
     return table((*header, "accuracy (%)", "loss", "against large", "against small"), body)

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hf_saddle.growth import GrowthConfig, GrowthEvent, count_macs, count_parameters
 from hf_saddle.training import growth_event_
 
+from .matched import matched_event_
 from .task import TASKS, Split, evaluate, fashion_mnist, make_model
 
 
@@ -42,6 +43,7 @@ class Arm:
         growth (`dict`): Fields of the `GrowthConfig`.
         test (`bool`): Whether the test split is read at the end. Only for arms whose options are decided.
         task (`str`): One of `TASKS`.
+        matched (`bool`): Whether random neurons take the place of those that `growth` asks for, linear by linear.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Arm:
     growth: dict[str, Any] = field(default_factory=dict)
     test: bool = False
     task: str = "fashion-mnist"
+    matched: bool = False
 
 
 def run(arm: Arm, seed: int) -> dict[str, Any]:
@@ -78,7 +81,8 @@ def run(arm: Arm, seed: int) -> dict[str, Any]:
             curve.append({"share": share, "step": step} | evaluate(model, splits["validation"]))
         if config is not None and len(events) < len(arm.events) and share >= arm.events[len(events)]:
             before = time.process_time()
-            event, cost = grow(model, optimizer, splits["train"], config, seed, len(events), step)
+            grow_event_ = matched_event_ if arm.matched else growth_event_
+            event, cost = grow(model, optimizer, splits["train"], config, seed, len(events), step, grow_event_)
             events.append(summary(event) | {"share": share, "macs": cost})
             growth_seconds += time.process_time() - before
             total, growth_macs, macs = total + cost, growth_macs + cost, event.macs_after
@@ -152,11 +156,18 @@ def probe(split: Split, config: GrowthConfig, seed: int, event: int) -> list[dic
 
 
 def grow(
-    model: Any, optimizer: Optimizer, split: Split, config: GrowthConfig, seed: int, event: int, step: int
+    model: Any,
+    optimizer: Optimizer,
+    split: Split,
+    config: GrowthConfig,
+    seed: int,
+    event: int,
+    step: int,
+    grow_event_: Callable[..., GrowthEvent] = growth_event_,
 ) -> tuple[GrowthEvent, float]:
-    """One event, and what it cost in multiply-accumulates."""
+    """One event, and what it cost in multiply-accumulates; a matched control is charged what its twin costs."""
     batches = probe(split, config, seed, event)
-    done = growth_event_(model, optimizer, batches, config, event=event, step=step)
+    done = grow_event_(model, optimizer, batches, config, event=event, step=step)
     return done, passes_of_an_event(
         json.dumps(asdict(config) | {"growth_seed": 0})
     ) * config.probe_samples * done.macs_before

@@ -1,0 +1,94 @@
+"""What is claimed of growth, and the verdict that the runs give: shown, refuted, level, or not shown."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from .files import results
+from .statistics import paired, text
+from .tables import by_arm, measured, table
+
+
+LEVEL = 0.05  # of the whole family of claims (Holm)
+MARGIN = 0.5  # points of accuracy within which two arms count as level
+FEWEST_SEEDS = 10
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An arm is said to end with a higher test accuracy than another one of the same experiment or of `other`."""
+
+    text: str
+    experiment: str
+    arm: str
+    control: str
+    other: str | None = None
+
+
+DEFAULT, SEARCHED = "default", "zero gain, whitened, line search"
+CLAIMS = (
+    Claim("better than random growth anywhere", "confirmation", DEFAULT, "zero gain, random"),
+    Claim("better than random growth in the same linears", "matched", DEFAULT, "default, random in the same linears"),
+    Claim("better than random growth in v and o", "matched", DEFAULT, "zero gain, random in v and o"),
+    Claim("better than uniform of 90 % in equal seconds", "matched", DEFAULT, "uniform, 90 %, the seconds of default"),
+    Claim("better than uniform of 90 % at equal MACs", "headline", SEARCHED, "uniform, 90 %"),
+    Claim("better than the shape it ends with, from scratch", "headline", SEARCHED, "one shot", other="one_shot"),
+    Claim("better than the small model at equal MACs", "confirmation", DEFAULT, "uniform, small"),
+)
+
+
+def differences(claim: Claim) -> list[float]:
+    """Differences of test accuracy in points, over the seeds that both arms have."""
+    arms = by_arm(results(claim.experiment))
+    others = arms if claim.other is None else by_arm(results(claim.other))
+    first, second = (
+        measured(rows.get(name, []), "test", "accuracy") for rows, name in ((arms, claim.arm), (others, claim.control))
+    )
+    return [100 * value for value in paired(first, second)]
+
+
+def adjusted(values: Sequence[float]) -> list[float]:
+    """Holm's adjustment of the p-values of a family."""
+    order = np.argsort(values)
+    result, largest = [0.0] * len(values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[index]))
+        result[index] = largest
+    return result
+
+
+def level(values: Sequence[float], margin: float = MARGIN) -> float:
+    """The p-value of two one-sided tests that the mean lies within `margin` of 0."""
+    above = stats.ttest_1samp(values, -margin, alternative="greater").pvalue
+    below = stats.ttest_1samp(values, margin, alternative="less").pvalue
+    return float(max(above, below))
+
+
+def verdict(values: Sequence[float], p_value: float) -> str:
+    """What differences over seeds say of a claim, given its adjusted two-sided p-value."""
+    if len(values) < FEWEST_SEEDS:
+        return f"not shown (fewer than {FEWEST_SEEDS} seeds)"
+    if p_value < LEVEL:
+        return "shown" if np.mean(values) > 0 else "refuted"
+    return f"level (within {MARGIN} points)" if level(values) < LEVEL else "not shown"
+
+
+def claims() -> list[str]:
+    """The verdict of every claim."""
+    found = [(claim, values) for claim in CLAIMS if len(values := differences(claim)) > 1]
+    p_values = adjusted([float(stats.ttest_1samp(values, 0.0).pvalue) for _, values in found])
+    body = []
+    for (claim, values), p in zip(found, p_values, strict=True):
+        arms = f"`{claim.arm}` − `{claim.control}`"
+        body.append((claim.text, arms, str(len(values)), text(values, sign=True), f"{p:.2g}", verdict(values, p)))
+    return [
+        "## Claims",
+        "",
+        "Points of test accuracy, paired by seed; p-values of Student's t, adjusted by Holm's method. A claim is "
+        f"shown or refuted below {LEVEL} with at least {FEWEST_SEEDS} seeds; two arms are level where two "
+        f"one-sided tests put the difference within {MARGIN} points.",
+        "",
+        *table(("a model that grew by curvature is …", "difference", "seeds", "points", "p", "verdict"), body),
+    ]
