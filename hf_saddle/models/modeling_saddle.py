@@ -154,8 +154,8 @@ class GrowablePreTrainedModel(PreTrainedModel):
             raise ValueError(
                 f"A {type(place).__name__} has taken the place of {path}, so that its branch {target} is out of "
                 'reach. Leave branches out: for adapters of PEFT by `exclude_modules=["skip.linear"]`, for '
-                "quantisers by naming the linears that have a branch in `modules_to_not_convert` or its like. A part of the linears "
-                "has been exchanged by now: load the model anew."
+                "quantisers by naming the linears that have a branch in `modules_to_not_convert` or its like. A part "
+                "of the linears has been exchanged by now: load the model anew."
             ) from error
 
     def check_linears(self) -> None:
