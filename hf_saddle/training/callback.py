@@ -303,7 +303,6 @@ class GrowthCallback(TrainerCallback, ExportableState):
     def _check(
         self, args: TrainingArguments, state: TrainerState, model: nn.Module, optimizer: Optimizer, loader: Any
     ) -> None:
-        check_loss(self.trainer, state, self.loss)
         check_supported(args, self.trainer is not None)
         inner = check_growable(model)
         paths = growable_paths(inner, self.config)
@@ -311,6 +310,7 @@ class GrowthCallback(TrainerCallback, ExportableState):
         # How `Trainer` keeps the states of callbacks of one class.
         if isinstance(state.stateful_callbacks.get(type(self).__name__), list):
             raise ValueError("A model grows by one GrowthCallback; leave out the others.")
+        check_loss(self.trainer, state, self.loss)
         if self.config.unit == "epochs" and not has_length(loader):
             raise ValueError(
                 "A training data set without length has no epochs to count. Use `unit='steps'` in the GrowthConfig."

@@ -137,8 +137,9 @@ def check_loss(trainer: Trainer | None, state: TrainerState, loss: Loss | None) 
         raise ValueError(
             "A plain Trainer does not tell its callbacks the loss that it trains by (`compute_loss`, "
             "`compute_loss_func`, label smoothing). Use GrowthTrainer, which takes the same arguments; or "
-            "`trainer.add_callback(GrowthCallback(config, trainer=trainer))`, once more after callbacks were restored "
-            "from a checkpoint; or pass `loss`: `lambda model, batch: model(**batch).loss` for the model's own."
+            "`trainer.add_callback(GrowthCallback(config, trainer=trainer))`, which does not survive "
+            "`restore_callback_states_from_checkpoint`; or pass `loss`: `lambda model, batch: model(**batch).loss` is "
+            "the model's own."
         )
     if trainer is not None and loss is None and type(trainer).training_step is not Trainer.training_step:
         logger.warning(
