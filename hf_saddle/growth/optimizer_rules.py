@@ -116,7 +116,7 @@ def rules_of(optimizer: Any) -> Rules:
     known = [base for base in kind.__mro__ if f"{base.__module__}.{base.__qualname__}" in OPTIMIZERS]
     # torch wraps the method of a class when an optimizer of it is made.
     if not known or inspect.unwrap(kind.step) is not inspect.unwrap(known[0].step):
-        raise _refusal(kind, "it is not known what it means")
+        raise _refusal(kind, "there is no rule for it")
     rules = OPTIMIZERS[f"{known[0].__module__}.{known[0].__qualname__}"]
     objection = rules.objection(optimizer)
     if objection is not None:
@@ -139,9 +139,13 @@ def vector_group(optimizer: Optimizer, rules: Rules) -> dict[str, Any] | None:
 
 
 def _refusal(kind: type, reason: str) -> ValueError:
-    names = sorted({name.rpartition(".")[2] for name in OPTIMIZERS})
+    packages: dict[str, list[str]] = {}
+    for known in sorted(OPTIMIZERS):
+        packages.setdefault(known.partition(".")[0], []).append(known.rpartition(".")[2])
+    listed = "; ".join(f"{', '.join(names)} of {package}" for package, names in packages.items())
+    name = f"{kind.__module__}.{kind.__qualname__}"
     return ValueError(
-        f"The state of {kind.__name__} cannot be carried through a growth: {reason}. Known are {', '.join(names)}; "
-        "an optimizer inside of a wrapper has to be given itself. For one of your own, tell what its states are: "
-        f"`hf_saddle.growth.optimizer_rules.OPTIMIZERS['{kind.__module__}.{kind.__qualname__}'] = Rules(...)`."
+        f"The state of {name} cannot be carried through a growth: {reason}. Known are {listed}. If it wraps another "
+        "optimizer, give that one. If it is your own, tell what its states are: "
+        f"`hf_saddle.growth.optimizer_rules.OPTIMIZERS[{name!r}] = Rules(...)`."
     )

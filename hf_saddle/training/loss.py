@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import Trainer
 
-from ..curvature.distributed import Ranks
-from ..curvature.probe import first_dimension
+from ..curvature.ranks import Ranks
+from ..curvature.samples import first_dimension
 from .probe import Loss
 
 
