@@ -1,4 +1,4 @@
-"""The optimizer holds the parameters that a model has, as a fresh one would; what cannot follow leaves it as it was."""
+"""The optimizer holds the parameters that a model has, in the groups and the order of a fresh one."""
 
 import copy
 

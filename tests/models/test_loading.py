@@ -327,7 +327,9 @@ def test_parameters_whose_shape_stays_are_the_same_objects(before, after, unit):
     held, random_state = dict(model.named_parameters()), torch.get_rng_state()
     model.load_state_dict(saved.state_dict())
     kept = {name for name, parameter in model.named_parameters() if parameter is held.get(name)}
-    assert kept == {name for name, value in saved.named_parameters() if name in held and held[name].shape == value.shape}
+    assert kept == {
+        name for name, value in saved.named_parameters() if name in held and held[name].shape == value.shape
+    }
     assert len(kept) > 20
     assert torch.equal(torch.get_rng_state(), random_state)
 

@@ -1,6 +1,5 @@
 """A training whose memory ran out ends as one that was started with the smaller batch size."""
 
-import copy
 
 import pytest
 import torch
