@@ -137,18 +137,15 @@ class LayerGrowth:
             ValueError: If a field is missing, or cannot be meant, or the hash of the directions does not fit.
         """
         _check_fields(values, _GROWTH_FIELDS, "`growths` of the growth plan")
+        where = f"`directions` of {values['linear']} in the growth plan"
         try:
             raw = base64.b64decode(values["directions"], validate=True)
         except ValueError as error:
-            raise ValueError(
-                f"`directions` of {values['linear']} in the growth plan is not base64: {error}"
-            ) from error
+            raise ValueError(f"{where} are not base64: {error}") from error
         if hashlib.sha256(raw).hexdigest() != values["directions_sha256"]:
-            raise ValueError(
-                f"`directions` of {values['linear']} in the growth plan are damaged: the hash does not fit."
-            )
+            raise ValueError(f"{where} are damaged: their hash does not fit.")
         if not values["neurons"] or len(raw) == 0 or len(raw) % (4 * len(values["neurons"])):
-            raise ValueError(f"`directions` of {values['linear']} in the growth plan needs one row per neuron.")
+            raise ValueError(f"{where} need one row for each of its `neurons`.")
         directions = torch.from_numpy(np.frombuffer(raw, dtype="<f4").astype(np.float32))
         return cls(
             linear=values["linear"],

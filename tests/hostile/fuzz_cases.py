@@ -157,7 +157,9 @@ def check_model(folder: Path, loader: Any) -> None:
     model.save_pretrained(folder / "again")
     again = SaddleDeiTForImageClassification.from_pretrained(folder / "again")
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in tensors.items())
-    assert again.growth_history == model.growth_history and again.config == model.config
+    # transformers lets `label2id` say something else than `id2label`, and saves neither where one has default names.
+    said, again_said = (each.config.to_dict() | {"label2id": None, "_name_or_path": ""} for each in (model, again))
+    assert again.growth_history == model.growth_history and again_said == said
 
 
 def check_history(folder: Path, loader: Any) -> None:

@@ -9,6 +9,7 @@ import torch
 from fuzz_cases import make_folder
 
 from hf_saddle import SaddleViTConfig, SaddleViTForImageClassification
+from hf_saddle.models.checkpoint_checks import check_values
 
 
 # Beyond the file; a config of 2**18 labels, the largest number, takes most of it for their names.
@@ -66,7 +67,7 @@ def test_what_a_config_asks_for_is_not_taken(tmp_path):
         assert memory < CONSTANT and seconds < 10, (name, memory, seconds)
 
 
-@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_whole_model_takes_at_most_twice_its_file(sharded, tmp_path):
     config = SaddleViTConfig(
         hidden_size=512, num_hidden_layers=20, intermediate_size=2048, image_size=32, patch_size=8
@@ -83,8 +84,6 @@ def test_a_whole_model_takes_at_most_twice_its_file(sharded, tmp_path):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_values_that_are_not_finite_are_found(value, dtype):
-    from hf_saddle.models.checkpoint_checks import check_values
-
     tensor = torch.full((3, 5), torch.finfo(dtype).max, dtype=dtype)
     check_values({"weight": tensor}, "file")
     tensor[1, 2] = value

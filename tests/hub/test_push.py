@@ -81,6 +81,13 @@ def test_a_snapshot_is_what_was_pushed(saved, hub, client):
         assert (type(saved[1])(path) / name).read_bytes() == data
 
 
+def test_a_snapshot_in_the_cache_is_a_folder_whose_files_are_links(saved, hub, client, pixels):
+    client(actions.push, str(saved[1]), "tester/links")
+    path = client(actions.snapshot, "tester/links")
+    assert (type(saved[1])(path) / "growth_history.json").is_symlink()
+    assert client(actions.logits, path, pixels)[1] == saved[0].growth_history
+
+
 def test_a_second_push_keeps_history_and_measured_numbers(saved, hub, client, tmp_path):
     model, folder = saved
     record = TrainingRecord(dataset="tester/pictures", results={"accuracy": 0.125}, weights=fingerprint(model))

@@ -226,6 +226,26 @@ BAD_FOLDERS = {
     "config-of-other-unit": (with_config(skip_unit="residual"), r"has tensors.*skip\.gain"),
     "config-layer": (with_config(per_layer_config={"7": {"intermediate_size": 45}}), r"per_layer_config\[7\]"),
     "config-terabytes": (with_config(hidden_size=2**18, num_attention_heads=2**18), "hidden_size"),
+    "complex": (with_tensor(FC1 + "bias", torch.zeros(45, dtype=torch.complex64)), FC1 + "bias.*C64 in .*safetensors"),
+    "bool": (with_tensor(FC1 + "bias", torch.zeros(45, dtype=torch.bool)), FC1 + "bias.*BOOL in .*safetensors"),
+    "int64": (with_tensor(FC1 + "bias", torch.zeros(45, dtype=torch.int64)), FC1 + "bias.*I64 in .*safetensors"),
+    "float8": (
+        with_tensor(FC1 + "bias", torch.zeros(45).to(torch.float8_e4m3fn)),
+        FC1 + "bias.*F8_E4M3 in .*safetensors",
+    ),
+    "nan": (with_tensor(FC1 + "bias", torch.full((45,), torch.nan)), FC1 + "bias.*not finite"),
+    "infinite": (with_tensor("deit.layernorm.bias", torch.arange(32) / 0), "deit.layernorm.bias.*not finite"),
+    "config-dtype": (with_config(dtype="int64"), "`dtype` must be one of float16"),
+    "config-method": (with_config(to_dict=1), "`to_dict` of a config is a method"),
+    "config-digits": (with_config(per_layer_config={"１": {"intermediate_size": 45}}), "layer index"),
+    "config-labels": (with_config(id2label=["cat"]), "id2label"),
+    "config-layers": (with_config(num_hidden_layers=4096, per_layer_config=None), "`num_hidden_layers`.*safetensors"),
+    "config-wide": (with_config(hidden_size=4096), r"classifier\.weight.*\(3, 32\).*\(3, 4096\)"),
+    "history-folder": (lambda folder: (folder / "growth_history.json").mkdir(), "growth_history.json must be a file"),
+    "history-link": (
+        lambda folder: (folder / "growth_history.json").symlink_to(folder / "config.json"),
+        "growth_history.json must be a file",
+    ),
     "type-of-stock": (with_config(model_type="deit"), "`model_type` is 'deit'"),
     "type-of-vit": (with_config(model_type="saddle_vit"), "`model_type` is 'saddle_vit'"),
     "no-config": (lambda folder: (folder / "config.json").unlink(), "`model_type` is None"),
@@ -237,6 +257,51 @@ def test_a_bad_folder_is_refused(folder, edit, message):
     edit(folder)
     with pytest.raises(ValueError, match=message):
         SaddleDeiTForImageClassification.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("text", ["null", "3", "[]", "", "[" * 9999, '{"a": ' + "9" * 5000 + "}", '{"a": NaN}'])
+def test_a_config_that_is_no_object_is_refused_by_name(text, folder):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="The config .*config.json"):
+        SaddleDeiTForImageClassification.from_pretrained(folder)
+
+
+BAD_INDICES = {
+    "not-json": ("{", "not valid JSON"),
+    "number": ("3", "JSON object"),
+    "no-map": ('{"metadata": {}}', "weight_map"),
+    "no-metadata": ('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "metadata"),
+    "map-of-numbers": ('{"metadata": {}, "weight_map": {"a": 3}}', r"weight_map\['a'\]"),
+    "traversal": ('{"metadata": {}, "weight_map": {"a": "../model.safetensors"}}', r"weight_map\['a'\]"),
+    "pickle": ('{"metadata": {}, "weight_map": {"a": "model.bin"}}', r"weight_map\['a'\]"),
+    "lost-shard": ('{"metadata": {}, "weight_map": {"a": "other.safetensors"}}', "lacks the shard other.safetensors"),
+}
+
+
+@pytest.mark.parametrize("text, message", BAD_INDICES.values(), ids=BAD_INDICES)
+def test_a_bad_index_is_refused_by_name(text, message, tmp_path):
+    build(grown=GROWN).save_pretrained(tmp_path, max_shard_size="20KB")
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert "model.safetensors.index.json" in str(error.value)
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path):
+    build(grown=GROWN).save_pretrained(tmp_path, max_shard_size="20KB")
+    first, second, *_ = sorted(tmp_path.glob("*.safetensors"))
+    save_file(load_file(first) | load_file(second), second, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"both in .*{first.name} and in .*{second.name}"):
+        AutoModelForImageClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("bad", [torch.full((45,), torch.nan), torch.zeros(45, dtype=torch.int64)], ids=["nan", "int"])
+def test_load_state_dict_refuses_what_is_no_weight_and_changes_nothing(bad):
+    model, saved = build(seed=1), build(grown=GROWN, seed=2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=FC1 + "bias"):
+        model.load_state_dict(saved.state_dict() | {FC1 + "bias": bad})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_mask_token_and_a_pooler_may_start_anew(folder):
