@@ -1,18 +1,8 @@
 """Vision transformers that grow while they train, where the curvature of the loss asks for depth or width."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from .curvature import CurvatureReport, analyze_curvature
-from .growth import (
-    GrowthConfig,
-    GrowthEvent,
-    GrowthHistory,
-    GrowthPlan,
-    LayerGrowth,
-    grow_,
-    merge_pairs_,
-    plan_growth,
-)
 from .models import (
     SaddleDeiTConfig,
     SaddleDeiTForImageClassification,
@@ -22,19 +12,28 @@ from .models import (
     SaddleViTForImageClassification,
     SaddleViTModel,
 )
-from .training import GrowthCallback, GrowthTrainer, growth_event_, probe_batches
+from .registration import register
+from .version import __version__
 
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from .curvature import CurvatureReport, analyze_curvature
+    from .growth import (
+        GrowthConfig,
+        GrowthEvent,
+        GrowthHistory,
+        GrowthPlan,
+        LayerGrowth,
+        grow_,
+        merge_pairs_,
+        plan_growth,
+    )
+    from .training import GrowthCallback, GrowthTrainer, growth_event_, probe_batches
 
-AutoConfig.register("saddle_deit", SaddleDeiTConfig)
-AutoConfig.register("saddle_vit", SaddleViTConfig)
-AutoModel.register(SaddleDeiTConfig, SaddleDeiTModel)
-AutoModel.register(SaddleViTConfig, SaddleViTModel)
-AutoModelForImageClassification.register(
-    SaddleDeiTConfig, (SaddleDeiTForImageClassification, SaddleDeiTForImageClassificationWithTeacher)
-)
-AutoModelForImageClassification.register(SaddleViTConfig, SaddleViTForImageClassification)
+register()
+
+# From the bottom up; loaded when the first of their names is asked for, since a model needs no solver and no Trainer.
+_PACKAGES = ("curvature", "growth", "hub", "training")
 
 __all__ = [
     "CurvatureReport",
@@ -60,3 +59,18 @@ __all__ = [
     "plan_growth",
     "probe_batches",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f".{name}", __name__)
+    if name in __all__:
+        for package in _PACKAGES:
+            module = import_module(f".{package}", __name__)
+            if name in module.__all__:
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_PACKAGES})

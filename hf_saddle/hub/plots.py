@@ -32,18 +32,8 @@ from .style import (
 )
 
 
-def save_pictures(folder: Path, history: GrowthHistory, log: Sequence[dict[str, float]] = ()) -> list[str]:
-    """
-    Draw what the history and the training log hold, each picture as SVG and PNG.
-
-    Args:
-        folder (`Path`): Where to write; made if missing.
-        history ([`~hf_saddle.GrowthHistory`]): What grew.
-        log (`Sequence[dict]`, *optional*): The `log_history` of the training.
-
-    Returns:
-        `list[str]`: Names of the pictures, without suffix. Pictures without anything to show are left out.
-    """
+def draw_pictures(folder: Path, history: GrowthHistory, log: Sequence[dict[str, float]]) -> list[str]:
+    """Draw all pictures of a history and a training log into a folder; see `save_pictures`."""
     folder.mkdir(parents=True, exist_ok=True)
     drawings: dict[str, Callable[[], Figure]] = {"architecture": lambda: draw_architecture(history)}
     if history.events:

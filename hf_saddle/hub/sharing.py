@@ -12,7 +12,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from ..growth import GrowthHistory
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .model_card import MARK, PICTURES, render_model_card
-from .plots import save_pictures
+from .pictures import can_draw, save_pictures
 from .record import RECORD_NAME, TrainingRecord, fingerprint
 
 
@@ -61,7 +61,8 @@ def write_model_card(
         record = _find_record(model, [folder, Path(model.name_or_path or folder)])
     if record is not None:
         record.save(folder)
-    pictures = save_pictures(folder / PICTURES, history, record.log if record is not None else ())
+    log = record.log if record is not None else ()
+    pictures = save_pictures(folder / PICTURES, history, log) if can_draw() else []
     old = card_path.read_text() if card_path.is_file() else None
     if old is not None and not any(text in old for text in _REPLACEABLE):
         logger.warning(f"{card_path} was written by hand and is kept. Remove it to have a card written.")

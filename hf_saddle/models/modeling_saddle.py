@@ -59,6 +59,22 @@ def build_attention_(attention: Any, config: SaddleConfig, layer_idx: int) -> No
     attention.o_proj = linear("o_proj", width, config.hidden_size, True)
 
 
+# What `push_to_hub` of a growable model does before it uploads; code that was loaded from the Hub does nothing more.
+_PUSH_STEPS: list[Callable[..., list[str]]] = []
+
+
+def before_push(add_files: Callable[..., list[str]]) -> None:
+    """
+    Let every `push_to_hub` of a growable model upload more files, such as a model card.
+
+    Args:
+        add_files (`Callable`):
+            Called with the model, the folder that is about to be uploaded, the repo id and the token; writes files
+            into the folder and returns their names.
+    """
+    _PUSH_STEPS.append(add_files)
+
+
 class GrowablePreTrainedModel(PreTrainedModel):
     """
     Base of the growable models.
@@ -71,9 +87,6 @@ class GrowablePreTrainedModel(PreTrainedModel):
     stock_class: type[PreTrainedModel]
     stock_key_mapping: dict[str, str] | None = None
     growth_history: dict[str, Any] | None = None
-    # Called before an upload with the folder, the repo id and the token; adds files and returns their names. hf_saddle
-    # sets it, so that a model card is pushed too; code that was loaded from the Hub has none.
-    prepare_push: Callable[..., list[str]] | None = None
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -229,8 +242,8 @@ class GrowablePreTrainedModel(PreTrainedModel):
     def _upload_modified_files(self, working_dir, repo_id, files_timestamps, *args, **kwargs):
         # The history is written before transformers notes which files of the folder are old.
         files_timestamps.pop(HISTORY_NAME, None)
-        if self.prepare_push is not None:
-            for name in self.prepare_push(Path(working_dir), repo_id, kwargs.get("token")):
+        for add_files in _PUSH_STEPS:
+            for name in add_files(self, Path(working_dir), repo_id, kwargs.get("token")):
                 files_timestamps.pop(name, None)
         return super()._upload_modified_files(working_dir, repo_id, files_timestamps, *args, **kwargs)
 
@@ -383,4 +396,12 @@ def read_history(path: str | os.PathLike, source: dict[str, Any]) -> dict[str, A
     return history
 
 
-__all__ = ["HISTORY_NAME", "GrowablePreTrainedModel", "build_attention_", "build_layer_", "read_history", "set_shapes"]
+__all__ = [
+    "HISTORY_NAME",
+    "GrowablePreTrainedModel",
+    "before_push",
+    "build_attention_",
+    "build_layer_",
+    "read_history",
+    "set_shapes",
+]

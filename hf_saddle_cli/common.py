@@ -1,10 +1,9 @@
 """What several commands need: quiet libraries, a model from a folder or repo, data, tables."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import datasets
-import typer
 from huggingface_hub.utils import disable_progress_bars
 from rich.console import Console
 from rich.table import Table
@@ -12,14 +11,9 @@ from rich.text import Text
 from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, ViTImageProcessorPil
 from transformers.utils import logging
 
-from .. import models
-from ..models.modeling_saddle import GrowablePreTrainedModel
-from ..training.data import load_images, preprocess
-
-
-Source = Annotated[str, typer.Argument(help="Folder of a saved model, or repo id on the Hub.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the repo.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+from hf_saddle import models
+from hf_saddle.demo.data import load_images, preprocess
+from hf_saddle.models import GrowablePreTrainedModel
 
 
 def quiet() -> None:

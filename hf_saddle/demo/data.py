@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
-from sklearn.datasets import load_digits
 from transformers import BaseImageProcessor
 
 
@@ -80,6 +79,10 @@ def _dataset(images: np.ndarray, labels: np.ndarray, names: list[str]) -> Datase
 
 
 def _digits() -> DatasetDict:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError("The digits come with scikit-learn; `pip install 'hf_saddle[demo]'` brings it.") from error
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
     return DatasetDict(train=_dataset(images, digits.target, [str(digit) for digit in range(10)]))

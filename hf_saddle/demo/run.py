@@ -21,10 +21,9 @@ from ..models import (
     SaddleViTForImageClassification,
 )
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .callback import GrowthCallback
+from ..training import GrowthCallback, GrowthTrainer
 from .data import load_images, preprocess
 from .metrics import compute_accuracy
-from .trainer import GrowthTrainer
 
 
 ARCHITECTURES = {
