@@ -14,6 +14,7 @@ from transformers.utils import logging
 from hf_saddle import models
 from hf_saddle.demo.data import load_images, preprocess
 from hf_saddle.models import GrowablePreTrainedModel
+from hf_saddle.models.configuration_saddle import sides
 
 
 def quiet() -> None:
@@ -43,7 +44,9 @@ def load_model(source: str, revision: str | None = None) -> GrowablePreTrainedMo
     Raises:
         ValueError: If it is of another kind, damaged, or not there.
     """
-    return model_class(load_config(source, revision), source).from_pretrained(source, **at(revision)).eval()
+    kind = model_class(load_config(source, revision), source)
+    model: GrowablePreTrainedModel = kind.from_pretrained(source, **at(revision)).eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def model_class(config: PreTrainedConfig, source: str) -> type[GrowablePreTrainedModel]:
@@ -59,18 +62,13 @@ def model_class(config: PreTrainedConfig, source: str) -> type[GrowablePreTraine
             f"{source} is a {name or config.model_type}, which does not grow. "
             "Make a growable model of a stock ViT or DeiT with `hf-saddle convert`."
         )
-    return getattr(models, name)
+    kind: type[GrowablePreTrainedModel] = getattr(models, name)
+    return kind
 
 
 def at(revision: str | None) -> dict[str, str]:
     """Keyword arguments of `from_pretrained` for a revision; none for a folder or the main branch."""
     return {} if revision is None else {"revision": revision}
-
-
-def sides(model: Any) -> tuple[int, int]:
-    """Height and width of a model's images."""
-    size = model.config.image_size
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def find_processor(source: str, revision: str | None) -> BaseImageProcessor | None:
@@ -90,7 +88,7 @@ def load_data(
     Raises:
         ValueError: If there is no such data set or split, or the model does not know its labels.
     """
-    height, width = sides(model)
+    height, width = sides(model.config.image_size)
     processor = find_processor(source, revision) or ViTImageProcessorPil(size={"height": height, "width": width})
     splits = load_images(dataset, max_samples=samples)
     if split not in splits:

@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 from hf_saddle import models
 from hf_saddle.growth import merge_pairs_
 from hf_saddle.models import GrowablePreTrainedModel
-from hf_saddle.models.configuration_saddle import SaddleConfig
+from hf_saddle.models.configuration_saddle import SaddleConfig, sides
 
 from .commands import Target
-from .common import at, find_processor, load_config, load_model, quiet, sides
+from .common import at, find_processor, load_config, load_model, quiet
 
 
 # Fields of a growable config that a stock one does not have.
@@ -117,7 +117,7 @@ def _save_per_layer(model: GrowablePreTrainedModel, stock: PreTrainedModel, outp
 
 def _difference(before: PreTrainedModel, after: PreTrainedModel) -> float:
     """Largest difference between the first outputs of two models for random images."""
-    pixels = torch.randn(2, before.config.num_channels, *sides(before))
+    pixels = torch.randn(2, before.config.num_channels, *sides(before.config.image_size))
     with torch.no_grad():
         first, second = (model.eval()(pixel_values=pixels)[0] for model in (before, after))
     return float((first - second).abs().max())

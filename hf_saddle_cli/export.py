@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_saddle.models.configuration_saddle import sides
+
 from .commands import Format
-from .common import load_model, quiet, sides
+from .common import load_model, quiet
 
 
 class _FirstOutput(nn.Module):
@@ -19,7 +21,8 @@ class _FirstOutput(nn.Module):
         self.model = model
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.model(pixel_values=pixel_values)[0]
+        output: Tensor = self.model(pixel_values=pixel_values)[0]
+        return output
 
 
 def export_model(source: str, output: Path, format: Format, tolerance: float, revision: str | None) -> float:
@@ -39,7 +42,7 @@ def export_model(source: str, output: Path, format: Format, tolerance: float, re
     model = load_model(source, revision)
 
     torch.manual_seed(0)
-    images = [torch.randn(number, model.config.num_channels, *sides(model)) for number in (2, 3)]
+    images = [torch.randn(number, model.config.num_channels, *sides(model.config.image_size)) for number in (2, 3)]
     wrapped = _FirstOutput(model).eval()
     write = _write_torch if format is Format.torch else _write_onnx
     partial = output.with_name(f".partial-{output.name}")

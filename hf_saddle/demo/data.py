@@ -2,6 +2,7 @@
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
@@ -65,7 +66,7 @@ def published_splits(name: str) -> DatasetDict:
 def preprocess(splits: DatasetDict, processor: BaseImageProcessor) -> DatasetDict:
     """Turn images into `pixel_values` of the model's size; labels become `labels`. Kept in memory."""
 
-    def to_pixels(batch: dict) -> dict:
+    def to_pixels(batch: dict[str, Any]) -> dict[str, Any]:
         images = [image.convert("RGB") for image in batch["image"]]
         return {"pixel_values": processor(images, return_tensors="np")["pixel_values"], "labels": batch["label"]}
 

@@ -6,7 +6,7 @@ import numpy as np
 from transformers import EvalPrediction
 
 
-class Accuracy(evaluate.Metric):
+class Accuracy(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
     """Share of correct predictions; what `evaluate.load("accuracy")` would fetch from the Hub."""
 
     def _info(self) -> evaluate.MetricInfo:
@@ -25,4 +25,7 @@ class Accuracy(evaluate.Metric):
 def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
     """`compute_metrics` for an image classifier: accuracy of the largest logit."""
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    return Accuracy().compute(predictions=np.argmax(logits, axis=-1), references=prediction.label_ids)
+    result: dict[str, float] = Accuracy().compute(
+        predictions=np.argmax(logits, axis=-1), references=prediction.label_ids
+    )
+    return result
