@@ -107,8 +107,20 @@ def has(owner: Any, name: str) -> bool:
     if hasattr(owner, name):
         return True
     if isinstance(owner, type):
-        return any(name in stored(body(base)) for base in owner.__mro__)
+        return any(name in of_instances(body(base)) for base in owner.__mro__)
     return callable(owner) and name in inspect.signature(owner).parameters
+
+
+def of_instances(tree: ast.AST) -> set[str]:
+    """Attributes that a class gives its instances only."""
+    found = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name("self"), attr=name, ctx=ast.Store()):
+                found.add(name)
+            case ast.AnnAssign(target=ast.Name(id=name), value=None):
+                found.add(name)
+    return found
 
 
 def test_every_private_name_is_listed():
