@@ -14,7 +14,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[cli,demo,plots]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
@@ -68,7 +68,7 @@ package: $(VENV)/.dev  ## Build wheel and sdist, check what they hold, run the q
 	rm -rf dist
 	PYTHONWARNINGS=error $(BIN)/python -m build --no-isolation
 	$(PYTHON) -m venv --clear $(VENV)-wheel
-	$(VENV)-wheel/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
+	$(VENV)-wheel/bin/python -m pip install --quiet -c constraints.txt "$$(ls dist/*.whl)[cli,demo,plots]"
 	$(BIN)/python .ci/check_package.py $(VENV)-wheel/bin/python
 
 study: $(VENV)/.study  ## Run what the study of when growing pays lacks (hours), then its report.

@@ -10,14 +10,16 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("hf_saddle", "hf_saddle_cli")
 PACKAGE = {
     path.relative_to(ROOT).as_posix()
-    for path in (ROOT / "hf_saddle").rglob("*")
+    for name in PACKAGES
+    for path in (ROOT / name).rglob("*")
     if path.is_file() and "__pycache__" not in path.parts
 }
-FOLDERS = (".ci", "benchmarks", "docs", "examples", "hf_saddle", "model_cards", "tests")
+FOLDERS = (".ci", "benchmarks", "docs", "examples", *PACKAGES, "model_cards", "tests")
 FILES = {
-    "CHANGELOG.md", "CITATION.cff", "LICENSE", "Makefile", "PKG-INFO", "README.md", "constraints-oldest.txt",
+    "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "PKG-INFO", "README.md", "constraints-oldest.txt",
     "constraints.txt", "mkdocs.yml", "pyproject.toml", ".gitignore",
 }  # fmt: skip
 METADATA = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
@@ -46,7 +48,7 @@ def main() -> None:
     with tarfile.open(sdist) as archive:
         held = {member.name.removeprefix(f"{name}/") for member in archive if not member.isdir()}
     same(sdist.name, {path for path in held if path.split("/")[0] not in FOLDERS}, FILES)
-    same(f"hf_saddle in {sdist.name}", {path for path in held if path.startswith("hf_saddle/")}, PACKAGE)
+    same(f"packages in {sdist.name}", {path for path in held if path.split("/")[0] in PACKAGES}, PACKAGE)
     built = [path for path in held if re.search(r"__pycache__|\.pyc$|/outputs/|\.safetensors$", path)]
     if built:
         raise SystemExit(f"{sdist.name} should not hold {built}")

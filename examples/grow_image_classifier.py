@@ -5,10 +5,10 @@
     torchrun --nproc_per_node 2 examples/grow_image_classifier.py --output_dir outputs/demo --use_cpu
 
 Every field of `GrowthConfig` and of HF's `TrainingArguments` is an option; `--help` lists them. The steps are in
-`hf_saddle/training/run.py`.
+`hf_saddle/demo/run.py`.
 """
 
-from hf_saddle.training.run import run
+from hf_saddle.demo.run import run
 
 
 if __name__ == "__main__":

@@ -1,18 +1,8 @@
 """Vision transformers that grow while they train, where the curvature of the loss asks for depth or width."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from .curvature import CurvatureReport, analyze_curvature
-from .growth import (
-    GrowthConfig,
-    GrowthEvent,
-    GrowthHistory,
-    GrowthPlan,
-    LayerGrowth,
-    grow_,
-    merge_pairs_,
-    plan_growth,
-)
 from .models import (
     SaddleDeiTConfig,
     SaddleDeiTForImageClassification,
@@ -22,25 +12,34 @@ from .models import (
     SaddleViTForImageClassification,
     SaddleViTModel,
 )
-from .training import (
-    GrowthCallback,
-    GrowthTrainer,
-    growth_event_,
-    probe_batches,
-    register_growth_checkpointing,
-)
+from .registration import register
+from .version import __version__
 
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from .curvature import CurvatureReport, analyze_curvature
+    from .growth import (
+        GrowthConfig,
+        GrowthEvent,
+        GrowthHistory,
+        GrowthPlan,
+        LayerGrowth,
+        grow_,
+        merge_pairs_,
+        plan_growth,
+    )
+    from .training import (
+        GrowthCallback,
+        GrowthTrainer,
+        growth_event_,
+        probe_batches,
+        register_growth_checkpointing,
+    )
 
-AutoConfig.register("saddle_deit", SaddleDeiTConfig)
-AutoConfig.register("saddle_vit", SaddleViTConfig)
-AutoModel.register(SaddleDeiTConfig, SaddleDeiTModel)
-AutoModel.register(SaddleViTConfig, SaddleViTModel)
-AutoModelForImageClassification.register(
-    SaddleDeiTConfig, (SaddleDeiTForImageClassification, SaddleDeiTForImageClassificationWithTeacher)
-)
-AutoModelForImageClassification.register(SaddleViTConfig, SaddleViTForImageClassification)
+register()
+
+# From the bottom up; loaded when the first of their names is asked for, since a model needs no solver and no Trainer.
+_PACKAGES = ("curvature", "growth", "hub", "training")
 
 __all__ = [
     "CurvatureReport",
@@ -67,3 +66,20 @@ __all__ = [
     "probe_batches",
     "register_growth_checkpointing",
 ]
+
+
+if not TYPE_CHECKING:  # type checkers would take every misspelt name for known
+
+    def __getattr__(name: str) -> Any:
+        if name in _PACKAGES:
+            return import_module(f".{name}", __name__)
+        if name in __all__:
+            for package in _PACKAGES:
+                module = import_module(f".{package}", __name__)
+                if name in module.__all__:
+                    return getattr(module, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_PACKAGES})

@@ -8,9 +8,9 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from sklearn.datasets import load_digits
 from transformers import EvalPrediction, ViTImageProcessorPil
 
-from hf_saddle.training import data
-from hf_saddle.training.data import load_images, preprocess
-from hf_saddle.training.metrics import compute_accuracy
+from hf_saddle.demo import data
+from hf_saddle.demo.data import load_images, preprocess
+from hf_saddle.demo.metrics import compute_accuracy
 
 
 def test_digits_are_split_without_overlap_and_keep_their_labels():

@@ -13,9 +13,10 @@ PACKAGE = Path(hf_saddle.__file__).parent
 BELOW = {
     "models": set(),
     "curvature": set(),
-    "growth": {"models", "curvature"},
+    "growth": {"models", "curvature", "version"},
     "hub": {"models", "curvature", "growth"},
     "training": {"models", "curvature", "growth", "hub"},
+    "demo": {"models", "growth", "training"},
 }
 # Uploaded code may import only what every user of transformers has.
 ALONE = {"models": {"torch", "transformers", "safetensors", "huggingface_hub"}, "curvature": {"torch", "numpy"}}

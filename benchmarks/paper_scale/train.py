@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, HfArgumentParser, TrainingArguments, default_data_collator
 
 from hf_saddle import GrowthCallback, GrowthConfig, GrowthTrainer, SaddleViTConfig, SaddleViTForImageClassification
-from hf_saddle.training.data import published_splits
+from hf_saddle.demo.data import published_splits
 
 
 # DeiT's settings (facebookresearch/deit, main.py), which the paper's released code keeps, without its average of

@@ -8,8 +8,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from hf_saddle.demo.data import fashion_mnist_arrays
 from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
-from hf_saddle.training.data import fashion_mnist_arrays
 
 
 VALIDATION = 5_000

@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..models.configuration_saddle import sides
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .config import DEPTH_OPERATORS
 from .operators import FC1, FC2
@@ -33,7 +34,7 @@ def _count_macs(model_class: type[GrowablePreTrainedModel], fields: str) -> int:
     config = model_class.config_class.from_dict(json.loads(fields))
     with torch.device("meta"), torch.no_grad():
         model = model_class(config).eval()
-        pixels = torch.empty(1, config.num_channels, *_sides(config.image_size))
+        pixels = torch.empty(1, config.num_channels, *sides(config.image_size))
         with FlopCounterMode(display=False) as counter:
             model(pixel_values=pixels)
     return counter.get_total_flops() // 2
@@ -42,10 +43,6 @@ def _count_macs(model_class: type[GrowablePreTrainedModel], fields: str) -> int:
 def tokens_per_image(model: GrowablePreTrainedModel) -> int:
     """Tokens of one image that every linear of the encoder sees."""
     return model.base_model.embeddings.position_embeddings.shape[1]
-
-
-def _sides(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 @dataclass

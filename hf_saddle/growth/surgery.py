@@ -1,6 +1,5 @@
 """Growing a model in place, together with its config, its history and its optimizer, all or nothing."""
 
-import importlib
 import time
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from ..version import __version__
 from .attachments import check_attachments
 from .costs import count_parameters, plan_cost
 from .event import GrowthEvent
@@ -169,9 +169,8 @@ def layer_record(growth: LayerGrowth) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that decide what an event does."""
-    package = importlib.import_module("hf_saddle")
     return {
-        "hf_saddle": package.__version__,
+        "hf_saddle": __version__,
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
     }

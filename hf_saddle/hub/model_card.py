@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..growth import GrowthEvent, GrowthHistory, count_macs, count_parameters
 from ..growth.surgery import versions
-from ..models.configuration_saddle import TRANSFORMERS_RANGE
+from ..models.configuration_saddle import TRANSFORMERS_RANGE, sides
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .escape import markdown, number, plain, quantity
 from .record import TrainingRecord, is_repo_id
@@ -56,8 +56,8 @@ def render_model_card(
     if not history.matches(model):
         history.check(model)
     config = model.config
-    sides = config.image_size if isinstance(config.image_size, (list, tuple)) else (config.image_size,) * 2
-    context = {
+    height, width = sides(config.image_size)
+    context: dict[str, Any] = {
         "title": markdown(name),
         "summary": _summary(model, history),
         "pictures": pictures or [],
@@ -67,8 +67,8 @@ def render_model_card(
         "source": json.dumps(repo_id if repo_id is not None else plain(name), ensure_ascii=False).replace("`", "'"),
         "auto_class": _auto_class(model),
         "has_processor": has_processor,
-        "image_height": sides[0],
-        "image_width": sides[1],
+        "image_height": height,
+        "image_width": width,
         "transformers_range": TRANSFORMERS_RANGE,
         "transformers_version": versions()["transformers"],
         "labels": _labels(config.id2label) if model.config.num_labels else "",
@@ -79,7 +79,8 @@ def render_model_card(
         "versions": _versions(history, record),
     }
     context |= _training(record) if record is not None else {"results": []}
-    return ModelCard.from_template(_metadata(model, record, name, tags or []), str(TEMPLATE), **context)
+    card: ModelCard = ModelCard.from_template(_metadata(model, record, name, tags or []), str(TEMPLATE), **context)
+    return card
 
 
 def _metadata(

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from ..growth import GrowthEvent, GrowthHistory
 from ..models.configuration_saddle import LINEARS
+from .pictures import SUFFIXES
 from .states import State, growths, parameters_at, states
 from .style import (
     BLUE,
@@ -32,27 +33,9 @@ from .style import (
 )
 
 
-DRAWINGS = ("architecture", "timeline", "eigenvalues", "loss", "accuracy")
-SUFFIXES = (".svg", ".png")
-
-
-def save_pictures(folder: Path, history: GrowthHistory, log: Sequence[dict[str, float]] = ()) -> list[str]:
-    """
-    Draw what the history and the training log hold, each picture as SVG and PNG. Pictures that were drawn for another
-    model and are not drawn again are removed.
-
-    Args:
-        folder (`Path`): Where to write; made if missing.
-        history ([`~hf_saddle.GrowthHistory`]): What grew.
-        log (`Sequence[dict]`, *optional*): The `log_history` of the training.
-
-    Returns:
-        `list[str]`: Names of the pictures, without suffix. Pictures without anything to show are left out.
-    """
+def draw_pictures(folder: Path, history: GrowthHistory, log: Sequence[dict[str, float]]) -> list[str]:
+    """Draw all pictures of a history and a training log into a folder; see `save_pictures`."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in DRAWINGS:
-        for suffix in SUFFIXES:
-            (folder / f"{name}{suffix}").unlink(missing_ok=True)  # those of an earlier model
     drawings: dict[str, Callable[[], Figure]] = {"architecture": lambda: draw_architecture(history)}
     if history.events:
         drawings["timeline"] = lambda: draw_timeline(history)

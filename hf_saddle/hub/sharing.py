@@ -16,7 +16,7 @@ from transformers.utils.hub import hf_api
 from ..growth import GrowthHistory
 from ..models.modeling_saddle import MODEL_FILES, GrowablePreTrainedModel
 from .model_card import MARK, PICTURES, render_model_card
-from .plots import DRAWINGS, SUFFIXES, save_pictures
+from .pictures import DRAWINGS, SUFFIXES, can_draw, save_pictures
 from .record import RECORD_NAME, TrainingRecord, fingerprint
 
 
@@ -67,7 +67,8 @@ def write_model_card(
         record = _find_record(model, [folder, Path(model.name_or_path or folder)])
     if record is not None:
         record.save(folder)
-    pictures = save_pictures(folder / PICTURES, history, record.log if record is not None else ())
+    log = record.log if record is not None else ()
+    pictures = save_pictures(folder / PICTURES, history, log) if can_draw() else []
     old = card_path.read_text() if card_path.is_file() else None
     if old is not None and not any(text in old for text in _REPLACEABLE):
         logger.warning(f"{card_path} was written by hand and is kept. Remove it to have a card written.")
@@ -88,8 +89,10 @@ def write_model_card(
     return card_path
 
 
-def prepare_push(model: GrowablePreTrainedModel, folder: Path, repo_id: str, token: str | bool | None) -> list[str]:
-    """Write the card into a folder that `model.push_to_hub` is about to upload; returns the names that changed."""
+def prepare_push(
+    model: GrowablePreTrainedModel, folder: Path, repo_id: str, token: str | bool | None
+) -> tuple[str, ...]:
+    """Write the card into a folder that `model.push_to_hub` is about to upload; returns what belongs to cards."""
     fetched = not (folder / RECORD_NAME).exists()
     if fetched:
         _fetch_record(folder, repo_id, token)
@@ -97,7 +100,7 @@ def prepare_push(model: GrowablePreTrainedModel, folder: Path, repo_id: str, tok
     if fetched and _find_record(model, [folder]) is None:
         # What was measured with other weights goes with them.
         (folder / RECORD_NAME).unlink(missing_ok=True)
-    return [CARD_NAME, PICTURES, RECORD_NAME]
+    return (CARD_NAME, *CARD_FILES)
 
 
 def write_companions(model: GrowablePreTrainedModel, folder: str | Path) -> list[str]:
@@ -175,7 +178,7 @@ def _replacing() -> Iterator[None]:
     """
     api = hf_api()
     upload = api.upload_folder
-    api.upload_folder = partial(upload, delete_patterns=[*MODEL_FILES, *CARD_FILES])  # type: ignore[method-assign]
+    api.upload_folder = partial(upload, delete_patterns=[*MODEL_FILES, *CARD_FILES])
     try:
         yield
     finally:

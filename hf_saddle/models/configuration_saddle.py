@@ -36,6 +36,11 @@ MAX_SKIP_DEPTH = 32
 MAX_PARAMETERS = 2**35
 
 
+def sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of an `image_size` or `patch_size`, which is one number where both are the same."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
 def is_index(key: Any) -> bool:
     """Whether a key of JSON, or of a dictionary that was made of it, is a whole number in ASCII digits."""
     text = str(key)
@@ -224,11 +229,11 @@ class SaddleConfig(PreTrainedConfig):
                 total += sum(widths) * fan_in.get(linear, self.hidden_size)
             if total > MAX_PARAMETERS:
                 break
-        sides = [side if isinstance(side, Sequence) else (side, side) for side in (self.image_size, self.patch_size)]
-        positions = math.prod(image // patch for image, patch in zip(*sides, strict=True))
+        patch = sides(self.patch_size)
+        positions = math.prod(image // side for image, side in zip(sides(self.image_size), patch, strict=True))
         if positions == 0:
             raise ValueError(f"`patch_size` {self.patch_size} is larger than `image_size` {self.image_size}.")
-        total += self.hidden_size * (positions + self.num_channels * math.prod(sides[1]) + self.num_labels)
+        total += self.hidden_size * (positions + self.num_channels * math.prod(patch) + self.num_labels)
         total += self.hidden_size * (self.pooler_output_size or 0)
         if total > MAX_PARAMETERS:
             raise ValueError(
@@ -238,4 +243,4 @@ class SaddleConfig(PreTrainedConfig):
             )
 
 
-__all__ = ["SaddleConfig"]
+__all__ = ["SaddleConfig", "sides"]

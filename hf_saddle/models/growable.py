@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-
-SKIP_UNITS = ("gain", "residual_pair", "residual")
+from .configuration_saddle import SKIP_UNITS
 
 
 class GrowableLinear(nn.Linear):

@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,23 @@ def build_attention_(attention: Any, config: SaddleConfig, layer_idx: int) -> No
     attention.o_proj = linear("o_proj", width, config.hidden_size, True)
 
 
+# What `push_to_hub` of a growable model does before it uploads; code that was loaded from the Hub does nothing more.
+_PUSH_STEPS: list[Callable[..., Sequence[str]]] = []
+
+
+def before_push(add_files: Callable[..., Sequence[str]]) -> None:
+    """
+    Let every `push_to_hub` of a growable model upload more files, such as a model card.
+
+    Args:
+        add_files (`Callable`):
+            Called with the model, the folder that is about to be uploaded, the repo id and the token; writes files
+            into the folder and returns the names of all that it may write. Those that the folder lacks are deleted
+            in the repo, where an earlier push left them.
+    """
+    _PUSH_STEPS.append(add_files)
+
+
 class GrowablePreTrainedModel(PreTrainedModel):
     """
     Base of the growable models.
@@ -88,11 +105,6 @@ class GrowablePreTrainedModel(PreTrainedModel):
     stock_class: type[PreTrainedModel]
     stock_key_mapping: dict[str, str] | None = None
     growth_history: dict[str, Any] | None = None
-    # Called before an upload with the folder, the repo id and the token; adds files and returns their names. hf_saddle
-    # sets it, so that a model card is pushed too, and names the files beside it; code that was loaded from the Hub has
-    # none.
-    prepare_push: Callable[..., list[str]] | None = None
-    card_files: tuple[str, ...] = ()
     # What has quantised the model, where `from_pretrained` was asked for it.
     hf_quantizer: Any = None
     # The config's shapes at the last forward pass, and the way to each branch then, see `check_branches`.
@@ -352,9 +364,11 @@ class GrowablePreTrainedModel(PreTrainedModel):
     ) -> CommitInfo:
         """As in transformers; the same commit deletes what an earlier push of a model left and this one has not."""
         root, api = Path(working_dir), hf_api()
-        written = {HISTORY_NAME}
-        if self.prepare_push is not None:
-            written |= set(self.prepare_push(root, repo_id, token))
+        written, replaceable = {HISTORY_NAME}, list(MODEL_FILES)
+        for add_files in _PUSH_STEPS:
+            names = add_files(self, root, repo_id, token)
+            written |= {name.partition("/")[0] for name in names}
+            replaceable += names
         changed = [
             path
             for path in sorted(root.iterdir())
@@ -365,7 +379,7 @@ class GrowablePreTrainedModel(PreTrainedModel):
         if revision is not None and not create_pr and not revision.startswith("refs/pr"):
             api.create_branch(repo_id, branch=revision, token=token, exist_ok=True)
         known = api.list_repo_files(repo_id, revision=None if create_pr else revision, token=token)
-        replaced = filter_repo_objects(known, allow_patterns=[*MODEL_FILES, *self.card_files])
+        replaced = filter_repo_objects(known, allow_patterns=replaceable)
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationDelete(name) for name in replaced if not (root / name).is_file()
         ]
@@ -556,6 +570,7 @@ __all__ = [
     "HISTORY_NAME",
     "MODEL_FILES",
     "GrowablePreTrainedModel",
+    "before_push",
     "build_attention_",
     "build_layer_",
     "read_history",

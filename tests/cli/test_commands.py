@@ -16,8 +16,8 @@ from hf_saddle import (
     SaddleViTConfig,
     SaddleViTForImageClassification,
 )
-from hf_saddle.cli import main
 from hf_saddle.growth import GrowthPlan, LayerGrowth, grow_
+from hf_saddle_cli import main
 
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 16, "patch_size": 4}
@@ -86,7 +86,7 @@ def test_a_command_that_is_not_understood(arguments):
 
 
 def test_errors_are_one_line_without_a_traceback(tmp_path):
-    command = [sys.executable, "-c", "from hf_saddle.cli import main; main()", "inspect", str(tmp_path / "nothing")]
+    command = [sys.executable, "-c", "from hf_saddle_cli import main; main()", "inspect", str(tmp_path / "nothing")]
     found = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert found.returncode == 1
     assert found.stderr.startswith("error: ")

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import hf_saddle
-from hf_saddle.cli.app import app
+from hf_saddle_cli.app import app
 
 
 ROOT = Path(__file__).parents[2]

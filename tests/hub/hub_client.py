@@ -208,7 +208,7 @@ def command(*arguments: str) -> tuple[int, str, str]:
     import contextlib
     import io
 
-    from hf_saddle.cli import main
+    from hf_saddle_cli import main
 
     output, errors, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):

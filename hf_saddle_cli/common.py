@@ -1,10 +1,9 @@
 """What several commands need: quiet libraries, a model from a folder or repo, data, tables."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import datasets
-import typer
 from huggingface_hub.utils import disable_progress_bars
 from rich.console import Console
 from rich.table import Table
@@ -12,15 +11,11 @@ from rich.text import Text
 from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, ViTImageProcessorPil
 from transformers.utils import CONFIG_NAME, cached_file, logging
 
-from .. import models
-from ..models.json_files import read_json
-from ..models.modeling_saddle import GrowablePreTrainedModel
-from ..training.data import load_images, preprocess
-
-
-Source = Annotated[str, typer.Argument(help="Folder of a saved model, or repo id on the Hub.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the repo.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+from hf_saddle import models
+from hf_saddle.demo.data import load_images, preprocess
+from hf_saddle.models import GrowablePreTrainedModel
+from hf_saddle.models.configuration_saddle import sides
+from hf_saddle.models.json_files import read_json
 
 
 def quiet() -> None:
@@ -53,7 +48,9 @@ def load_model(source: str, revision: str | None = None) -> GrowablePreTrainedMo
     Raises:
         ValueError: If it is of another kind, damaged, or not there.
     """
-    return model_class(load_config(source, revision), source).from_pretrained(source, **at(revision)).eval()
+    kind = model_class(load_config(source, revision), source)
+    model: GrowablePreTrainedModel = kind.from_pretrained(source, **at(revision)).eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def model_class(config: PreTrainedConfig, source: str) -> type[GrowablePreTrainedModel]:
@@ -69,18 +66,13 @@ def model_class(config: PreTrainedConfig, source: str) -> type[GrowablePreTraine
             f"{source} is a {name or config.model_type}, which does not grow. "
             "Make a growable model of a stock ViT or DeiT with `hf-saddle convert`."
         )
-    return getattr(models, name)
+    kind: type[GrowablePreTrainedModel] = getattr(models, name)
+    return kind
 
 
 def at(revision: str | None) -> dict[str, str]:
     """Keyword arguments of `from_pretrained` for a revision; none for a folder or the main branch."""
     return {} if revision is None else {"revision": revision}
-
-
-def sides(model: Any) -> tuple[int, int]:
-    """Height and width of a model's images."""
-    size = model.config.image_size
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def find_processor(source: str, revision: str | None) -> BaseImageProcessor | None:
@@ -100,7 +92,7 @@ def load_data(
     Raises:
         ValueError: If there is no such data set or split, or the model does not know its labels.
     """
-    height, width = sides(model)
+    height, width = sides(model.config.image_size)
     processor = find_processor(source, revision) or ViTImageProcessorPil(size={"height": height, "width": width})
     splits = load_images(dataset, max_samples=samples)
     if split not in splits:

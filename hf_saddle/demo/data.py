@@ -2,10 +2,10 @@
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
-from sklearn.datasets import load_digits
 from transformers import BaseImageProcessor
 
 
@@ -66,7 +66,7 @@ def published_splits(name: str) -> DatasetDict:
 def preprocess(splits: DatasetDict, processor: BaseImageProcessor) -> DatasetDict:
     """Turn images into `pixel_values` of the model's size; labels become `labels`. Kept in memory."""
 
-    def to_pixels(batch: dict) -> dict:
+    def to_pixels(batch: dict[str, Any]) -> dict[str, Any]:
         images = [image.convert("RGB") for image in batch["image"]]
         return {"pixel_values": processor(images, return_tensors="np")["pixel_values"], "labels": batch["label"]}
 
@@ -80,6 +80,10 @@ def _dataset(images: np.ndarray, labels: np.ndarray, names: list[str]) -> Datase
 
 
 def _digits() -> DatasetDict:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError("The digits come with scikit-learn; `pip install 'hf_saddle[demo]'` brings it.") from error
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
     return DatasetDict(train=_dataset(images, digits.target, [str(digit) for digit in range(10)]))

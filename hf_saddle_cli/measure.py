@@ -2,25 +2,22 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
 from torch.utils.data import DataLoader
 
-from ..curvature import analyze_curvature
-from ..growth import GrowthHistory, count_macs, count_parameters
-from ..hub.report_plot import save_report
-from ..models.modeling_saddle import read_history
-from .common import AsJson, Revision, Source, at, load_config, load_data, load_model, model_class, print_table, quiet
+from hf_saddle.curvature import analyze_curvature
+from hf_saddle.growth import GrowthHistory, count_macs, count_parameters
+from hf_saddle.hub.pictures import check_matplotlib, save_report
+from hf_saddle.models.modeling_saddle import read_history
+
+from .common import at, load_config, load_data, load_model, model_class, print_table, quiet
 
 
-def inspect(source: Source, revision: Revision = None, as_json: AsJson = False) -> None:
-    """
-    Show shapes, size and growth history of a model. The weights are not read.
-
-    Example: `hf-saddle inspect outputs/demo`
-    """
+def print_facts(source: str, revision: str | None, as_json: bool) -> None:
+    """Print shapes, size and growth history of a model, whose weights are not read."""
     quiet()
     facts = _facts(source, revision)
     if as_json:
@@ -79,39 +76,39 @@ def _event_row(index: int, event: dict[str, Any]) -> list[str]:
     return [str(index), step, neurons, ", ".join(event["operators"]), *losses, f"{event['parameters_after']:,}"]
 
 
-def analyze(
-    source: Source,
-    dataset: Annotated[str, typer.Argument(help="'digits', 'fashion-mnist', or the name of a data set on the Hub.")],
-    criterion: Annotated[
-        list[str] | None,
-        typer.Option(help="'width', 'depth' or a control; may be repeated. Default: width and depth."),
-    ] = None,
-    whiten: Annotated[
-        bool, typer.Option(help="Directions relative to the second moments of the inputs, as growth has them.")
-    ] = True,
-    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
-    samples: Annotated[int, typer.Option(min=2, help="Number of images.")] = 256,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
-    seed: Annotated[int, typer.Option(help="Seed of folds and start vectors.")] = 0,
-    picture: Annotated[Path | None, typer.Option(help="Also draw all eigenvalues into this PNG or SVG file.")] = None,
-    revision: Revision = None,
-    as_json: AsJson = False,
+def print_curvature(
+    source: str,
+    dataset: str,
+    criteria: list[str],
+    *,
+    whiten: bool,
+    split: str,
+    samples: int,
+    batch_size: int,
+    seed: int,
+    picture: Path | None,
+    revision: str | None,
+    as_json: bool,
 ) -> None:
     """
-    Measure where the neurons of a model want more depth or width. The model is not changed.
+    Print where the neurons of a model want more depth or width, and draw it.
 
-    Example: `hf-saddle analyze outputs/demo digits`
+    Raises:
+        ValueError: If the picture has an ending that is not known, or the data do not fit the model.
+        ImportError: If a picture is wanted and matplotlib is not installed.
     """
     quiet()
-    if picture is not None and picture.suffix not in (".png", ".svg"):
-        raise ValueError(f"`--picture` must end in .png or .svg, got {picture}.")
+    if picture is not None:
+        check_matplotlib()
+        if picture.suffix not in (".png", ".svg"):
+            raise ValueError(f"`--picture` must end in .png or .svg, got {picture}.")
     model = load_model(source, revision)
     data = load_data(source, revision, model, dataset, split, samples)
     paths = [path for _, _, path, _ in model.growable_linears()]
     report = analyze_curvature(
         model,
         DataLoader(data, batch_size=batch_size),
-        criterion or ["width", "depth"],
+        criteria,
         linears=paths,
         whiten=whiten,
         seed=seed,

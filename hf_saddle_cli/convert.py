@@ -1,53 +1,34 @@
 """`hf-saddle convert`: between stock and growable models, always verified before anything is written."""
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from .. import models
-from ..growth.merge import merge_pairs_
-from ..models.configuration_saddle import SaddleConfig
-from ..models.modeling_saddle import GrowablePreTrainedModel
-from .common import Revision, Source, at, find_processor, load_config, load_model, quiet, sides
+from hf_saddle import models
+from hf_saddle.growth import merge_pairs_
+from hf_saddle.models import GrowablePreTrainedModel
+from hf_saddle.models.configuration_saddle import SaddleConfig, sides
 
-
-class Target(StrEnum):
-    """What a model is converted to."""
-
-    saddle = "saddle"
-    stock = "stock"
-    per_layer = "per-layer"
-    merged = "merged"
+from .commands import Target
+from .common import at, find_processor, load_config, load_model, quiet
 
 
 # Fields of a growable config that a stock one does not have.
 _OWN_FIELDS = (*SaddleConfig.__annotations__, "auto_map", "per_layer_config")
 
 
-def convert(
-    source: Source,
-    output: Annotated[Path, typer.Argument(help="New or empty folder for the result.")],
-    to: Annotated[
-        Target,
-        typer.Option(
-            help="'saddle': a growable model of a stock ViT or DeiT. 'stock': a stock model of one that grew in width "
-            "only, narrower layers filled up with neurons of weight zero. 'per-layer': the same with its own widths "
-            "as plain `per_layer_config`, which stock classes refuse and other tools read. 'merged': residual pairs "
-            "as single rows."
-        ),
-    ] = Target.saddle,
-    revision: Revision = None,
-) -> None:
+def convert_model(source: str, output: Path, to: Target, revision: str | None) -> float:
     """
-    Convert a model. The result computes the same, which is verified before it is written.
+    Write the converted model into a folder.
 
-    Example: `hf-saddle convert facebook/deit-tiny-patch16-224 outputs/growable`
+    Returns:
+        `float`: The largest difference between the outputs of both models for random images.
+
+    Raises:
+        ValueError: If the folder is not empty, or the model cannot be converted without computing something else.
     """
     quiet()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -70,7 +51,7 @@ def convert(
     processor = find_processor(source, revision)
     if processor is not None:
         processor.save_pretrained(output)
-    typer.echo(f"wrote {output}; largest difference of the outputs on random images: {difference:.2g}")
+    return difference
 
 
 def _to_saddle(source: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -136,7 +117,7 @@ def _save_per_layer(model: GrowablePreTrainedModel, stock: PreTrainedModel, outp
 
 def _difference(before: PreTrainedModel, after: PreTrainedModel) -> float:
     """Largest difference between the first outputs of two models for random images."""
-    pixels = torch.randn(2, before.config.num_channels, *sides(before))
+    pixels = torch.randn(2, before.config.num_channels, *sides(before.config.image_size))
     with torch.no_grad():
         first, second = (model.eval()(pixel_values=pixels)[0] for model in (before, after))
     return float((first - second).abs().max())

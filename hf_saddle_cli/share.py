@@ -2,81 +2,62 @@
 
 import glob
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from ..hub import TrainingRecord, write_companions, write_model_card
-from ..hub.model_card import PICTURES
-from ..hub.record import fingerprint
-from ..hub.sharing import CARD_FILES, CARD_NAME
-from ..models.checkpoint_checks import shard_names
-from ..models.modeling_saddle import HISTORY_NAME, MODEL_FILES
-from .common import Revision, load_model, quiet
+from hf_saddle.hub import TrainingRecord, write_companions, write_model_card
+from hf_saddle.hub.model_card import PICTURES
+from hf_saddle.hub.record import fingerprint
+from hf_saddle.hub.sharing import CARD_FILES, CARD_NAME
+from hf_saddle.models.checkpoint_checks import shard_names
+from hf_saddle.models.modeling_saddle import HISTORY_NAME, MODEL_FILES
 
+from .common import load_model, quiet
 
-Folder = Annotated[Path, typer.Argument(help="Folder of a saved model.", exists=True, file_okay=False)]
 
 # What a reader of the model needs, beside its weights and its code.
 UPLOADED = ("config.json", HISTORY_NAME, CARD_NAME, "preprocessor_config.json", "processor_config.json", *CARD_FILES)
 
 
-def card(
-    folder: Folder,
-    dataset: Annotated[
-        str | None, typer.Option(help="Name or repo id of the data set that it was trained on.")
-    ] = None,
-    base_model: Annotated[
-        str | None, typer.Option(help="Repo id of the model that the training started from.")
-    ] = None,
-    license: Annotated[str | None, typer.Option(help="Licence of the weights, such as apache-2.0.")] = None,
-    repo_id: Annotated[str | None, typer.Option(help="Repo that the model will be in, for the example.")] = None,
-) -> None:
+def write_card(folder: Path, given: dict[str, str | None], repo_id: str | None) -> Path:
     """
-    Write the model card and its pictures into the folder of a saved model.
+    Write the card and its pictures into a folder from the files in it.
 
-    Every number is taken from the files in the folder. Example: `hf-saddle card outputs/demo --license apache-2.0`
+    Args:
+        folder (`Path`): Folder of a saved model.
+        given (`dict`): Fields of the [`~hf_saddle.hub.TrainingRecord`] to set, as far as they are not `None`.
+        repo_id (`str`, *optional*): Repo that the model will be in.
     """
     quiet()
-    typer.echo(f"wrote {_write_card(folder, dataset, base_model, license, repo_id)}")
-
-
-def _write_card(
-    folder: Path, dataset: str | None, base_model: str | None, license: str | None, repo_id: str | None
-) -> Path:
     model = load_model(str(folder))
     record = TrainingRecord.load(folder)
     if record is None or record.weights != fingerprint(model):
         record = TrainingRecord(weights=fingerprint(model))
-    given = {"dataset": dataset, "base_model": base_model, "license": license}
     for name, value in given.items():
         if value is not None:
             setattr(record, name, value)
     return write_model_card(folder, model, record, repo_id=repo_id)
 
 
-def push(
-    folder: Folder,
-    repo_id: Annotated[str, typer.Argument(help="Repo on the Hub, such as 'name/my-model'; made if it is not there.")],
-    private: Annotated[bool, typer.Option("--private", help="Make the repo private, where it is new.")] = False,
-    revision: Revision = None,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of a commit.")] = False,
-    message: Annotated[str, typer.Option(help="Commit message.")] = "Upload a growable model",
-) -> None:
+def push_folder(folder: Path, repo_id: str, private: bool, revision: str | None, create_pr: bool, message: str) -> str:
     """
-    Bring a saved model to the Hub: config, weights, history, code, pictures, card and image processor, by name, and
-    nothing else. What an earlier push left there and this model has not is deleted.
+    Upload a saved model: config, weights, history, code, pictures, card and image processor, by name. What an earlier
+    push left there and this model has not is deleted.
 
-    Log in before with `hf auth login`. Example: `hf-saddle push outputs/demo name/my-model --private`
+    Returns:
+        `str`: Address of the commit or pull request.
+
+    Raises:
+        ValueError: If one of the files is a link.
+        ConnectionError: If the upload broke off; the folder is complete.
     """
     quiet()
     _refuse_links(folder)
     model = load_model(str(folder))
     code = write_companions(model, folder)
-    _write_card(folder, None, None, None, repo_id)
+    write_card(folder, {}, repo_id)
     names = [*UPLOADED, *code, *_weights(folder)]
     api = HfApi()
     try:
@@ -96,7 +77,7 @@ def push(
         raise ConnectionError(
             f"{error} The model in {folder} is complete; once the reason is gone, run the same command again."
         ) from error
-    typer.echo(str(commit.pr_url if create_pr else commit.commit_url))
+    return str(commit.pr_url if create_pr else commit.commit_url)
 
 
 def _weights(folder: Path) -> list[str]:

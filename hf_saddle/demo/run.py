@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from datasets import Dataset, DatasetDict
@@ -20,14 +21,14 @@ from ..models import (
     SaddleViTConfig,
     SaddleViTForImageClassification,
 )
+from ..models.configuration_saddle import sides
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .callback import GrowthCallback
+from ..training import GrowthCallback, GrowthTrainer
 from .data import load_images, preprocess
 from .metrics import compute_accuracy
-from .trainer import GrowthTrainer
 
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, tuple[type[Any], type[GrowablePreTrainedModel]]] = {
     "deit": (SaddleDeiTConfig, SaddleDeiTForImageClassification),
     "vit": (SaddleViTConfig, SaddleViTForImageClassification),
 }
@@ -97,10 +98,14 @@ def build_model(arguments: ModelAndDataArguments, splits: DatasetDict) -> Growab
         return model_class(config_class(**fields, **labels))
     model_type = AutoConfig.from_pretrained(arguments.model_name_or_path).model_type
     if model_type in ARCHITECTURES:
-        return ARCHITECTURES[model_type][1].from_stock(arguments.model_name_or_path, **labels)
-    return AutoModelForImageClassification.from_pretrained(
-        arguments.model_name_or_path, **labels, ignore_mismatched_sizes=True
-    )
+        model: GrowablePreTrainedModel = ARCHITECTURES[model_type][1].from_stock(
+            arguments.model_name_or_path, **labels
+        )
+    else:
+        model = AutoModelForImageClassification.from_pretrained(
+            arguments.model_name_or_path, **labels, ignore_mismatched_sizes=True
+        )
+    return model
 
 
 def train_and_grow(arguments: ModelAndDataArguments, growth: GrowthConfig, training: TrainingArguments) -> RunResult:
@@ -119,7 +124,8 @@ def train_and_grow(arguments: ModelAndDataArguments, growth: GrowthConfig, train
     torch.manual_seed(training.seed)
     splits = load_images(arguments.dataset, seed=training.seed, max_samples=arguments.max_samples)
     model = build_model(arguments, splits)
-    processor = ViTImageProcessorPil(size={"height": model.config.image_size, "width": model.config.image_size})
+    height, width = sides(model.config.image_size)
+    processor = ViTImageProcessorPil(size={"height": height, "width": width})
     data = preprocess(splits, processor)
     trainer = GrowthTrainer(
         model=model,
@@ -146,7 +152,7 @@ def train_and_grow(arguments: ModelAndDataArguments, growth: GrowthConfig, train
 def _difference(model: GrowablePreTrainedModel, reloaded: GrowablePreTrainedModel, data: Dataset) -> float:
     pixels = data[:64]["pixel_values"].to(model.device)
     logits = model.eval()(pixel_values=pixels).logits
-    return (logits - reloaded.to(model.device).eval()(pixel_values=pixels).logits).abs().max().item()
+    return float((logits - reloaded.to(model.device).eval()(pixel_values=pixels).logits).abs().max())
 
 
 def run(arguments: Sequence[str] | None = None, prog: str | None = None) -> str:

@@ -1,16 +1,16 @@
 """`hf-saddle export`: a model as one file for deployment, whose outputs are compared with those of the model."""
 
 import importlib.util
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .common import Revision, Source, load_model, quiet, sides
+from hf_saddle.models.configuration_saddle import sides
+
+from .commands import Format
+from .common import load_model, quiet
 
 
 class _FirstOutput(nn.Module):
@@ -21,27 +21,20 @@ class _FirstOutput(nn.Module):
         self.model = model
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.model(pixel_values=pixel_values)[0]
+        output: Tensor = self.model(pixel_values=pixel_values)[0]
+        return output
 
 
-class Format(StrEnum):
-    """What is written."""
-
-    torch = "torch"
-    onnx = "onnx"
-
-
-def export(
-    source: Source,
-    output: Annotated[Path, typer.Argument(help="The file to write, such as model.pt2 or model.onnx.")],
-    format: Annotated[Format, typer.Option(help="'torch' for torch.export, 'onnx' for ONNX.")] = Format.torch,
-    tolerance: Annotated[float, typer.Option(min=0.0, help="Largest difference of the logits allowed.")] = 1e-4,
-    revision: Revision = None,
-) -> None:
+def export_model(source: str, output: Path, format: Format, tolerance: float, revision: str | None) -> float:
     """
-    Write a classifier as one file, for batches of any size, and verify what the file computes.
+    Write a model as one file.
 
-    Example: `hf-saddle export outputs/demo model.onnx --format onnx`
+    Returns:
+        `float`: The largest difference between the outputs of the file and of the model for random images.
+
+    Raises:
+        ValueError: If the file exists, or computes something else.
+        ImportError: If a package for the format is missing.
     """
     quiet()
     if output.exists():
@@ -49,7 +42,7 @@ def export(
     model = load_model(source, revision)
 
     torch.manual_seed(0)
-    images = [torch.randn(number, model.config.num_channels, *sides(model)) for number in (2, 1, 3)]
+    images = [torch.randn(number, model.config.num_channels, *sides(model.config.image_size)) for number in (2, 1, 3)]
     wrapped = _FirstOutput(model).eval()
     write = _write_torch if format is Format.torch else _write_onnx
     partial = output.with_name(f".partial-{output.name}")
@@ -64,7 +57,7 @@ def export(
         partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
-    typer.echo(f"wrote {output}; largest difference of the outputs on random images: {difference:.2g}")
+    return difference
 
 
 def _write_torch(model: nn.Module, images: list[Tensor], path: Path) -> list[Tensor]:

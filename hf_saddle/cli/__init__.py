@@ -1,6 +1,0 @@
-"""The command `hf-saddle`."""
-
-from .app import main
-
-
-__all__ = ["main"]

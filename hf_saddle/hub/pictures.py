@@ -1,0 +1,79 @@
+"""The doors to the pictures: matplotlib, which is an extra, is loaded when the first one is drawn."""
+
+import logging
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from ..curvature import CurvatureReport
+from ..growth import GrowthHistory
+
+
+logger = logging.getLogger(__name__)
+
+DRAWINGS = ("architecture", "timeline", "eigenvalues", "loss", "accuracy")
+SUFFIXES = (".svg", ".png")
+_REMEDY = "pictures need matplotlib; `pip install 'hf_saddle[plots]'` brings it."
+
+
+@cache
+def can_draw() -> bool:
+    """Whether matplotlib is installed; that cards go without pictures otherwise is said once."""
+    if find_spec("matplotlib") is None:
+        logger.warning(f"Model cards are written without pictures: {_REMEDY}")
+        return False
+    return True
+
+
+def check_matplotlib() -> None:
+    """
+    Verify that pictures can be drawn.
+
+    Raises:
+        ImportError: If not; the message names the extra.
+    """
+    if find_spec("matplotlib") is None:
+        raise ImportError(f"Nothing can be drawn: {_REMEDY}")
+
+
+def save_pictures(folder: Path, history: GrowthHistory, log: Sequence[dict[str, float]] = ()) -> list[str]:
+    """
+    Draw what the history and the training log hold, each picture as SVG and PNG. Pictures that were drawn for another
+    model and are not drawn again are removed.
+
+    Args:
+        folder (`Path`): Where to write; made if missing.
+        history ([`~hf_saddle.GrowthHistory`]): What grew.
+        log (`Sequence[dict]`, *optional*): The `log_history` of the training.
+
+    Returns:
+        `list[str]`: Names of the pictures, without suffix. Pictures without anything to show are left out.
+
+    Raises:
+        ImportError: If matplotlib, the extra `plots`, is not installed.
+    """
+    check_matplotlib()
+    from .plots import draw_pictures
+
+    for name in DRAWINGS:
+        for suffix in SUFFIXES:
+            (folder / f"{name}{suffix}").unlink(missing_ok=True)
+    return draw_pictures(folder, history, log)
+
+
+def save_report(path: Path, report: CurvatureReport) -> None:
+    """
+    Draw the held-out eigenvalue of every neuron, one column per linear and one panel per criterion.
+
+    Args:
+        path (`Path`): A file that ends in `.png` or `.svg`.
+        report ([`~hf_saddle.CurvatureReport`]): The measurement.
+
+    Raises:
+        ImportError: If matplotlib, the extra `plots`, is not installed.
+    """
+    check_matplotlib()
+    from .report_plot import draw_report
+
+    draw_report(path, report)

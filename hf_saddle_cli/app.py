@@ -1,0 +1,51 @@
+"""The commands of `hf-saddle`, and how their errors reach the user: one line, no traceback, exit code 1."""
+
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from .commands import analyze, card, convert, export, grow, inspect, push
+
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown"
+)
+app.command()(inspect)
+app.command()(analyze)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)(grow)
+app.command()(card)
+app.command()(push)
+app.command()(convert)
+app.command()(export)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hf_saddle {version('hf_saddle')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Vision transformers that grow while they train: look at them, grow them, convert them, share them."""
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Run a command line, by default that of the process."""
+    try:
+        app(arguments)
+    except (ValueError, OSError, ImportError) as error:
+        # What the user can mend: files, names, tokens, connections and packages. Hub errors are `OSError`s.
+        from rich.console import Console
+        from rich.markup import escape
+
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,176 @@
+"""What every command asks for. What it does is loaded when it runs, so that `--help` need not wait for torch."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+Source = Annotated[str, typer.Argument(help="Folder of a saved model, or repo id on the Hub.")]
+Folder = Annotated[Path, typer.Argument(help="Folder of a saved model.", exists=True, file_okay=False)]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the repo.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+class Target(StrEnum):
+    """What a model is converted to."""
+
+    saddle = "saddle"
+    stock = "stock"
+    per_layer = "per-layer"
+    merged = "merged"
+
+
+class Format(StrEnum):
+    """What a model is exported as."""
+
+    torch = "torch"
+    onnx = "onnx"
+
+
+def inspect(source: Source, revision: Revision = None, as_json: AsJson = False) -> None:
+    """
+    Show shapes, size and growth history of a model. The weights are not read.
+
+    Example: `hf-saddle inspect outputs/demo`
+    """
+    from .measure import print_facts
+
+    print_facts(source, revision, as_json)
+
+
+def analyze(
+    source: Source,
+    dataset: Annotated[str, typer.Argument(help="'digits', 'fashion-mnist', or the name of a data set on the Hub.")],
+    criterion: Annotated[
+        list[str] | None,
+        typer.Option(help="'width', 'depth' or a control; may be repeated. Default: width and depth."),
+    ] = None,
+    whiten: Annotated[
+        bool, typer.Option(help="Directions relative to the second moments of the inputs, as growth has them.")
+    ] = True,
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    samples: Annotated[int, typer.Option(min=2, help="Number of images.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of folds and start vectors.")] = 0,
+    picture: Annotated[Path | None, typer.Option(help="Also draw all eigenvalues into this PNG or SVG file.")] = None,
+    revision: Revision = None,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Measure where the neurons of a model want more depth or width. The model is not changed.
+
+    Example: `hf-saddle analyze outputs/demo digits`
+    """
+    from .measure import print_curvature
+
+    print_curvature(
+        source,
+        dataset,
+        criterion or ["width", "depth"],
+        whiten=whiten,
+        split=split,
+        samples=samples,
+        batch_size=batch_size,
+        seed=seed,
+        picture=picture,
+        revision=revision,
+        as_json=as_json,
+    )
+
+
+def grow(context: typer.Context) -> None:
+    """
+    Train an image classifier that grows, test it, save it with its card, and verify what was saved.
+
+    All fields of `GrowthConfig` and `TrainingArguments` are options: `hf-saddle grow --help` lists them.
+    Example: `hf-saddle grow --output_dir outputs/demo`
+    """
+    from hf_saddle.demo.run import run
+
+    typer.echo(run(context.args, prog="hf-saddle grow"))
+
+
+def card(
+    folder: Folder,
+    dataset: Annotated[
+        str | None, typer.Option(help="Name or repo id of the data set that it was trained on.")
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="Repo id of the model that the training started from.")
+    ] = None,
+    license: Annotated[str | None, typer.Option(help="Licence of the weights, such as apache-2.0.")] = None,
+    repo_id: Annotated[str | None, typer.Option(help="Repo that the model will be in, for the example.")] = None,
+) -> None:
+    """
+    Write the model card and its pictures into the folder of a saved model.
+
+    Every number is taken from the files in the folder. Example: `hf-saddle card outputs/demo --license apache-2.0`
+    """
+    from .share import write_card
+
+    given = {"dataset": dataset, "base_model": base_model, "license": license}
+    typer.echo(f"wrote {write_card(folder, given, repo_id)}")
+
+
+def push(
+    folder: Folder,
+    repo_id: Annotated[str, typer.Argument(help="Repo on the Hub, such as 'name/my-model'; made if it is not there.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the repo private, where it is new.")] = False,
+    revision: Revision = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of a commit.")] = False,
+    message: Annotated[str, typer.Option(help="Commit message.")] = "Upload a growable model",
+) -> None:
+    """
+    Bring a saved model to the Hub: config, weights, history, code, pictures, card and image processor, by name, and
+    nothing else. What an earlier push left there and this model has not is deleted.
+
+    Log in before with `hf auth login`. Example: `hf-saddle push outputs/demo name/my-model --private`
+    """
+    from .share import push_folder
+
+    typer.echo(push_folder(folder, repo_id, private, revision, create_pr, message))
+
+
+def convert(
+    source: Source,
+    output: Annotated[Path, typer.Argument(help="New or empty folder for the result.")],
+    to: Annotated[
+        Target,
+        typer.Option(
+            help="'saddle': a growable model of a stock ViT or DeiT. 'stock': a stock model of one that grew in width "
+            "only, narrower layers filled up with neurons of weight zero. 'per-layer': the same with its own widths "
+            "as plain `per_layer_config`, which stock classes refuse and other tools read. 'merged': residual pairs "
+            "as single rows."
+        ),
+    ] = Target.saddle,
+    revision: Revision = None,
+) -> None:
+    """
+    Convert a model. The result computes the same, which is verified before it is written.
+
+    Example: `hf-saddle convert facebook/deit-tiny-patch16-224 outputs/growable`
+    """
+    from .convert import convert_model
+
+    difference = convert_model(source, output, to, revision)
+    typer.echo(f"wrote {output}; largest difference of the outputs on random images: {difference:.2g}")
+
+
+def export(
+    source: Source,
+    output: Annotated[Path, typer.Argument(help="The file to write, such as model.pt2 or model.onnx.")],
+    format: Annotated[Format, typer.Option(help="'torch' for torch.export, 'onnx' for ONNX.")] = Format.torch,
+    tolerance: Annotated[float, typer.Option(min=0.0, help="Largest difference of the logits allowed.")] = 1e-4,
+    revision: Revision = None,
+) -> None:
+    """
+    Write a classifier as one file, for batches of any size, and verify what the file computes.
+
+    Example: `hf-saddle export outputs/demo model.onnx --format onnx`
+    """
+    from .export import export_model
+
+    difference = export_model(source, output, format, tolerance, revision)
+    typer.echo(f"wrote {output}; largest difference of the outputs on random images: {difference:.2g}")
