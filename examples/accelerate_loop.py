@@ -4,20 +4,23 @@
     torchrun --nproc_per_node 2 examples/accelerate_loop.py
     accelerate launch --config_file examples/launch_configs/two_gpus.yaml examples/accelerate_loop.py
 
+With `--output_dir` it saves its state every `--save_steps` steps; `--resume` goes on from the last one.
+
 The lines about growth are those marked with `# growth`; all else is the loop of Accelerate's tutorial.
 """
 
 import argparse
+from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
 from accelerate.utils import set_seed
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
 from hf_saddle.growth import GrowthConfig, GrowthHistory
 from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
-from hf_saddle.training import growth_event_, probe_batches
+from hf_saddle.training import growth_event_, probe_batches, register_growth_checkpointing
 
 
 def digits() -> TensorDataset:
@@ -36,11 +39,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch_size", type=int, default=64, help="of all processes together")
-    parser.add_argument("--output_dir", help="where to save the model")
+    parser.add_argument("--output_dir", help="where to save the model and, below `state`, the state of the training")
+    parser.add_argument("--save_steps", type=int, default=50)
+    parser.add_argument("--resume", action="store_true", help="go on from the state in `output_dir`")
     parser.add_argument("--use_cpu", action="store_true")
     options = parser.parse_args()
 
-    accelerator = Accelerator(cpu=options.use_cpu or not torch.cuda.is_available())
+    # A seedable sampler, because a run that is resumed in the middle of an epoch must find its order of samples.
+    accelerator = Accelerator(
+        cpu=options.use_cpu or not torch.cuda.is_available(),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+    )
     set_seed(0)
     train_set, test_set = random_split(digits(), [1437, 360], torch.Generator().manual_seed(0))
     size = options.batch_size // accelerator.num_processes
@@ -52,32 +61,44 @@ def main() -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, options.epochs * len(train_loader))
     model, optimizer, train_loader, test_loader = accelerator.prepare(model, optimizer, train_loader, test_loader)
 
+    progress = Progress()
+    accelerator.register_for_checkpointing(schedule, progress)
+    register_growth_checkpointing(accelerator, model, optimizer)  # growth
+    state = None if options.output_dir is None else Path(options.output_dir, "state")
+    if options.resume:
+        accelerator.load_state(state)
+
     growth = GrowthConfig(warmup=1, interval=2, num_events=2, probe_samples=256)  # growth
-    events = 0  # growth
-    step = 0
-    for epoch in range(options.epochs):
+    events = len(GrowthHistory.from_model(accelerator.unwrap_model(model)))  # growth
+    per_epoch = len(train_loader)
+    for epoch in range(progress.step // per_epoch, options.epochs):
         model.train()
-        for batch in train_loader:
+        train_loader.set_epoch(epoch)
+        for batch in skip_first_batches(train_loader, progress.step % per_epoch):
             loss = model(**batch).loss
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            step += 1
-        if epoch + 1 < options.epochs and growth.event_due(epoch + 1, events):  # growth
-            probe = probe_batches(  # growth
-                train_set,
-                growth,
-                event=events,
-                collate_fn=collate,
-                device=accelerator.device,
-                rank=accelerator.process_index,
-                world_size=accelerator.num_processes,
-            )
-            event = growth_event_(model, optimizer, probe, growth, event=events, step=step, epoch=epoch + 1)  # growth
-            events += 1  # growth
-            accelerator.print(f"  {event.neurons} neurons grow, {event.parameters_after:,} parameters")  # growth
+            progress.step += 1
+            done = progress.step / per_epoch
+            if done < options.epochs and growth.event_due(done, events):  # growth
+                probe = probe_batches(  # growth
+                    train_set,
+                    growth,
+                    event=events,
+                    collate_fn=collate,
+                    device=accelerator.device,
+                    rank=accelerator.process_index,
+                    world_size=accelerator.num_processes,
+                )
+                when = {"event": events, "step": progress.step, "epoch": done}  # growth
+                event = growth_event_(model, optimizer, probe, growth, **when)  # growth
+                events += 1  # growth
+                accelerator.print(f"  {event.neurons} neurons grow, {event.parameters_after:,} parameters")  # growth
+            if state is not None and progress.step % options.save_steps == 0:
+                accelerator.save_state(state)
         accelerator.print(f"epoch {epoch + 1}: accuracy {accuracy(accelerator, model, test_loader):.3f}")
 
     unwrapped = accelerator.unwrap_model(model)
@@ -85,6 +106,19 @@ def main() -> None:
     if options.output_dir and accelerator.is_main_process:
         unwrapped.save_pretrained(options.output_dir)
     accelerator.end_training()
+
+
+class Progress:
+    """How far the training is, for its checkpoints."""
+
+    def __init__(self) -> None:
+        self.step = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.step = state["step"]
 
 
 @torch.no_grad()

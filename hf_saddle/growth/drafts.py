@@ -203,7 +203,9 @@ def add_units_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Tensor
     if linear.branch is None:
         drafts = {name: _fresh(value) for name, value in values.items()}
         units = LinearDraft(f"{linear.path}.skip.linear", None, drafts)
-        linear.branch = BranchDraft(None, units, None if gains is None else _fresh(gains.to(rows)), neurons)
+        # A copy, because a plan may grow several models, which must not share memory with it.
+        gain = None if gains is None else _fresh(gains.to(rows, copy=True))
+        linear.branch = BranchDraft(None, units, gain, neurons)
         return
     branch = linear.branch
     for name, value in values.items():

@@ -280,7 +280,7 @@ def check_bound(model: nn.Module, optimizer: Optimizer | None) -> None:
     wrapper = find_ddp(model)
     if wrapper is not None and not follows(wrapper):
         raise ValueError(
-            "The DDP wrapper was made for other parameters and does not average the gradients of the model's, which has "
+            "The DDP wrapper was made for other parameters and does not average the gradients of the model's. It has "
             "changed its shapes since (a checkpoint was loaded). Call `rebind_` right after that."
         )
 

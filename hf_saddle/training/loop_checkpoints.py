@@ -65,9 +65,10 @@ def register_growth_checkpointing(accelerator: Accelerator, model: nn.Module, op
     def load(models: list[nn.Module], folder: str) -> None:
         place = _place(models, inner)
         history = _read_history(_beside(folder, place))
+        unit = type(inner.config).from_pretrained(_beside(folder, place)).skip_unit
         held = dict(inner.named_parameters())
         inner.load_state_dict(_read_weights(folder, place))
-        inner.growth_history = history
+        inner.growth_history, inner.config.skip_unit = history, unit
         known = GrowthHistory.from_model(inner)
         known.check(inner)
         if not same_parameters(inner, held):

@@ -74,7 +74,9 @@ def _note_optimizer(trainer: Trainer) -> Callable[[], None]:
         optimizer.state.clear()
         for group, members in zip(optimizer.param_groups, groups, strict=True):
             # What is not of the model stays itself.
-            group["params"][:] = [member if isinstance(member, nn.Parameter) else present[member] for member in members]
+            group["params"][:] = [
+                member if isinstance(member, nn.Parameter) else present[member] for member in members
+            ]
         # Copies, because tensors of a state that is loaded are then updated in place.
         optimizer.load_state_dict(copy.deepcopy(state))
         if scheduler is not None:

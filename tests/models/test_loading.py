@@ -320,6 +320,42 @@ def test_load_state_dict_of_the_encoder_alone(pixels):
     assert model.config.per_layer_config[0].intermediate_size == 45
 
 
+@pytest.mark.parametrize("before, after", PAIRS.values(), ids=PAIRS)
+@pytest.mark.parametrize("unit", UNITS)
+def test_parameters_whose_shape_stays_are_the_same_objects(before, after, unit):
+    model, saved = build(grown=before, seed=1), build(grown=after, skip_unit=unit, seed=2)
+    held, random_state = dict(model.named_parameters()), torch.get_rng_state()
+    model.load_state_dict(saved.state_dict())
+    kept = {name for name, parameter in model.named_parameters() if parameter is held.get(name)}
+    assert kept == {
+        name for name, value in saved.named_parameters() if name in held and held[name].shape == value.shape
+    }
+    assert len(kept) > 20
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.parametrize("before, after", PAIRS.values(), ids=PAIRS)
+def test_what_is_frozen_stays_frozen_parameter_by_parameter(before, after):
+    """Biases only, with the gains of branches; new parameters are trained as the neurons they feed."""
+    model = build(grown=before, seed=1)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith(("bias", "gain")))
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    model.load_state_dict(build(grown=after, seed=2).state_dict())
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == trained.get(name, name.endswith("bias")), name
+
+
+def test_a_trained_branch_of_a_frozen_linear_stays_trained():
+    model = build(grown=SMALLER, seed=1)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".skip." in name)
+    model.load_state_dict(build(grown={0: {"skip_sizes": {"mlp.fc1": [5], "mlp.fc2": [1]}}}, seed=2).state_dict())
+    now = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert sum(now.values()) == 6 and all(trained for name, trained in now.items() if ".skip." in name)
+    assert not any(trained for name, trained in now.items() if ".skip." not in name)
+
+
 def test_a_grown_model_that_loads_again_keeps_its_parameters():
     model = build(grown=GROWN)
     parameters = [id(parameter) for parameter in model.parameters()]

@@ -8,15 +8,17 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import transformers
+from test_loop_checkpoints import Loop
+from test_rebinding import Meddler
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import default_collate
 from training_cases import CHECKPOINTING, Images, Stream, events, growth, losses, no_growth, tiny, train, trainer_for
 from transformers import Trainer
 
-from hf_saddle.training import GrowthCallback, growth_event_, probe_batches
+from hf_saddle.training import GrowthCallback, growth_event_, probe_batches, rebind_
 from hf_saddle.training import event as event_module
-from hf_saddle.training.distributed import fingerprint
+from hf_saddle.training.distributed import fingerprint, follows
 
 
 CONFIG = growth()
@@ -168,6 +170,66 @@ def modes(folder):
         trainer = train(folder / name, CONFIG, **fields)
         equal = same_everywhere(fingerprint(trainer.model, trainer.optimizer))
         found[name] = {"replicas_equal": equal, "events": len(events(trainer))}
+    return found
+
+
+def shapes_from_outside(folder):
+    """A model that goes back to earlier weights under DDP: in a loop, in a Trainer, and by `load_state`."""
+    model = tiny(hidden_dropout_prob=0.0).double()
+    wrapper = DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(wrapper.parameters(), lr=1e-2)
+    noted = copy.deepcopy(model.state_dict())
+    growth_event_(wrapper, optimizer, doubles(probe()), CONFIG)
+    held = dict(model.named_parameters())
+    model.load_state_dict(noted)
+    found = {}
+    try:
+        growth_event_(wrapper, None, doubles(probe()), CONFIG)
+    except ValueError as error:
+        found["not_told"] = str(error)
+    rebind_(wrapper, optimizer, held)
+    batches = doubles([default_collate([Images()[i] for i in range(8 * rank, 8 * rank + 8)]) for rank in range(2)])
+    expected = one_process_gradients(model, batches)
+    wrapper(**batches[dist.get_rank()]).loss.backward()
+    found["difference"] = largest_difference(model, expected)
+    meddler = Meddler()
+    trainer = train(folder / "trainer", growth(num_events=2), callbacks=[meddler])
+    before = meddler.begun[7]
+    found["at_rest"] = [name for name, value in trainer.model.named_parameters() if torch.equal(value, before[name])]
+    found["events"] = [event["step"] for event in events(trainer)]
+    found["replicas_equal"] = same_everywhere(fingerprint(trainer.model, trainer.optimizer))
+    whole = Loop().run(folder / "loop")
+    resumed = Loop()
+    resumed.accelerator.load_state(str(folder / "loop" / "4"))
+    resumed.run(start=4)
+    further = Loop().run()
+    further.accelerator.load_state(str(folder / "loop" / "4"))
+    further.losses.clear()
+    further.run(start=4)
+    for name, loop in (("resumed", resumed), ("further", further)):
+        same = fingerprint(loop.model.module, loop.optimizer) == fingerprint(whole.model.module, whole.optimizer)
+        found[name] = same and loop.losses == whole.losses[4:] and follows(loop.model)
+    found["loop_replicas_equal"] = same_everywhere(fingerprint(resumed.model.module, resumed.optimizer))
+    return found
+
+
+def followers(folder):
+    """A follower that cannot grow on one rank."""
+    wrapper, follower = DistributedDataParallel(tiny()), tiny(seed=3)
+    before = fingerprint(wrapper.module)
+    if dist.get_rank() == 1:
+        with torch.no_grad():
+            follower.vit.layers[0].mlp.fc1.weight.fill_(torch.nan)
+    found = {}
+    try:
+        growth_event_(wrapper, None, probe(), growth(criterion="width"), followers=[follower])
+    except (ValueError, RuntimeError) as error:
+        found["refused"] = f"{type(error).__name__}: {error}"
+    found["unchanged"] = fingerprint(wrapper.module) == before and follower.growth_history is None
+    follower = tiny(seed=3)
+    growth_event_(wrapper, None, probe(), growth(criterion="width"), followers=[follower])
+    found["same_shapes"] = follower.shapes() == wrapper.module.shapes() != tiny().shapes()
+    found["replicas_equal"] = same_everywhere(fingerprint(follower))
     return found
 
 

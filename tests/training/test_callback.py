@@ -264,22 +264,6 @@ def test_early_stopping(tmp_path):
     GrowthHistory.from_model(trainer.model).check(trainer.model)
 
 
-def test_auto_find_batch_size_starts_again_with_the_schedule(tmp_path):
-    class OutOfMemory(GrowthTrainer):
-        failed = False
-
-        def training_step(self, *args, **kwargs):
-            if self.state.global_step == 5 and not self.failed:
-                self.failed = True
-                raise RuntimeError("CUDA out of memory.")
-            return super().training_step(*args, **kwargs)
-
-    trainer = train(tmp_path, growth(budget=4.0), trainer_class=OutOfMemory, auto_find_batch_size=True)
-    assert trainer.failed and trainer._train_batch_size < 8
-    # One event before the failure, and the three of the schedule after it.
-    assert_grew(trainer, 4)
-
-
 def test_model_init_and_a_second_training(tmp_path):
     trainer = trainer_for(tmp_path, growth(), model_init=lambda: tiny())
     trainer.train()
@@ -463,7 +447,7 @@ def test_what_could_not_grow_is_refused_before_the_first_step(tmp_path, fields, 
     ids=["deepspeed", "fsdp", "data_parallel", "ddp_in_a_plain_trainer"],
 )
 def test_ways_of_training_that_are_refused(fields, remedy):
-    alone = {"deepspeed": None, "parallel_mode": ParallelMode.NOT_PARALLEL}
+    alone = {"deepspeed": None, "auto_find_batch_size": False, "parallel_mode": ParallelMode.NOT_PARALLEL}
     alone["distributed_state"] = SimpleNamespace(distributed_type=DistributedType.NO)
     check_supported(SimpleNamespace(**alone), reaches_wrapper=False)
     with pytest.raises(ValueError, match=remedy):

@@ -3,7 +3,10 @@
 import json
 
 import pytest
+from test_loop_checkpoints import Loop
 from training_cases import events, growth, launch, train
+
+from hf_saddle.growth import GrowthHistory
 
 
 pytestmark = pytest.mark.distributed
@@ -56,6 +59,28 @@ def test_if_one_rank_cannot_grow_none_does(found):
     assert first["one_loss_is_nan"].startswith("RuntimeError: Measuring the grown model failed on rank 1")
     assert second["one_loss_is_nan"].startswith("ValueError: The loss of the probe set is nan after the growth")
     assert first["unchanged"] and second["unchanged"]
+
+
+def test_going_back_to_weights_of_other_shapes(tmp_path):
+    for rank in (found["shapes_from_outside"] for found in found_by_ranks(tmp_path, "shapes_from_outside")):
+        assert "DDP wrapper was made for other parameters" in rank["not_told"]
+        assert rank["difference"] < 1e-13
+        assert rank["at_rest"] == [] and rank["events"] == [3] and rank["replicas_equal"]
+        assert rank["resumed"] and rank["further"] and rank["loop_replicas_equal"]
+    # One process goes on from what two have saved.
+    loop = Loop()
+    loop.accelerator.load_state(str(tmp_path / "shapes_from_outside" / "loop" / "4"))
+    loop.run(start=4)
+    GrowthHistory.from_model(loop.model).check(loop.model)
+    assert len(loop.losses) == 8
+
+
+def test_a_follower_that_cannot_grow_on_one_rank_holds_up_all(tmp_path):
+    first, second = (found["followers"] for found in found_by_ranks(tmp_path, "followers"))
+    assert first["refused"].startswith("RuntimeError: The growth failed on rank 1")
+    assert "not finite after the growth" in second["refused"]
+    for rank in (first, second):
+        assert rank["unchanged"] and rank["same_shapes"] and rank["replicas_equal"]
 
 
 @pytest.mark.slow

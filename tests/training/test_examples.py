@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
+from safetensors.torch import load_file
 
 from hf_saddle.growth import GrowthHistory
 from hf_saddle.models import SaddleViTForImageClassification
@@ -30,11 +32,18 @@ def test_the_loop_with_accelerate(tmp_path, processes):
         str(tmp_path),
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [sys.executable, *launcher, *script], env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert "epoch 4: accuracy" in run.stdout
+
+    def launch(*options):
+        command = [sys.executable, *launcher, *script, *options]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+        assert run.returncode == 0, run.stderr[-2000:]
+        assert "epoch 4: accuracy" in run.stdout
+        return load_file(tmp_path / "model.safetensors")
+
+    # 22 steps an epoch: the state of step 50 is in the third, after one of two events.
+    whole = launch()
+    resumed = launch("--resume")
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
     model = SaddleViTForImageClassification.from_pretrained(tmp_path)
     history = GrowthHistory.from_model(model)
     history.check(model)
