@@ -91,8 +91,8 @@ class GrowthTrainer(ModelCardMixin, Trainer):
         except ValueError as error:
             raise ValueError(
                 f"The optimizer of {checkpoint} trains other parameters than this run's ({error}). Where only some "
-                "are trained, a model without the checkpoint's branches cannot tell which of them are: make the "
-                "model by `from_pretrained` of the checkpoint, and set `requires_grad` as in the run that wrote it."
+                "are trained, a model without the checkpoint's branches cannot tell which of them are: make the model "
+                "by `from_pretrained` of the checkpoint, and set `requires_grad` as in the run that wrote it."
             ) from error
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
