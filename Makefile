@@ -69,7 +69,7 @@ package: $(VENV)/.dev  ## Build wheel and sdist, check what they hold, run the q
 	PYTHONWARNINGS=error $(BIN)/python -m build --no-isolation
 	$(PYTHON) -m venv --clear $(VENV)-wheel
 	$(VENV)-wheel/bin/python -m pip install --quiet -c constraints.txt "$$(ls dist/*.whl)[cli,demo,plots]"
-	$(BIN)/python .ci/check_package.py $(VENV)-wheel/bin/python
+	$(RUN) $(BIN)/python .ci/check_package.py $(VENV)-wheel/bin/python
 
 study: $(VENV)/.study  ## Run what the study of when growing pays lacks (hours), then its report.
 	$(RUN) $(BIN)/python -m benchmarks.study.run $(ARGS)

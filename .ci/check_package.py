@@ -19,8 +19,8 @@ PACKAGE = {
 }
 FOLDERS = (".ci", "benchmarks", "docs", "examples", *PACKAGES, "model_cards", "tests")
 FILES = {
-    "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "PKG-INFO", "README.md", "constraints-oldest.txt",
-    "constraints.txt", "mkdocs.yml", "pyproject.toml", ".gitignore",
+    "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "PKG-INFO", "README.md",
+    "constraints-oldest.txt", "constraints.txt", "mkdocs.yml", "pyproject.toml", ".gitignore",
 }  # fmt: skip
 METADATA = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
 # Where the imported package lies is printed, as the checkout must not be what runs.
