@@ -60,6 +60,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for origin in ("transformers", "huggingface_hub", "accelerate", "datasets"):
         for category in ("FutureWarning", "DeprecationWarning"):
             config.addinivalue_line("filterwarnings", f"error::{category}:{origin}")
+    # PEFT reads the old name of this attribute of transformers.
+    config.addinivalue_line("filterwarnings", "ignore:`is_gradient_checkpointing`:FutureWarning")
 
 
 @pytest.hookimpl(tryfirst=True)

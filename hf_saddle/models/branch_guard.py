@@ -1,4 +1,4 @@
-"""Whether the skip branches that a config asks for are still there when the encoder runs, and answer unchanged."""
+"""Whether tuners and quantisers have left the skip branches that a config asks for in place, and unchanged."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .configuration_saddle import LINEARS
 from .growable import GrowableLinear, PairedLinear, SkipBranch, growable_in
@@ -75,15 +76,27 @@ def check_branches(encoder: Any) -> None:
         return
     # A new object whenever the shapes of the layers are assigned.
     shapes = encoder.config.per_layer_attributes
-    if encoder._branch_links is not None:
-        known, links = encoder._branch_links
-        if known is shapes:
-            for parent, name, child in links:
-                if parent._modules.get(name) is not child:
-                    break
-            else:
-                return
-    encoder._branch_links = (shapes, tuple(branch_links(encoder)))
+    if encoder._branch_links is None or not _unchanged(shapes, *encoder._branch_links):
+        links = tuple(branch_links(encoder))
+        encoder._branch_links = (shapes, links, tuple(_containers(links)))
+
+
+def _unchanged(shapes: Any, known: Any, links: tuple[Link, ...], containers: tuple[tuple[dict, int], ...]) -> bool:
+    if known is not shapes:
+        return False
+    for parent, name, child in links:
+        if parent._modules.get(name) is not child:
+            return False
+    return all(len(children) == number for children, number in containers)
+
+
+def _containers(links: tuple[Link, ...]) -> Iterator[tuple[dict, int]]:
+    """The children of all modules of wrappers, with their number, which another adapter would raise."""
+    for _, _, child in links:
+        if not isinstance(child, (GrowableLinear, SkipBranch)):
+            linear = growable_in(child)
+            held = set() if linear is None else set(linear.modules())
+            yield from ((module._modules, len(module._modules)) for module in child.modules() if module not in held)
 
 
 @torch.compiler.assume_constant_result
@@ -155,4 +168,28 @@ def check_wrapper(wrapper: nn.Module, linear: GrowableLinear, place: str) -> Non
         )
 
 
-__all__ = ["ADDITIVE_TUNERS", "branch_links", "check_branches", "check_wrapper", "guarded"]
+def check_quantised(model: Any) -> None:
+    """
+    Verify that a quantiser has done what `from_pretrained` was asked for.
+
+    Raises:
+        ValueError: If it passed over all growable linears, or quantised one of two rows that are to be added.
+    """
+    places = [place for *_, place in model.linear_places()]
+    unchanged = [place for place in places if isinstance(place, GrowableLinear)]
+    quantised = [place for place in unchanged if is_traceable_wrapper_subclass(place.weight)]
+    method = model.hf_quantizer.quantization_config.quant_method
+    if len(unchanged) == len(places) and not quantised:
+        raise ValueError(
+            f"The quantiser {method} has left every growable linear as it was, as those do that exchange plain "
+            "`nn.Linear` only. Use one that takes subclasses too (torchao, quanto), or quantise the stock model that "
+            "`hf-saddle convert --to stock` makes of one that grew in width only."
+        )
+    if any(isinstance(linear, PairedLinear) for linear in quantised):
+        raise ValueError(
+            f"The quantiser {method} cannot quantise residual pairs, whose rows are added. Merge them first: "
+            "`hf-saddle convert --to merged`."
+        )
+
+
+__all__ = ["ADDITIVE_TUNERS", "branch_links", "check_branches", "check_quantised", "check_wrapper", "guarded"]

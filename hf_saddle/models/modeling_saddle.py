@@ -20,7 +20,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from transformers.utils.hub import hf_api
 
 from .branch_dropout import BranchDropout
-from .branch_guard import branch_links
+from .branch_guard import branch_links, check_quantised
 from .checkpoint_checks import check_headers, check_number_of_layers, check_regular, check_values, find_weights
 from .configuration_saddle import LINEARS, SaddleConfig
 from .growable import GrowableLinear, GrowableMLP, PairedLinear, SkipBranch, check_targets, growable_in
@@ -107,8 +107,8 @@ class GrowablePreTrainedModel(PreTrainedModel):
     growth_history: dict[str, Any] | None = None
     # What has quantised the model, where `from_pretrained` was asked for it.
     hf_quantizer: Any = None
-    # The config's shapes at the last forward pass, and the way to each branch then, see `check_branches`.
-    _branch_links: tuple[Any, tuple] | None = None
+    # What `check_branches` found at the last forward pass.
+    _branch_links: tuple[Any, tuple, tuple] | None = None
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -133,10 +133,10 @@ class GrowablePreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: If another module has taken the place of a linear, as quantisers do.
         """
-        for layer_idx, linear, path, place in self._places():
+        for layer_idx, linear, path, place in self.linear_places():
             yield layer_idx, linear, path, _linear_at(path, place)
 
-    def _places(self) -> Iterator[tuple[int, str, str, nn.Module]]:
+    def linear_places(self) -> Iterator[tuple[int, str, str, nn.Module]]:
         """Yield what is in the place of every growable linear, be it wrapped or exchanged."""
         prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
         for layer_idx, layer in enumerate(self.base_model.layers):
@@ -164,10 +164,10 @@ class GrowablePreTrainedModel(PreTrainedModel):
             if place is None or isinstance(place, GrowableLinear):
                 raise
             raise ValueError(
-                f"A {type(place).__name__} has taken the place of {path}, so that its branch {target} is out of "
-                'reach. Leave branches out: for adapters of PEFT by `exclude_modules=["skip.linear"]`, for '
-                "quantisers by naming the linears that have a branch in `modules_to_not_convert` or its like. A part "
-                "of the linears has been exchanged by now: load the model anew."
+                f"A {type(place).__name__} has taken the place of {path}, so that {target} is out of reach. "
+                'Leave branches out: for adapters of PEFT by `exclude_modules=["skip.linear"]`, for quantisers by '
+                "naming the linears that have a branch in `modules_to_not_convert` or its like. A part of the linears "
+                "has been exchanged by now: load the model anew."
             ) from error
 
     def check_linears(self) -> None:
@@ -177,7 +177,7 @@ class GrowablePreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: If an adapter or a quantiser has taken the place of one. The message tells what to do.
         """
-        for _, _, path, place in self._places():
+        for _, _, path, place in self.linear_places():
             linear = _linear_at(path, place)
             if place is not linear:
                 raise ValueError(
@@ -249,7 +249,7 @@ class GrowablePreTrainedModel(PreTrainedModel):
             if isinstance(module, SkipBranch):
                 module.check_targets_(f"{path}.target")
         if model.hf_quantizer is not None:
-            _check_quantised(model)
+            check_quantised(model)
         else:
             check_values(model.state_dict(), str(pretrained_model_name_or_path))
         if pretrained_model_name_or_path is not None:
@@ -298,7 +298,7 @@ class GrowablePreTrainedModel(PreTrainedModel):
     def _resize_to_(self, state_dict: Mapping[str, Tensor], prefix: str) -> None:
         """Resize the growable linears to the tensors of a checkpoint; everything is checked before it is changed."""
         inner = prefix if self.base_model is self else f"{prefix}{self.base_model_prefix}."
-        if any(not isinstance(place, GrowableLinear) for *_, place in self._places()):
+        if any(not isinstance(place, GrowableLinear) for *_, place in self.linear_places()):
             # Adapters or a quantiser have taken the place of linears, so that tensors have to fit as they are.
             _check_tensors(state_dict, prefix, self.state_dict())
             return
@@ -476,24 +476,6 @@ def _linear_at(path: str, place: nn.Module) -> GrowableLinear:
             "Such a model computes and saves, but has no shapes and does not grow: use the model as it was before."
         )
     return linear
-
-
-def _check_quantised(model: GrowablePreTrainedModel) -> None:
-    """Refuse a quantiser that passed over all growable linears, or quantised one of two rows that are to be added."""
-    linears = [place for *_, place in model._places() if isinstance(place, GrowableLinear)]
-    quantised = [linear for linear in linears if is_traceable_wrapper_subclass(linear.weight)]
-    method = model.hf_quantizer.quantization_config.quant_method
-    if len(linears) == len(list(model._places())) and not quantised:
-        raise ValueError(
-            f"The quantiser {method} has left every growable linear as it was, since it exchanges plain `nn.Linear` "
-            "only. Use one that takes subclasses too (torchao, quanto), or quantise the stock model that "
-            "`hf-saddle convert --to stock` makes of one that grew in width only."
-        )
-    if any(isinstance(linear, PairedLinear) for linear in quantised):
-        raise ValueError(
-            f"The quantiser {method} cannot quantise residual pairs, whose rows are added. Merge them first: "
-            "`hf-saddle convert --to merged`."
-        )
 
 
 def _is_head(name: str) -> bool:

@@ -26,9 +26,6 @@ from hf_saddle.models.branch_guard import ADDITIVE_TUNERS, check_wrapper
 from hf_saddle.training.event import check_growable
 
 
-# PEFT reads the old name of an attribute of transformers.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-
 PIXELS = torch.randn(2, 3, 30, 30, generator=torch.Generator().manual_seed(0))
 NAMED = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
 LINEARS, BRANCHES = {"target_modules": NAMED}, {"target_modules": ["skip.linear"]}
@@ -296,3 +293,13 @@ def test_a_model_with_adapters_is_not_changed(change):
     with pytest.raises(ValueError, match="layers.0.mlp.fc2.*merge_and_unload"):
         act()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_second_adapter_is_checked_too():
+    model = adapted(build(grown=GROWN), target_modules=["fc1"])
+    output(model, PIXELS)
+    model.add_adapter("second", LoraConfig(target_modules=["fc1"]))
+    output(model, PIXELS)
+    model.add_adapter("third", LoraConfig(target_modules=["fc1"], use_dora=True))
+    with pytest.raises(ValueError, match="DoraLinearLayer"):
+        output(model, PIXELS)

@@ -10,9 +10,6 @@ from transformers import Trainer
 from hf_saddle.training import GrowthTrainer
 
 
-# PEFT reads the old name of an attribute of transformers.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-
 GROWN = {0: {"intermediate_size": 30, "skip_sizes": {"mlp.fc1": [4, 2], "attention.q_proj": [3]}}}
 every_growth = pytest.mark.parametrize("grown", [None, GROWN], ids=["ungrown", "grown"])
 every_trainer = pytest.mark.parametrize("trainer_class", [Trainer, GrowthTrainer])
