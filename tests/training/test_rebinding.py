@@ -58,7 +58,7 @@ def assert_trains_all(model, optimizer, before) -> None:
     assert [name for name, value in model.named_parameters() if torch.equal(value, before[name])] == []
 
 
-# --------------------------------------------------------------------------------------------------------- in a Trainer
+# -------------------------------------------------------------------------------------------------------- in a Trainer
 @pytest.mark.parametrize("trainer_class", [Trainer, GrowthTrainer])
 @pytest.mark.parametrize("moment", ["on_step_end", "on_log"])
 @by_config
@@ -131,7 +131,7 @@ def test_a_compiled_model_is_compiled_anew(tmp_path, trainer_class):
     assert losses(compiled) == pytest.approx(losses(plain), rel=1e-4)
 
 
-# ------------------------------------------------------------------------------------------------ in a hand-written loop
+# ---------------------------------------------------------------------------------------------- in a hand-written loop
 def batches():
     return probe_batches(Images(), growth())
 
