@@ -16,7 +16,7 @@ from ..growth import GrowthHistory
 from ..growth.rebind import same_parameters
 from ..models.modeling_saddle import HISTORY_NAME
 from .checks import SUPPORTED
-from .distributed import unwrap
+from .distributed import find_ddp, unwrap
 from .event import check_growable
 from .rebind import rebind_
 
@@ -53,6 +53,8 @@ def register_growth_checkpointing(accelerator: Accelerator, model: nn.Module, op
     if kind not in SUPPORTED:
         raise ValueError(f"`register_growth_checkpointing` is for one process or DDP, got {kind}.")
     _place(accelerator._models, inner)
+    if accelerator.num_processes > 1 and find_ddp(model) is None:
+        raise ValueError("Pass the model that `accelerator.prepare` returned, in its DDP wrapper, not the one inside.")
 
     def save(models: list[nn.Module], weights: list[Mapping[str, Tensor]], folder: str) -> None:
         place = _place(models, inner)
@@ -73,7 +75,7 @@ def register_growth_checkpointing(accelerator: Accelerator, model: nn.Module, op
         known.check(inner)
         if not same_parameters(inner, held):
             known.attach_(inner)  # of a model that never grew too, because it has other shapes now
-            rebind_(models[place], optimizer, held)
+            rebind_(model, optimizer, held)
             inner.growth_history = history
         models[place] = inner  # Accelerate loads the weights once more, by the names of the unwrapped model
 

@@ -17,7 +17,13 @@ from torch.utils.data import default_collate
 from training_cases import CHECKPOINTING, Images, Stream, events, growth, losses, no_growth, tiny, train, trainer_for
 from transformers import Trainer
 
-from hf_saddle.training import GrowthCallback, growth_event_, probe_batches, rebind_
+from hf_saddle.training import (
+    GrowthCallback,
+    growth_event_,
+    probe_batches,
+    rebind_,
+    register_growth_checkpointing,
+)
 from hf_saddle.training import event as event_module
 from hf_saddle.training.distributed import fingerprint, follows
 
@@ -220,6 +226,10 @@ def shapes_from_outside(folder):
     found["events"] = [event["step"] for event in events(trainer)]
     found["replicas_equal"] = same_everywhere(fingerprint(trainer.model, trainer.optimizer))
     whole = Loop().run(folder / "loop")
+    try:
+        register_growth_checkpointing(whole.accelerator, whole.model.module, whole.optimizer)
+    except ValueError as error:
+        found["unwrapped"] = str(error)
     resumed = Loop()
     resumed.accelerator.load_state(str(folder / "loop" / "4"))
     resumed.run(start=4)

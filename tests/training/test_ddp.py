@@ -95,6 +95,7 @@ def test_if_one_rank_cannot_grow_none_does(found):
 def test_going_back_to_weights_of_other_shapes(tmp_path):
     for rank in (found["shapes_from_outside"] for found in found_by_ranks(tmp_path, "shapes_from_outside")):
         assert "DDP wrapper was made for other parameters" in rank["not_told"]
+        assert "in its DDP wrapper" in rank["unwrapped"]
         assert rank["difference"] < 1e-13
         assert rank["at_rest"] == [] and rank["events"] == [3] and rank["replicas_equal"]
         assert rank["resumed"] and rank["further"] and rank["loop_replicas_equal"]
