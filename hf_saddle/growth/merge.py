@@ -16,7 +16,7 @@ from .event import GrowthEvent
 from .history import GrowthHistory
 from .optimizer_state import Changes, Replaced, optimizer_swaps
 from .surgery import versions
-from .transaction import Transaction, set_config_, swap_attribute
+from .transaction import Transaction, set_config_, swap_attribute, watch_swap
 
 
 @torch.no_grad()
@@ -71,7 +71,7 @@ def merge_pairs_(model: GrowablePreTrainedModel, optimizer: Optimizer | None = N
         replaced=replaced,
     )
     history.append(event)
-    swaps += [rename, swap_attribute(model, "growth_history", history.to_dict())]
+    swaps += [rename, swap_attribute(model, "growth_history", history.to_dict()), watch_swap(changes)]
     Transaction(swaps).commit_()
     return event
 

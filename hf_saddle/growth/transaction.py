@@ -12,6 +12,7 @@ from ..models.configuration_saddle import SaddleConfig
 from ..models.growable import SkipBranch
 from ..models.modeling_saddle import GrowablePreTrainedModel, set_shapes
 from ..models.parameters import follow_
+from ..models.resizing import expect_, reinstate_, retire_
 from .drafts import BranchDraft, LinearDraft, ParameterDraft
 from .optimizer_state import Added, Changes, Replaced, optimizer_swaps
 
@@ -204,7 +205,20 @@ def growth_swaps(
     ]
     if optimizer is not None:
         swaps += optimizer_swaps(optimizer, rebuild.changes, order)
-    return swaps, shapes
+    return [*swaps, watch_swap(rebuild.changes)], shapes
+
+
+def watch_swap(changes: Changes) -> Swap:
+    """Let optimizers that do not follow the changes raise, instead of leaving parameters at rest."""
+    now = {change.old: change.new for change in changes.replaced}
+    gone = [*now, *changes.removed]
+    came = [(change.new, now.get(change.sibling, change.sibling)) for change in changes.added]
+
+    def watch() -> None:
+        retire_(gone)
+        expect_(came)
+
+    return watch, lambda: reinstate_(gone)
 
 
 def set_config_(config: SaddleConfig, shapes: dict[int, dict[str, Any]], unit: str) -> None:

@@ -26,7 +26,7 @@ from .configuration_saddle import LINEARS, SaddleConfig
 from .growable import GrowableLinear, GrowableMLP, PairedLinear, SkipBranch, check_targets, growable_in
 from .json_files import read_json
 from .parameters import check_replaceable
-from .resizing import take_shapes_
+from .resizing import retire_, take_shapes_
 
 
 HISTORY_NAME = "growth_history.json"
@@ -286,14 +286,22 @@ class GrowablePreTrainedModel(PreTrainedModel):
             model, state_dict, checkpoint_files, load_config, *args, **kwargs
         )
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
         # `Trainer` resumes, and reloads its best model, by `load_state_dict`, where the checkpoint may be smaller or
         # larger than the model: the modules take the shapes of the incoming tensors before those are copied.
         check_values(
             {name: tensor for name, tensor in state_dict.items() if name.startswith(prefix)}, "the checkpoint"
         )
         self._resize_to_(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        if local_metadata.get("assign_to_params_buffers", False):
+            # `load_state_dict(assign=True)` puts those of the checkpoint in place of the parameters.
+            incoming = {name: state_dict.get(prefix + name) for name, _ in self.named_parameters()}
+            retire_(
+                old
+                for name, old in self.named_parameters()
+                if incoming[name] is not None and incoming[name] is not old and incoming[name].shape == old.shape
+            )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def _resize_to_(self, state_dict: Mapping[str, Tensor], prefix: str) -> None:
         """Resize the growable linears to the tensors of a checkpoint; everything is checked before it is changed."""

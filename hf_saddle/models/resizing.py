@@ -15,6 +15,11 @@ from .parameters import follow_
 
 # Parameters that another one has replaced, by their id, as long as something (an optimizer) still holds them.
 _retired: "weakref.WeakValueDictionary[int, nn.Parameter]" = weakref.WeakValueDictionary()
+# Parameters that came without predecessor, by their id, each with one that it is trained like. They are taken out when
+# an optimizer that holds them makes a step.
+_waiting: "weakref.WeakValueDictionary[int, nn.Parameter]" = weakref.WeakValueDictionary()
+_siblings: "weakref.WeakValueDictionary[int, nn.Parameter]" = weakref.WeakValueDictionary()
+_passed_over: set[int] = set()
 
 
 def take_shapes_(linear: GrowableLinear, fresh: GrowableLinear) -> None:
@@ -31,6 +36,7 @@ def take_shapes_(linear: GrowableLinear, fresh: GrowableLinear) -> None:
         del linear.skip  # a registered module, which an ordinary attribute cannot replace
     linear.skip = None if fresh.skip is None else fresh.skip.to(weight.device, weight.dtype).train(linear.training)
     after: dict[str, nn.Parameter] = {}
+    came: list[tuple[nn.Parameter, nn.Parameter]] = []
     for name, new in list(fresh.named_parameters()):
         old = before.get(name)
         if old is not None and old.shape == new.shape:
@@ -39,9 +45,11 @@ def take_shapes_(linear: GrowableLinear, fresh: GrowableLinear) -> None:
             model = old if old is not None else next(after[other] for other in siblings(name) if other in after)
             value = new.detach().to(weight.device, weight.dtype)
             after[name] = follow_(nn.Parameter(value), model)
+            came += [(after[name], model)] if old is None else []
         owner, _, leaf = name.rpartition(".")
         linear.get_submodule(owner)._parameters[leaf] = after[name]
     retire_(old for name, old in before.items() if after.get(name) is not old)
+    expect_(came)
 
 
 def siblings(name: str) -> list[str]:
@@ -64,23 +72,55 @@ def retire_(parameters: Iterable[nn.Parameter]) -> None:
     _retired.update((id(parameter), parameter) for parameter in parameters)
 
 
+def reinstate_(parameters: Iterable[nn.Parameter]) -> None:
+    """The opposite of [`retire_`], where what replaced them was undone."""
+    for parameter in parameters:
+        _retired.pop(id(parameter), None)
+
+
+def expect_(came: Iterable[tuple[nn.Parameter, nn.Parameter]]) -> None:
+    """
+    Note parameters without predecessor, each with one that it is trained like. An optimizer that trains only the
+    latter raises before its second step, unless another one that holds the new parameter has made a step until then.
+    """
+    _watch_optimizers()
+    for new, sibling in came:
+        _waiting[id(new)], _siblings[id(new)] = new, sibling
+        _passed_over.discard(id(new))
+
+
 @cache
 def _watch_optimizers() -> Any:
-    return register_optimizer_step_pre_hook(_refuse_retired)
+    return register_optimizer_step_pre_hook(_refuse_unbound)
 
 
-def _refuse_retired(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if not _retired:
+def _refuse_unbound(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if not _retired and not _waiting:
         return
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     dead = sum(_retired.get(id(parameter)) is parameter for parameter in held)
     if dead:
         raise RuntimeError(
-            f"{dead} of the {len(held)} parameters of the optimizer are no longer in the model: a checkpoint of other "
-            "shapes was loaded, and those that took their place would never be trained. Make optimizer and DDP "
-            "wrapper anew, or let them follow by what hf_saddle has for it: `register_growth_checkpointing` before "
-            "`accelerator.load_state`, `rebind_` after `load_state_dict`, a GrowthCallback in a Trainer."
+            f"{dead} of the {len(held)} parameters of the optimizer are no longer in the model, which was grown, "
+            f"merged or loaded without this optimizer: those that took their place would never be trained. {_REMEDY}"
         )
+    ids = set(map(id, held))
+    for key, new in list(_waiting.items()):
+        if key in ids:
+            del _waiting[key]
+        elif new.requires_grad and new.grad is not None and id(_siblings.get(key)) in ids:
+            if key in _passed_over:
+                raise RuntimeError(
+                    f"The model has a new parameter of shape {tuple(new.shape)} that no optimizer trains: it was "
+                    f"grown or loaded without this optimizer, which trains the neurons beside it. {_REMEDY}"
+                )
+            _passed_over.add(key)
 
 
-__all__ = ["retire_", "siblings", "take_shapes_"]
+_REMEDY = (
+    "Make optimizer and DDP wrapper anew, or let them follow by what hf_saddle has for it: the `optimizer` of `grow_` "
+    "and `growth_event_`, `register_growth_checkpointing` before `accelerator.load_state`, `rebind_` after "
+    "`load_state_dict`, a GrowthCallback in a Trainer."
+)
+
+__all__ = ["expect_", "reinstate_", "retire_", "siblings", "take_shapes_"]

@@ -18,10 +18,11 @@ from training_cases import (
 )
 from transformers import Trainer, TrainerCallback
 
-from hf_saddle.growth import GrowthHistory
+from hf_saddle.growth import GrowthHistory, GrowthPlan, LayerGrowth, grow_, merge_pairs_, prepare_growth
 from hf_saddle.training import GrowthTrainer, growth_event_, probe_batches, rebind_
 
 
+FC1 = "vit.layers.0.mlp.fc1"
 WIDTH = {"criterion": "width", "linears": ["mlp.fc1"]}
 CONFIGS = {"branches": growth(num_events=2), "width": growth(num_events=2, **WIDTH)}
 by_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -198,6 +199,72 @@ def test_an_optimizer_that_was_not_told_raises_before_its_step(config):
         growth_event_(model, optimizer, batches(), config, event=1)
     # An optimizer that is made anew works, and so does any other one.
     steps(model, torch.optim.AdamW(model.parameters()))
+
+
+def by_hand(operator):
+    """A growth by two neurons of a tiny model that knows no optimizer."""
+    return lambda model: grow_(model, GrowthPlan((LayerGrowth.by_hand(model, FC1, operator, [0, 1]),)))
+
+
+def load_deeper(model):
+    deeper = tiny()
+    by_hand("zero_gain")(deeper)
+    model.load_state_dict(deeper.state_dict())
+
+
+def merge(model):
+    merge_pairs_(model)
+
+
+UNTOLD = {
+    "wider": by_hand("split"),
+    "deeper": by_hand("zero_gain"),
+    "pairs": by_hand("residual_pair"),
+    "an_event": lambda model: growth_event_(model, None, batches(), growth()),
+    "merged": merge,
+    "deeper_weights": load_deeper,
+    "assigned": lambda model: model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True),
+}
+
+
+@pytest.mark.parametrize("name", UNTOLD)
+def test_parameters_that_no_optimizer_was_told_of_do_not_stay_at_rest(name):
+    model = tiny()
+    if name == "merged":
+        by_hand("residual_pair")(model)
+    optimizer = torch.optim.AdamW(model.parameters())
+    steps(model, optimizer, 1)
+    UNTOLD[name](model)
+    with pytest.raises(RuntimeError, match="no longer in the model|that no optimizer trains"):
+        steps(model, optimizer, 2)
+    optimizer.zero_grad()
+    steps(model, torch.optim.AdamW(model.parameters()), 3)
+
+
+def test_branches_may_have_an_optimizer_of_their_own():
+    model = tiny()
+    by_hand("zero_gain")(model)
+    own = {"skip": [], "rest": []}
+    for name, parameter in model.named_parameters():
+        own["skip" if ".skip." in name else "rest"].append(parameter)
+    rest, skip = torch.optim.AdamW(own["rest"]), torch.optim.SGD(own["skip"], lr=0.1)
+    for _ in range(3):
+        model(**batches()[0]).loss.backward()
+        rest.step()
+        skip.step()
+        model.zero_grad()
+
+
+@pytest.mark.parametrize("operator", ["split", "zero_gain"])
+def test_an_undone_growth_leaves_optimizers_alone(operator):
+    model = tiny()
+    optimizer = torch.optim.AdamW(model.parameters())
+    for bound in (optimizer, None):
+        plan = GrowthPlan((LayerGrowth.by_hand(model, FC1, operator, [0, 1]),))
+        prepared = prepare_growth(model, plan, bound)
+        prepared.commit_()
+        prepared.rollback_()
+        steps(model, optimizer, 3)
 
 
 @pytest.mark.parametrize("with_history", [False, True], ids=["no_history", "history"])
