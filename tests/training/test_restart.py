@@ -1,6 +1,5 @@
 """A training whose memory ran out ends as one that was started with the smaller batch size."""
 
-
 import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
