@@ -1,7 +1,7 @@
 """`GrowthCallback`: decides when a model grows inside of HF `Trainer`, delegates, and logs."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from transformers.trainer_utils import has_length
 
 from ..growth import GrowthConfig, GrowthEvent, GrowthHistory
 from ..growth.line_search import FACTORS
-from ..growth.rebind import same_parameters
+from ..growth.rebind import same_parameters, watch_modules
 from ..models.modeling_saddle import HISTORY_NAME, GrowablePreTrainedModel
 from .checks import check_data, check_loss, check_optimizer, check_parameters, check_supported
 from .distributed import Replicas, renew_wrapper_
@@ -84,7 +84,9 @@ class GrowthCallback(TrainerCallback, ExportableState):
         self.events_done = 0
         self._history: dict[str, Any] | None = None
         self._given: list[str] = []
-        self._held: dict[str, nn.Parameter] = {}  # what the optimizer trains, by name
+        # What the optimizer trains, by name, and whether the model still has it; noted while a training runs.
+        self._held: dict[str, nn.Parameter] = {}
+        self._unchanged: Callable[[], bool] = bool
 
     # --------------------------------------------------------------------------------------------------------- state
     def state(self) -> dict[str, Any]:
@@ -158,13 +160,13 @@ class GrowthCallback(TrainerCallback, ExportableState):
             renew_wrapper_(self.trainer.model_wrapped)
         self._restore(state, model)
         adopt_history_(model, self.followers)
-        self._held = dict(model.named_parameters())
+        self._note(model)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.follow_(args, state, kwargs["model"], kwargs["optimizer"])
 
     def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        if not same_parameters(kwargs["model"], self._held):
+        if not self._unchanged() and not same_parameters(kwargs["model"], self._held):
             raise RuntimeError(
                 "The model took other shapes after its gradients were computed, which are lost. Load checkpoints "
                 "between two steps, for instance in `on_step_end`."
@@ -179,7 +181,7 @@ class GrowthCallback(TrainerCallback, ExportableState):
         model, optimizer, loader = kwargs["model"], kwargs["optimizer"], kwargs["train_dataloader"]
         self.follow_(args, state, model, optimizer)
         event = self._grow(args, state, model, optimizer, loader)
-        self._held = dict(model.named_parameters())
+        self._note(model)
         self.events_done += 1
         self._history = model.growth_history
         self._report(args, state, control, event)
@@ -187,7 +189,7 @@ class GrowthCallback(TrainerCallback, ExportableState):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs
     ):
-        self._held = {}
+        self._held, self._unchanged = {}, bool
         if not args.load_best_model_at_end or state.best_model_checkpoint is None:
             return
         # The best model may be one before an event: its history is the one that was saved beside it.
@@ -197,18 +199,25 @@ class GrowthCallback(TrainerCallback, ExportableState):
         GrowthHistory.from_model(model).check(model)
 
     # ------------------------------------------------------------------------------------------------------ the work
+    def _note(self, model: nn.Module) -> None:
+        self._held, self._unchanged = dict(model.named_parameters()), watch_modules(model)
+
     def follow_(
         self, args: TrainingArguments, state: TrainerState, model: PreTrainedModel, optimizer: Optimizer | None
     ) -> None:
         """Make optimizer, wrappers and history follow a model that took other shapes by `load_state_dict`."""
-        if optimizer is None or not self._held or same_parameters(model, self._held):
+        if optimizer is None or not self._held or self._unchanged():
+            return
+        if same_parameters(model, self._held):
+            self._note(model)
             return
         before = len(GrowthHistory.from_model(model))
         wrapped = model if self.trainer is None else self.trainer.model_wrapped
         changes = rebind_(wrapped, optimizer, self._held, followers=self.followers)
         if args.torch_compile and self.trainer is None:
             torch.compiler.reset()
-        self._held, self._history = dict(model.named_parameters()), model.growth_history
+        self._history = model.growth_history
+        self._note(model)
         logger.warning(
             f"Parameters of the model were replaced outside of a growth before step {state.global_step + 1} (a "
             "checkpoint of other shapes was loaded). The optimizer goes on with those of the model: "
