@@ -114,6 +114,7 @@ def analyze_curvature(
     """
     settings = Settings(
         solver=solver or SolverOptions(),
+        max_tokens=max_tokens,
         seed=seed,
         significance=significance,
         whiten=whiten,
@@ -121,10 +122,7 @@ def analyze_curvature(
         unit_activation=unit_activation,
         warm_start=warm_start,
     )
-    ranks = Ranks(distributed, group)
-    return _analyze(
-        model, batches, criterion, loss=loss, linears=linears, max_tokens=max_tokens, settings=settings, ranks=ranks
-    )
+    return _analyze(model, batches, criterion, loss, linears, settings, Ranks(distributed, group))
 
 
 def check_null_model(
@@ -155,12 +153,14 @@ def check_null_model(
     if criterion not in ("width", "depth"):
         raise ValueError(f'The null model is for the criteria "width" and "depth", got {criterion!r}.')
     settings = Settings(
-        solver=solver or SolverOptions(), seed=seed, significance=significance, whiten=whiten, flip=True
+        solver=solver or SolverOptions(),
+        max_tokens=max_tokens,
+        seed=seed,
+        significance=significance,
+        whiten=whiten,
+        flip=True,
     )
-    ranks = Ranks(distributed, group)
-    report = _analyze(
-        model, batches, criterion, loss=loss, linears=linears, max_tokens=max_tokens, settings=settings, ranks=ranks
-    )
+    report = _analyze(model, batches, criterion, loss, linears, settings, Ranks(distributed, group))
     selected = sum(layer.candidates for layer in report)
     return NullModel(selected, sum(layer.neurons for layer in report), nominal_rate(criterion, significance), report)
 
@@ -169,24 +169,22 @@ def _analyze(
     model: nn.Module,
     batches: Iterable[Any],
     criterion: str | Sequence[str],
-    *,
     loss: Callable[[nn.Module, Any], Tensor] | None,
     linears: Sequence[str] | None,
-    max_tokens: int,
     settings: Settings,
     ranks: Ranks,
 ) -> CurvatureReport:
     started = time.perf_counter()
     criteria = (criterion,) if isinstance(criterion, str) else tuple(criterion)
-    _check(criteria, settings, max_tokens)
+    _check(criteria, settings)
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
     chosen, skipped = _choose(model, linears)
     if not chosen:
         raise _nothing_to_analyse(criteria, skipped)
-    by_kind = {"width": [name for name in criteria if name == "width"]}
-    by_kind["depth"] = [name for name in criteria if name != "width"]
-    kinds = {kind for kind, names in by_kind.items() if names}
+    by_kind: dict[str, list[str]] = {}
+    for name in criteria:
+        by_kind.setdefault("width" if name == "width" else "depth", []).append(name)
     found: list[LayerCurvature] = []
     with _undisturbed(model):
         captured = capture(
@@ -194,8 +192,8 @@ def _analyze(
             chosen,
             batches,
             loss or _own_loss,
-            kinds=kinds,
-            max_tokens=max_tokens,
+            kinds={*by_kind},
+            max_tokens=settings.max_tokens,
             seed=settings.seed,
             ranks=ranks,
         )
@@ -216,13 +214,7 @@ def _analyze(
         raise _nothing_to_analyse(criteria, skipped)
     seconds = time.perf_counter() - started
     return CurvatureReport(
-        layers=tuple(found),
-        samples=captured.samples.total,
-        tokens=captured.tokens,
-        loss=captured.loss,
-        seconds=seconds,
-        seed=settings.seed,
-        skipped=skipped,
+        tuple(found), captured.samples.total, captured.tokens, captured.loss, seconds, settings.seed, skipped
     )
 
 
@@ -235,7 +227,7 @@ def _own_loss(model: nn.Module, batch: Any) -> Tensor:
     return model(**batch).loss
 
 
-def _check(criteria: tuple[str, ...], settings: Settings, max_tokens: int) -> None:
+def _check(criteria: tuple[str, ...], settings: Settings) -> None:
     unknown = [name for name in criteria if name not in CRITERIA]
     if unknown or not criteria or len(set(criteria)) < len(criteria):
         raise ValueError(f"`criterion` must be one or several different ones of {CRITERIA}, got {criteria}.")
@@ -243,8 +235,8 @@ def _check(criteria: tuple[str, ...], settings: Settings, max_tokens: int) -> No
         raise ValueError(f"`step_size` must be positive, got {settings.step_size}.")
     if not settings.significance >= 0:
         raise ValueError(f"`significance` must not be negative, got {settings.significance}.")
-    if max_tokens < 1:
-        raise ValueError(f"`max_tokens` must be at least 1, got {max_tokens}.")
+    if settings.max_tokens < 1:
+        raise ValueError(f"`max_tokens` must be at least 1, got {settings.max_tokens}.")
     activation = settings.unit_activation
     if isinstance(activation, str) and activation not in ACTIVATIONS:
         raise ValueError(f"`unit_activation` must be a module or one of {tuple(ACTIVATIONS)}, got {activation!r}.")

@@ -19,9 +19,10 @@ from .whitening import unit_directions, unwhitened, whitened, whitened_inputs
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Options of an analysis that concern every layer; see [`analyze_curvature`]."""
+    """Options of an analysis; see [`analyze_curvature`]."""
 
     solver: SolverOptions
+    max_tokens: int
     seed: int
     significance: float
     whiten: bool
