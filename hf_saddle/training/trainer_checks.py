@@ -66,7 +66,7 @@ def check_training(
     probe_dataset: Any,
 ) -> None:
     """
-    Verify that events can be decided and counted as a training goes on; warn of what will not be seen.
+    Verify that a training's loss, samples and epochs are known to its callback; warn of what it cannot log.
 
     Args:
         args (`TrainingArguments`): The arguments.
@@ -76,9 +76,9 @@ def check_training(
         trainer, loss, probe_dataset: What the callback was given, see [`GrowthCallback`].
 
     Raises:
-        ValueError: If they cannot; the message tells what to do.
+        ValueError: If they are not; the message tells what to do.
     """
-    check_loss_known(trainer, state, loss)
+    _check_loss(trainer, state, loss)
     if config.unit == "epochs" and not has_length(loader):
         raise ValueError(
             "A training data set without length has no epochs to count. Use `unit='steps'` in the GrowthConfig."
@@ -88,21 +88,11 @@ def check_training(
             f"{', '.join(args.report_to)} will not see the growth metrics, because a plain Trainer lets no "
             "callback log. Use GrowthTrainer, or give the callback the `trainer`."
         )
-    check_data(loader, trainer, probe_dataset, config)
+    _check_data(loader, trainer, probe_dataset, config)
 
 
-def check_loss_known(trainer: Trainer | None, state: TrainerState, loss: Loss | None) -> None:
-    """
-    Verify that the loss of a training is known to its callback.
-
-    Args:
-        trainer (`Trainer`, *optional*): The trainer that the callback knows.
-        state (`TrainerState`): The state of the training.
-        loss (`Callable`, *optional*): The loss that the user gave.
-
-    Raises:
-        ValueError: If it is not; the message tells what to do.
-    """
+def _check_loss(trainer: Trainer | None, state: TrainerState, loss: Loss | None) -> None:
+    """Raise a `ValueError` unless the loss of a training is known to its callback."""
     if trainer is not None and trainer.state is not state:
         raise ValueError(
             "The GrowthCallback belongs to another trainer than the one that trains. Make one with "
@@ -123,19 +113,8 @@ def check_loss_known(trainer: Trainer | None, state: TrainerState, loss: Loss | 
         )
 
 
-def check_data(loader: Any, trainer: Trainer | None, probe_dataset: Any, config: GrowthConfig) -> None:
-    """
-    Verify that samples can be drawn as a training draws them, without taking any from it.
-
-    Args:
-        loader (`DataLoader`): The loader of the training data.
-        trainer (`Trainer`, *optional*): The trainer.
-        probe_dataset (`Dataset`, *optional*): The samples that the user gave.
-        config ([`GrowthConfig`]): Number of samples and seed.
-
-    Raises:
-        ValueError: If they cannot; the message tells what to do.
-    """
+def _check_data(loader: Any, trainer: Trainer | None, probe_dataset: Any, config: GrowthConfig) -> None:
+    """Raise a `ValueError` unless samples can be drawn as a training draws them, without taking any from it."""
     if not makes_batches(loader) and (trainer is None or probe_dataset is None):
         raise ValueError(
             f"The training data come from a {type(loader).__name__} that makes no batches of samples. Pass "
