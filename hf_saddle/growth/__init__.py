@@ -6,10 +6,10 @@ from .event import GrowthEvent
 from .history import GrowthHistory
 from .line_search import line_search, probe_loss
 from .merge import merge_pairs_
+from .optimizer_rebind import rebind_optimizer_
 from .optimizer_state import carry_optimizer_state_
 from .plan import GrowthPlan, LayerGrowth
 from .planner import event_budget, plan_growth
-from .rebind import rebind_optimizer_
 from .surgery import PreparedGrowth, grow_, prepare_growth, record_
 
 

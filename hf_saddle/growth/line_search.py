@@ -1,14 +1,15 @@
 """How far to go along the chosen directions, decided by the loss of the probe set."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..curvature.samples import first_dimension
+from ..curvature.loss import Loss, own_loss
+from ..curvature.samples import sample_count
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .operators import slope_at_zero
 from .plan import GrowthPlan, LayerGrowth, find_linear
@@ -23,7 +24,7 @@ def line_search(
     plan: GrowthPlan,
     batches: Iterable[Any],
     *,
-    loss: Callable[[nn.Module, Any], Tensor] | None = None,
+    loss: Loss | None = None,
     factors: Sequence[float] = FACTORS,
 ) -> GrowthPlan:
     """
@@ -51,7 +52,7 @@ def line_search(
     """
     if not any(growth.operator in ("split", "zero_gain") for growth in plan.growths):
         return plan
-    kept = list(batches)
+    loss, kept = loss or own_loss, list(batches)
     plan = _downhill(model, plan, kept, loss)
     # With the factor 0 zero-gain units keep the function; splits would never separate.
     trials = [_scaled(plan, factor) for factor in factors]
@@ -76,21 +77,20 @@ def line_search(
 
 
 @torch.no_grad()
-def probe_loss(
-    model: GrowablePreTrainedModel, batches: Iterable[Any], loss: Callable[[nn.Module, Any], Tensor] | None = None
-) -> float:
+def probe_loss(model: GrowablePreTrainedModel, batches: Iterable[Any], loss: Loss | None = None) -> float:
     """
     Mean loss over the samples of all batches, in evaluation mode; the model's mode is restored.
 
     Raises:
         ValueError: If there is no sample.
     """
+    loss = loss or own_loss
     training, total, samples = model.training, 0.0, 0
     model.eval()
     try:
         for batch in batches:
-            count = _size(batch)
-            total, samples = total + float(_loss(model, batch, loss)) * count, samples + count
+            count = sample_count(batch)
+            total, samples = total + float(loss(model, batch)) * count, samples + count
     finally:
         model.train(training)
     if not samples:
@@ -102,7 +102,7 @@ def _downhill(
     model: GrowablePreTrainedModel,
     plan: GrowthPlan,
     batches: Sequence[Any],
-    loss: Callable[[nn.Module, Any], Tensor] | None,
+    loss: Loss,
 ) -> GrowthPlan:
     """The plan with gains against the slope of the loss, the largest being 1, where it has zero-gain units at rest."""
     at_rest = [g for g in plan.growths if g.operator == "zero_gain" and not bool(g.gains.any())]
@@ -145,7 +145,7 @@ def _gradients(
     model: GrowablePreTrainedModel,
     parameters: Sequence[nn.Parameter],
     batches: Sequence[Any],
-    loss: Callable[[nn.Module, Any], Tensor] | None,
+    loss: Loss,
 ) -> list[Tensor]:
     """Gradients of the mean loss of all samples, in evaluation mode; `.grad` is not touched."""
     training, samples = model.training, 0
@@ -157,8 +157,8 @@ def _gradients(
             value.requires_grad_(True)
         with torch.enable_grad():
             for batch in batches:
-                size = _size(batch)
-                gradients = torch.autograd.grad(_loss(model, batch, loss), parameters)
+                size = sample_count(batch)
+                gradients = torch.autograd.grad(loss(model, batch), parameters)
                 for part, gradient in zip(total, gradients, strict=True):
                     part.add_(gradient, alpha=size)
                 samples += size
@@ -167,14 +167,6 @@ def _gradients(
             value.requires_grad_(False)
         model.train(training)
     return [part / samples for part in total]
-
-
-def _loss(model: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], Tensor] | None) -> Tensor:
-    return model(**batch).loss if loss is None else loss(model, batch)
-
-
-def _size(batch: Any) -> int:
-    return first_dimension(batch) or 0
 
 
 def _scaled(plan: GrowthPlan, factor: float) -> GrowthPlan:

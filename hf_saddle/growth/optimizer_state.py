@@ -88,7 +88,7 @@ def optimizer_swaps(
     """
     optimizer = inner_optimizer(optimizer)
     rules = rules_of(optimizer)
-    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    held = set(held_parameters(optimizer))
     needed = [(change.name, change.old) for change in changes.replaced]
     needed += [(change.name, change.sibling) for change in changes.added]
     for name, parameter in needed:
@@ -122,6 +122,11 @@ def inner_optimizer(optimizer: Optimizer) -> Optimizer:
         optimizer = optimizer.optimizer
     rules_of(optimizer)
     return optimizer
+
+
+def held_parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    """What an optimizer trains, in the order of its groups."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _swap_group(group: dict[str, Any], params: list[nn.Parameter], names: list[str] | None):

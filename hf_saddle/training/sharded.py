@@ -9,12 +9,12 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from ..curvature.loss import Loss
 from ..growth import GrowthConfig, GrowthEvent
 from ..growth.attachments import check_attachments
 from ..growth.optimizer_state import inner_optimizer
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .event import growth_event_
-from .probe import Loss
 
 
 def growth_event_sharded_(

@@ -28,8 +28,8 @@ from hf_saddle.curvature import analyze_curvature
 from hf_saddle.growth import GrowthHistory, grow_, plan_growth
 from hf_saddle.training import GrowthCallback, GrowthTrainer, growth_event_, probe_batches
 from hf_saddle.training import callback as callback_module
-from hf_saddle.training.checks import check_supported
 from hf_saddle.training.probe import event_seed
+from hf_saddle.training.trainer_checks import check_supported
 
 
 def assert_grew(trainer, number: int = 3) -> None:

@@ -1,35 +1,22 @@
 """What a Trainer must be like for its model to grow; anything else is refused with the remedy."""
 
 import logging
-from collections.abc import Collection
 from typing import Any
 
 from accelerate.utils import DistributedType
-from torch import nn
-from torch.optim import Optimizer
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerState, TrainingArguments
+from transformers.trainer_utils import has_length
 from transformers.training_args import ParallelMode
 
+from ..curvature.loss import Loss
 from ..growth import GrowthConfig
-from ..growth.attachments import check_attachments
-from ..growth.optimizer_state import inner_optimizer
-from ..models.modeling_saddle import GrowablePreTrainedModel
-from .probe import Loss, open_stream
+from .distributed import SUPPORTED
+from .probe import open_stream
 from .sampling import makes_batches, training_indices
 
 
 logger = logging.getLogger(__name__)
-
-
-# A single process, or DDP.
-SUPPORTED = (
-    DistributedType.NO,
-    DistributedType.MULTI_CPU,
-    DistributedType.MULTI_GPU,
-    DistributedType.MULTI_XPU,
-    DistributedType.MULTI_NPU,
-)
 
 
 def check_supported(args: TrainingArguments, reaches_wrapper: bool) -> None:
@@ -68,66 +55,44 @@ def check_supported(args: TrainingArguments, reaches_wrapper: bool) -> None:
         )
 
 
-def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
+def check_training(
+    args: TrainingArguments,
+    state: TrainerState,
+    loader: Any,
+    *,
+    config: GrowthConfig,
+    trainer: Trainer | None,
+    loss: Loss | None,
+    probe_dataset: Any,
+) -> None:
     """
-    Verify that an optimizer trains a model, and can follow its growth.
-
-    Raises:
-        ValueError: If its state cannot be carried, or if it misses a parameter: it was made for other parameters, and
-            those would stay at rest unnoticed.
-    """
-    inner_optimizer(optimizer)
-    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-    missed = [
-        name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter not in held
-    ]
-    present = set(model.parameters())
-    if missed and not held <= present:
-        raise ValueError(
-            f"The optimizer was made for other parameters and does not train {len(missed)} of the model's, such as "
-            f"{missed[0]}. The model has changed its shapes since (a checkpoint or the best model was loaded). In a "
-            "loop of your own call `rebind_` right after that, or make the optimizer anew. With a Trainer set "
-            "`trainer.optimizer = trainer.lr_scheduler = None` before `train()`, or use GrowthTrainer, which does it."
-        )
-
-
-def check_parameters(model: GrowablePreTrainedModel, paths: Collection[str], optimizer: Optimizer) -> None:
-    """
-    Verify that linears may exchange their parameters, and that an optimizer trains what is to be trained of them.
+    Verify that a training's loss, samples and epochs are known to its callback; warn of what it cannot log.
 
     Args:
-        model ([`GrowablePreTrainedModel`]): The model.
-        paths (`Collection[str]`): The linears that may grow.
-        optimizer (`Optimizer`): The optimizer that trains it.
-
-    Raises:
-        ValueError: If something hangs on a parameter that cannot follow (see [`check_attachments`]), or the optimizer
-            does not hold one that requires a gradient.
-    """
-    check_attachments(model, paths)
-    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-    for path in paths:
-        for name, parameter in model.get_submodule(path).named_parameters(recurse=False):
-            if parameter.requires_grad and parameter not in held:
-                raise ValueError(
-                    f"The optimizer does not hold {path}.{name}, which requires a gradient and may grow. Freeze the "
-                    "linear (`requires_grad_(False)`), name others in `linears` and `layers` of the GrowthConfig, or "
-                    "give the optimizer this parameter too."
-                )
-
-
-def check_loss(trainer: Trainer | None, state: TrainerState, loss: Loss | None) -> None:
-    """
-    Verify that the loss of a training is known to its callback.
-
-    Args:
-        trainer (`Trainer`, *optional*): The trainer that the callback knows.
+        args (`TrainingArguments`): The arguments.
         state (`TrainerState`): The state of the training.
-        loss (`Callable`, *optional*): The loss that the user gave.
+        loader (`DataLoader`): The loader of the training data.
+        config ([`GrowthConfig`]): When and how to grow.
+        trainer, loss, probe_dataset: What the callback was given, see [`GrowthCallback`].
 
     Raises:
-        ValueError: If it is not; the message tells what to do.
+        ValueError: If they are not; the message tells what to do.
     """
+    _check_loss(trainer, state, loss)
+    if config.unit == "epochs" and not has_length(loader):
+        raise ValueError(
+            "A training data set without length has no epochs to count. Use `unit='steps'` in the GrowthConfig."
+        )
+    if trainer is None and args.report_to:
+        logger.warning(
+            f"{', '.join(args.report_to)} will not see the growth metrics, because a plain Trainer lets no "
+            "callback log. Use GrowthTrainer, or give the callback the `trainer`."
+        )
+    _check_data(loader, trainer, probe_dataset, config)
+
+
+def _check_loss(trainer: Trainer | None, state: TrainerState, loss: Loss | None) -> None:
+    """Raise a `ValueError` unless the loss of a training is known to its callback."""
     if trainer is not None and trainer.state is not state:
         raise ValueError(
             "The GrowthCallback belongs to another trainer than the one that trains. Make one with "
@@ -148,19 +113,8 @@ def check_loss(trainer: Trainer | None, state: TrainerState, loss: Loss | None) 
         )
 
 
-def check_data(loader: Any, trainer: Trainer | None, probe_dataset: Any, config: GrowthConfig) -> None:
-    """
-    Verify that samples can be drawn as a training draws them, without taking any from it.
-
-    Args:
-        loader (`DataLoader`): The loader of the training data.
-        trainer (`Trainer`, *optional*): The trainer.
-        probe_dataset (`Dataset`, *optional*): The samples that the user gave.
-        config ([`GrowthConfig`]): Number of samples and seed.
-
-    Raises:
-        ValueError: If they cannot; the message tells what to do.
-    """
+def _check_data(loader: Any, trainer: Trainer | None, probe_dataset: Any, config: GrowthConfig) -> None:
+    """Raise a `ValueError` unless samples can be drawn as a training draws them, without taking any from it."""
     if not makes_batches(loader) and (trainer is None or probe_dataset is None):
         raise ValueError(
             f"The training data come from a {type(loader).__name__} that makes no batches of samples. Pass "
