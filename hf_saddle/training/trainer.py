@@ -148,8 +148,8 @@ class GrowthTrainer(ModelCardMixin, Trainer):  # type: ignore[misc]
 
     def _renew(self) -> None:
         """Renew an optimizer or a DDP wrapper that was made for earlier shapes of the model."""
-        made_here = self.optimizer is not None and not self._optimizer_was_given
-        if made_here and not set(held_parameters(self.optimizer)) <= set(self.model.parameters()):
+        made_here = None if self._optimizer_was_given else self.optimizer
+        if made_here is not None and not set(held_parameters(made_here)) <= set(self.model.parameters()):
             self.optimizer = None
         renew_wrapper_(self.model_wrapped)
 
