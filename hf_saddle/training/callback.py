@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import has_length
 
-from ..growth import GrowthConfig, GrowthEvent, GrowthHistory
+from ..growth import GrowthConfig, GrowthEvent, GrowthHistory, PaperGrowthConfig
 from ..growth.line_search import FACTORS
+from ..growth.old_names import current_names
 from ..growth.rebind import same_parameters
 from ..models.modeling_saddle import HISTORY_NAME, GrowablePreTrainedModel
 from .checks import check_data, check_loss, check_optimizer, check_parameters, check_supported
@@ -76,7 +77,7 @@ class GrowthCallback(TrainerCallback, ExportableState):
         followers: Sequence[GrowablePreTrainedModel] = (),
         trainer: Trainer | None = None,
     ):
-        self.config = config if isinstance(config, GrowthConfig) else GrowthConfig.from_dict(dict(config))
+        self.config = config if isinstance(config, GrowthConfig) else GrowthConfig.from_dict(config)
         self.probe_dataset = probe_dataset
         self.loss = loss
         self.followers = tuple(followers)
@@ -126,11 +127,11 @@ class GrowthCallback(TrainerCallback, ExportableState):
         state.stateful_callbacks[name] = self.state()
 
     def _note_changes(self, saved: dict[str, Any]) -> None:
-        changes = [
-            f"{name} {saved[name]!r} → {value!r}"
-            for name, value in self.config.to_dict().items()
-            if saved.get(name, value) != value
-        ]
+        idle = PaperGrowthConfig().to_dict()
+        current, lost = current_names(saved, idle)
+        before, now = idle | current, idle | self.config.to_dict()
+        changes = [f"{name} {before[name]!r} → {value!r}" for name, value in now.items() if before[name] != value]
+        changes += [f"{name} {saved[name]!r} → left out" for name in lost]
         if changes:
             logger.warning(
                 f"The resumed run grows by another GrowthConfig from now on: {', '.join(changes)}. The "
