@@ -96,7 +96,10 @@ def accepts_old_names(config_class: type[Config]) -> type[Config]:
         refuse(given, lost)
         old = sorted(set(given) - set(current))
         if old:
-            new = ", ".join(f"{name}={value!r}" for name, value in current.items() if name not in given)
+            added = {name: value for name, value in current.items() if name not in given}
+            # A size takes the place of the default multiple by itself.
+            needed = {name: value for name, value in added.items() if value is not None} or added
+            new = ", ".join(f"{name}={value!r}" for name, value in needed.items())
             warnings.warn(
                 f"`{'`, `'.join(old)}` of {type(self).__name__} will be an error in version 0.3. "
                 + (f"Write {new} instead." if new else "Leave it out: it has no effect."),
