@@ -19,6 +19,7 @@ import transformers
 from hf_saddle import SaddleViTConfig, SaddleViTForImageClassification
 from hf_saddle.curvature import CurvatureReport, LayerCurvature
 from hf_saddle.growth import GrowthConfig, GrowthPlan, LayerGrowth, count_macs, grow_, plan_growth
+from hf_saddle.growth.costs import CostBook
 
 
 FIELDS = {"hidden_size": 384, "num_attention_heads": 6, "num_labels": 100}
@@ -56,6 +57,7 @@ def report(model: SaddleViTForImageClassification, criterion: str) -> CurvatureR
         n, d = module.out_features, module.in_features + 1
         direction = torch.nn.functional.normalize(torch.randn(n, d), dim=1)
         gain, ones = torch.rand(n), torch.ones(n)
+        gain[torch.randperm(n)[:NEURONS]] += 1  # these grow, and the others are weighed too
         layers.append(
             LayerCurvature(
                 linear=path,
@@ -92,7 +94,9 @@ def event_cost(criterion: str, batch_size: int, repeats: int, device: str) -> di
             optimizer.zero_grad()
 
         found = report(model, criterion)
-        config = GrowthConfig(criterion=criterion, max_per_layer=NEURONS, num_events=1, budget=2.0)
+        fc1 = found.layers[0].linear
+        price = CostBook(model).cost(fc1, {"width": "split", "depth": "zero_gain"}[criterion], 0).parameters
+        config = GrowthConfig(criterion=criterion, num_events=1, max_growth=None, event_budget=12 * NEURONS * price)
         plan: list[GrowthPlan] = []
         times = (
             seconds(step, device),

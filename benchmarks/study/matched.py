@@ -50,7 +50,7 @@ def at_random(plan: GrowthPlan, report: CurvatureReport, config: GrowthConfig, s
         drawn, count = report[growth.linear, "random"], len(growth.neurons)
         order = unused.get(growth.linear, torch.randperm(drawn.neurons, generator=generator))
         neurons, unused[growth.linear] = order[:count].sort().values, order[count:]
-        scale = config.unit_scale / drawn.response if growth.operator in UNITS_WITH_GAIN else drawn.step
+        scale = 1.0 / drawn.response if growth.operator in UNITS_WITH_GAIN else drawn.step
         growths.append(
             dataclasses.replace(
                 growth,

@@ -1,6 +1,6 @@
 """Growing: planning under a budget, surgery, optimizer state and history. Nothing here knows a trainer."""
 
-from .config import PAPER_START, GrowthConfig
+from .config import PAPER_START, GrowthConfig, PaperGrowthConfig
 from .costs import count_macs, count_parameters
 from .event import GrowthEvent
 from .history import GrowthHistory
@@ -20,6 +20,7 @@ __all__ = [
     "GrowthHistory",
     "GrowthPlan",
     "LayerGrowth",
+    "PaperGrowthConfig",
     "PreparedGrowth",
     "carry_optimizer_state_",
     "count_macs",

@@ -131,8 +131,6 @@ def _candidates(report: CurvatureReport, model: GrowablePreTrainedModel, config:
         if operator is None or frozen or elsewhere:
             continue
         fit = entry.significant & torch.isfinite(entry.gain) & (entry.gain > 0)
-        if entry.criterion == "depth" and not config.both_ends:
-            fit = fit & (entry.eigenvalue < 0)
         neurons = torch.nonzero(fit).flatten().tolist()
         if len(neurons) >= config.layer_threshold:
             gains = entry.gain.tolist()
@@ -149,20 +147,17 @@ def _choose(candidates: list[_Candidate], book: CostBook, config: GrowthConfig, 
     shares = [allowed / len(QUOTAS)] * len(QUOTAS) if config.quotas else [allowed]
     quota_of = {linear: index for index, group in enumerate(QUOTAS) for linear in group}
     taken: set[tuple[str, int]] = set()
-    per_layer: Counter[str] = Counter()
     chosen = []
     # The sort is stable: ties keep the order of the model.
     for candidate in sorted(candidates, key=lambda candidate: -candidate.gain / cost(candidate)):
         path = candidate.entry.linear
         quota = quota_of[candidate.linear] if config.quotas else 0
         price = cost(candidate)
-        full = config.max_per_layer is not None and per_layer[path] >= config.max_per_layer
-        if (path, candidate.neuron) in taken or full or price > shares[quota]:
+        if (path, candidate.neuron) in taken or price > shares[quota]:
             continue
         book.book_(path, candidate.operator, candidate.neuron)
         shares[quota] -= price
         taken.add((path, candidate.neuron))
-        per_layer[path] += 1
         chosen.append(candidate)
     return chosen
 
@@ -188,12 +183,11 @@ def _growths(
         steps = entry.step[neurons].float().cpu()
         if operator in UNITS_WITH_GAIN:
             # The measured step suits a change of the neuron's own row. A unit with a gain changes nothing by its
-            # length, but a short one needs a large gain, under which an update of its row changes much.
-            steps = config.unit_scale / along.response[neurons].float().cpu()
+            # length, but a short one needs a large gain, under which an update of its row changes much. With this one
+            # the pre-activation of the unit has a root mean square of 1.
+            steps = 1.0 / along.response[neurons].float().cpu()
         gains = torch.zeros(len(neurons))
-        if operator == "zero_gain" and config.gain_init:
-            gains = -config.gain_init * torch.sign(eigenvalues)
-        elif operator == "opposed_pair":
+        if operator == "opposed_pair":
             gains = torch.ones(len(neurons))
         yield LayerGrowth(
             linear=path,

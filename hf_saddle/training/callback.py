@@ -78,7 +78,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         followers: Sequence[GrowablePreTrainedModel] = (),
         trainer: Trainer | None = None,
     ):
-        self.config = config if isinstance(config, GrowthConfig) else GrowthConfig.from_dict(dict(config))
+        self.config = config if isinstance(config, GrowthConfig) else GrowthConfig.from_dict(config)
         self.probe_dataset = probe_dataset
         self.loss = loss
         self.followers = tuple(followers)

@@ -182,7 +182,7 @@ def grow_together_(
         if not math.isfinite(value):
             raise ValueError(
                 f"The loss of the probe set is {value} after the growth, which was undone: the model is as before. "
-                "Use `line_search=True`, or a smaller `step_size` or `gain_init`."
+                "Use `line_search=True`, or a smaller `step_size`."
             )
         return value
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import TrainerState
 
-from ..growth import GrowthConfig, GrowthHistory
+from ..growth import GrowthConfig, GrowthHistory, PaperGrowthConfig
+from ..growth.old_names import current_names
 from ..models.modeling_saddle import HISTORY_NAME
 
 
@@ -33,11 +34,11 @@ def left_out(config: GrowthConfig, state: TrainerState) -> int:
 
 def note_changes(saved: dict[str, Any], config: GrowthConfig, events_done: int) -> None:
     """Warn of the fields in which a config differs from the one that a run began with."""
-    changes = [
-        f"{name} {saved[name]!r} → {value!r}"
-        for name, value in config.to_dict().items()
-        if saved.get(name, value) != value
-    ]
+    idle = PaperGrowthConfig().to_dict()
+    current, lost = current_names(saved, idle)
+    before, now = idle | current, idle | config.to_dict()
+    changes = [f"{name} {before[name]!r} → {value!r}" for name, value in now.items() if before[name] != value]
+    changes += [f"{name} {saved[name]!r} → left out" for name in lost]
     if changes:
         logger.warning(
             f"The resumed run grows by another GrowthConfig from now on: {', '.join(changes)}. The {events_done} "

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from hf_saddle.growth import (
-    GrowthConfig,
     GrowthHistory,
     GrowthPlan,
     LayerGrowth,
+    PaperGrowthConfig,
     count_macs,
     count_parameters,
     grow_,
@@ -120,25 +120,25 @@ def test_sequences_of_growths_by_hand(data, model, kind):
 @given(
     data=st.data(),
     model=models,
-    budget=st.floats(1.01, 3.0),
+    multiple=st.floats(1.01, 3.0),
     unit=st.sampled_from(["parameters", "macs"]),
     schedule=st.sampled_from(["constant", "linear", "lr"]),
     operator=st.sampled_from(["auto", "split", "zero_gain", "residual_pair", "opposed_pair"]),
     events=st.integers(1, 4),
 )
 @settings(max_examples=25, **SETTINGS)
-def test_planned_events_keep_the_budget(data, model, budget, unit, schedule, operator, events):
-    config = GrowthConfig(
-        budget=budget,
-        budget_unit=unit,
+def test_planned_events_keep_the_budget(data, model, multiple, unit, schedule, operator, events):
+    size = count_parameters if unit == "parameters" else count_macs
+    initial = size(model)
+    limit = {"max_macs": multiple * initial} if unit == "macs" else {"max_growth": multiple}
+    config = PaperGrowthConfig(
+        **limit,
         schedule=schedule,
         operator=operator,
         num_events=events,
         quotas=data.draw(st.booleans()),
-        max_per_layer=data.draw(st.sampled_from([None, 1, 3])),
+        layer_threshold=data.draw(st.sampled_from([1, 3])),
     )
-    size = count_parameters if unit == "parameters" else count_macs
-    initial = size(model)
     for event in range(events):
         report, before = report_for(model), size(model)
         plan = plan_growth(report, model, config, event=event, lr_ratio=data.draw(st.floats(0, 1)))
@@ -146,7 +146,7 @@ def test_planned_events_keep_the_budget(data, model, budget, unit, schedule, ope
         grow_(model, plan)
         assert size(model) - before == (plan.parameters if unit == "parameters" else plan.macs)
         check_consistent(model)
-    assert size(model) <= budget * initial
+    assert size(model) <= multiple * initial
     model(**batch()).loss.backward()
 
 

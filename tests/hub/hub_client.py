@@ -155,7 +155,7 @@ def train_and_push(folder: str, repo_id: str, strategy: str, *, again: bool = Fa
 
     from hf_saddle import GrowthCallback, GrowthConfig, GrowthTrainer
 
-    growth = GrowthConfig(unit="steps", warmup=3, num_events=1, significance=0, probe_samples=12, budget=1.2)
+    growth = GrowthConfig(unit="steps", warmup=3, num_events=1, significance=0, probe_samples=12, max_growth=1.2)
 
     def accuracy(prediction) -> dict[str, float]:
         return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
