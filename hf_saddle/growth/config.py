@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from ..models.configuration_saddle import LINEARS, MAX_SKIP_DEPTH
+from ..models.configuration_saddle import MAX_SKIP_DEPTH
+from ..models.sites import LINEARS
 
 
 UNITS = ("epochs", "steps")

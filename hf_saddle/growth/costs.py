@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..models.configuration_saddle import sides
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from ..models.sites import Site
 from .config import DEPTH_OPERATORS
-from .operators import FC1, FC2
 
 
 def count_parameters(model: GrowablePreTrainedModel) -> int:
@@ -76,28 +76,27 @@ class CostBook:
 
     def __init__(self, model: GrowablePreTrainedModel):
         self.tokens = tokens_per_image(model)
-        self.place = {}
+        self.sites: dict[str, Site] = {site.path: site for site in model.growable_linears()}
         self.families: dict[tuple[int, str], _Family] = {}
-        for layer, linear, path, module in model.growable_linears():
-            self.place[path] = (layer, linear)
-            family = self.families.setdefault((layer, linear), _Family(module.in_features, 0, 0))
-            paired = path.endswith(".skip.linear") and model.config.skip_unit == "residual_pair"
-            family.rows += module.out_features * (2 if paired else 1)
-            family.products += module.out_features
-            family.units[path] = {}
+        for site in self.sites.values():
+            family = self.families.setdefault((site.layer, site.linear), _Family(site.module.in_features, 0, 0))
+            paired = site.nested and model.config.skip_unit == "residual_pair"
+            family.rows += site.module.out_features * (2 if paired else 1)
+            family.products += site.module.out_features
+            family.units[site.path] = {}
         self.unit_rows = 2 if model.config.skip_unit == "residual_pair" else 1
         self.unit_gain = 1 if model.config.skip_unit == "gain" else 0
-        for *_, path, module in reversed(list(model.growable_linears())):
-            if module.skip is not None:
-                counts = self.families[self.place[path]].units[path]
-                nested = self.families[self.place[path]].units[f"{path}.skip.linear"]
-                for unit, neuron in enumerate(module.skip.target.tolist()):
+        for site in reversed(self.sites.values()):
+            if site.module.skip is not None:
+                family = self.families[site.layer, site.linear]
+                counts, nested = family.units[site.path], family.units[site.branch.path]
+                for unit, neuron in enumerate(site.module.skip.target.tolist()):
                     counts[neuron] = counts.get(neuron, 0) + 1 + nested.get(unit, 0)
 
     def cost(self, path: str, operator: str, neuron: int) -> Cost:
         """What growing one more neuron adds."""
-        layer, linear = self.place[path]
-        family = self.families[layer, linear]
+        site = self.sites[path]
+        family = self.families[site.layer, site.linear]
         width = family.inputs + 1
         fed = family.units[path].get(neuron, 0)
         if operator == "zero_gain":
@@ -109,20 +108,22 @@ class CostBook:
         copied = 0 if operator == "gradmax" else fed
         parameters = width + copied * (self.unit_rows * width + self.unit_gain)
         macs = family.inputs * (1 + copied)
-        if path.endswith(".skip.linear"):
+        if site.nested:
             return Cost(parameters + 1, macs * self.tokens)
-        follower = self.families[layer, FC2]
-        return Cost(parameters + follower.rows, (macs + follower.products) * self.tokens)
+        readers = [self.families[site.layer, linear] for linear in site.readers]
+        parameters += sum(reader.rows for reader in readers)
+        return Cost(parameters, (macs + sum(reader.products for reader in readers)) * self.tokens)
 
     def book_(self, path: str, operator: str, neuron: int) -> None:
         """Note that a neuron grows."""
-        layer, linear = self.place[path]
-        family = self.families[layer, linear]
+        site = self.sites[path]
+        family = self.families[site.layer, site.linear]
         if operator in DEPTH_OPERATORS:
             family.rows += 1 if operator == "zero_gain" else 2
             family.products += 2 if operator == "opposed_pair" else 1
-        elif linear == FC1 and not path.endswith(".skip.linear"):
-            self.families[layer, FC2].inputs += 1
+        elif site.readers:
+            for linear in site.readers:
+                self.families[site.layer, linear].inputs += 1
         else:
             fed = family.units[path].get(neuron, 0)
             family.rows += 1 + fed

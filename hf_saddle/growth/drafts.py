@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.growable import GrowableLinear, SkipBranch
+from ..models.sites import inner_path
 
 
 NEW = -1  # source of a row or column that no old one continues
@@ -159,7 +160,7 @@ class BranchDraft:
     @classmethod
     def of(cls, path: str, module: SkipBranch) -> "BranchDraft":
         """The draft of a branch as it is; `path` is that of the linear it feeds."""
-        linear = LinearDraft.of(f"{path}.skip.linear", module.linear)
+        linear = LinearDraft.of(inner_path(path), module.linear)
         gain = None if module.gain is None else ParameterDraft(module.gain, module.gain)
         return cls(module, linear, gain, module.target.cpu())
 
@@ -202,7 +203,7 @@ def add_units_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Tensor
         values |= {"twin_weight": -values["weight"], "twin_bias": -values["bias"]}
     if linear.branch is None:
         drafts = {name: _fresh(value) for name, value in values.items()}
-        units = LinearDraft(f"{linear.path}.skip.linear", None, drafts)
+        units = LinearDraft(inner_path(linear.path), None, drafts)
         # A copy, because a plan may grow several models, which must not share memory with it.
         gain = None if gains is None else _fresh(gains.to(rows, copy=True))
         linear.branch = BranchDraft(None, units, gain, neurons)

@@ -112,7 +112,10 @@ def _downhill(
     prepared.commit_()
     try:
         modules = {growth.linear: find_linear(model, growth.linear) for growth in at_rest}
-        moving = {path: [module.skip.gain, *module.parameters(recurse=False)] for path, module in modules.items()}
+        moving: dict[str, list[nn.Parameter]] = {}
+        for path, module in modules.items():
+            assert module.skip is not None and module.skip.gain is not None
+            moving[path] = [module.skip.gain, *module.parameters(recurse=False)]
         gradients = _gradients(model, [tensor for tensors in moving.values() for tensor in tensors], batches, loss)
     finally:
         prepared.rollback_()

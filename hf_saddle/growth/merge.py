@@ -38,10 +38,10 @@ def merge_pairs_(model: GrowablePreTrainedModel, optimizer: Optimizer | None = N
         ValueError: If the model has no residual pairs, or the optimizer cannot follow. Nothing has changed then.
     """
     model.check_linears()
-    branches = [module.skip for *_, module in model.growable_linears() if module.skip is not None]
+    branches = [site.module.skip for site in model.growable_linears() if site.module.skip is not None]
     if not branches or model.config.skip_unit != "residual_pair":
         raise ValueError("The model has no residual pairs to merge; only the operator `residual_pair` makes them.")
-    paths = {path for _, _, path, module in model.growable_linears() if module.skip is not None}
+    paths = {site.path for site in model.growable_linears() if site.module.skip is not None}
     check_attachments(model, paths)
     history = GrowthHistory.from_model(model)
     before, macs, shapes, config = count_parameters(model), count_macs(model), model.shapes(), model.config

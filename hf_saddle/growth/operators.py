@@ -4,28 +4,27 @@ import torch
 from torch import Tensor
 from transformers.activations import ACT2FN
 
-from ..models.configuration_saddle import LINEARS
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from ..models.sites import LINEARS, READERS, Place
 from .config import DEPTH_OPERATORS
 from .drafts import LinearDraft, add_units_
 from .plan import GrowthPlan, LayerGrowth, check_neurons
 
 
-FC1, FC2 = "mlp.fc1", "mlp.fc2"
 _KIND = {"zero_gain": "gain", "opposed_pair": "gain", "residual_pair": "residual_pair"}
 
 
 def unit_kind(model: GrowablePreTrainedModel) -> str | None:
     """Kind of the model's branch units, or `None` if it has no branch."""
-    branched = any(module.skip is not None for *_, module in model.growable_linears())
+    branched = any(site.module.skip is not None for site in model.growable_linears())
     return model.config.skip_unit if branched else None
 
 
-def can_widen(linear: str, path: str, operator: str, kind: str | None) -> bool:
+def can_widen(place: Place, operator: str, kind: str | None) -> bool:
     """Whether neurons of a linear can be copied: hidden ones of an MLP, and branch units that have gains."""
-    if path.endswith(".skip.linear"):
+    if place.nested:
         return operator != "gradmax" and kind == "gain"
-    return linear == FC1
+    return bool(place.readers)
 
 
 def draft_growths(model: GrowablePreTrainedModel, plan: GrowthPlan) -> tuple[list[LinearDraft], str]:
@@ -44,29 +43,28 @@ def draft_growths(model: GrowablePreTrainedModel, plan: GrowthPlan) -> tuple[lis
         ValueError: If the plan does not fit the model.
     """
     kind = _check_plan(model, plan)
-    layers = {path: (layer, linear) for layer, linear, path, _ in model.growable_linears()}
-    touched = {layers[growth.linear] for growth in plan.growths}
+    sites = {site.path: site for site in model.growable_linears()}
+    touched = {(sites[growth.linear].layer, sites[growth.linear].linear) for growth in plan.growths}
     # Hidden neurons that are copied change the rows of fc1 and the columns of fc2.
-    touched |= {(layer, FC2) for layer, linear in touched if linear == FC1}
+    touched |= {(layer, reader) for layer, linear in touched for reader in READERS.get(linear, ())}
     roots = {
-        (layer, linear): LinearDraft.of(path, module)
-        for layer, linear, path, module in model.growable_linears()
-        if (layer, linear) in touched and not path.endswith(".skip.linear")
+        (site.layer, site.linear): LinearDraft.of(site.path, site.module)
+        for site in sites.values()
+        if (site.layer, site.linear) in touched and not site.nested
     }
     # fc2 before fc1, whose copies then copy the columns of new units of fc2 as well; within a linear the outer branch
     # first, so that a copied neuron takes along the units it had before the event.
-    order = {path: index for index, path in enumerate(layers)}
+    order = {path: index for index, path in enumerate(sites)}
     for linear in reversed(LINEARS):
-        growths = [growth for growth in plan.growths if layers[growth.linear][1] == linear]
+        growths = [growth for growth in plan.growths if sites[growth.linear].linear == linear]
         for growth in sorted(growths, key=lambda growth: order[growth.linear]):
-            layer = layers[growth.linear][0]
-            _grow_(roots, (layer, linear), growth, model.config.hidden_act)
+            _grow_(roots, sites[growth.linear], growth, model.config.hidden_act)
     return [roots[key] for key in sorted(roots, key=lambda key: (key[0], LINEARS.index(key[1])))], kind
 
 
 def _check_plan(model: GrowablePreTrainedModel, plan: GrowthPlan) -> str:
     """Verify that a plan fits a model and return the kind of branch units it will have."""
-    known = {path: (linear, module) for _, linear, path, module in model.growable_linears()}
+    known = {site.path: site for site in model.growable_linears()}
     kind = unit_kind(model)
     seen: set[tuple[str, int]] = set()
     for growth in plan.growths:
@@ -75,7 +73,7 @@ def _check_plan(model: GrowablePreTrainedModel, plan: GrowthPlan) -> str:
                 f"The plan grows {growth.linear!r}, which is not a growable linear of this model. Plans fit the model "
                 "they were made for, before it grows."
             )
-        linear, module = known[growth.linear]
+        site, module = known[growth.linear], known[growth.linear].module
         check_neurons(growth.linear, growth.neurons, module.out_features)
         if growth.directions.shape[1] != module.in_features + 1:
             raise ValueError(
@@ -89,7 +87,7 @@ def _check_plan(model: GrowablePreTrainedModel, plan: GrowthPlan) -> str:
             )
         seen |= {(growth.linear, neuron) for neuron in growth.neurons}
         if growth.operator not in DEPTH_OPERATORS:
-            if not can_widen(linear, growth.linear, growth.operator, kind):
+            if not can_widen(site, growth.operator, kind):
                 raise ValueError(
                     f"`{growth.operator}` widens mlp.fc1 (all but `gradmax` also branch units with gains), not "
                     f"{growth.linear}. Give this linear an operator of depth: {', '.join(DEPTH_OPERATORS)}."
@@ -110,13 +108,11 @@ def _check_plan(model: GrowablePreTrainedModel, plan: GrowthPlan) -> str:
     return kind or model.config.skip_unit
 
 
-def _grow_(
-    roots: dict[tuple[int, str], LinearDraft], key: tuple[int, str], growth: LayerGrowth, activation: str
-) -> None:
+def _grow_(roots: dict[tuple[int, str], LinearDraft], place: Place, growth: LayerGrowth, activation: str) -> None:
     """Apply one growth to the draft of its linear and, for hidden neurons, of the linear behind it."""
-    layer, _ = key
-    parent, linear = None, roots[key]
-    while linear.path != growth.linear:
+    readers = [reader for name in place.readers for reader in roots[place.layer, name].chain()]
+    parent, linear = None, roots[place.layer, place.linear]
+    for _ in range(place.depth):
         assert linear.branch is not None
         parent, linear = linear.branch, linear.branch.linear
     neurons = torch.tensor(growth.neurons)
@@ -126,9 +122,9 @@ def _grow_(
     elif growth.operator == "gradmax":
         linear.parameters["weight"].append_(rows[:, :-1])
         linear.parameters["bias"].append_(rows[:, -1])
-        for follower in roots[layer, FC2].chain():
+        for reader in readers:
             _each_weight(
-                follower, lambda weight: weight.append_(weight.value.new_zeros(len(weight.value), len(rows)), 1)
+                reader, lambda weight: weight.append_(weight.value.new_zeros(len(weight.value), len(rows)), 1)
             )
     else:
         values = _copies(linear, neurons, rows, both=growth.operator == "split")
@@ -136,8 +132,8 @@ def _grow_(
             parent.split_units_(neurons, values)
             return
         linear.copy_rows_(neurons, values)
-        for follower in roots[layer, FC2].chain():
-            _each_weight(follower, lambda weight: weight.copy_(1, neurons, scale=0.5))
+        for reader in readers:
+            _each_weight(reader, lambda weight: weight.copy_(1, neurons, scale=0.5))
 
 
 def _each_weight(linear: LinearDraft, change) -> None:

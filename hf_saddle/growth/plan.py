@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..models.growable import GrowableLinear
 from ..models.json_files import parse_json
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .config import OPERATORS, is_int, is_number
@@ -261,18 +262,18 @@ _GROWTH_FIELDS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def find_linear(model: GrowablePreTrainedModel, path: str):
+def find_linear(model: GrowablePreTrainedModel, path: str) -> GrowableLinear:
     """
     The growable linear at `path`.
 
     Raises:
         ValueError: If the model has none there.
     """
-    for _, _, known, module in model.growable_linears():
-        if known == path:
-            return module
+    for site in model.growable_linears():
+        if site.path == path:
+            return site.module
     raise ValueError(
-        f"The model has no growable linear {path!r}. `[path for *_, path, _ in model.growable_linears()]` lists them."
+        f"The model has no growable linear {path!r}. `[site.path for site in model.growable_linears()]` lists them."
     )
 
 

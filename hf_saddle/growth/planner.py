@@ -9,6 +9,7 @@ import torch
 
 from ..curvature import CurvatureReport, LayerCurvature
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from ..models.sites import Site
 from .config import DEPTH_OPERATORS, QUOTAS, UNITS_WITH_GAIN, WIDTH_OPERATORS, GrowthConfig
 from .costs import CostBook, count_macs, count_parameters, plan_cost
 from .history import GrowthHistory
@@ -21,7 +22,7 @@ class _Candidate:
     """One neuron that could grow, with where its numbers are."""
 
     entry: LayerCurvature
-    linear: str  # name in `LINEARS`
+    site: Site
     operator: str
     neuron: int
     gain: float
@@ -95,7 +96,7 @@ def _layer(candidate: _Candidate) -> tuple[str, str]:
     return candidate.entry.linear, candidate.operator
 
 
-def _operator(entry: LayerCurvature, linear: str, kind: str | None, config: GrowthConfig) -> str | None:
+def _operator(entry: LayerCurvature, site: Site, kind: str | None, config: GrowthConfig) -> str | None:
     """How the neurons of a layer would grow; `None` if they cannot."""
     operator: str | None = config.operator
     if operator == "auto":
@@ -103,30 +104,30 @@ def _operator(entry: LayerCurvature, linear: str, kind: str | None, config: Grow
         operator = by_criterion.get(entry.criterion, _DEPTH_OF_KIND.get(kind))
         if entry.criterion == "paper_score" and kind is None:
             operator = "residual_pair"
-    if operator in WIDTH_OPERATORS and not can_widen(linear, entry.linear, operator, kind):
+    if operator in WIDTH_OPERATORS and not can_widen(site, operator, kind):
         return None
-    if operator in DEPTH_OPERATORS and entry.linear.count(".skip.linear") >= config.max_depth:
+    if operator in DEPTH_OPERATORS and site.depth >= config.max_depth:
         return None
     return operator
 
 
 def _candidates(report: CurvatureReport, model: GrowablePreTrainedModel, config: GrowthConfig) -> Iterator[_Candidate]:
     """Significant neurons of the layers that may grow, in the order of the report."""
-    known = {path: (layer, linear, module) for layer, linear, path, module in model.growable_linears()}
+    known = {site.path: site for site in model.growable_linears()}
     kind = unit_kind(model)
     for entry in report.layers:
         if entry.criterion not in config.ranking or entry.linear not in known:
             continue
-        layer, linear, module = known[entry.linear]
+        site, module = known[entry.linear], known[entry.linear].module
         if entry.direction.shape != (module.out_features, module.in_features + 1):
             raise ValueError(
                 f"The report's directions of {entry.linear} have shape {tuple(entry.direction.shape)}, the model's "
                 f"layer needs {(module.out_features, module.in_features + 1)}. Measure anew after a growth."
             )
-        operator = _operator(entry, linear, kind, config)
+        operator = _operator(entry, site, kind, config)
         frozen = not module.weight.requires_grad
-        elsewhere = (config.linears is not None and linear not in config.linears) or (
-            config.layers is not None and layer not in config.layers
+        elsewhere = (config.linears is not None and site.linear not in config.linears) or (
+            config.layers is not None and site.layer not in config.layers
         )
         if operator is None or frozen or elsewhere:
             continue
@@ -136,7 +137,7 @@ def _candidates(report: CurvatureReport, model: GrowablePreTrainedModel, config:
         neurons = torch.nonzero(fit).flatten().tolist()
         if len(neurons) >= config.layer_threshold:
             gains = entry.gain.tolist()
-            yield from (_Candidate(entry, linear, operator, neuron, gains[neuron]) for neuron in neurons)
+            yield from (_Candidate(entry, site, operator, neuron, gains[neuron]) for neuron in neurons)
 
 
 def _choose(candidates: list[_Candidate], book: CostBook, config: GrowthConfig, allowed: float) -> list[_Candidate]:
@@ -154,7 +155,7 @@ def _choose(candidates: list[_Candidate], book: CostBook, config: GrowthConfig, 
     # The sort is stable: ties keep the order of the model.
     for candidate in sorted(candidates, key=lambda candidate: -candidate.gain / cost(candidate)):
         path = candidate.entry.linear
-        quota = quota_of[candidate.linear] if config.quotas else 0
+        quota = quota_of[candidate.site.linear] if config.quotas else 0
         price = cost(candidate)
         full = config.max_per_layer is not None and per_layer[path] >= config.max_per_layer
         if (path, candidate.neuron) in taken or full or price > shares[quota]:
@@ -175,7 +176,7 @@ def _growths(
     numbers: Counter[tuple[str, str]],
 ) -> Iterator[LayerGrowth]:
     """The chosen neurons by layer and operator, in the order of the model."""
-    order = {path: index for index, (*_, path, _) in enumerate(model.growable_linears())}
+    order = {site.path: index for index, site in enumerate(model.growable_linears())}
     groups: dict[tuple[str, str], list[_Candidate]] = {}
     for candidate in chosen:
         groups.setdefault(_layer(candidate), []).append(candidate)

@@ -128,7 +128,7 @@ class Rebuild:
         for name, draft in branch.linear.parameters.items():
             # A unit's row is trained as its neuron's row is, its bias as the neuron's bias, where there is one.
             sibling = bias if name.endswith("bias") and bias is not None else weight
-            path = f"{linear.path}.skip.linear.{name}"
+            path = f"{branch.linear.path}.{name}"
             module.linear._parameters[name] = self._create_(path, draft, sibling)
         if branch.gain is not None:
             module._parameters["gain"] = self._create_(f"{linear.path}.skip.gain", branch.gain, weight)

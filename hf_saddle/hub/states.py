@@ -6,7 +6,7 @@ from typing import Any
 
 from ..growth import GrowthEvent, GrowthHistory
 from ..growth.config import OPERATORS, WIDTH_OPERATORS
-from ..models.configuration_saddle import LINEARS
+from ..models.sites import Place
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,16 @@ def _state(step: int, parameters: int, macs: int, shapes: dict[int, dict[str, An
 
 
 def _growth(record: dict[str, Any]) -> Growth:
-    layer, block, name, *rest = record["linear"].split("layers.")[-1].split(".")
-    if f"{block}.{name}" not in LINEARS or record["operator"] not in OPERATORS:
+    place = Place.parse(record["linear"])
+    if record["operator"] not in OPERATORS:
         raise ValueError(f"{record['linear']!r} cannot grow by {record['operator']!r}")
     numbers = [record["eigenvalue"][key] for key in ("min", "mean", "max")] + [record["predicted_gain"]]
     if not all(math.isfinite(number) for number in numbers):
         raise ValueError(f"{numbers} are not finite")
     return Growth(
-        layer=int(layer),
-        linear=f"{block}.{name}",
-        nested=rest.count("skip"),
+        layer=place.layer,
+        linear=place.linear,
+        nested=place.depth,
         operator=record["operator"],
         candidates=int(record["candidates"]),
         chosen=int(record["chosen"]),

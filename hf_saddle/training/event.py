@@ -299,11 +299,11 @@ def growable_paths(model: GrowablePreTrainedModel, config: GrowthConfig) -> list
     if beyond:
         raise ValueError(f"`layers` of the GrowthConfig names {beyond}, but the model has {count}, counted from 0.")
     paths = [
-        path
-        for layer, linear, path, module in model.growable_linears()
-        if (config.linears is None or linear in config.linears)
-        and (config.layers is None or layer in config.layers)
-        and module.weight.requires_grad
+        site.path
+        for site in model.growable_linears()
+        if (config.linears is None or site.linear in config.linears)
+        and (config.layers is None or site.layer in config.layers)
+        and site.module.weight.requires_grad
     ]
     if not paths:
         raise ValueError("No linear may grow: see `linears` and `layers` of the config, and whether all are frozen.")

@@ -18,8 +18,9 @@ def snapshot(model, optimizer):
     """Everything that a growth may change, by identity and by value."""
     modules = [(name, id(module)) for name, module in model.named_modules()]
     tensors = [(n, id(t), t.detach().clone()) for n, t in model.state_dict(keep_vars=True).items()]
-    sizes = [(m.in_features, m.out_features) for *_, m in model.growable_linears()]
-    flags = [(m.skip.shared_targets, m.skip.neurons, m.skip.unit) for *_, m in model.growable_linears() if m.skip]
+    sizes = [(s.module.in_features, s.module.out_features) for s in model.growable_linears()]
+    branches = [site.module.skip for site in model.growable_linears() if site.module.skip]
+    flags = [(branch.shared_targets, branch.neurons, branch.unit) for branch in branches]
     groups = [[id(p) for p in group["params"]] for group in optimizer.param_groups]
     state = [(id(p), {k: copy.deepcopy(v) for k, v in s.items()}) for p, s in optimizer.state.items()]
     return modules, tensors, sizes, flags, groups, state, model.config.to_dict(), copy.deepcopy(model.growth_history)
