@@ -8,14 +8,11 @@ from typing import Any
 
 from ..models.configuration_saddle import MAX_SKIP_DEPTH
 from ..models.sites import LINEARS
+from .operators import DEPTH_OPERATORS, OPERATORS, WIDTH_OPERATORS
 
 
 UNITS = ("epochs", "steps")
 CRITERIA = ("auto", "width", "depth", "random", "grad_norm", "gradmax", "paper_score")
-DEPTH_OPERATORS = ("zero_gain", "residual_pair", "opposed_pair")
-UNITS_WITH_GAIN = ("zero_gain", "opposed_pair")
-WIDTH_OPERATORS = ("split", "net2net", "gradmax")
-OPERATORS = (*DEPTH_OPERATORS, *WIDTH_OPERATORS)
 DIRECTIONS = ("whitened", "eigenvectors", "random")
 BUDGET_UNITS = ("parameters", "macs")
 SCHEDULES = ("constant", "linear", "lr")

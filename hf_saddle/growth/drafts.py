@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -97,29 +98,29 @@ class LinearDraft:
         path (`str`): Path of the linear in the model.
         module (`GrowableLinear`, *optional*): The linear; `None` for one that the event makes.
         parameters (`dict[str, ParameterDraft]`): `weight`, `bias` where there is one, and the twins of pairs.
-        branch (`BranchDraft`, *optional*): The units that feed its neurons.
+
+    Attributes:
+        branch ([`BranchDraft`], *optional*): The units that feed its neurons.
+        owner ([`BranchDraft`], *optional*): The branch whose units its neurons are.
+        readers (`list[LinearDraft]`): The linears whose inputs its neurons are, where they are hidden ones.
     """
 
-    def __init__(
-        self,
-        path: str,
-        module: GrowableLinear | None,
-        parameters: dict[str, ParameterDraft],
-        branch: "BranchDraft | None" = None,
-    ):
+    def __init__(self, path: str, module: GrowableLinear | None, parameters: dict[str, ParameterDraft]):
         self.path = path
         self.module = module
         self.parameters = parameters
-        self.branch = branch
+        self.branch: BranchDraft | None = None
+        self.owner: BranchDraft | None = None
+        self.readers: list[LinearDraft] = []
 
     @classmethod
     def of(cls, path: str, module: GrowableLinear) -> "LinearDraft":
         """The draft of a linear as it is."""
         names = ("weight", "bias", "twin_weight", "twin_bias")
         own = {name: value for name, value in module.named_parameters(recurse=False) if name in names}
-        parameters = {name: ParameterDraft(value, value) for name, value in own.items()}
-        branch = None if module.skip is None else BranchDraft.of(path, module.skip)
-        return cls(path, module, parameters, branch)
+        draft = cls(path, module, {name: ParameterDraft(value, value) for name, value in own.items()})
+        draft.branch = None if module.skip is None else BranchDraft.of(path, module.skip)
+        return draft
 
     @property
     def weight(self) -> Tensor:
@@ -131,6 +132,37 @@ class LinearDraft:
         yield self
         if self.branch is not None:
             yield from self.branch.linear.chain()
+
+    def nested(self, depth: int) -> "LinearDraft":
+        """The linear of the branch that is nested `depth` times in this one."""
+        return next(islice(self.chain(), depth, None))
+
+    def copy_neurons_(self, neurons: Tensor, values: tuple[Tensor, Tensor]) -> None:
+        """
+        Replace neurons by two copies, each of which counts half.
+
+        Args:
+            neurons (`Tensor`): The neurons, distinct.
+            values (`tuple[Tensor, Tensor]`): Weights `(2k, d)` and biases `(2k,)` of originals and copies.
+        """
+        if self.owner is not None:
+            self.owner.copy_units_(neurons)
+        self.copy_rows_(neurons, values)
+        for weight in self._columns():
+            weight.copy_(1, neurons, scale=0.5)
+
+    def append_neurons_(self, rows: Tensor) -> None:
+        """Append neurons with weights and bias `rows`, shape `(k, d + 1)`, that nothing reads yet."""
+        self.parameters["weight"].append_(rows[:, :-1])
+        self.parameters["bias"].append_(rows[:, -1])
+        for weight in self._columns():
+            weight.append_(weight.value.new_zeros(len(weight.value), len(rows)), 1)
+
+    def _columns(self) -> "Iterator[ParameterDraft]":
+        """The weights that have a column for each neuron of this linear."""
+        for reader in self.readers:
+            for linear in reader.chain():
+                yield from (linear.parameters[name] for name in ("weight", "twin_weight") if name in linear.parameters)
 
     def copy_rows_(self, indices: Tensor, values: tuple[Tensor, Tensor] | None = None) -> None:
         """
@@ -156,6 +188,7 @@ class BranchDraft:
         self.linear = linear
         self.gain = gain
         self.target = target  # (units,) int64 on the CPU
+        linear.owner = self
 
     @classmethod
     def of(cls, path: str, module: SkipBranch) -> "BranchDraft":
@@ -176,12 +209,11 @@ class BranchDraft:
             self.gain.copy_(0, units, share=0.5)
         self.linear.copy_rows_(units)
 
-    def split_units_(self, units: Tensor, values: tuple[Tensor, Tensor]) -> None:
-        """Replace units with gains by two copies with half the gain each, for the same neuron."""
+    def copy_units_(self, units: Tensor) -> None:
+        """Let units with gains and their copies, for the same neuron, have half the gain each."""
         assert self.gain is not None
         self.target = torch.cat([self.target, self.target[units]])
         self.gain.copy_(0, units, scale=0.5)
-        self.linear.copy_rows_(units, values)
 
 
 def add_units_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Tensor | None, paired: bool) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..curvature.samples import first_dimension
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .operators import slope_at_zero
+from .operators import OPERATORS, slope_at_zero
 from .plan import GrowthPlan, LayerGrowth, find_linear
 from .surgery import prepare_growth
 
@@ -49,13 +49,14 @@ def line_search(
     Raises:
         ValueError: If the probe set is empty, or no factor gives a finite loss.
     """
-    if not any(growth.operator in ("split", "zero_gain") for growth in plan.growths):
+    scaled = {OPERATORS[growth.operator].scaled for growth in plan.growths}
+    if scaled <= {None}:
         return plan
     kept = list(batches)
     plan = _downhill(model, plan, kept, loss)
     # With the factor 0 zero-gain units keep the function; splits would never separate.
     trials = [_scaled(plan, factor) for factor in factors]
-    if all(growth.operator != "split" for growth in plan.growths):
+    if "steps" not in scaled:
         trials.append(_scaled(plan, 0.0))
     losses = []
     for trial in trials:
@@ -105,7 +106,7 @@ def _downhill(
     loss: Callable[[nn.Module, Any], Tensor] | None,
 ) -> GrowthPlan:
     """The plan with gains against the slope of the loss, the largest being 1, where it has zero-gain units at rest."""
-    at_rest = [g for g in plan.growths if g.operator == "zero_gain" and not bool(g.gains.any())]
+    at_rest = [g for g in plan.growths if OPERATORS[g.operator].scaled == "gains" and not bool(g.gains.any())]
     if not at_rest:
         return plan
     prepared = prepare_growth(model, replace(plan, growths=tuple(at_rest)))
@@ -185,8 +186,9 @@ def _scaled(plan: GrowthPlan, factor: float) -> GrowthPlan:
 
 
 def _scaled_layer(growth: LayerGrowth, factor: float) -> LayerGrowth:
-    if growth.operator == "split":
+    scaled = OPERATORS[growth.operator].scaled
+    if scaled == "steps":
         return replace(growth, steps=growth.steps * factor, predicted_gain=growth.predicted_gain * factor**2)
-    if growth.operator == "zero_gain":
+    if scaled == "gains":
         return replace(growth, gains=growth.gains * factor, predicted_gain=growth.predicted_gain * factor)
     return growth

@@ -12,7 +12,8 @@ from ..models.configuration_saddle import (
     is_index,
 )
 from ..models.sites import FC1, LINEARS, Place
-from .config import DEPTH_OPERATORS, OPERATORS, WIDTH_OPERATORS, is_int, is_number
+from .config import is_int, is_number
+from .operators import OPERATORS
 
 
 # Twice what a config may ask for: that is a lower bound, without biases, norms and gains.
@@ -136,13 +137,12 @@ def check_shapes_follow(before: Shapes, records: list[dict[str, Any]], after: Sh
     for record in records:
         place = Place.parse(record["linear"])
         layer, linear, level = place.layer, place.linear, place.depth
-        widens = record["operator"] in WIDTH_OPERATORS
-        if widens and not place.nested and not place.readers:
+        operator = OPERATORS[record["operator"]]
+        if not operator.deepens and not place.nested and not place.readers:
             raise ValueError(f"The growth history is damaged: {record['linear']} cannot be widened, as {where} says.")
-        units = (2 if record["operator"] == "opposed_pair" else 1) * record["chosen"]
-        key = (layer, linear, level + (record["operator"] in DEPTH_OPERATORS))
-        gained[key] = gained.get(key, 0) + units
-        if widens:
+        key = (layer, linear, level + operator.deepens)
+        gained[key] = gained.get(key, 0) + operator.units * record["chosen"]
+        if not operator.deepens:
             copied[layer, linear] = min(level, copied.get((layer, linear), level))
     for layer, old in before.items():
         for linear in LINEARS:

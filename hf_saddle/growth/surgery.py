@@ -12,9 +12,9 @@ from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..version import __version__
 from .attachments import check_attachments
 from .costs import count_parameters, plan_cost
+from .drafting import check_plan, draft_growths
 from .event import GrowthEvent
 from .history import GrowthHistory
-from .operators import draft_growths
 from .plan import GrowthPlan, LayerGrowth
 from .transaction import Rebuild, Transaction, growth_swaps, swap_attribute
 
@@ -116,7 +116,7 @@ def prepare_growth(
             "attach `GrowthHistory.from_model(model).rewound_to(model)`; else set `model.growth_history = None`."
         )
     check_attachments(model, {growth.linear for growth in plan.growths})
-    drafts, unit = draft_growths(model, plan)
+    unit, drafts = check_plan(model, plan), draft_growths(model, plan)
     rebuild = Rebuild(unit, model.config.hidden_act)
     for draft in drafts:
         rebuild.add_(draft)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..growth import GrowthEvent, GrowthHistory
-from ..growth.config import OPERATORS, WIDTH_OPERATORS
+from ..growth.operators import OPERATORS
 from ..models.sites import Place
 
 
@@ -40,7 +40,7 @@ class Growth:
     @property
     def widens(self) -> bool:
         """Whether the linear became wider; otherwise it became deeper."""
-        return self.operator in WIDTH_OPERATORS
+        return not OPERATORS[self.operator].deepens
 
 
 def states(history: GrowthHistory) -> list[State]:

@@ -25,7 +25,7 @@ from ..growth import (
     probe_loss,
     record_,
 )
-from ..growth.config import DEPTH_OPERATORS
+from ..growth.operators import DEPTH_OPERATORS
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .checks import check_optimizer
 from .distributed import (

@@ -21,7 +21,7 @@ from hf_saddle.growth import (
     plan_growth,
 )
 from hf_saddle.growth.costs import plan_cost
-from hf_saddle.growth.operators import can_widen
+from hf_saddle.growth.operators import OPERATORS
 
 
 SETTINGS = {
@@ -55,7 +55,8 @@ def draw_plan(data, model, kind):
         path, module = site.path, site.module
         operators = list(KINDS[kind]) if site.depth < 3 else []
         has_units = any(site.module.skip is not None for site in linears)
-        operators += [op for op in ("split", "net2net", "gradmax") if can_widen(site, op, kind if has_units else None)]
+        present = kind if has_units else None
+        operators += [name for name, operator in OPERATORS.items() if operator.can_widen(site, present)]
         free = [n for n in range(module.out_features) if (path, n) not in used]
         if not operators or not free:
             continue
