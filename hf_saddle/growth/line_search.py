@@ -1,7 +1,8 @@
 """How far to go along the chosen directions, decided by the loss of the probe set."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -60,13 +61,8 @@ def line_search(
         trials.append(_scaled(plan, 0.0))
     losses = []
     for trial in trials:
-        # On the model itself, which is exact to undo: a copy would carry along what wraps the forward of the original.
-        prepared = prepare_growth(model, trial)
-        prepared.commit_()
-        try:
+        with _grown(model, trial):
             losses.append(probe_loss(model, kept, loss))
-        finally:
-            prepared.rollback_()
     finite = [index for index, value in enumerate(losses) if math.isfinite(value)]
     if not finite:
         raise ValueError(
@@ -99,6 +95,17 @@ def probe_loss(
     return total / samples
 
 
+@contextmanager
+def _grown(model: GrowablePreTrainedModel, plan: GrowthPlan) -> Iterator[None]:
+    """The model itself as a plan makes it: a copy would carry along what wraps the forward of the original."""
+    prepared = prepare_growth(model, plan)
+    prepared.commit_()
+    try:
+        yield
+    finally:
+        prepared.rollback_()
+
+
 def _downhill(
     model: GrowablePreTrainedModel,
     plan: GrowthPlan,
@@ -109,17 +116,13 @@ def _downhill(
     at_rest = [g for g in plan.growths if OPERATORS[g.operator].scaled == "gains" and not bool(g.gains.any())]
     if not at_rest:
         return plan
-    prepared = prepare_growth(model, replace(plan, growths=tuple(at_rest)))
-    prepared.commit_()
-    try:
+    with _grown(model, replace(plan, growths=tuple(at_rest))):
         modules = {growth.linear: find_linear(model, growth.linear) for growth in at_rest}
         moving: dict[str, list[nn.Parameter]] = {}
         for path, module in modules.items():
             assert module.skip is not None and module.skip.gain is not None
             moving[path] = [module.skip.gain, *module.parameters(recurse=False)]
         gradients = _gradients(model, [tensor for tensors in moving.values() for tensor in tensors], batches, loss)
-    finally:
-        prepared.rollback_()
     slope_of_unit = slope_at_zero(model.config.hidden_act)
     slopes: dict[LayerGrowth, Tensor] = {}
     for path, tensors in moving.items():

@@ -145,7 +145,7 @@ def _links(parent: nn.Module, name: str, depth: int, paired: bool, place: str) -
         branch = linear.skip
         assert isinstance(branch, SkipBranch)
         yield linear, "skip", branch
-        yield from _links(branch, "linear", depth - 1, branch.unit == "residual_pair", inner_path(place))
+        yield from _links(branch, "linear", depth - 1, branch.kind == "residual_pair", inner_path(place))
 
 
 def _way(wrapper: nn.Module, linear: GrowableLinear) -> list[str]:

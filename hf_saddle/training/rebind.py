@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..growth import GrowthHistory
-from ..growth.optimizer_state import Changes
+from ..growth.changes import Changes
 from ..growth.rebind import rebind_optimizer_, same_shapes
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .distributed import Replicas, find_ddp, fingerprint, is_compiled, rebuild_ddp_
