@@ -51,8 +51,9 @@ def batch(size: int, device: str) -> dict[str, torch.Tensor]:
 def report(model: SaddleViTForImageClassification, criterion: str) -> CurvatureReport:
     """A report on fc1 of all layers with random numbers: planning costs the same whatever was measured."""
     layers = []
-    for _, linear, path, module in model.growable_linears():
-        if linear != "mlp.fc1" or path.endswith(".skip.linear"):
+    for site in model.growable_linears():
+        path, module = site.path, site.module
+        if site.linear != "mlp.fc1" or site.nested:
             continue
         n, d = module.out_features, module.in_features + 1
         direction = torch.nn.functional.normalize(torch.randn(n, d), dim=1)
@@ -123,7 +124,7 @@ def grown_cost(operator: str, batch_size: int, repeats: int, layers: int, device
     """Forward and backward of a grown model against a uniform one of equal MACs, alternating."""
     grown = deit_small(layers=layers)
     base = count_macs(grown)
-    paths = [path for _, linear, path, _ in grown.growable_linears() if linear == "mlp.fc1"]
+    paths = [site.path for site in grown.growable_linears() if site.linear == "mlp.fc1"]
     rows = range(0, 1536, 1536 // NEURONS)[:NEURONS]
     gains = {"zero_gain": 0.1}.get(operator)
     growths = [LayerGrowth.by_hand(grown, path, operator, list(rows), gains=gains) for path in paths]

@@ -6,16 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from ..models.configuration_saddle import LINEARS, MAX_SKIP_DEPTH
+from ..models.configuration_saddle import MAX_SKIP_DEPTH
+from ..models.sites import LINEARS
 from .old_names import accepts_old_names, current_names, refuse
+from .operators import DEPTH_OPERATORS, OPERATORS, WIDTH_OPERATORS
 
 
 UNITS = ("epochs", "steps")
 CRITERIA = ("auto", "width", "depth", "random", "grad_norm", "gradmax", "paper_score")
-DEPTH_OPERATORS = ("zero_gain", "residual_pair", "opposed_pair")
-UNITS_WITH_GAIN = ("zero_gain", "opposed_pair")
-WIDTH_OPERATORS = ("split", "net2net", "gradmax")
-OPERATORS = (*DEPTH_OPERATORS, *WIDTH_OPERATORS)
 DIRECTIONS = ("whitened", "eigenvectors", "random")
 SCHEDULES = ("constant", "linear", "lr")
 

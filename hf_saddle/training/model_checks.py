@@ -10,7 +10,7 @@ from transformers.activations import ACT2FN
 from ..curvature import activation_of, curvature_at_zero
 from ..growth import GrowthConfig
 from ..growth.attachments import check_attachments
-from ..growth.config import DEPTH_OPERATORS
+from ..growth.operators import DEPTH_OPERATORS
 from ..growth.optimizer_state import held_parameters, inner_optimizer
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .wrappers import find_ddp, follows, is_sharded, unwrap
@@ -58,11 +58,11 @@ def growable_paths(model: GrowablePreTrainedModel, config: GrowthConfig) -> list
     if beyond:
         raise ValueError(f"`layers` of the GrowthConfig names {beyond}, but the model has {count}, counted from 0.")
     paths = [
-        path
-        for layer, linear, path, module in model.growable_linears()
-        if (config.linears is None or linear in config.linears)
-        and (config.layers is None or layer in config.layers)
-        and module.weight.requires_grad
+        site.path
+        for site in model.growable_linears()
+        if (config.linears is None or site.linear in config.linears)
+        and (config.layers is None or site.layer in config.layers)
+        and site.module.weight.requires_grad
     ]
     if not paths:
         raise ValueError("No linear may grow: see `linears` and `layers` of the config, and whether all are frozen.")

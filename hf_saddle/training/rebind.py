@@ -7,8 +7,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..growth import GrowthHistory
+from ..growth.changes import Changes
 from ..growth.optimizer_rebind import rebind_optimizer_, same_shapes
-from ..growth.optimizer_state import Changes
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .distributed import Replicas
 from .followers import adopt_history_, check_followers

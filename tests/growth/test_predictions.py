@@ -134,7 +134,7 @@ def test_line_search_starts_gains_against_the_slope_of_the_loss():
 @pytest.mark.parametrize("bias", ["trained", "frozen", "none"])
 def test_what_a_line_search_predicts_for_small_gains_is_what_happens(bias):
     model = trained() if bias != "none" else tiny_model(qkv_bias=False).double()
-    for _, _, _, module in model.growable_linears():
+    for module in (site.module for site in model.growable_linears()):
         if bias == "frozen":
             module.bias.requires_grad_(False)
     report = analyze_curvature(model, PROBE, "depth", significance=0.0)
@@ -152,7 +152,7 @@ def test_what_a_line_search_predicts_for_small_gains_is_what_happens(bias):
 def test_units_of_any_activation_begin_as_nothing_and_start_downhill(activation):
     """Also where the activation has no curvature at zero, or is not zero there."""
     model = tiny_model(hidden_act=activation).double()
-    paths = [path for *_, path, _ in model.growable_linears()]
+    paths = [site.path for site in model.growable_linears()]
     plan = GrowthPlan(tuple(LayerGrowth.by_hand(model, path, "zero_gain", [0, 3], steps=0.5) for path in paths))
     before, answer = probe_loss(model, PROBE), logits(model)
     grown = copy.deepcopy(model)

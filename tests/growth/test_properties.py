@@ -21,7 +21,7 @@ from hf_saddle.growth import (
     plan_growth,
 )
 from hf_saddle.growth.costs import plan_cost
-from hf_saddle.growth.operators import can_widen
+from hf_saddle.growth.operators import OPERATORS
 
 
 SETTINGS = {
@@ -51,12 +51,12 @@ def draw_plan(data, model, kind):
     growths, used = [], set()
     linears = list(model.growable_linears())
     for _ in range(data.draw(st.integers(1, 4), label="growths")):
-        _, linear, path, module = data.draw(st.sampled_from(linears), label="linear")
-        operators = list(KINDS[kind]) if path.count("skip") < 3 else []
-        has_units = any(module.skip is not None for *_, module in linears)
-        operators += [
-            op for op in ("split", "net2net", "gradmax") if can_widen(linear, path, op, kind if has_units else None)
-        ]
+        site = data.draw(st.sampled_from(linears), label="linear")
+        path, module = site.path, site.module
+        operators = list(KINDS[kind]) if site.depth < 3 else []
+        has_units = any(site.module.skip is not None for site in linears)
+        present = kind if has_units else None
+        operators += [name for name, operator in OPERATORS.items() if operator.can_widen(site, present)]
         free = [n for n in range(module.out_features) if (path, n) not in used]
         if not operators or not free:
             continue

@@ -25,6 +25,7 @@ CODE = {
     "modeling_saddle.py",
     "parameters.py",
     "resizing.py",
+    "sites.py",
     "modeling_saddle_deit.py",
 }
 BARE = {"config.json", "model.safetensors", "README.md", "pictures/architecture.png", "pictures/architecture.svg"}

@@ -65,7 +65,7 @@ def test_branches_are_refused_before_weights_are_read(tmp_path, monkeypatch, qua
 
 def test_branches_that_are_named_are_kept(tmp_path, quantiser):
     model = saved(tmp_path, GROWN)
-    named = [path for *_, path, linear in model.growable_linears() if linear.skip is not None]
+    named = [site.path for site in model.growable_linears() if site.module.skip is not None]
     loaded = load(tmp_path, quantiser(modules_to_not_convert=named))
     assert sum(isinstance(module, Quantised) for module in loaded.vit.modules()) == 12 - 6
     assert torch.equal(output(loaded, PIXELS), output(model, PIXELS))
