@@ -4,7 +4,7 @@ import functools
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 
 Config = TypeVar("Config")
@@ -88,7 +88,7 @@ def refuse_options(words: Iterable[str]) -> None:
 
 def accepts_old_names(config_class: type[Config]) -> type[Config]:
     """Let a dataclass be made with old names for one more version, with a `FutureWarning` that says the new ones."""
-    init, own = config_class.__init__, {item.name for item in fields(config_class)}
+    init, own = config_class.__init__, {item.name for item in fields(cast(Any, config_class))}
 
     @functools.wraps(init)
     def __init__(self: Any, *args: Any, **given: Any) -> None:
@@ -108,5 +108,5 @@ def accepts_old_names(config_class: type[Config]) -> type[Config]:
             )
         init(self, *args, **current)
 
-    config_class.__init__ = __init__
+    config_class.__init__ = __init__  # type: ignore[method-assign]
     return config_class
