@@ -268,7 +268,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         optimizer: Optimizer,
         loader: DataLoader[Any],
     ) -> None:
-        check_supported(args, self.trainer is not None)
+        check_supported(args, self.trainer)
         inner = check_growable(model)
         paths = growable_paths(inner, self.config)
         check_followers(inner, self.followers)

@@ -19,13 +19,13 @@ from .sampling import makes_batches, training_indices
 logger = logging.getLogger(__name__)
 
 
-def check_supported(args: TrainingArguments, reaches_wrapper: bool) -> None:
+def check_supported(args: TrainingArguments, trainer: Trainer | None) -> None:
     """
     Verify that a model may grow under the way of training that the arguments ask for.
 
     Args:
         args (`TrainingArguments`): The arguments.
-        reaches_wrapper (`bool`): Whether the trainer is known.
+        trainer (`Trainer`, *optional*): The trainer that the callback knows.
 
     Raises:
         ValueError: If it may not; the message tells what to do.
@@ -37,7 +37,8 @@ def check_supported(args: TrainingArguments, reaches_wrapper: bool) -> None:
             "Trainer. Use DDP (`torchrun` without `deepspeed` and `fsdp` options), or, where the model must be "
             "sharded, a loop with FSDP2 and `growth_event_sharded_`."
         )
-    if args.auto_find_batch_size and not reaches_wrapper:
+    plain = trainer is None or type(trainer)._inner_training_loop is Trainer._inner_training_loop
+    if args.auto_find_batch_size and plain:
         raise ValueError(
             "With `auto_find_batch_size`, a plain Trainer starts again from the model that has grown when the memory "
             "ran out. Use GrowthTrainer, which goes back to the start; it takes the same arguments."
@@ -47,7 +48,7 @@ def check_supported(args: TrainingArguments, reaches_wrapper: bool) -> None:
             "Models do not grow under `nn.DataParallel`. Start one process per GPU with `torchrun --nproc_per_node`, "
             "and use GrowthTrainer; or set CUDA_VISIBLE_DEVICES to one GPU."
         )
-    if args.parallel_mode != ParallelMode.NOT_PARALLEL and not reaches_wrapper:
+    if args.parallel_mode != ParallelMode.NOT_PARALLEL and trainer is None:
         raise ValueError(
             "A callback of a plain Trainer cannot reach the DDP wrapper, without which the processes would drift "
             "apart. Use GrowthTrainer instead of Trainer, which takes the same arguments; or pass `trainer` to "

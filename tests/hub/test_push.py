@@ -19,6 +19,7 @@ CODE = {
     "configuration_saddle.py",
     "configuration_saddle_deit.py",
     "branch_dropout.py",
+    "branch_guard.py",
     "checkpoint_checks.py",
     "json_files.py",
     "growable.py",

@@ -450,9 +450,9 @@ def test_what_could_not_grow_is_refused_before_the_first_step(tmp_path, fields, 
 def test_ways_of_training_that_are_refused(fields, remedy):
     alone = {"deepspeed": None, "auto_find_batch_size": False, "parallel_mode": ParallelMode.NOT_PARALLEL}
     alone["distributed_state"] = SimpleNamespace(distributed_type=DistributedType.NO)
-    check_supported(SimpleNamespace(**alone), reaches_wrapper=False)
+    check_supported(SimpleNamespace(**alone), trainer=None)
     with pytest.raises(ValueError, match=remedy):
-        check_supported(SimpleNamespace(**alone | fields), reaches_wrapper=False)
+        check_supported(SimpleNamespace(**alone | fields), trainer=None)
 
 
 def test_a_config_may_come_as_a_dict():
