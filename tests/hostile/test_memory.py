@@ -27,7 +27,7 @@ ASKED = {
     "dtype": {"dtype": "float64", "hidden_size": 2**12},
 }
 LOAD = """
-import json, resource, sys, time
+import json, sys, time
 import hf_saddle
 from transformers import AutoModelForImageClassification
 
@@ -38,12 +38,19 @@ def load(folder):
     except ValueError as error:
         return str(error)
 
+def memory(name):
+    lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return 1024 * int(lines[name].split()[0])
+
 load(sys.argv[1])
 for folder in sys.argv[2:]:
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    # The peak of this process from here on; `getrusage` would tell that of the process that started this one, too.
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before, started = memory("VmRSS"), time.process_time()
     result = load(folder)
     seconds = time.process_time() - started
-    print(json.dumps([result, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before), seconds]))
+    print(json.dumps([result, memory("VmHWM") - before, seconds]))
 """
 
 
@@ -78,7 +85,7 @@ def test_a_whole_model_takes_at_most_twice_its_file(sharded, tmp_path):
     size = sum(file.stat().st_size for file in (tmp_path / "large").glob("*.safetensors"))
     ((parameters, memory, _),) = loaded(tmp_path / "whole", tmp_path / "large")
     assert parameters == sum(parameter.numel() for parameter in model.parameters())
-    assert size > 200 * 2**20 and memory < 2 * size
+    assert size > 200 * 2**20 and size / 2 < memory < 2 * size + 2**25
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -1,14 +1,15 @@
 """The optimizer follows a model whose parameters were replaced, as `load_state_dict` of other shapes does."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from ..models.resizing import siblings
+from .changes import Added, Changes, Replaced
 from .drafts import Axis
-from .optimizer_state import Added, Changes, Replaced, inner_optimizer, optimizer_swaps
+from .optimizer_state import carry_optimizer_state_, inner_optimizer
 
 
 def rebind_optimizer_(model: nn.Module, optimizer: Optimizer, held: Mapping[str, nn.Parameter]) -> Changes:
@@ -45,13 +46,26 @@ def rebind_optimizer_(model: nn.Module, optimizer: Optimizer, held: Mapping[str,
     # A state of another shape is not carried: it would have to be known which of its entries continue.
     dropped: dict[Any, Any] = {old: inner.state.pop(old) for old in reshaped if old in inner.state}
     try:
-        swaps = optimizer_swaps(inner, changes, list(present.values()))
+        carry_optimizer_state_(inner, changes, list(present.values()))
     except BaseException:
         inner.state.update(dropped)
         raise
-    for apply, _ in swaps:
-        apply()
     return changes
+
+
+def watch_modules(model: nn.Module) -> Callable[[], bool]:
+    """
+    A function that tells whether a model still has the very modules and parameters that it has now. It compares
+    objects, not values, and costs a fraction of listing the parameters anew.
+    """
+    tables = [table for module in model.modules() for table in (module._parameters, module._modules)]
+    # With what they hold, so that no id is used again.
+    noted = [(table, list(table.values()), list(map(id, table.values()))) for table in tables]
+
+    def unchanged() -> bool:
+        return all(list(map(id, table.values())) == ids for table, _, ids in noted)
+
+    return unchanged
 
 
 def same_parameters(model: nn.Module, held: Mapping[str, nn.Parameter]) -> bool:
