@@ -13,6 +13,7 @@ from .sites import LINEARS, inner_path
 
 
 Link = tuple[nn.Module, str, nn.Module]  # a parent, the name of its child, and the child
+Known = tuple[nn.Module, str, nn.Module, type]  # the same, and the class that the child had
 
 # Modules of PEFT's tuners that add to what the wrapped linear gives, and merge into its weight and bias. The others
 # scale it, rotate its input, or compute with its weight alone: a branch would be scaled, fed with another input, or
@@ -78,16 +79,26 @@ def check_branches(encoder: Any) -> None:
     shapes = encoder.config.per_layer_attributes
     if encoder._branch_links is None or not _unchanged(shapes, *encoder._branch_links):
         links = tuple(branch_links(encoder))
-        encoder._branch_links = (shapes, links, tuple(_containers(links)))
+        known = tuple((*link, type(link[2])) for link in (*_layer_links(encoder), *links))
+        encoder._branch_links = (shapes, known, tuple(_containers(links)))
 
 
-def _unchanged(shapes: Any, known: Any, links: tuple[Link, ...], containers: tuple[tuple[dict, int], ...]) -> bool:
+def _unchanged(shapes: Any, known: Any, links: tuple[Known, ...], containers: tuple[tuple[dict, int], ...]) -> bool:
     if known is not shapes:
         return False
-    for parent, name, child in links:
-        if parent._modules.get(name) is not child:
+    for parent, name, child, kind in links:
+        if parent._modules.get(name) is not child or type(child) is not kind:
             return False
     return all(len(children) == number for children, number in containers)
+
+
+def _layer_links(encoder: Any) -> Iterator[Link]:
+    """Every step of the way from an encoder to the attentions and MLPs of layers that have branches."""
+    for layer_idx, layer in enumerate(encoder.layers):
+        if encoder.config.per_layer_config[layer_idx].skip_sizes:
+            yield encoder, "layers", encoder.layers
+            yield encoder.layers, str(layer_idx), layer
+            yield from ((layer, name, getattr(layer, name)) for name in ("attention", "mlp"))
 
 
 def _containers(links: tuple[Link, ...]) -> Iterator[tuple[dict, int]]:

@@ -65,6 +65,23 @@ def test_a_swap_is_noticed(model_class, assign, before):
         output(model, PIXELS)
 
 
+@pytest.mark.parametrize("path", ["layers", "layers.0", "layers.0.mlp"])
+def test_a_swap_of_what_holds_linears_is_noticed_after_a_pass_too(path):
+    model, plain = build(SaddleViTModel, GROWN), build(SaddleViTModel, None)
+    output(model, PIXELS)
+    swap(model, path, make=lambda _: plain.get_submodule(path))
+    with pytest.raises(ValueError, match=NOTICED):
+        output(model, PIXELS)
+
+
+def test_a_linear_that_takes_another_class_is_noticed_after_a_pass_too():
+    model = build(SaddleViTModel, GROWN)
+    output(model, PIXELS)
+    model.layers[0].mlp.fc1.__class__ = nn.Linear
+    with pytest.raises(ValueError, match=NOTICED):
+        output(model, PIXELS)
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_a_swap_of_any_linear_with_a_branch_is_noticed(path):
     model = build(SaddleViTModel, EVERYWHERE)
