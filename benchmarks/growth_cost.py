@@ -19,6 +19,7 @@ import transformers
 from hf_saddle import SaddleViTConfig, SaddleViTForImageClassification
 from hf_saddle.curvature import CurvatureReport, LayerCurvature
 from hf_saddle.growth import GrowthConfig, GrowthPlan, LayerGrowth, count_macs, grow_, plan_growth
+from hf_saddle.growth.costs import CostBook
 
 
 FIELDS = {"hidden_size": 384, "num_attention_heads": 6, "num_labels": 100}
@@ -50,12 +51,14 @@ def batch(size: int, device: str) -> dict[str, torch.Tensor]:
 def report(model: SaddleViTForImageClassification, criterion: str) -> CurvatureReport:
     """A report on fc1 of all layers with random numbers: planning costs the same whatever was measured."""
     layers = []
-    for _, linear, path, module in model.growable_linears():
-        if linear != "mlp.fc1" or path.endswith(".skip.linear"):
+    for site in model.growable_linears():
+        path, module = site.path, site.module
+        if site.linear != "mlp.fc1" or site.nested:
             continue
         n, d = module.out_features, module.in_features + 1
         direction = torch.nn.functional.normalize(torch.randn(n, d), dim=1)
         gain, ones = torch.rand(n), torch.ones(n)
+        gain[torch.randperm(n)[:NEURONS]] += 1  # these grow, and the others are weighed too
         layers.append(
             LayerCurvature(
                 linear=path,
@@ -92,7 +95,9 @@ def event_cost(criterion: str, batch_size: int, repeats: int, device: str) -> di
             optimizer.zero_grad()
 
         found = report(model, criterion)
-        config = GrowthConfig(criterion=criterion, max_per_layer=NEURONS, num_events=1, budget=2.0)
+        fc1 = found.layers[0].linear
+        price = CostBook(model).cost(fc1, {"width": "split", "depth": "zero_gain"}[criterion], 0).parameters
+        config = GrowthConfig(criterion=criterion, num_events=1, max_growth=None, event_budget=12 * NEURONS * price)
         plan: list[GrowthPlan] = []
         times = (
             seconds(step, device),
@@ -119,7 +124,7 @@ def grown_cost(operator: str, batch_size: int, repeats: int, layers: int, device
     """Forward and backward of a grown model against a uniform one of equal MACs, alternating."""
     grown = deit_small(layers=layers)
     base = count_macs(grown)
-    paths = [path for _, linear, path, _ in grown.growable_linears() if linear == "mlp.fc1"]
+    paths = [site.path for site in grown.growable_linears() if site.linear == "mlp.fc1"]
     rows = range(0, 1536, 1536 // NEURONS)[:NEURONS]
     gains = {"zero_gain": 0.1}.get(operator)
     growths = [LayerGrowth.by_hand(grown, path, operator, list(rows), gains=gains) for path in paths]

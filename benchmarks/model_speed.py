@@ -60,7 +60,7 @@ def with_branches(skip_sizes: dict[str, list[int]], unit: str = "gain") -> tuple
     """A model with these branches in each layer, and the uniform one whose wider MLP has as many MACs."""
     grown = saddle(skip_sizes=skip_sizes, skip_unit=unit)
     with torch.no_grad():
-        for _, _, _, linear in grown.growable_linears():
+        for linear in (site.module for site in grown.growable_linears()):
             if linear.skip is not None and linear.skip.gain is not None:
                 linear.skip.gain.fill_(0.1)
     rows = sum(sum(widths) * FAN_IN[linear] for linear, widths in skip_sizes.items())

@@ -153,7 +153,7 @@ def worker(folder: str) -> None:
     optimizer = torch.optim.AdamW(wrapped.parameters(), lr=1e-3)
     batch = random_batch(16, 64, 100)  # per process: the union batch grows with the processes
     found = {}
-    config = GrowthConfig(probe_samples=16, probe_batch_size=16, budget=1.5, significance=0.0, num_events=None)
+    config = GrowthConfig(probe_samples=16, probe_batch_size=16, significance=0.0, num_events=None)
     for name, growing in {"without": False, "with": True}.items():
         if growing:
             # Every process alone, from the same batch: one and two processes then train the same model.

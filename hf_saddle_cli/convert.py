@@ -74,7 +74,7 @@ def _merged(source: str, revision: str | None) -> tuple[PreTrainedModel, PreTrai
 def _to_stock(model: GrowablePreTrainedModel) -> PreTrainedModel:
     """The stock model that computes the same; narrower layers are filled up with neurons that are fed by nothing."""
     config = model.config
-    branches = [path for _, _, path, linear in model.growable_linears() if linear.skip is not None]
+    branches = [site.path for site in model.growable_linears() if site.module.skip is not None]
     if branches:
         raise ValueError(f"The model has grown in depth at {branches[0]}: no stock class computes that.")
     if config.head_dim * config.num_attention_heads != config.hidden_size or config.attention_scaling is not None:

@@ -104,7 +104,7 @@ def print_curvature(
             raise ValueError(f"`--picture` must end in .png or .svg, got {picture}.")
     model = load_model(source, revision)
     data = load_data(source, revision, model, dataset, split, samples)
-    paths = [path for _, _, path, _ in model.growable_linears()]
+    paths = [site.path for site in model.growable_linears()]
     report = analyze_curvature(
         model,
         DataLoader(data, batch_size=batch_size),

@@ -9,11 +9,17 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     # What `torch.compile` returns has the compiled model inside, and is the only sign of it.
     "torch": ("_dynamo",),
     "torch._dynamo.OptimizedModule": ("_orig_mod",),
-    # Parameters are put in and out without `register_parameter`, which would move them to the end; modules resize
-    # themselves to what is loaded; hooks outlive the renewal of a DDP wrapper.
+    # Whether an activation wrote into its input; hooks of a parameter, which would not fit another shape.
+    "torch.Tensor": ("_post_accumulate_grad_hooks", "_version"),
+    # Quantised weights are tensors that wrap others.
+    "torch.utils": ("_python_dispatch",),
+    # Parameters are put in and out without `register_parameter`, which would move them to the end; what pruning and
+    # adapters put beside them is seen; modules resize themselves to what is loaded; hooks outlive the renewal of a
+    # DDP wrapper.
     "torch.nn.Module": (
         "_backward_hooks",
         "_backward_pre_hooks",
+        "_buffers",
         "_compiled_call_impl",
         "_forward_hooks",
         "_forward_hooks_always_called",
@@ -23,6 +29,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "_load_from_state_dict",
         "_load_state_dict_post_hooks",
         "_load_state_dict_pre_hooks",
+        "_modules",
         "_parameters",
         "_state_dict_hooks",
         "_state_dict_pre_hooks",
@@ -34,7 +41,13 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "_module_parameters",
         "_use_python_reducer",
     ),
-    "transformers.PreTrainedConfig": ("_attn_implementation", "_name_or_path"),
+    # The file of a config is read with checks.
+    "transformers.PreTrainedConfig": (
+        "_attn_implementation",
+        "_decode_special_floats",
+        "_dict_from_json_file",
+        "_name_or_path",
+    ),
     "transformers.PreTrainedModel": (
         "_can_record_outputs",
         "_from_config",
@@ -45,15 +58,23 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "_upload_modified_files",
     ),
     "transformers.utils.hub.cached_files": ("_raise_exceptions_for_missing_entries",),
-    # Checkpoints that are whole or not used, callbacks that keep what JSON cannot hold, and cards of every push.
+    # Checkpoints that are whole or not used, callbacks that keep what JSON cannot hold, optimizers and wrappers of the
+    # shapes that were loaded, probe batches as the training has them, and cards of every push.
     "transformers.Trainer": (
+        "_created_lr_scheduler",
         "_get_output_dir",
+        "_inner_training_loop",
         "_issue_warnings_after_load",
         "_load_callback_state",
+        "_load_optimizer_and_scheduler",
+        "_prepare_for_training",
+        "_prepare_inputs",
         "_push_from_checkpoint",
         "_run_epoch",
         "_save_checkpoint",
     ),
+    # The place of a model among those that are prepared, which names its files.
+    "accelerate.Accelerator": ("_models",),
     # The methods that a metric consists of.
     "evaluate.Metric": ("_compute", "_info"),
 }

@@ -50,7 +50,7 @@ def test_a_uniform_arm_takes_as_many_steps_as_its_compute_pays(digits):
 
 
 def test_a_grown_arm_pays_for_its_analysis(digits):
-    growth = {"probe_samples": 32, "significance": 0.0, "budget": 1.2, "line_search": True}
+    growth = {"probe_samples": 32, "significance": 0.0, "max_growth": 1.2, "line_search": True}
     row = training.run(arm(events=(0.1, 0.4), growth=growth), 0)
     assert len(row["events"]) == 2 and row["parameters"] > row["start"]["parameters"]
     assert row["parameters"] <= 1.2 * row["start"]["parameters"]
@@ -61,7 +61,7 @@ def test_a_grown_arm_pays_for_its_analysis(digits):
 
 
 def test_at_equal_steps_the_analysis_is_free(digits):
-    growth = {"probe_samples": 32, "significance": 0.0, "budget": 1.2}
+    growth = {"probe_samples": 32, "significance": 0.0, "max_growth": 1.2}
     row = training.run(arm(events=(0.4,), growth=growth, budget=10, unit="steps"), 0)
     assert row["steps"] == 10 and row["events"][0]["step"] == 4 and row["growth_macs"] > 0
 
@@ -78,7 +78,7 @@ def test_random_growth_is_drawn_anew_for_every_seed(digits, monkeypatch):
 
 
 def test_a_grown_shape_can_be_trained_from_scratch(digits):
-    growth = {"probe_samples": 32, "significance": 0.0, "budget": 1.2}
+    growth = {"probe_samples": 32, "significance": 0.0, "max_growth": 1.2}
     grown = training.run(arm(events=(0.4,), growth=growth), 0)
     shape = json.loads(json.dumps(grown["shape"]))
     model = make_model(1, shape)
@@ -91,7 +91,7 @@ def test_a_grown_shape_can_be_trained_from_scratch(digits):
 
 def test_an_event_costs_what_the_counter_says(digits):
     """The share that is charged, times samples and size, against a count of another event of another model."""
-    config = GrowthConfig(num_events=1, probe_samples=64, significance=0.0, budget=1.2, criterion="depth")
+    config = GrowthConfig(num_events=1, probe_samples=64, significance=0.0, max_growth=1.2, criterion="depth")
     model = make_model(3, experiments.shape(32, hidden=16))
     macs = count_macs(model)
     batches = training.probe(digits["train"], config, 0, 0)
@@ -124,7 +124,7 @@ def test_directions_that_are_alike_are_known():
 
 def test_branches_start_from_one_snapshot(digits):
     growth = {"probe_samples": 32, "significance": 0.0, "criterion": "depth", "operator": "zero_gain"}
-    branches = (event.Branch("none"), event.Branch("zero gain", growth | {"budget": 1.2}))
+    branches = (event.Branch("none"), event.Branch("zero gain", growth | {"max_growth": 1.2}))
     row = event.run_branches(experiments.shape(4, hidden=16), branches, 0, 4e-3, 5, 15, (0, 10))
     none, grown = (row["branches"][name]["losses"] for name in ("none", "zero gain"))
     assert none[0] == grown[0] == row["before"]  # zero gains change nothing at once
@@ -185,9 +185,8 @@ def test_only_the_task_from_scratch_is_turned(monkeypatch):
 
 
 def test_a_matched_control_grows_as_many_units_in_every_linear_for_the_same_compute(digits):
-    growth = (
-        experiments.PROBE | {"probe_samples": 64, "budget": 1.2} | experiments.GROWTHS["auto, whitened, line search"]
-    )
+    options = {"probe_samples": 64, "max_growth": 1.2}
+    growth = experiments.PROBE | options | experiments.GROWTHS["auto, whitened, line search"]
     twin = arm(events=(0.1,), growth=growth | {"line_search": False})
     rows = [training.run(replace(twin, matched=matched), 0) for matched in (False, True)]
     guided, control = rows

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from hf_saddle.growth import GrowthConfig
+from hf_saddle.growth import GrowthConfig, PaperGrowthConfig
 
 
 @dataclass(frozen=True)
@@ -10,16 +10,16 @@ class Arm:
     """A start and its growth."""
 
     halved: bool  # q, k, v and fc1 at half the width of DeiT
-    growth: GrowthConfig | None
+    growth: PaperGrowthConfig | None
 
 
 _PAPER = GrowthConfig.paper()
 # The library's own criterion and operators, at the times and with the budgets of the paper.
-_DEFAULT = GrowthConfig(
+_DEFAULT = PaperGrowthConfig(
     warmup=_PAPER.warmup,
     interval=_PAPER.interval,
     num_events=_PAPER.num_events,
-    budget=_PAPER.budget,
+    max_growth=_PAPER.max_growth,
     event_budget=_PAPER.event_budget,
     schedule=_PAPER.schedule,
 )

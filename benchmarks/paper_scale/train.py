@@ -9,9 +9,9 @@
 
 Arms: `uniform-small` (q, k, v and fc1 halved), `uniform-full` (DeiT-S), and three that grow from the small one at the
 same times under the same budgets: `paper` (the paper's criterion and operator), `default` (this library's), `random`
-(neurons and directions by chance). Every field of `GrowthConfig` and `TrainingArguments` is an option, with the arm's
-and DeiT's values as defaults. `--learning_rate` is meant for a batch of 512 on all processes and is scaled with it.
-A job that was stopped goes on with `--resume_from_checkpoint last`.
+(neurons and directions by chance). Every field of `PaperGrowthConfig` and `TrainingArguments` is an option, with the
+arm's and DeiT's values as defaults. `--learning_rate` is meant for a batch of 512 on all processes and is scaled with
+it. A job that was stopped goes on with `--resume_from_checkpoint last`.
 """
 
 from collections.abc import Sequence
@@ -36,6 +36,7 @@ from transformers import EvalPrediction, HfArgumentParser, TrainingArguments, de
 
 from hf_saddle import GrowthCallback, GrowthConfig, GrowthTrainer, SaddleViTConfig, SaddleViTForImageClassification
 from hf_saddle.demo.data import published_splits
+from hf_saddle.growth import PaperGrowthConfig
 
 
 # DeiT's settings (facebookresearch/deit, main.py), which the paper's released code keeps, without its average of
@@ -202,17 +203,17 @@ def train(arguments: RecipeArguments, growth: GrowthConfig | None, training: Tra
     return trainer
 
 
-def parse(words: Sequence[str] | None = None) -> tuple[RecipeArguments, GrowthConfig | None, TrainingArguments]:
+def parse(words: Sequence[str] | None = None) -> tuple[RecipeArguments, PaperGrowthConfig | None, TrainingArguments]:
     """
     Read a command line, that of the process if `None`, with the arm's and DeiT's values as defaults.
 
     Raises:
         ValueError: If an arm that does not grow is given options of growth.
     """
-    parser = HfArgumentParser((RecipeArguments, GrowthConfig, TrainingArguments))
+    parser = HfArgumentParser((RecipeArguments, PaperGrowthConfig, TrainingArguments))
     parser.set_defaults(**RECIPE)
     arm = arms.ARMS.get(parser.parse_known_args(words)[0].arm)
-    default = GrowthConfig() if arm is None or arm.growth is None else arm.growth
+    default = PaperGrowthConfig() if arm is None or arm.growth is None else arm.growth
     parser.set_defaults(**asdict(default))
     arguments, growth, training = parser.parse_args_into_dataclasses(words)
     if arms.ARMS[arguments.arm].growth is not None:

@@ -105,7 +105,7 @@ def run_neurons(
     report = analyze_curvature(
         snapshot.model, batches, criterion, step_size=config.step_size, whiten=whiten, seed=seed
     )
-    known = {path: module for *_, path, module in snapshot.model.growable_linears()}
+    known = {site.path: site.module for site in snapshot.model.growable_linears()}
     rows = sorted(
         (float(layer.gain[neuron]), layer.linear, neuron)
         for layer in report

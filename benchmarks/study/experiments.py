@@ -108,7 +108,7 @@ def event() -> Iterable[Job]:
     """What one event of 10 % more parameters does, from one snapshot, at the peak and at the end of the schedule."""
     splits = [name for name in GROWTHS if name.startswith("split")]
     names = (*HEADLINE, *splits, "zero gain, whitened", "residual pair, paper score", "gradmax")
-    branches = (Branch("none"), *(Branch(name, PROBE | {"budget": 1.1} | GROWTHS[name]) for name in names))
+    branches = (Branch("none"), *(Branch(name, PROBE | {"max_growth": 1.1} | GROWTHS[name]) for name in names))
     for seed in range(4):
         for moment, times in MOMENTS.items():
             yield Job(moment, seed, partial(run_branches, SMALL, branches, seed, LEARNING_RATE, *times))
@@ -129,7 +129,7 @@ EARLY = (0.1, 0.25, 0.4)
 
 def grown(name: str, growth: str, events: tuple[float, ...]) -> Arm:
     """The small model growing to 90 % of the parameters of the large one."""
-    fields = PROBE | {"budget": TARGET} | GROWTHS[growth]
+    fields = PROBE | {"max_parameters": TARGET} | GROWTHS[growth]
     return Arm(name, SMALL, COMPUTE, learning_rate=LEARNING_RATE, events=events, growth=fields)
 
 
@@ -172,7 +172,7 @@ def confirmation() -> Iterable[Job]:
 def matched() -> Iterable[Job]:
     """Is it curvature, or the places, or the time? Twenty seeds that nothing was chosen by, as in `confirmation`."""
     arm = grown("default", "default", EARLY)
-    elsewhere = PROBE | RANDOM_DEPTH | {"budget": TARGET, "linears": ["attention.v_proj", "attention.o_proj"]}
+    elsewhere = PROBE | RANDOM_DEPTH | {"max_parameters": TARGET, "linears": ["attention.v_proj", "attention.o_proj"]}
     arms = (
         arm,
         replace(arm, name="default, random in the same linears", matched=True),
@@ -251,10 +251,11 @@ INTERVALS = (10, 20, 30, 50)  # of 300 epochs, from epoch 50 to 290, as in arXiv
 def budgets() -> Iterable[Job]:
     """Final sizes other than 90 % of the large model: the validation split decides."""
     for growth in ("default", "zero gain, random"):
-        for budget in BUDGETS:
-            arm = grown(f"{growth}, {budget:,}", growth, EARLY)
+        for size in BUDGETS:
+            arm = grown(f"{growth}, {size:,}", growth, EARLY)
+            arm = replace(arm, growth=arm.growth | {"max_parameters": size})
             for seed in range(3):
-                yield Job(arm.name, seed, partial(run, replace(arm, growth=arm.growth | {"budget": budget}), seed))
+                yield Job(arm.name, seed, partial(run, arm, seed))
 
 
 def intervals() -> Iterable[Job]:
@@ -275,11 +276,11 @@ def sizes() -> Iterable[Job]:
         small, large = shape(hidden // 4, hidden), shape(4 * hidden, hidden)
         model = make_model(0, large)
         compute = float(PASSES * BATCH * count_macs(model) * 1_000)
-        budget = {"budget": round(0.9 * count_parameters(model))}
+        limit = {"max_parameters": round(0.9 * count_parameters(model))}
         arms = [uniform("uniform, small", small), uniform("uniform, large", large)]
         for name in (BEST, CONTROL):
             arm = grown(name, name, EARLY)
-            arms.append(replace(arm, shape=small, growth=arm.growth | budget))
+            arms.append(replace(arm, shape=small, growth=arm.growth | limit))
         for arm in arms:
             for seed in range(3):
                 sized = replace(arm, name=f"{hidden} wide: {arm.name}", budget=compute)

@@ -137,8 +137,8 @@ def started(name: str, seed: int, head_rate: float) -> State:
     optimizer.param_groups[0].update(peak=head_rate, start=0.0)
     config = None
     if method.growth:
-        budget = count_parameters(model) + BUDGET
-        config = GrowthConfig(num_events=len(method.events), budget=budget, growth_seed=seed, **method.growth)
+        size = count_parameters(model) + BUDGET
+        config = GrowthConfig(num_events=len(method.events), max_parameters=size, growth_seed=seed, **method.growth)
     state = State(model, optimizer, config, seconds=time.process_time() - before)
     train_(state, round(WARM * STEPS), 0.0, seed)
     adapt_(state, method, seed)

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from hf_saddle import CurvatureReport, analyze_curvature, grow_, plan_growth
 from hf_saddle.growth import GrowthConfig, GrowthEvent, GrowthPlan, probe_loss
-from hf_saddle.growth.config import UNITS_WITH_GAIN
+from hf_saddle.growth.operators import OPERATORS
 from hf_saddle.training.probe import event_seed
 
 
@@ -50,7 +50,7 @@ def at_random(plan: GrowthPlan, report: CurvatureReport, config: GrowthConfig, s
         drawn, count = report[growth.linear, "random"], len(growth.neurons)
         order = unused.get(growth.linear, torch.randperm(drawn.neurons, generator=generator))
         neurons, unused[growth.linear] = order[:count].sort().values, order[count:]
-        scale = config.unit_scale / drawn.response if growth.operator in UNITS_WITH_GAIN else drawn.step
+        scale = 1.0 / drawn.response if OPERATORS[growth.operator].kind == "gain" else drawn.step
         growths.append(
             dataclasses.replace(
                 growth,

@@ -180,7 +180,8 @@ def passes_of_an_event(fields: str) -> float:
 
     It is counted once, on a small model, as counting takes longer than the event.
     """
-    config = GrowthConfig(**json.loads(fields) | {"budget": 1.2, "num_events": 1})
+    limits = {"max_growth": 1.2, "max_parameters": None, "max_macs": None, "num_events": 1}
+    config = GrowthConfig(**json.loads(fields) | limits)
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14}
     model = make_model(0, shape | {"intermediate_size": 16})
     macs, batches = count_macs(model), probe(fashion_mnist()["train"], config, 0, 0)

@@ -1,26 +1,25 @@
 """Where neurons want more depth or width: the analysis of a model on a few batches, at the cost of a training step."""
 
 import logging
-import random
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from .activations import ACTIVATIONS
-from .capture import add_reason, capture
+from .capture import capture
+from .choice import add_reason, choose, nothing_to_analyse
 from .controls import CONTROLS
 from .eigenpairs import SolverOptions
+from .loss import Loss, own_loss
 from .ranks import Ranks
 from .recognition import curvature_at_zero
 from .report import CurvatureReport, LayerCurvature, NullModel, nominal_rate
 from .solve import Settings, solve
+from .undisturbed import undisturbed
 
 
 logger = logging.getLogger(__name__)
@@ -33,7 +32,7 @@ def analyze_curvature(
     batches: Iterable[Any],
     criterion: str | Sequence[str] = "depth",
     *,
-    loss: Callable[[nn.Module, Any], Tensor] | None = None,
+    loss: Loss | None = None,
     linears: Sequence[str] | None = None,
     step_size: float = 0.1,
     whiten: bool = False,
@@ -114,6 +113,7 @@ def analyze_curvature(
     """
     settings = Settings(
         solver=solver or SolverOptions(),
+        max_tokens=max_tokens,
         seed=seed,
         significance=significance,
         whiten=whiten,
@@ -121,9 +121,8 @@ def analyze_curvature(
         unit_activation=unit_activation,
         warm_start=warm_start,
     )
-    ranks = Ranks(distributed, group)
     return _analyze(
-        model, batches, criterion, loss=loss, linears=linears, max_tokens=max_tokens, settings=settings, ranks=ranks
+        model, batches, criterion, loss=loss, linears=linears, settings=settings, ranks=Ranks(distributed, group)
     )
 
 
@@ -132,7 +131,7 @@ def check_null_model(
     batches: Iterable[Any],
     criterion: str = "depth",
     *,
-    loss: Callable[[nn.Module, Any], Tensor] | None = None,
+    loss: Loss | None = None,
     linears: Sequence[str] | None = None,
     whiten: bool = False,
     significance: float = 2.0,
@@ -155,14 +154,23 @@ def check_null_model(
     if criterion not in ("width", "depth"):
         raise ValueError(f'The null model is for the criteria "width" and "depth", got {criterion!r}.')
     settings = Settings(
-        solver=solver or SolverOptions(), seed=seed, significance=significance, whiten=whiten, flip=True
+        solver=solver or SolverOptions(),
+        max_tokens=max_tokens,
+        seed=seed,
+        significance=significance,
+        whiten=whiten,
+        flip=True,
     )
-    ranks = Ranks(distributed, group)
     report = _analyze(
-        model, batches, criterion, loss=loss, linears=linears, max_tokens=max_tokens, settings=settings, ranks=ranks
+        model, batches, criterion, loss=loss, linears=linears, settings=settings, ranks=Ranks(distributed, group)
     )
     selected = sum(layer.candidates for layer in report)
-    return NullModel(selected, sum(layer.neurons for layer in report), nominal_rate(criterion, significance), report)
+    return NullModel(
+        selected=selected,
+        neurons=sum(layer.neurons for layer in report),
+        nominal=nominal_rate(criterion, significance),
+        report=report,
+    )
 
 
 def _analyze(
@@ -170,32 +178,31 @@ def _analyze(
     batches: Iterable[Any],
     criterion: str | Sequence[str],
     *,
-    loss: Callable[[nn.Module, Any], Tensor] | None,
+    loss: Loss | None,
     linears: Sequence[str] | None,
-    max_tokens: int,
     settings: Settings,
     ranks: Ranks,
 ) -> CurvatureReport:
     started = time.perf_counter()
     criteria = (criterion,) if isinstance(criterion, str) else tuple(criterion)
-    _check(criteria, settings, max_tokens)
+    _check(criteria, settings)
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
-    chosen, skipped = _choose(model, linears)
+    chosen, skipped = choose(model, linears)
     if not chosen:
-        raise _nothing_to_analyse(criteria, skipped)
+        raise nothing_to_analyse(criteria, skipped)
     by_kind = {"width": [name for name in criteria if name == "width"]}
     by_kind["depth"] = [name for name in criteria if name != "width"]
     kinds = {kind for kind, names in by_kind.items() if names}
     found: list[LayerCurvature] = []
-    with _undisturbed(model):
+    with undisturbed(model):
         captured = capture(
             model,
             chosen,
             batches,
-            loss or _own_loss,
+            loss or own_loss,
             kinds=kinds,
-            max_tokens=max_tokens,
+            max_tokens=settings.max_tokens,
             seed=settings.seed,
             ranks=ranks,
         )
@@ -203,7 +210,7 @@ def _analyze(
         for layer in captured:
             with torch.autocast(layer.module.weight.device.type, enabled=False):
                 for name in by_kind[layer.kind]:
-                    result = solve(layer, name, settings, captured.samples, ranks)
+                    result = solve(layer, name, settings=settings, samples=captured.samples, ranks=ranks)
                     if isinstance(result, str):
                         add_reason(skipped, layer.linear, result)
                     else:
@@ -213,29 +220,14 @@ def _analyze(
     for name, reason in skipped.items():
         logger.info("No curvature for %s: %s.", name, reason)
     if not found:
-        raise _nothing_to_analyse(criteria, skipped)
+        raise nothing_to_analyse(criteria, skipped)
     seconds = time.perf_counter() - started
     return CurvatureReport(
-        layers=tuple(found),
-        samples=captured.samples.total,
-        tokens=captured.tokens,
-        loss=captured.loss,
-        seconds=seconds,
-        seed=settings.seed,
-        skipped=skipped,
+        tuple(found), captured.samples.total, captured.tokens, captured.loss, seconds, settings.seed, skipped
     )
 
 
-def _nothing_to_analyse(criteria: tuple[str, ...], skipped: dict[str, str]) -> ValueError:
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items()) or "it has no `nn.Linear`"
-    return ValueError(f"No layer of the model can be analysed for {', '.join(criteria)}. {reasons}.")
-
-
-def _own_loss(model: nn.Module, batch: Any) -> Tensor:
-    return model(**batch).loss
-
-
-def _check(criteria: tuple[str, ...], settings: Settings, max_tokens: int) -> None:
+def _check(criteria: tuple[str, ...], settings: Settings) -> None:
     unknown = [name for name in criteria if name not in CRITERIA]
     if unknown or not criteria or len(set(criteria)) < len(criteria):
         raise ValueError(f"`criterion` must be one or several different ones of {CRITERIA}, got {criteria}.")
@@ -243,8 +235,8 @@ def _check(criteria: tuple[str, ...], settings: Settings, max_tokens: int) -> No
         raise ValueError(f"`step_size` must be positive, got {settings.step_size}.")
     if not settings.significance >= 0:
         raise ValueError(f"`significance` must not be negative, got {settings.significance}.")
-    if max_tokens < 1:
-        raise ValueError(f"`max_tokens` must be at least 1, got {max_tokens}.")
+    if settings.max_tokens < 1:
+        raise ValueError(f"`max_tokens` must be at least 1, got {settings.max_tokens}.")
     activation = settings.unit_activation
     if isinstance(activation, str) and activation not in ACTIVATIONS:
         raise ValueError(f"`unit_activation` must be a module or one of {tuple(ACTIVATIONS)}, got {activation!r}.")
@@ -253,40 +245,3 @@ def _check(criteria: tuple[str, ...], settings: Settings, max_tokens: int) -> No
             curvature_at_zero(activation)
         except ValueError as error:
             raise ValueError(f"`unit_activation`: {error}.") from error
-
-
-def _choose(model: nn.Module, names: Sequence[str] | None) -> tuple[dict[str, nn.Linear], dict[str, str]]:
-    """The linear layers to be analysed, by name, and the reasons for leaving out others."""
-    modules = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    unknown = [] if names is None else [name for name in names if name not in modules]
-    if unknown:
-        raise ValueError(f"`linears` names {unknown}, which are no `nn.Linear` of the model. It has {list(modules)}.")
-    uses = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
-    chosen, skipped = {}, {}
-    for name in modules if names is None else names:
-        module = modules[name]
-        if uses[id(module.weight)] > 1:
-            skipped[name] = "its weight is tied to another module's, which growing one of them would undo"
-        elif names is None and not any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
-            skipped[name] = "its parameters are frozen (name it in `linears` to analyse it all the same)"
-        else:
-            chosen[name] = module
-    return chosen, skipped
-
-
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode and gradients on for a while; modes and the states of all random generators are put back."""
-    modes = {module: module.training for module in model.modules()}
-    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[device.index for device in devices]):
-        try:
-            model.eval()
-            with torch.inference_mode(False), torch.enable_grad():
-                yield
-        finally:
-            for module, training in modes.items():
-                module.training = training
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)

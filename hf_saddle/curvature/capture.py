@@ -1,7 +1,7 @@
 """All forward and backward passes of an analysis: what they show of each linear layer, token by token."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .hooks import LOSS_SCALE, Call, Hooks
+from .calls import Call
+from .choice import add_reason
+from .hooks import LOSS_SCALE, Hooks
+from .loss import Loss, check_loss
 from .moments import Moments
 from .ranks import Ranks, seed_of
 from .samples import Samples, collect
@@ -55,7 +58,7 @@ def capture(
     model: nn.Module,
     linears: dict[str, nn.Linear],
     batches: Iterable[Any],
-    loss: Callable[[nn.Module, Any], Tensor],
+    loss: Loss,
     *,
     kinds: set[str],
     max_tokens: int,
@@ -94,10 +97,10 @@ def capture(
         key = (call.linear, kind)
         sample = torch.arange(call.samples, device=inputs.device) + (call.first - samples.first)
         tokens = Tokens(
-            inputs,
-            gradient,
-            LOSS_SCALE,
-            sample.repeat_interleave(len(inputs) // call.samples),
+            inputs=inputs,
+            gradient=gradient,
+            gradient_scale=LOSS_SCALE,
+            owner=sample.repeat_interleave(len(inputs) // call.samples),
             pre_activation=pre_activation,
             activation=call.activation if kind == "width" else None,
         )
@@ -108,7 +111,14 @@ def capture(
         if earlier is not None:
             moments = earlier.moments.add(moments)
         parts = [tokens] if earlier is None else [*earlier.parts, tokens]
-        layers[key] = CapturedLayer(call.linear, linears[call.linear], kind, parts, moments, width)
+        layers[key] = CapturedLayer(
+            linear=call.linear,
+            module=linears[call.linear],
+            kind=kind,
+            parts=parts,
+            moments=moments,
+            consumer_width=width,
+        )
 
     seen = dict.fromkeys(linears, 0)
     unsplittable: dict[str, str] = {}
@@ -117,7 +127,7 @@ def capture(
         total, first = 0.0, samples.first
         with Hooks(model, linears, receive, "width" in kinds) as hooks:
             for batch, size in zip(collected, sizes, strict=True):
-                value = _usable(hooks.forward(partial(loss, model, batch), size, device, first))
+                value = check_loss(hooks.forward(partial(loss, model, batch), size, device, first))
                 if first == samples.first:
                     _announce(hooks.calls, linears, kinds, samples.local / size, max_tokens)
                 total, first = total + float(value.detach()) * size, first + size
@@ -137,16 +147,9 @@ def capture(
         layer.moments = layer.moments.reduced(ranks)
     summed = ranks.sum(torch.tensor(total, dtype=torch.float64, device=device))
     most = ranks.sum(torch.tensor(max(seen.values(), default=0), device=device))
-    return Captured(samples, float(summed) / samples.total, int(most), kept, reasons)
-
-
-def add_reason(skipped: dict[str, str], name: str, reason: str) -> None:
-    """Note why a layer is not analysed, beside what is known already."""
-    known = skipped.get(name)
-    if known is None:
-        skipped[name] = reason
-    elif reason not in known:
-        skipped[name] = f"{known}; {reason}"
+    return Captured(
+        samples=samples, loss=float(summed) / samples.total, tokens=int(most), layers=kept, skipped=reasons
+    )
 
 
 def _agreed(
@@ -191,20 +194,3 @@ def _announce(
         len(calls),
         kept * 4 / 2**20,
     )
-
-
-def _usable(loss: Any) -> Tensor:
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise ValueError(
-            "The loss is not a scalar tensor. Pass `loss=lambda model, batch: ...` that returns the mean loss of a "
-            "batch; for a transformers model the batch must contain the labels."
-        )
-    if not bool(torch.isfinite(loss)):
-        raise ValueError(
-            f"The loss of a probe batch is {float(loss.detach())}. Check the batch and the model before growing it."
-        )
-    if not loss.requires_grad:
-        raise ValueError(
-            "The loss does not depend on any of the chosen linear layers, or was computed under `torch.no_grad`."
-        )
-    return loss

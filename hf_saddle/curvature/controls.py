@@ -22,7 +22,7 @@ def weight_gradient(tokens: Tokens, samples: int, ranks: Ranks) -> Tensor:
     """
     device = tokens.inputs.device
     result = torch.zeros(tokens.inputs.shape[1] + 1, tokens.neurons, dtype=tokens.dtype, device=device)
-    for rows in torch.arange(len(tokens), device=device).split(_SLICE):
+    for rows in torch.split(torch.arange(len(tokens), device=device), _SLICE):
         result.addmm_(tokens.extended_inputs(rows).t(), tokens.coefficients(rows))
     return ranks.sum(result.div_(samples))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .lanczos import Krylov, Ritz, lanczos
+from .lanczos import Krylov, Ritz, combine, lanczos
 from .operator import CurvatureOperator
 from .ranks import Ranks
 from .samples import Samples
@@ -190,12 +190,18 @@ def _cross_fit(
     held_out, standard_error = held_out_estimate(forms.add_(more), samples, folds[0].operator.ranks)
     # S of all samples is the mean of the folds' matrices, weighted by their sizes.
     share = samples.size(0) / samples.total
-    both = _combine(
+    both = combine(
         (first.vector, (1 - share) * product_second + share * first.product),
         (second.vector, share * product + (1 - share) * second.product),
         largest,
     )
-    return _CrossFit((first.vector, second.vector), both, largest, held_out, standard_error)
+    return _CrossFit(
+        vectors=(first.vector, second.vector),
+        both=both,
+        largest=largest,
+        held_out=held_out,
+        standard_error=standard_error,
+    )
 
 
 def _polish(folds: tuple[_Fold, _Fold], fit: _CrossFit, samples: Samples, options: SolverOptions) -> Ritz:
@@ -207,34 +213,18 @@ def _polish(folds: tuple[_Fold, _Fold], fit: _CrossFit, samples: Samples, option
 
 
 def _pairs(fit: _CrossFit, ritz: Ritz, refined: Tensor) -> Eigenpairs:
-    return Eigenpairs(fit.held_out, fit.standard_error, ritz.value, ritz.vector, ritz.residual, fit.largest, refined)
+    return Eigenpairs(
+        held_out=fit.held_out,
+        standard_error=fit.standard_error,
+        value=ritz.value,
+        vector=ritz.vector,
+        residual=ritz.residual,
+        largest=fit.largest,
+        refined=refined,
+    )
 
 
 def _larger_end(spaces: list[Krylov]) -> Tensor:
     """Whether the upper end is the one of larger magnitude in both folds together, bool, shape `(n,)`."""
-    low = sum(space.values[:, 0] for space in spaces)
-    high = sum(space.values[:, -1] for space in spaces)
-    return high > -low
-
-
-def _combine(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], largest: Tensor) -> Ritz:
-    """Rayleigh-Ritz in the span of two unit vectors per matrix, each given with its product with the matrix."""
-    (u, su), (v, sv) = first, second
-    overlap = (u * v).sum(dim=0)
-    rest = (1 - overlap.square()).sqrt()
-    # Folds that agree to rounding leave no second direction.
-    usable = rest > 1e-3
-    rest = torch.where(usable, rest, 1)
-    w = torch.where(usable, (v - overlap * u) / rest, 0)
-    sw = torch.where(usable, (sv - overlap * su) / rest, 0)
-    uu, uw, ww = (u * su).sum(dim=0), (u * sw).sum(dim=0), (w * sw).sum(dim=0)
-    # The 2 x 2 problem in closed form: the upper eigenvector has the angle θ with tan 2θ = 2 uw / (uu - ww).
-    angle = 0.5 * torch.atan2(2 * uw, uu - ww)
-    cosine = torch.where(largest, angle.cos(), -angle.sin())
-    sine = torch.where(largest, angle.sin(), angle.cos())
-    cosine, sine = torch.where(usable, cosine, 1), torch.where(usable, sine, 0)
-    vector, product = cosine * u + sine * w, cosine * su + sine * sw
-    norm = vector.norm(dim=0)
-    vector, product = vector / norm, product / norm
-    value = (vector * product).sum(dim=0)
-    return Ritz(value, vector, product, (product - value * vector).norm(dim=0))
+    first, second = (space.values for space in spaces)
+    return first[:, -1] + second[:, -1] > -(first[:, 0] + second[:, 0])

@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .activations import Activation
+from .calls import Call
 from .moments import pre_activation_square
 from .recognition import activation_of, may_be_activation
-from .taps import Known, Tap
+from .taps import Known, tap
 
 
 # Gradients are taken of the summed loss times this factor (a power of two, hence exact): in fp16 those of a mean loss
@@ -19,44 +20,6 @@ LOSS_SCALE = 1024.0
 # Tokens on which the chain rule is checked: ∂L/∂z = ∂L/∂h φ'(z) holds only if the activation is the sole reader of z.
 _TOKENS_FOR_CHECK = 64
 _CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
-
-
-@dataclass
-class Call:
-    """One use of a linear layer in a forward pass, and what data flow told about its surroundings."""
-
-    linear: str
-    samples: int
-    first: int  # samples in earlier batches and on lower ranks
-    tokens: int
-    pre_activation_square: Tensor  # (n,), sum over the tokens used for scales
-    activation: Activation | None = None
-    no_curvature: str | None = None  # why the activation that reads z has none
-    consumers: dict[str, int] = field(
-        default_factory=dict
-    )  # linears that read the activation's output -> out_features
-    other_readers: list[str] = field(default_factory=list)  # further modules that read z
-    in_place: bool = False  # the activation overwrites z
-    chain_rule: Tensor | None = None  # ∂L/∂h φ'(z) of some tokens
-
-    def why_no_width(self) -> str | None:
-        """The reason why the neurons cannot be split, or `None` if they can."""
-        if self.no_curvature is not None:
-            return self.no_curvature
-        if self.activation is None:
-            return "no activation module reads its output, so its neurons are linear and their splitting matrices zero"
-        if self.in_place:
-            return "its activation overwrites its output (set `inplace=False`)"
-        if self.other_readers:
-            return f"its output is also read by {', '.join(self.other_readers)}"
-        if not self.consumers:
-            return "no linear layer reads the output of its activation"
-        # A branch of the consumer reads the same tensor; its columns are halved with the consumer's.
-        root = min(self.consumers, key=len)
-        strangers = [name for name in self.consumers if name != root and not name.startswith(f"{root}.")]
-        if strangers:
-            return f"the output of its activation is read by several layers ({root}, {', '.join(strangers)})"
-        return None
 
 
 Receiver = Callable[[Call, str, Tensor, Tensor, Tensor | None], None]
@@ -139,10 +102,10 @@ class Hooks:
                 "other kind (`use_reentrant=False`)."
             ) from error
 
-    def _linear_hook(self, name: str) -> Callable:
+    def _linear_hook(self, name: str) -> Callable[..., Any]:
         watched = name in self.linears
 
-        def hook(module: nn.Linear, args: tuple, output: Tensor) -> Tensor | None:
+        def hook(module: nn.Linear, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
             if self._recording:
                 self._note_reader(name, module, args[0])
             if not watched:
@@ -159,15 +122,15 @@ class Hooks:
                 call = Call(name, self._samples, self._first, tokens, square)
                 self.calls.setdefault(name, []).append(call)
                 receive = self._depth_receiver(call)
-            tapped = Tap.apply(output, self._anchor, receive, inputs)
+            tapped = tap(output, self._anchor, receive, inputs)
             if self.width:
                 self._outputs.add(tapped, (call, inputs, tapped._version))
             return tapped
 
         return hook
 
-    def _activation_hook(self, name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+    def _activation_hook(self, name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
             known = self._outputs.get(args[0]) if args else None
             if known is None or not torch.is_grad_enabled():
                 return None
@@ -187,7 +150,7 @@ class Hooks:
                     call.other_readers.append(name)
                 call.activation, call.in_place = activation, same_memory
                 receive = self._width_receiver(call)
-            tapped = Tap.apply(output, self._anchor, receive, inputs, args[0].detach())
+            tapped = tap(output, self._anchor, receive, inputs, args[0].detach())
             self._activated.add(tapped, call)
             return tapped
 
@@ -227,7 +190,7 @@ class Hooks:
             )
         return None
 
-    def _depth_receiver(self, call: Call) -> Callable:
+    def _depth_receiver(self, call: Call) -> Callable[..., Any]:
         def receive(gradient: Tensor, inputs: Tensor) -> None:
             gradient = gradient.reshape(-1, gradient.shape[-1])
             if call.chain_rule is not None:
@@ -244,7 +207,7 @@ class Hooks:
 
         return receive
 
-    def _width_receiver(self, call: Call) -> Callable:
+    def _width_receiver(self, call: Call) -> Callable[..., Any]:
         def receive(gradient: Tensor, inputs: Tensor, pre_activation: Tensor) -> None:
             gradient = gradient.reshape(-1, gradient.shape[-1])
             pre_activation = pre_activation.reshape(-1, pre_activation.shape[-1])

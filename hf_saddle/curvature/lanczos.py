@@ -38,6 +38,7 @@ class Krylov:
         if len(diagonal) > 1:
             beside = torch.stack(off_diagonal[:-1], dim=-1)
             matrix = matrix + torch.diag_embed(beside, 1) + torch.diag_embed(beside, -1)
+        values: Tensor
         values, vectors = torch.linalg.eigh(matrix)
         # A recurrence that ended early is continued by decoupled steps; their eigenvectors are no Ritz vectors.
         dead = (~torch.stack(alive, dim=-1)).to(values.dtype)
@@ -142,3 +143,26 @@ def _converged(krylov: Krylov, tolerance: float, largest: Tensor | None) -> bool
         if not bool((krylov.residuals(end) <= tolerance * value.abs()).all()):
             return False
     return True
+
+
+def combine(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], largest: Tensor) -> Ritz:
+    """Rayleigh-Ritz in the span of two unit vectors per matrix, each given with its product with the matrix."""
+    (u, su), (v, sv) = first, second
+    overlap = (u * v).sum(dim=0)
+    rest = (1 - overlap.square()).sqrt()
+    # Folds that agree to rounding leave no second direction.
+    usable = rest > 1e-3
+    rest = torch.where(usable, rest, 1)
+    w = torch.where(usable, (v - overlap * u) / rest, 0)
+    sw = torch.where(usable, (sv - overlap * su) / rest, 0)
+    uu, uw, ww = (u * su).sum(dim=0), (u * sw).sum(dim=0), (w * sw).sum(dim=0)
+    # The 2 x 2 problem in closed form: the upper eigenvector has the angle θ with tan 2θ = 2 uw / (uu - ww).
+    angle = 0.5 * torch.atan2(2 * uw, uu - ww)
+    cosine = torch.where(largest, angle.cos(), -angle.sin())
+    sine = torch.where(largest, angle.sin(), angle.cos())
+    cosine, sine = torch.where(usable, cosine, 1), torch.where(usable, sine, 0)
+    vector, product = cosine * u + sine * w, cosine * su + sine * sw
+    norm = vector.norm(dim=0)
+    vector, product = vector / norm, product / norm
+    value = (vector * product).sum(dim=0)
+    return Ritz(value=value, vector=vector, product=product, residual=(product - value * vector).norm(dim=0))

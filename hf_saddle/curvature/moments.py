@@ -105,6 +105,7 @@ class Moments:
         """
         moments = self.inputs / self.inputs[-1, -1]
         ridge = _RIDGE * moments.diagonal().mean()
+        factor: Tensor
         factor, failed = torch.linalg.cholesky_ex(moments + ridge * torch.eye(len(moments)).to(moments))
         if bool(failed) or not bool(torch.isfinite(factor).all()):
             raise ValueError(

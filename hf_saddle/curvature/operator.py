@@ -35,7 +35,7 @@ class CurvatureOperator:
         """The products `S_i v_i`; `vectors` and result have shape `(d + 1, n)`, one column per neuron."""
         result = torch.zeros_like(vectors)
         for inputs, coefficients in self.segments:
-            for x, c in zip(inputs.split(_SLICE), coefficients.split(_SLICE), strict=True):
+            for x, c in zip(torch.split(inputs, _SLICE), torch.split(coefficients, _SLICE), strict=True):
                 result.addmm_(x.t(), (x @ vectors).mul_(c))
         return self.ranks.sum(result.mul_(self.scale))
 
@@ -53,10 +53,10 @@ class CurvatureOperator:
         """
         result = torch.zeros_like(vectors)
         forms = vectors.new_zeros(samples, vectors.shape[1])
-        owners = iter(owner.split([len(inputs) for inputs, _ in self.segments]))
-        for inputs, coefficients in self.segments:
-            parts = zip(inputs.split(_SLICE), coefficients.split(_SLICE), next(owners).split(_SLICE), strict=True)
-            for x, c, of_sample in parts:
+        owners = torch.split(owner, [len(inputs) for inputs, _ in self.segments])
+        for (inputs, coefficients), of_segment in zip(self.segments, owners, strict=True):
+            parts = [torch.split(part, _SLICE) for part in (inputs, coefficients, of_segment)]
+            for x, c, of_sample in zip(*parts, strict=True):
                 response = x @ vectors
                 weighted = response * c
                 result.addmm_(x.t(), weighted)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -152,7 +153,8 @@ def _check_elementwise(module: nn.Module) -> None:
 
 def _values(module: nn.Module, z: Tensor) -> Tensor:
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-        return module.forward(z.clone())
+        values: Tensor = module.forward(z.clone())
+    return values
 
 
 def _derivatives(module: nn.Module, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,7 +174,7 @@ def _derivatives(module: nn.Module, z: Tensor) -> tuple[Tensor, Tensor]:
         return first.detach(), torch.zeros_like(z) if second is None else second
 
 
-def _in_slices(function, z: Tensor) -> Tensor:
+def _in_slices(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     if z.numel() <= _SLICE:
         return function(z)
-    return torch.cat([function(part) for part in z.flatten().split(_SLICE)]).view_as(z)
+    return torch.cat([function(part) for part in torch.split(z.flatten(), _SLICE)]).view_as(z)

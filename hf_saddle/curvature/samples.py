@@ -54,8 +54,15 @@ class Samples:
         return self.total - self.total // 2 if fold == 0 else self.total // 2
 
 
-def first_dimension(batch: Any) -> int | None:
-    """Leading dimension of the first tensor in a batch (dict, sequence or tensor, nested), the number of samples."""
+def sample_count(batch: Any) -> int:
+    """
+    Number of samples of a batch (dict, sequence or tensor, nested): the leading dimension of its first tensor that has
+    one, or 0.
+    """
+    return _first_dimension(batch) or 0
+
+
+def _first_dimension(batch: Any) -> int | None:
     if isinstance(batch, Tensor):
         return batch.shape[0] if batch.dim() else None
     members: Iterable[Any] = ()
@@ -63,7 +70,7 @@ def first_dimension(batch: Any) -> int | None:
         members = batch.values()
     elif isinstance(batch, (list, tuple)):
         members = batch
-    return next((size for size in map(first_dimension, members) if size is not None), None)
+    return next((size for size in map(_first_dimension, members) if size is not None), None)
 
 
 def collect(batches: Iterable[Any]) -> tuple[list[Any], list[int]]:
@@ -76,7 +83,7 @@ def collect(batches: Iterable[Any]) -> tuple[list[Any], list[int]]:
     collected = list(batches)
     if not collected:
         raise ValueError("The probe is empty: pass at least one batch (on every rank) to `batches`.")
-    sizes = [first_dimension(batch) or 0 for batch in collected]
+    sizes = [sample_count(batch) for batch in collected]
     if 0 in sizes:
         raise ValueError(
             "A probe batch contains no tensor with a sample dimension, or has no samples: pass batches whose first "

@@ -19,9 +19,10 @@ from .whitening import unit_directions, unwhitened, whitened, whitened_inputs
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Options of an analysis that concern every layer; see [`analyze_curvature`]."""
+    """Options of an analysis; see [`analyze_curvature`]."""
 
     solver: SolverOptions
+    max_tokens: int
     seed: int
     significance: float
     whiten: bool
@@ -32,7 +33,7 @@ class Settings:
 
 
 def solve(
-    layer: CapturedLayer, criterion: str, settings: Settings, samples: Samples, ranks: Ranks
+    layer: CapturedLayer, criterion: str, *, settings: Settings, samples: Samples, ranks: Ranks
 ) -> LayerCurvature | str:
     """
     Analyse one layer under one criterion.
@@ -63,9 +64,18 @@ def solve(
         return "its input is the same for all tokens"
     generator = torch.Generator().manual_seed(seed_of(settings.seed, layer.linear, criterion))
     if criterion in CONTROLS:
-        found = _control(layer, criterion, settings, samples, ranks, generator)
+        gradient = weight_gradient(layer.tokens(), samples.total, ranks)
+        found = _control(layer, criterion, gradient, step_size=settings.step_size, generator=generator)
     else:
-        found = _curvature(layer, criterion, importance, settings, samples, ranks, generator)
+        found = _curvature(
+            layer,
+            criterion,
+            importance=importance,
+            settings=settings,
+            samples=samples,
+            ranks=ranks,
+            generator=generator,
+        )
     size = layer.module.in_features
     width = (size + 1 + layer.consumer_width, size + layer.consumer_width)
     costs = width if criterion == "width" else (size + 2, size + 1)
@@ -79,6 +89,7 @@ def solve(
 def _curvature(
     layer: CapturedLayer,
     criterion: str,
+    *,
     importance: Tensor,
     settings: Settings,
     samples: Samples,
@@ -134,18 +145,12 @@ def _curvature(
 
 
 def _control(
-    layer: CapturedLayer,
-    criterion: str,
-    settings: Settings,
-    samples: Samples,
-    ranks: Ranks,
-    generator: torch.Generator,
+    layer: CapturedLayer, criterion: str, gradient: Tensor, *, step_size: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    gradient = weight_gradient(layer.tokens(), samples.total, ranks)
     rows = _rows(layer.module, gradient.dtype)
     score, direction = control(criterion, gradient, rows, generator)
     score = score.double()
-    step = layer.moments.step(direction, rows.norm(dim=0), settings.step_size).double()
+    step = layer.moments.step(direction, rows.norm(dim=0), step_size).double()
     first_order = criterion in ("grad_norm", "gradmax")
     zero = torch.zeros_like(score)
     return {

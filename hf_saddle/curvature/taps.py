@@ -18,7 +18,9 @@ class Tap(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, anchor: Tensor, receive: Callable | None, *saved: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, value: Tensor, anchor: Tensor, receive: Callable[..., None] | None, *saved: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(anchor, *saved)
         ctx.receive = receive
         # Not `view_as`: autograd forbids writing into such views, and a residual `z += x` may follow.
@@ -33,11 +35,17 @@ class Tap(torch.autograd.Function):
         return gradients[0], torch.zeros_like(anchor), None, *[None] * len(saved)
 
 
+def tap(value: Tensor, anchor: Tensor, receive: Callable[..., None] | None, *saved: Tensor) -> Tensor:
+    """A tensor as it is, whose gradient goes to `receive` with the `saved` tensors; see [`Tap`]."""
+    tapped: Tensor = Tap.apply(value, anchor, receive, *saved)  # type: ignore[no-untyped-call]
+    return tapped
+
+
 class Known:
     """Live tensors by the memory they occupy, so that a view of a known tensor is recognised."""
 
     def __init__(self) -> None:
-        self._entries: dict[tuple[int, int], tuple[weakref.ref, Any]] = {}
+        self._entries: dict[tuple[int, int], tuple[weakref.ref[Tensor], Any]] = {}
 
     def add(self, tensor: Tensor, value: Any) -> None:
         self._entries[tensor.data_ptr(), tensor.numel()] = (weakref.ref(tensor), value)

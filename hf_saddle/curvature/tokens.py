@@ -82,7 +82,8 @@ class Tokens:
         """
         gradient = torch.linalg.vector_norm(self.gradient, dim=1, dtype=self.dtype).double()
         inputs = torch.linalg.vector_norm(self.inputs, dim=1, dtype=self.dtype).double()
-        return self._weights().double() * gradient * (1 + inputs.square()) / self.gradient_scale
+        importance: Tensor = self._weights().double() * gradient * (1 + inputs.square()) / self.gradient_scale
+        return importance
 
     def at_most(self, budget: int, seed: int) -> "Tokens":
         """

@@ -20,7 +20,8 @@ from .eigenpairs import Eigenpairs
 
 def whitened_inputs(factor: Tensor, inputs: Tensor) -> Tensor:
     """`L⁻¹ x̂` of inputs `x̂`, shapes `(tokens, d + 1)`."""
-    return torch.linalg.solve_triangular(factor.t(), inputs, upper=True, left=False)
+    solved: Tensor = torch.linalg.solve_triangular(factor.t(), inputs, upper=True, left=False)
+    return solved
 
 
 def whitened(factor: Tensor, directions: Tensor) -> Tensor:

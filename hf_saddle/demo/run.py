@@ -1,5 +1,6 @@
 """The whole job in one function: data, model, training with growth, evaluation, saving, and reloading as proof."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import (
 )
 
 from ..growth import GrowthConfig, GrowthHistory
+from ..growth.old_names import refuse_options
 from ..models import (
     SaddleDeiTConfig,
     SaddleDeiTForImageClassification,
@@ -168,6 +170,7 @@ def run(arguments: Sequence[str] | None = None, prog: str | None = None) -> str:
     """
     parser = HfArgumentParser((ModelAndDataArguments, GrowthConfig, TrainingArguments), prog=prog)
     parser.set_defaults(**DEFAULTS)
+    refuse_options(sys.argv[1:] if arguments is None else arguments)
     result = train_and_grow(*parser.parse_args_into_dataclasses(arguments))
     if not result.trainer.is_world_process_zero():
         return ""

@@ -1,15 +1,15 @@
 """Growing: planning under a budget, surgery, optimizer state and history. Nothing here knows a trainer."""
 
-from .config import PAPER_START, GrowthConfig
+from .config import PAPER_START, GrowthConfig, PaperGrowthConfig
 from .costs import count_macs, count_parameters
 from .event import GrowthEvent
 from .history import GrowthHistory
 from .line_search import line_search, probe_loss
 from .merge import merge_pairs_
+from .optimizer_rebind import rebind_optimizer_
 from .optimizer_state import carry_optimizer_state_
 from .plan import GrowthPlan, LayerGrowth
 from .planner import event_budget, plan_growth
-from .rebind import rebind_optimizer_
 from .surgery import PreparedGrowth, grow_, prepare_growth, record_
 
 
@@ -20,6 +20,7 @@ __all__ = [
     "GrowthHistory",
     "GrowthPlan",
     "LayerGrowth",
+    "PaperGrowthConfig",
     "PreparedGrowth",
     "carry_optimizer_state_",
     "count_macs",

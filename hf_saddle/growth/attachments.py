@@ -21,15 +21,15 @@ def check_attachments(model: GrowablePreTrainedModel, paths: Collection[str]) ->
         ValueError: If parameters have hooks or tensors among their attributes, are shared by several modules, or were
             pruned or reparametrised.
     """
-    layers = {layer for layer, _, path, _ in model.growable_linears() if path in paths}
+    layers = {site.layer for site in model.growable_linears() if site.path in paths}
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
-    for layer, _, path, linear in model.growable_linears():
-        if layer not in layers:
+    for site in model.growable_linears():
+        if site.layer not in layers:
             continue
-        check_replaceable(path, linear)
-        for _, parameter in own_parameters(path, linear):
+        check_replaceable(site.path, site.module)
+        for _, parameter in own_parameters(site.path, site.module):
             if len(names[id(parameter)]) > 1:
                 raise ValueError(
                     f"{' and '.join(names[id(parameter)][:2])} are one parameter, and a growth would part them. Give "

@@ -2,21 +2,19 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from ..models.configuration_saddle import LINEARS, MAX_SKIP_DEPTH
+from ..models.configuration_saddle import MAX_SKIP_DEPTH
+from ..models.sites import LINEARS
+from .old_names import accepts_old_names, current_names, refuse
+from .operators import DEPTH_OPERATORS, OPERATORS, WIDTH_OPERATORS
 
 
 UNITS = ("epochs", "steps")
 CRITERIA = ("auto", "width", "depth", "random", "grad_norm", "gradmax", "paper_score")
-DEPTH_OPERATORS = ("zero_gain", "residual_pair", "opposed_pair")
-UNITS_WITH_GAIN = ("zero_gain", "opposed_pair")
-WIDTH_OPERATORS = ("split", "net2net", "gradmax")
-OPERATORS = (*DEPTH_OPERATORS, *WIDTH_OPERATORS)
 DIRECTIONS = ("whitened", "eigenvectors", "random")
-BUDGET_UNITS = ("parameters", "macs")
 SCHEDULES = ("constant", "linear", "lr")
 
 # The four groups of arXiv 2402.12418 that share the budget of an event.
@@ -27,8 +25,9 @@ QUOTAS = (
     ("attention.o_proj",),
 )
 
-# Up to here a `budget` is a multiple of the initial size: no vision transformer is that small.
+# Nothing grows by more than that: what is larger was meant as a size, and a size that is smaller as a multiple.
 MAX_MULTIPLE = 100
+_MAX_GROWTH = 1.5
 
 # The reduced DeiT-S that arXiv 2402.12418 starts from, as fields of a `SaddleViTConfig`.
 PAPER_START = {
@@ -45,6 +44,7 @@ def _help(text: str) -> Any:
     return {"help": text}
 
 
+@accepts_old_names
 @dataclass
 class GrowthConfig:
     """
@@ -59,20 +59,14 @@ class GrowthConfig:
         interval (`float`, *optional*, defaults to 10):
             Time between events, in `unit`.
         unit (`str`, *optional*, defaults to `"epochs"`):
-            Unit of `warmup`, `interval` and `stop`: 'epochs' or 'steps'.
+            Unit of `warmup` and `interval`: 'epochs' or 'steps'.
         num_events (`int`, *optional*, defaults to 5):
             Number of events; None for no limit.
-        stop (`float`, *optional*):
-            No event after this time, in `unit`.
         linears (`list[str]`, *optional*):
             Linears that may grow, of attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.fc1,
             mlp.fc2; all if None.
         layers (`list[int]`, *optional*):
             Encoder layers that may grow; all if None.
-        layer_threshold (`int`, *optional*, defaults to 1):
-            A layer grows only if it has at least this number of candidates.
-        max_per_layer (`int`, *optional*):
-            Neurons that may grow in one layer and event.
         max_depth (`int`, *optional*, defaults to 2):
             Branches that may be nested; 0 allows width only.
         criterion (`str`, *optional*, defaults to `"auto"`):
@@ -84,30 +78,22 @@ class GrowthConfig:
         step_size (`float`, *optional*, defaults to 0.2):
             Width: step along a direction, relative to the pre-activation for whitened directions, else to the norm of
             the neuron's row.
-        unit_scale (`float`, *optional*, defaults to 1.0):
-            Depth: root mean square of the pre-activation of a new unit that has a gain.
-        gain_init (`float`, *optional*, defaults to 0.0):
-            Size of the gains of zero_gain units at the start, 0 preserves the function exactly.
         line_search (`bool`, *optional*, defaults to `False`):
             Scale the steps of an event by a line search of the probe loss.
-        both_ends (`bool`, *optional*, defaults to `True`):
-            Depth: follow positive eigenvalues too, with a gain of the other sign.
         directions (`str`, *optional*, defaults to `"whitened"`):
             Along what neurons grow: 'whitened', eigenvectors relative to the second moments of the inputs;
             'eigenvectors'; 'random', for neurons chosen by eigenvalue. Controls have their own.
         significance (`float`, *optional*, defaults to 2.0):
             Standard errors by which an eigenvalue must differ from zero.
-        budget (`float`, *optional*, defaults to 1.5):
-            Final size of the model in `budget_unit`; up to 100 a multiple of the size before the first event. None for
-            no limit.
-        budget_unit (`str`, *optional*, defaults to `"parameters"`):
-            'parameters', or 'macs' of one image.
+        max_growth (`float`, *optional*, defaults to 1.5):
+            Final number of parameters as a multiple of that before the first event; `max_parameters` and `max_macs`
+            take its place. None for no limit.
+        max_parameters (`float`, *optional*):
+            Final number of parameters.
+        max_macs (`float`, *optional*):
+            Final number of multiply-accumulates of one image.
         event_budget (`float`, *optional*):
-            What one event may add in `budget_unit`; a share of `budget` if None.
-        schedule (`str`, *optional*, defaults to `"constant"`):
-            How the budget of an event changes: 'constant', 'linear' (falling), 'lr' (with the rate).
-        quotas (`bool`, *optional*, defaults to `False`):
-            Give fc1, fc2, q/k/v and o a quarter of an event's budget each.
+            Parameters that one event may add, multiply-accumulates with `max_macs`; a share of what is left if None.
         probe_samples (`int`, *optional*, defaults to 1024):
             Training samples that the curvature is measured on.
         probe_batch_size (`int`, *optional*, defaults to 64):
@@ -121,20 +107,13 @@ class GrowthConfig:
 
     warmup: float = field(default=10, metadata=_help("First event, in `unit`."))
     interval: float = field(default=10, metadata=_help("Time between events, in `unit`."))
-    unit: str = field(
-        default="epochs", metadata=_help("Unit of `warmup`, `interval` and `stop`: 'epochs' or 'steps'.")
-    )
+    unit: str = field(default="epochs", metadata=_help("Unit of `warmup` and `interval`: 'epochs' or 'steps'."))
     num_events: int | None = field(default=5, metadata=_help("Number of events; None for no limit."))
-    stop: float | None = field(default=None, metadata=_help("No event after this time, in `unit`."))
 
     linears: list[str] | None = field(
         default=None, metadata=_help(f"Linears that may grow, of {', '.join(LINEARS)}; all if None.")
     )
     layers: list[int] | None = field(default=None, metadata=_help("Encoder layers that may grow; all if None."))
-    layer_threshold: int = field(
-        default=1, metadata=_help("A layer grows only if it has at least this number of candidates.")
-    )
-    max_per_layer: int | None = field(default=None, metadata=_help("Neurons that may grow in one layer and event."))
     max_depth: int = field(default=2, metadata=_help("Branches that may be nested; 0 allows width only."))
 
     criterion: str = field(
@@ -151,18 +130,8 @@ class GrowthConfig:
             "of the neuron's row."
         ),
     )
-    unit_scale: float = field(
-        default=1.0, metadata=_help("Depth: root mean square of the pre-activation of a new unit that has a gain.")
-    )
-    gain_init: float = field(
-        default=0.0,
-        metadata=_help("Size of the gains of zero_gain units at the start, 0 preserves the function exactly."),
-    )
     line_search: bool = field(
         default=False, metadata=_help("Scale the steps of an event by a line search of the probe loss.")
-    )
-    both_ends: bool = field(
-        default=True, metadata=_help("Depth: follow positive eigenvalues too, with a gain of the other sign.")
     )
     directions: str = field(
         default="whitened",
@@ -175,36 +144,35 @@ class GrowthConfig:
         default=2.0, metadata=_help("Standard errors by which an eigenvalue must differ from zero.")
     )
 
-    budget: float | None = field(
-        default=1.5,
+    max_growth: float | None = field(
+        default=_MAX_GROWTH,
         metadata=_help(
-            f"Final size of the model in `budget_unit`; up to {MAX_MULTIPLE} a multiple of the size before the first "
-            "event. None for no limit."
+            "Final number of parameters as a multiple of that before the first event; `max_parameters` and `max_macs` "
+            "take its place. None for no limit."
         ),
     )
-    budget_unit: str = field(default="parameters", metadata=_help("'parameters', or 'macs' of one image."))
+    max_parameters: float | None = field(default=None, metadata=_help("Final number of parameters."))
+    max_macs: float | None = field(default=None, metadata=_help("Final number of multiply-accumulates of one image."))
     event_budget: float | None = field(
-        default=None, metadata=_help("What one event may add in `budget_unit`; a share of `budget` if None.")
-    )
-    schedule: str = field(
-        default="constant",
-        metadata=_help("How the budget of an event changes: 'constant', 'linear' (falling), 'lr' (with the rate)."),
-    )
-    quotas: bool = field(
-        default=False, metadata=_help("Give fc1, fc2, q/k/v and o a quarter of an event's budget each.")
+        default=None,
+        metadata=_help(
+            "Parameters that one event may add, multiply-accumulates with `max_macs`; a share of what is left if None."
+        ),
     )
 
     probe_samples: int = field(default=1024, metadata=_help("Training samples that the curvature is measured on."))
     probe_batch_size: int = field(default=64, metadata=_help("Batch size of the measurement."))
     growth_seed: int = field(default=0, metadata=_help("Seed of probe samples, start vectors and random controls."))
 
+    # What a `PaperGrowthConfig` has as fields: here every layer with a candidate may grow, and all share one budget.
+    layer_threshold = 1
+    quotas = False
+    schedule = "constant"
+
     def __post_init__(self) -> None:
         self._check_choices()
         self._check_numbers()
-        if self.budget is None and self.event_budget is None:
-            raise ValueError("`budget` and `event_budget` are both None: set one of them, or growth has no limit.")
-        if self.schedule == "linear" and self.num_events is None:
-            raise ValueError("`schedule='linear'` falls to zero over `num_events`: set `num_events`.")
+        self._check_limits()
         if self.operator in WIDTH_OPERATORS and self.criterion == "depth":
             raise ValueError(
                 f"`operator={self.operator!r}` widens, but `criterion='depth'` ranks for depth: use "
@@ -221,14 +189,13 @@ class GrowthConfig:
             "unit": UNITS,
             "criterion": CRITERIA,
             "operator": ("auto", *OPERATORS),
-            "budget_unit": BUDGET_UNITS,
-            "schedule": SCHEDULES,
             "directions": DIRECTIONS,
+            "schedule": SCHEDULES,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
-        for name in ("line_search", "both_ends", "quotas"):
+        for name in ("line_search", "quotas"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
         # Lists, as a checkpoint keeps them.
@@ -244,41 +211,57 @@ class GrowthConfig:
         bounds: dict[str, tuple[float, float, bool]] = {  # smallest, largest, whole numbers only
             "warmup": (0, math.inf, False),
             "num_events": (1, math.inf, True),
-            "stop": (0, math.inf, False),
-            "layer_threshold": (1, math.inf, True),
-            "max_per_layer": (1, math.inf, True),
             "max_depth": (0, MAX_SKIP_DEPTH, True),
-            "gain_init": (0, math.inf, False),
             "significance": (0, math.inf, False),
             "event_budget": (0, math.inf, False),
+            "layer_threshold": (1, math.inf, True),
             "probe_samples": (4, math.inf, True),
             "probe_batch_size": (1, math.inf, True),
             "growth_seed": (0, 2**63 - 1, True),
         }
-        optional = ("num_events", "stop", "max_per_layer", "event_budget", "budget")
         for name, (low, high, whole) in bounds.items():
             value = getattr(self, name)
-            if value is None and name in optional:
+            if value is None and name in ("num_events", "event_budget"):
                 continue
             if not is_number(value) or (whole and not is_int(value)) or not low <= value <= high:
                 kind = "an integer" if whole else "a number"
                 limit = f"in [{low}, {high}]" if math.isfinite(high) else f"of at least {low}"
                 raise ValueError(f"`{name}` must be {kind} {limit}, got {value!r}.")
-        for name, above in (("interval", 0), ("step_size", 0), ("unit_scale", 0), ("budget", 1)):
+        for name in ("interval", "step_size"):
             value = getattr(self, name)
-            if value is None and name in optional:
-                continue
-            if not is_number(value) or not value > above:
-                raise ValueError(f"`{name}` must be a number above {above}, got {value!r}.")
+            if not is_number(value) or not value > 0:
+                raise ValueError(f"`{name}` must be a number above 0, got {value!r}.")
 
-    @classmethod
-    def paper(cls) -> "GrowthConfig":
+    def _check_limits(self) -> None:
+        sizes = {"max_parameters": self.max_parameters, "max_macs": self.max_macs}
+        for name, value in sizes.items():
+            if value is not None and (not is_number(value) or value <= MAX_MULTIPLE):
+                raise ValueError(
+                    f"`{name}` must be a number above {MAX_MULTIPLE}, got {value!r}. A multiple is `max_growth`."
+                )
+        if self.max_growth is not None and (not is_number(self.max_growth) or not 1 < self.max_growth <= MAX_MULTIPLE):
+            raise ValueError(
+                f"`max_growth` must be a number above 1 and up to {MAX_MULTIPLE}, got {self.max_growth!r}. A size is "
+                "`max_parameters` or `max_macs`."
+            )
+        given = [f"`{name}={value!r}`" for name, value in sizes.items() if value is not None]
+        if given and self.max_growth == _MAX_GROWTH:
+            self.max_growth = None
+        if self.max_growth is not None:
+            given.append(f"`max_growth={self.max_growth!r}`")
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} both limit the size: leave one of them out.")
+        if not given and self.event_budget is None:
+            raise ValueError("`max_growth` and `event_budget` are both None: set one of them, or growth has no limit.")
+
+    @staticmethod
+    def paper() -> "PaperGrowthConfig":
         """
         The settings of arXiv 2402.12418 for 300 epochs: events at epochs 50, 80, …, 290, each with 580,000 parameters
         times the learning rate relative to its peak, in four quotas, residual pairs in layers with 60 candidates.
         Its start is the reduced DeiT-S, `SaddleViTConfig(**PAPER_START)`.
         """
-        return cls(
+        return PaperGrowthConfig(
             warmup=50,
             interval=30,
             num_events=9,
@@ -287,11 +270,16 @@ class GrowthConfig:
             criterion="paper_score",
             operator="residual_pair",
             significance=0.0,
-            budget=None,
+            max_growth=None,
             event_budget=580_000,
             schedule="lr",
             quotas=True,
         )
+
+    @property
+    def budget_unit(self) -> str:
+        """What `event_budget` and the final size count: `"parameters"`, or `"macs"` with `max_macs`."""
+        return "parameters" if self.max_macs is None else "macs"
 
     @property
     def criteria(self) -> tuple[str, ...]:
@@ -319,15 +307,14 @@ class GrowthConfig:
         if self.num_events is not None and events_done >= self.num_events:
             return False
         slack = 1e-6  # epochs are fractions of steps, and the tenth of ten tenths may be below one
-        if self.stop is not None and progress > self.stop + slack:
-            return False
         return progress + slack >= self.warmup + events_done * self.interval
 
     def final_budget(self, initial: int) -> float:
         """Size that the model may reach in `budget_unit`, given its size before the first event; infinite if None."""
-        if self.budget is None:
-            return math.inf
-        return self.budget * initial if self.budget <= MAX_MULTIPLE else self.budget
+        if self.max_growth is not None:
+            return self.max_growth * initial
+        size = self.max_parameters if self.max_macs is None else self.max_macs
+        return math.inf if size is None else size
 
     def event_budget_for(self, event: int, *, remaining: float = math.inf, lr_ratio: float = 1.0) -> float:
         """
@@ -335,7 +322,7 @@ class GrowthConfig:
 
         Args:
             event (`int`): Index of the event, from 0.
-            remaining (`float`, *optional*, defaults to infinity): What is left of `budget`.
+            remaining (`float`, *optional*, defaults to infinity): What is left of the final size.
             lr_ratio (`float`, *optional*, defaults to 1.0): Learning rate relative to its peak, for `schedule="lr"`.
 
         Returns:
@@ -359,17 +346,58 @@ class GrowthConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "GrowthConfig":
+    def from_dict(cls, values: Mapping[str, Any]) -> "GrowthConfig":
         """
-        The inverse of `to_dict`.
+        The inverse of `to_dict`, also of what version 0.1 wrote. With rules of the paper among the values it is a
+        [`PaperGrowthConfig`].
 
         Raises:
-            ValueError: If there is an unknown field, or one has a bad value.
+            ValueError: If there is an unknown field, one that has no counterpart since, or one has a bad value.
         """
-        unknown = sorted(set(values) - {item.name for item in fields(cls)})
+        known = [item.name for item in fields(PaperGrowthConfig)]
+        current, lost = current_names(values, known)
+        refuse(values, lost)
+        unknown = sorted(set(current) - set(known))
         if unknown:
             raise ValueError(f"GrowthConfig has no field {', '.join(unknown)}; it was written by another version.")
-        return cls(**values)
+        plain, rules = current_names(current, [item.name for item in fields(cls)])
+        return PaperGrowthConfig(**current) if rules else cls(**plain)
+
+
+@accepts_old_names
+@dataclass
+class PaperGrowthConfig(GrowthConfig):
+    """
+    A [`GrowthConfig`] with rules that only the recipe of arXiv 2402.12418 needs, whose values are those of
+    `GrowthConfig.paper()`. All fields of a [`GrowthConfig`] may be given too.
+
+    Args:
+        layer_threshold (`int`, *optional*, defaults to 1):
+            A layer grows only if it has at least this number of candidates.
+        quotas (`bool`, *optional*, defaults to `False`):
+            Give fc1, fc2, q/k/v and o a quarter of an event's budget each.
+        schedule (`str`, *optional*, defaults to `"constant"`):
+            How the budget of an event changes: 'constant', 'linear' (falling), 'lr' (with the rate).
+
+    Raises:
+        ValueError: As for a [`GrowthConfig`].
+    """
+
+    layer_threshold: int = field(
+        default=1, metadata=_help("A layer grows only if it has at least this number of candidates.")
+    )
+    quotas: bool = field(
+        default=False, metadata=_help("Give fc1, fc2, q/k/v and o a quarter of an event's budget each.")
+    )
+    schedule: str = field(
+        default="constant",
+        metadata=_help("How the budget of an event changes: 'constant', 'linear' (falling), 'lr' (with the rate)."),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.schedule == "linear" and self.num_events is None:
+            raise ValueError("`schedule='linear'` falls to zero over `num_events`: set `num_events`.")
 
 
 def _is_list(value: Any, fits: Callable[[Any], bool]) -> bool:

@@ -1,6 +1,7 @@
 """What a model costs and what growing one more neuron adds to that: exact counts, not estimates."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -9,8 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..models.configuration_saddle import sides
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .config import DEPTH_OPERATORS
-from .operators import FC1, FC2
+from ..models.sites import Site
+from .operators import OPERATORS, Operator
+from .plan import LayerGrowth
 
 
 def count_parameters(model: GrowablePreTrainedModel) -> int:
@@ -45,22 +47,32 @@ def tokens_per_image(model: GrowablePreTrainedModel) -> int:
     return model.base_model.embeddings.position_embeddings.shape[1]
 
 
-@dataclass
-class _Family:
-    """Counts of one linear of the base model and of the branches nested in it."""
-
-    inputs: int
-    rows: int  # weight rows, where a pair counts twice
-    products: int  # rows that are multiplied, where a pair counts once
-    units: dict[str, dict[int, int]] = field(default_factory=dict)  # path -> neuron -> units that feed it, all levels
-
-
 @dataclass(frozen=True)
 class Cost:
     """Parameters, and multiply-accumulates per image."""
 
     parameters: int
     macs: int
+
+
+@dataclass
+class _Counts:
+    """Counts of one linear of the base model with the branches nested in it."""
+
+    inputs: int
+    rows: int = 0  # weight rows, where a pair counts twice
+    products: int = 0  # rows that are multiplied, where a pair counts once
+    units: dict[str, dict[int, int]] = field(default_factory=dict)  # path -> neuron -> units that feed it, all levels
+
+
+def _rows(kind: str | None) -> int:
+    """Weight rows of a branch unit."""
+    return 2 if kind == "residual_pair" else 1
+
+
+def _unit_size(kind: str | None, width: int) -> int:
+    """Parameters of a branch unit whose rows have `width` of them, bias included."""
+    return _rows(kind) * width + (1 if kind == "gain" else 0)
 
 
 class CostBook:
@@ -76,65 +88,63 @@ class CostBook:
 
     def __init__(self, model: GrowablePreTrainedModel):
         self.tokens = tokens_per_image(model)
-        self.place = {}
-        self.families: dict[tuple[int, str], _Family] = {}
-        for layer, linear, path, module in model.growable_linears():
-            self.place[path] = (layer, linear)
-            family = self.families.setdefault((layer, linear), _Family(module.in_features, 0, 0))
-            paired = path.endswith(".skip.linear") and model.config.skip_unit == "residual_pair"
-            family.rows += module.out_features * (2 if paired else 1)
-            family.products += module.out_features
-            family.units[path] = {}
-        self.unit_rows = 2 if model.config.skip_unit == "residual_pair" else 1
-        self.unit_gain = 1 if model.config.skip_unit == "gain" else 0
-        for *_, path, module in reversed(list(model.growable_linears())):
-            if module.skip is not None:
-                counts = self.families[self.place[path]].units[path]
-                nested = self.families[self.place[path]].units[f"{path}.skip.linear"]
-                for unit, neuron in enumerate(module.skip.target.tolist()):
-                    counts[neuron] = counts.get(neuron, 0) + 1 + nested.get(unit, 0)
+        self.kind = model.config.skip_unit
+        self.sites: dict[str, Site] = {site.path: site for site in model.growable_linears()}
+        self.counts: dict[tuple[int, str], _Counts] = {}
+        for site in self.sites.values():
+            counts = self.counts.setdefault((site.layer, site.linear), _Counts(site.module.in_features))
+            counts.rows += site.module.out_features * (_rows(self.kind) if site.nested else 1)
+            counts.products += site.module.out_features
+            counts.units[site.path] = {}
+        for site in reversed(self.sites.values()):
+            if site.module.skip is not None:
+                units = self.counts[site.layer, site.linear].units
+                fed, nested = units[site.path], units[site.branch.path]
+                for unit, neuron in enumerate(site.module.skip.target.tolist()):
+                    fed[neuron] = fed.get(neuron, 0) + 1 + nested.get(unit, 0)
 
-    def cost(self, path: str, operator: str, neuron: int) -> Cost:
+    def cost(self, path: str, operator: Operator, neuron: int) -> Cost:
         """What growing one more neuron adds."""
-        layer, linear = self.place[path]
-        family = self.families[layer, linear]
-        width = family.inputs + 1
-        fed = family.units[path].get(neuron, 0)
-        if operator == "zero_gain":
-            return Cost(width + 1, family.inputs * self.tokens)
-        if operator == "residual_pair":
-            return Cost(2 * width, family.inputs * self.tokens)
-        if operator == "opposed_pair":
-            return Cost(2 * (width + 1), 2 * family.inputs * self.tokens)
-        copied = 0 if operator == "gradmax" else fed
-        parameters = width + copied * (self.unit_rows * width + self.unit_gain)
-        macs = family.inputs * (1 + copied)
-        if path.endswith(".skip.linear"):
-            return Cost(parameters + 1, macs * self.tokens)
-        follower = self.families[layer, FC2]
-        return Cost(parameters + follower.rows, (macs + follower.products) * self.tokens)
+        site = self.sites[path]
+        counts = self.counts[site.layer, site.linear]
+        width = counts.inputs + 1
+        if operator.deepens:
+            units = operator.units
+            return Cost(units * _unit_size(operator.kind, width), units * counts.inputs * self.tokens)
+        copied = counts.units[path].get(neuron, 0) if operator.copies else 0
+        parameters = width + copied * _unit_size(self.kind, width)
+        products = counts.inputs * (1 + copied)
+        if site.nested:
+            return Cost(parameters + 1, products * self.tokens)  # its gain
+        readers = self._readers(site)
+        parameters += sum(reader.rows for reader in readers)
+        return Cost(parameters, (products + sum(reader.products for reader in readers)) * self.tokens)
 
-    def book_(self, path: str, operator: str, neuron: int) -> None:
+    def book_(self, path: str, operator: Operator, neuron: int) -> None:
         """Note that a neuron grows."""
-        layer, linear = self.place[path]
-        family = self.families[layer, linear]
-        if operator in DEPTH_OPERATORS:
-            family.rows += 1 if operator == "zero_gain" else 2
-            family.products += 2 if operator == "opposed_pair" else 1
-        elif linear == FC1 and not path.endswith(".skip.linear"):
-            self.families[layer, FC2].inputs += 1
-        else:
-            fed = family.units[path].get(neuron, 0)
-            family.rows += 1 + fed
-            family.products += 1 + fed
+        site = self.sites[path]
+        counts = self.counts[site.layer, site.linear]
+        if operator.deepens:
+            counts.rows += operator.units * _rows(operator.kind)
+            counts.products += operator.units
+        elif site.nested:
+            copied = 1 + counts.units[path].get(neuron, 0)
+            counts.rows += copied
+            counts.products += copied
+        for reader in () if operator.deepens else self._readers(site):
+            reader.inputs += 1
+
+    def _readers(self, site: Site) -> list[_Counts]:
+        return [self.counts[site.layer, linear] for linear in site.readers]
 
 
-def plan_cost(model: GrowablePreTrainedModel, growths) -> Cost:
+def plan_cost(model: GrowablePreTrainedModel, growths: Iterable[LayerGrowth]) -> Cost:
     """What growths add to a model, in parameters and multiply-accumulates per image."""
     book, parameters, macs = CostBook(model), 0, 0
     for growth in growths:
+        operator = OPERATORS[growth.operator]
         for neuron in growth.neurons:
-            cost = book.cost(growth.linear, growth.operator, neuron)
-            book.book_(growth.linear, growth.operator, neuron)
+            cost = book.cost(growth.linear, operator, neuron)
+            book.book_(growth.linear, operator, neuron)
             parameters, macs = parameters + cost.parameters, macs + cost.macs
     return Cost(parameters, macs)

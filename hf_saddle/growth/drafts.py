@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
 from ..models.growable import GrowableLinear, SkipBranch
+from ..models.sites import inner_path
 
 
 NEW = -1  # source of a row or column that no old one continues
@@ -96,29 +98,29 @@ class LinearDraft:
         path (`str`): Path of the linear in the model.
         module (`GrowableLinear`, *optional*): The linear; `None` for one that the event makes.
         parameters (`dict[str, ParameterDraft]`): `weight`, `bias` where there is one, and the twins of pairs.
-        branch (`BranchDraft`, *optional*): The units that feed its neurons.
+
+    Attributes:
+        branch ([`BranchDraft`], *optional*): The units that feed its neurons.
+        owner ([`BranchDraft`], *optional*): The branch whose units its neurons are.
+        readers (`list[LinearDraft]`): The linears whose inputs its neurons are, where they are hidden ones.
     """
 
-    def __init__(
-        self,
-        path: str,
-        module: GrowableLinear | None,
-        parameters: dict[str, ParameterDraft],
-        branch: "BranchDraft | None" = None,
-    ):
+    def __init__(self, path: str, module: GrowableLinear | None, parameters: dict[str, ParameterDraft]):
         self.path = path
         self.module = module
         self.parameters = parameters
-        self.branch = branch
+        self.branch: BranchDraft | None = None
+        self.owner: BranchDraft | None = None
+        self.readers: list[LinearDraft] = []
 
     @classmethod
     def of(cls, path: str, module: GrowableLinear) -> "LinearDraft":
         """The draft of a linear as it is."""
         names = ("weight", "bias", "twin_weight", "twin_bias")
         own = {name: value for name, value in module.named_parameters(recurse=False) if name in names}
-        parameters = {name: ParameterDraft(value, value) for name, value in own.items()}
-        branch = None if module.skip is None else BranchDraft.of(path, module.skip)
-        return cls(path, module, parameters, branch)
+        draft = cls(path, module, {name: ParameterDraft(value, value) for name, value in own.items()})
+        draft.branch = None if module.skip is None else BranchDraft.of(path, module.skip)
+        return draft
 
     @property
     def weight(self) -> Tensor:
@@ -130,6 +132,37 @@ class LinearDraft:
         yield self
         if self.branch is not None:
             yield from self.branch.linear.chain()
+
+    def nested(self, depth: int) -> "LinearDraft":
+        """The linear of the branch that is nested `depth` times in this one."""
+        return next(islice(self.chain(), depth, None))
+
+    def copy_neurons_(self, neurons: Tensor, values: tuple[Tensor, Tensor]) -> None:
+        """
+        Replace neurons by two copies, each of which counts half.
+
+        Args:
+            neurons (`Tensor`): The neurons, distinct.
+            values (`tuple[Tensor, Tensor]`): Weights `(2k, d)` and biases `(2k,)` of originals and copies.
+        """
+        if self.owner is not None:
+            self.owner.copy_units_(neurons)
+        self.copy_rows_(neurons, values)
+        for weight in self._columns():
+            weight.copy_(1, neurons, scale=0.5)
+
+    def append_neurons_(self, rows: Tensor) -> None:
+        """Append neurons with weights and bias `rows`, shape `(k, d + 1)`, that nothing reads yet."""
+        self.parameters["weight"].append_(rows[:, :-1])
+        self.parameters["bias"].append_(rows[:, -1])
+        for weight in self._columns():
+            weight.append_(weight.value.new_zeros(len(weight.value), len(rows)), 1)
+
+    def _columns(self) -> "Iterator[ParameterDraft]":
+        """The weights that have a column for each neuron of this linear."""
+        for reader in self.readers:
+            for linear in reader.chain():
+                yield from (linear.parameters[name] for name in ("weight", "twin_weight") if name in linear.parameters)
 
     def copy_rows_(self, indices: Tensor, values: tuple[Tensor, Tensor] | None = None) -> None:
         """
@@ -155,11 +188,12 @@ class BranchDraft:
         self.linear = linear
         self.gain = gain
         self.target = target  # (units,) int64 on the CPU
+        linear.owner = self
 
     @classmethod
     def of(cls, path: str, module: SkipBranch) -> "BranchDraft":
         """The draft of a branch as it is; `path` is that of the linear it feeds."""
-        linear = LinearDraft.of(f"{path}.skip.linear", module.linear)
+        linear = LinearDraft.of(inner_path(path), module.linear)
         gain = None if module.gain is None else ParameterDraft(module.gain, module.gain)
         return cls(module, linear, gain, module.target.cpu())
 
@@ -175,12 +209,11 @@ class BranchDraft:
             self.gain.copy_(0, units, share=0.5)
         self.linear.copy_rows_(units)
 
-    def split_units_(self, units: Tensor, values: tuple[Tensor, Tensor]) -> None:
-        """Replace units with gains by two copies with half the gain each, for the same neuron."""
+    def copy_units_(self, units: Tensor) -> None:
+        """Let units with gains and their copies, for the same neuron, have half the gain each."""
         assert self.gain is not None
         self.target = torch.cat([self.target, self.target[units]])
         self.gain.copy_(0, units, scale=0.5)
-        self.linear.copy_rows_(units, values)
 
 
 def add_units_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Tensor | None, paired: bool) -> None:
@@ -202,7 +235,7 @@ def add_units_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Tensor
         values |= {"twin_weight": -values["weight"], "twin_bias": -values["bias"]}
     if linear.branch is None:
         drafts = {name: _fresh(value) for name, value in values.items()}
-        units = LinearDraft(f"{linear.path}.skip.linear", None, drafts)
+        units = LinearDraft(inner_path(linear.path), None, drafts)
         # A copy, because a plan may grow several models, which must not share memory with it.
         gain = None if gains is None else _fresh(gains.to(rows, copy=True))
         linear.branch = BranchDraft(None, units, gain, neurons)

@@ -1,16 +1,18 @@
 """How far to go along the chosen directions, decided by the loss of the probe set."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..curvature.samples import first_dimension
+from ..curvature.loss import Loss, own_loss
+from ..curvature.samples import sample_count
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .operators import slope_at_zero
+from .operators import OPERATORS, slope_at_zero
 from .plan import GrowthPlan, LayerGrowth, find_linear
 from .surgery import prepare_growth
 
@@ -23,7 +25,7 @@ def line_search(
     plan: GrowthPlan,
     batches: Iterable[Any],
     *,
-    loss: Callable[[nn.Module, Any], Tensor] | None = None,
+    loss: Loss | None = None,
     factors: Sequence[float] = FACTORS,
 ) -> GrowthPlan:
     """
@@ -49,23 +51,19 @@ def line_search(
     Raises:
         ValueError: If the probe set is empty, or no factor gives a finite loss.
     """
-    if not any(growth.operator in ("split", "zero_gain") for growth in plan.growths):
+    scaled = {OPERATORS[growth.operator].scaled for growth in plan.growths}
+    if scaled <= {None}:
         return plan
-    kept = list(batches)
+    loss, kept = loss or own_loss, list(batches)
     plan = _downhill(model, plan, kept, loss)
     # With the factor 0 zero-gain units keep the function; splits would never separate.
     trials = [_scaled(plan, factor) for factor in factors]
-    if all(growth.operator != "split" for growth in plan.growths):
+    if "steps" not in scaled:
         trials.append(_scaled(plan, 0.0))
     losses = []
     for trial in trials:
-        # On the model itself, which is exact to undo: a copy would carry along what wraps the forward of the original.
-        prepared = prepare_growth(model, trial)
-        prepared.commit_()
-        try:
+        with _grown(model, trial):
             losses.append(probe_loss(model, kept, loss))
-        finally:
-            prepared.rollback_()
     finite = [index for index, value in enumerate(losses) if math.isfinite(value)]
     if not finite:
         raise ValueError(
@@ -76,21 +74,20 @@ def line_search(
 
 
 @torch.no_grad()
-def probe_loss(
-    model: GrowablePreTrainedModel, batches: Iterable[Any], loss: Callable[[nn.Module, Any], Tensor] | None = None
-) -> float:
+def probe_loss(model: GrowablePreTrainedModel, batches: Iterable[Any], loss: Loss | None = None) -> float:
     """
     Mean loss over the samples of all batches, in evaluation mode; the model's mode is restored.
 
     Raises:
         ValueError: If there is no sample.
     """
+    loss = loss or own_loss
     training, total, samples = model.training, 0.0, 0
     model.eval()
     try:
         for batch in batches:
-            count = _size(batch)
-            total, samples = total + float(_loss(model, batch, loss)) * count, samples + count
+            count = sample_count(batch)
+            total, samples = total + float(loss(model, batch)) * count, samples + count
     finally:
         model.train(training)
     if not samples:
@@ -98,24 +95,34 @@ def probe_loss(
     return total / samples
 
 
+@contextmanager
+def _grown(model: GrowablePreTrainedModel, plan: GrowthPlan) -> Iterator[None]:
+    """The model itself as a plan makes it: a copy would carry along what wraps the forward of the original."""
+    prepared = prepare_growth(model, plan)
+    prepared.commit_()
+    try:
+        yield
+    finally:
+        prepared.rollback_()
+
+
 def _downhill(
     model: GrowablePreTrainedModel,
     plan: GrowthPlan,
     batches: Sequence[Any],
-    loss: Callable[[nn.Module, Any], Tensor] | None,
+    loss: Loss,
 ) -> GrowthPlan:
     """The plan with gains against the slope of the loss, the largest being 1, where it has zero-gain units at rest."""
-    at_rest = [g for g in plan.growths if g.operator == "zero_gain" and not bool(g.gains.any())]
+    at_rest = [g for g in plan.growths if OPERATORS[g.operator].scaled == "gains" and not bool(g.gains.any())]
     if not at_rest:
         return plan
-    prepared = prepare_growth(model, replace(plan, growths=tuple(at_rest)))
-    prepared.commit_()
-    try:
+    with _grown(model, replace(plan, growths=tuple(at_rest))):
         modules = {growth.linear: find_linear(model, growth.linear) for growth in at_rest}
-        moving = {path: [module.skip.gain, *module.parameters(recurse=False)] for path, module in modules.items()}
+        moving: dict[str, list[nn.Parameter]] = {}
+        for path, module in modules.items():
+            assert module.skip is not None and module.skip.gain is not None
+            moving[path] = [module.skip.gain, *module.parameters(recurse=False)]
         gradients = _gradients(model, [tensor for tensors in moving.values() for tensor in tensors], batches, loss)
-    finally:
-        prepared.rollback_()
     slope_of_unit = slope_at_zero(model.config.hidden_act)
     slopes: dict[LayerGrowth, Tensor] = {}
     for path, tensors in moving.items():
@@ -145,7 +152,7 @@ def _gradients(
     model: GrowablePreTrainedModel,
     parameters: Sequence[nn.Parameter],
     batches: Sequence[Any],
-    loss: Callable[[nn.Module, Any], Tensor] | None,
+    loss: Loss,
 ) -> list[Tensor]:
     """Gradients of the mean loss of all samples, in evaluation mode; `.grad` is not touched."""
     training, samples = model.training, 0
@@ -157,8 +164,8 @@ def _gradients(
             value.requires_grad_(True)
         with torch.enable_grad():
             for batch in batches:
-                size = _size(batch)
-                gradients = torch.autograd.grad(_loss(model, batch, loss), parameters)
+                size = sample_count(batch)
+                gradients = torch.autograd.grad(loss(model, batch), parameters)
                 for part, gradient in zip(total, gradients, strict=True):
                     part.add_(gradient, alpha=size)
                 samples += size
@@ -169,21 +176,14 @@ def _gradients(
     return [part / samples for part in total]
 
 
-def _loss(model: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], Tensor] | None) -> Tensor:
-    return model(**batch).loss if loss is None else loss(model, batch)
-
-
-def _size(batch: Any) -> int:
-    return first_dimension(batch) or 0
-
-
 def _scaled(plan: GrowthPlan, factor: float) -> GrowthPlan:
     return replace(plan, growths=tuple(_scaled_layer(growth, factor) for growth in plan.growths))
 
 
 def _scaled_layer(growth: LayerGrowth, factor: float) -> LayerGrowth:
-    if growth.operator == "split":
+    scaled = OPERATORS[growth.operator].scaled
+    if scaled == "steps":
         return replace(growth, steps=growth.steps * factor, predicted_gain=growth.predicted_gain * factor**2)
-    if growth.operator == "zero_gain":
+    if scaled == "gains":
         return replace(growth, gains=growth.gains * factor, predicted_gain=growth.predicted_gain * factor)
     return growth

@@ -1,7 +1,5 @@
 """Residual pairs become single rows once the growing is over: the same function, fewer parameters."""
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -10,13 +8,14 @@ from ..models.growable import GrowableLinear, PairedLinear, SkipBranch
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.parameters import follow_
 from .attachments import check_attachments
+from .changes import Changes, Replaced
 from .costs import count_macs, count_parameters
 from .drafts import Axis
 from .event import GrowthEvent
 from .history import GrowthHistory
-from .optimizer_state import Changes, Replaced, optimizer_swaps
-from .surgery import versions
-from .transaction import Transaction, set_config_, swap_attribute
+from .optimizer_state import carry_optimizer_state_
+from .snapshot import all_or_nothing
+from .surgery import set_config_, versions
 
 
 @torch.no_grad()
@@ -38,41 +37,35 @@ def merge_pairs_(model: GrowablePreTrainedModel, optimizer: Optimizer | None = N
         ValueError: If the model has no residual pairs, or the optimizer cannot follow. Nothing has changed then.
     """
     model.check_linears()
-    branches = [module.skip for *_, module in model.growable_linears() if module.skip is not None]
+    branches = [site.module.skip for site in model.growable_linears() if site.module.skip is not None]
     if not branches or model.config.skip_unit != "residual_pair":
         raise ValueError("The model has no residual pairs to merge; only the operator `residual_pair` makes them.")
-    paths = {path for _, _, path, module in model.growable_linears() if module.skip is not None}
+    paths = {site.path for site in model.growable_linears() if site.module.skip is not None}
     check_attachments(model, paths)
     history = GrowthHistory.from_model(model)
-    before, macs, shapes, config = count_parameters(model), count_macs(model), model.shapes(), model.config
+    before, macs, shapes = count_parameters(model), count_macs(model), model.shapes()
     names = {parameter: name for name, parameter in model.named_parameters()}
-    changes, swaps = Changes(), []
-    for branch in branches:
-        merged = _merged(branch, changes, names)
-        swaps += [swap_attribute(branch, "linear", merged), swap_attribute(branch, "unit", "residual")]
-    gone = set(changes.removed)
-    replaced = {change.old: change.new for change in changes.replaced}
-    order = [replaced.get(parameter, parameter) for parameter in model.parameters() if parameter not in gone]
-    if optimizer is not None:
-        swaps += optimizer_swaps(optimizer, changes, order)
-    rename: tuple[Callable[[], None], Callable[[], None]] = (
-        lambda: set_config_(config, shapes, "residual"),
-        lambda: set_config_(config, shapes, "residual_pair"),
-    )
-    event = GrowthEvent(
-        operators=["merge_pairs"],
-        parameters_before=before,
-        parameters_after=before - sum(parameter.numel() for parameter in gone),
-        macs_before=macs,
-        macs_after=macs,
-        skip_unit="residual",
-        shapes=shapes,
-        versions=versions(),
-        replaced=replaced,
-    )
-    history.append(event)
-    swaps += [rename, swap_attribute(model, "growth_history", history.to_dict())]
-    Transaction(swaps).commit_()
+    changes = Changes()
+    with all_or_nothing(model, optimizer):
+        for branch in branches:
+            branch.linear = _merged(branch, changes, names)
+            branch.kind = "residual"
+        set_config_(model.config, shapes, "residual")
+        if optimizer is not None:
+            carry_optimizer_state_(optimizer, changes, list(model.parameters()))
+        event = GrowthEvent(
+            operators=["merge_pairs"],
+            parameters_before=before,
+            parameters_after=count_parameters(model),
+            macs_before=macs,
+            macs_after=macs,
+            skip_unit="residual",
+            shapes=shapes,
+            versions=versions(),
+            replaced={change.old: change.new for change in changes.replaced},
+        )
+        history.append(event)
+        history.attach_(model)
     return event
 
 

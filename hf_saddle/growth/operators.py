@@ -1,163 +1,62 @@
-"""How neurons grow: each operator as a change of drafts, in an order that keeps the numbers of old neurons valid."""
+"""How neurons grow: one object for each operator, which is all that the others know of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers.activations import ACT2FN
 
-from ..models.configuration_saddle import LINEARS
-from ..models.modeling_saddle import GrowablePreTrainedModel
-from .config import DEPTH_OPERATORS
+from ..models.sites import Place
 from .drafts import LinearDraft, add_units_
-from .plan import GrowthPlan, LayerGrowth, check_neurons
 
 
-FC1, FC2 = "mlp.fc1", "mlp.fc2"
-_KIND = {"zero_gain": "gain", "opposed_pair": "gain", "residual_pair": "residual_pair"}
+# Changes the draft of a linear: neurons (k,), their `p = step · direction` (k, d + 1), gains (k,), activation.
+Draft = Callable[[LinearDraft, Tensor, Tensor, Tensor, str], None]
 
 
-def unit_kind(model: GrowablePreTrainedModel) -> str | None:
-    """Kind of the model's branch units, or `None` if it has no branch."""
-    branched = any(module.skip is not None for *_, module in model.growable_linears())
-    return model.config.skip_unit if branched else None
-
-
-def can_widen(linear: str, path: str, operator: str, kind: str | None) -> bool:
-    """Whether neurons of a linear can be copied: hidden ones of an MLP, and branch units that have gains."""
-    if path.endswith(".skip.linear"):
-        return operator != "gradmax" and kind == "gain"
-    return linear == FC1
-
-
-def draft_growths(model: GrowablePreTrainedModel, plan: GrowthPlan) -> tuple[list[LinearDraft], str]:
+@dataclass(frozen=True)
+class Operator:
     """
-    Draft what a plan does to a model; the model is not changed.
+    A way for neurons to grow. What it costs and how often a neuron counts follow from these fields.
 
-    Args:
-        model ([`GrowablePreTrainedModel`]): The model that is to grow.
-        plan ([`GrowthPlan`]): What is to grow.
-
-    Returns:
-        `tuple[list[LinearDraft], str]`: One draft per linear of the base model (branches nested in it) that the plan
-        may change, in canonical order, and the kind of branch units that the model will have.
-
-    Raises:
-        ValueError: If the plan does not fit the model.
+    Attributes:
+        name (`str`): As in plans, configs and histories.
+        draft_ (`Callable`): What it does to neurons of a linear.
+        kind (`str`, *optional*): Deepens by branch units of this kind, one of `SKIP_UNITS`; `None` if it widens.
+        units (`int`, *optional*, defaults to 1): Neurons, or units of a branch, that are new for each that grows.
+        copies (`bool`, *optional*, defaults to `True`):
+            Whether a new neuron is a copy of that which grows, with the units that feed it.
+        gain (`float`, *optional*, defaults to 0.0): Gain of the units at the start.
+        scaled (`str`, *optional*):
+            What a line search scales: `"steps"`, whose gain is of second order, or `"gains"`, of first order.
     """
-    kind = _check_plan(model, plan)
-    layers = {path: (layer, linear) for layer, linear, path, _ in model.growable_linears()}
-    touched = {layers[growth.linear] for growth in plan.growths}
-    # Hidden neurons that are copied change the rows of fc1 and the columns of fc2.
-    touched |= {(layer, FC2) for layer, linear in touched if linear == FC1}
-    roots = {
-        (layer, linear): LinearDraft.of(path, module)
-        for layer, linear, path, module in model.growable_linears()
-        if (layer, linear) in touched and not path.endswith(".skip.linear")
-    }
-    # fc2 before fc1, whose copies then copy the columns of new units of fc2 as well; within a linear the outer branch
-    # first, so that a copied neuron takes along the units it had before the event.
-    order = {path: index for index, path in enumerate(layers)}
-    for linear in reversed(LINEARS):
-        growths = [growth for growth in plan.growths if layers[growth.linear][1] == linear]
-        for growth in sorted(growths, key=lambda growth: order[growth.linear]):
-            layer = layers[growth.linear][0]
-            _grow_(roots, (layer, linear), growth, model.config.hidden_act)
-    return [roots[key] for key in sorted(roots, key=lambda key: (key[0], LINEARS.index(key[1])))], kind
+
+    name: str
+    draft_: Draft
+    kind: str | None = None
+    units: int = 1
+    copies: bool = True
+    gain: float = 0.0
+    scaled: Literal["steps", "gains"] | None = None
+
+    @property
+    def deepens(self) -> bool:
+        """Whether it adds units to a branch; otherwise it widens."""
+        return self.kind is not None
+
+    def can_widen(self, place: Place, kind: str | None) -> bool:
+        """Whether it widens a linear, in a model with branches of a kind: hidden neurons, and units with gains."""
+        if self.deepens:
+            return False
+        return self.copies and kind == "gain" if place.nested else bool(place.readers)
 
 
-def _check_plan(model: GrowablePreTrainedModel, plan: GrowthPlan) -> str:
-    """Verify that a plan fits a model and return the kind of branch units it will have."""
-    known = {path: (linear, module) for _, linear, path, module in model.growable_linears()}
-    kind = unit_kind(model)
-    seen: set[tuple[str, int]] = set()
-    for growth in plan.growths:
-        if growth.linear not in known:
-            raise ValueError(
-                f"The plan grows {growth.linear!r}, which is not a growable linear of this model. Plans fit the model "
-                "they were made for, before it grows."
-            )
-        linear, module = known[growth.linear]
-        check_neurons(growth.linear, growth.neurons, module.out_features)
-        if growth.directions.shape[1] != module.in_features + 1:
-            raise ValueError(
-                f"`directions` of {growth.linear} must have {module.in_features + 1} columns (inputs and bias), got "
-                f"{growth.directions.shape[1]}."
-            )
-        again = [neuron for neuron in growth.neurons if (growth.linear, neuron) in seen]
-        if again:
-            raise ValueError(
-                f"The plan grows neurons {again[:5]} of {growth.linear} twice; a neuron grows once an event."
-            )
-        seen |= {(growth.linear, neuron) for neuron in growth.neurons}
-        if growth.operator not in DEPTH_OPERATORS:
-            if not can_widen(linear, growth.linear, growth.operator, kind):
-                raise ValueError(
-                    f"`{growth.operator}` widens mlp.fc1 (all but `gradmax` also branch units with gains), not "
-                    f"{growth.linear}. Give this linear an operator of depth: {', '.join(DEPTH_OPERATORS)}."
-                )
-            continue
-        wanted = _KIND[growth.operator]
-        if kind not in (None, wanted):
-            raise ValueError(
-                f"`{growth.operator}` makes units of kind {wanted!r}, but the model's branches are of kind {kind!r}. "
-                "A model keeps one kind: use an operator of that kind, and merge pairs only after the last event."
-            )
-        if wanted == "residual_pair" and float(ACT2FN[model.config.hidden_act](torch.zeros(()))) != 0.0:
-            raise ValueError(
-                f"`residual_pair` keeps the function only for activations that are 0 at 0; "
-                f"{model.config.hidden_act!r} is not. Use `zero_gain`."
-            )
-        kind = wanted
-    return kind or model.config.skip_unit
-
-
-def _grow_(
-    roots: dict[tuple[int, str], LinearDraft], key: tuple[int, str], growth: LayerGrowth, activation: str
-) -> None:
-    """Apply one growth to the draft of its linear and, for hidden neurons, of the linear behind it."""
-    layer, _ = key
-    parent, linear = None, roots[key]
-    while linear.path != growth.linear:
-        assert linear.branch is not None
-        parent, linear = linear.branch, linear.branch.linear
-    neurons = torch.tensor(growth.neurons)
-    rows = (growth.directions * growth.steps[:, None]).to(linear.weight.device)
-    if growth.operator in DEPTH_OPERATORS:
-        _deepen_(linear, neurons, rows, growth, activation)
-    elif growth.operator == "gradmax":
-        linear.parameters["weight"].append_(rows[:, :-1])
-        linear.parameters["bias"].append_(rows[:, -1])
-        for follower in roots[layer, FC2].chain():
-            _each_weight(
-                follower, lambda weight: weight.append_(weight.value.new_zeros(len(weight.value), len(rows)), 1)
-            )
-    else:
-        values = _copies(linear, neurons, rows, both=growth.operator == "split")
-        if parent is not None:
-            parent.split_units_(neurons, values)
-            return
-        linear.copy_rows_(neurons, values)
-        for follower in roots[layer, FC2].chain():
-            _each_weight(follower, lambda weight: weight.copy_(1, neurons, scale=0.5))
-
-
-def _each_weight(linear: LinearDraft, change) -> None:
-    for name in ("weight", "twin_weight"):
-        if name in linear.parameters:
-            change(linear.parameters[name])
-
-
-def _deepen_(linear: LinearDraft, neurons: Tensor, rows: Tensor, growth: LayerGrowth, activation: str) -> None:
-    if growth.operator == "residual_pair":
-        add_units_(linear, neurons, rows, None, paired=True)
-        return
-    gains = growth.gains.to(linear.weight.device)
-    if growth.operator == "opposed_pair":
-        twice = [part for pair in zip(range(len(neurons)), range(len(neurons)), strict=True) for part in pair]
-        signs = torch.tensor([1.0, -1.0]).repeat(len(neurons)).to(gains)
-        add_units_(linear, neurons[twice], rows[twice], gains[twice] * signs, paired=False)
-        return
+def _zero_gain_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Tensor, activation: str) -> None:
+    """One unit `gain · φ(p · x̂)`; a gain other than 0 is compensated for by `w -= φ'(0) · gain · p`."""
     add_units_(linear, neurons, rows, gains, paired=False)
-    if bool((growth.gains != 0).any()):
+    if bool((gains != 0).any()):
         # What a finite gain adds to first order in p, the neuron's own row takes back: what is left is curvature.
         shift = -slope_at_zero(activation) * gains[:, None] * rows
         linear.parameters["weight"].add_(neurons, shift[:, :-1])
@@ -165,13 +64,64 @@ def _deepen_(linear: LinearDraft, neurons: Tensor, rows: Tensor, growth: LayerGr
             linear.parameters["bias"].add_(neurons, shift[:, -1])
 
 
-def _copies(linear: LinearDraft, neurons: Tensor, rows: Tensor, both: bool) -> tuple[Tensor, Tensor]:
-    """Weights and biases of originals and copies: `w + p` and `w - p`, or `w` and `w + p` if not `both`."""
+def _residual_pair_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Tensor, activation: str) -> None:
+    """One unit `s + φ(s)` whose row is stored as `p` and `-p` (arXiv 2402.12418, Eq. 3)."""
+    add_units_(linear, neurons, rows, None, paired=True)
+
+
+def _opposed_pair_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Tensor, activation: str) -> None:
+    """Two units with row `p` and gains `gain` and `-gain` (Network Morphism)."""
+    twice = torch.arange(len(neurons)).repeat_interleave(2)
+    signs = torch.tensor([1.0, -1.0]).repeat(len(neurons)).to(gains)
+    add_units_(linear, neurons[twice], rows[twice], gains[twice] * signs, paired=False)
+
+
+def _split_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Tensor, activation: str) -> None:
+    """Two copies `w ± p` with half the outgoing weights each (arXiv 1910.02366)."""
+    linear.copy_neurons_(neurons, _shifted(linear, neurons, rows, -rows))
+
+
+def _net2net_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Tensor, activation: str) -> None:
+    """A copy `w + p` of `w`, half the outgoing weights each (arXiv 1511.05641)."""
+    linear.copy_neurons_(neurons, _shifted(linear, neurons, torch.zeros_like(rows), rows))
+
+
+def _gradmax_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Tensor, activation: str) -> None:
+    """A new hidden neuron with row `p` and no outgoing weights (arXiv 2201.05125, outgoing side zero)."""
+    linear.append_neurons_(rows)
+
+
+OPERATORS = {
+    operator.name: operator
+    for operator in (
+        Operator("zero_gain", _zero_gain_, kind="gain", scaled="gains"),
+        Operator("residual_pair", _residual_pair_, kind="residual_pair"),
+        Operator("opposed_pair", _opposed_pair_, kind="gain", units=2, gain=1.0),
+        Operator("split", _split_, scaled="steps"),
+        Operator("net2net", _net2net_),
+        Operator("gradmax", _gradmax_, copies=False),
+    )
+}
+DEPTH_OPERATORS = tuple(name for name, operator in OPERATORS.items() if operator.deepens)
+WIDTH_OPERATORS = tuple(name for name, operator in OPERATORS.items() if not operator.deepens)
+
+# What `operator="auto"` stands for: by the criterion that ranks, else by the kind of units that the model has.
+_OF_CRITERION = {"width": "split", "gradmax": "gradmax"}
+_OF_KIND = {None: "zero_gain", "gain": "zero_gain", "residual_pair": "residual_pair"}
+
+
+def default_operator(criterion: str, kind: str | None) -> str | None:
+    """The operator for neurons that a criterion ranks, in a model with branches of a kind; `None` if there is none."""
+    if criterion == "paper_score" and kind is None:
+        return "residual_pair"
+    return _OF_CRITERION.get(criterion) or _OF_KIND.get(kind)
+
+
+def _shifted(linear: LinearDraft, neurons: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights and biases of originals and copies: the neuron's own, plus `first` and `second`."""
     own = neurons.to(linear.weight.device)
-    names = ("weight", "bias")
     precision = torch.promote_types(linear.weight.dtype, torch.float32)
-    weight, bias = (linear.parameters[name].value.index_select(0, own).to(precision) for name in names)
-    first, second = (rows, -rows) if both else (torch.zeros_like(rows), rows)
+    weight, bias = (linear.parameters[name].value.index_select(0, own).to(precision) for name in ("weight", "bias"))
     weights = torch.cat([weight + first[:, :-1], weight + second[:, :-1]])
     return weights, torch.cat([bias + first[:, -1], bias + second[:, -1]])
 

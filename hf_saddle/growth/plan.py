@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..models.growable import GrowableLinear
 from ..models.json_files import parse_json
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .config import OPERATORS, is_int, is_number
+from .config import is_int, is_number
+from .operators import OPERATORS
 
 
 PLAN_SCHEMA = 1
@@ -25,14 +27,7 @@ class LayerGrowth:
     """
     The neurons of one linear that grow by one operator. All tensors are float32 on the CPU.
 
-    | operator | effect on neuron `i` with `p = step · direction` |
-    |---|---|
-    | `"zero_gain"` | one unit `gain · φ(p · x̂)`; a gain other than 0 is compensated for by `w -= φ'(0) · gain · p` |
-    | `"residual_pair"` | one unit `s + φ(s)` whose row is stored as `p` and `-p` (arXiv 2402.12418, Eq. 3) |
-    | `"opposed_pair"` | two units with row `p` and gains `gain` and `-gain` (Network Morphism) |
-    | `"split"` | two copies `w ± p` with half the outgoing weights each (arXiv 1910.02366) |
-    | `"net2net"` | a copy `w + p` of `w`, half the outgoing weights each (arXiv 1511.05641) |
-    | `"gradmax"` | a new hidden unit with row `p` and no outgoing weights (arXiv 2201.05125, outgoing side zero) |
+    What an operator does to neuron `i` with `p = step · direction`, its function in `growth/operators.py` says.
 
     Raises:
         ValueError: If there are duplicate neurons, a tensor of another length, or one that is not finite.
@@ -102,7 +97,7 @@ class LayerGrowth:
         if steps is None:
             steps = float(0.2 * weight.float().square().sum(1).mean().sqrt())
         if gains is None:
-            gains = 1.0 if operator == "opposed_pair" else 0.0
+            gains = OPERATORS[operator].gain if operator in OPERATORS else 0.0
         zeros = torch.zeros(len(chosen))
         return cls(
             linear=linear,
@@ -261,18 +256,18 @@ _GROWTH_FIELDS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def find_linear(model: GrowablePreTrainedModel, path: str):
+def find_linear(model: GrowablePreTrainedModel, path: str) -> GrowableLinear:
     """
     The growable linear at `path`.
 
     Raises:
         ValueError: If the model has none there.
     """
-    for _, _, known, module in model.growable_linears():
-        if known == path:
-            return module
+    for site in model.growable_linears():
+        if site.path == path:
+            return site.module
     raise ValueError(
-        f"The model has no growable linear {path!r}. `[path for *_, path, _ in model.growable_linears()]` lists them."
+        f"The model has no growable linear {path!r}. `[site.path for site in model.growable_linears()]` lists them."
     )
 
 

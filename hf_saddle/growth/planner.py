@@ -9,10 +9,12 @@ import torch
 
 from ..curvature import CurvatureReport, LayerCurvature
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .config import DEPTH_OPERATORS, QUOTAS, UNITS_WITH_GAIN, WIDTH_OPERATORS, GrowthConfig
+from ..models.sites import Site
+from .config import QUOTAS, GrowthConfig
 from .costs import CostBook, count_macs, count_parameters, plan_cost
+from .drafting import branch_kind
 from .history import GrowthHistory
-from .operators import can_widen, unit_kind
+from .operators import OPERATORS, Operator, default_operator
 from .plan import GrowthPlan, LayerGrowth
 
 
@@ -21,8 +23,8 @@ class _Candidate:
     """One neuron that could grow, with where its numbers are."""
 
     entry: LayerCurvature
-    linear: str  # name in `LINEARS`
-    operator: str
+    site: Site
+    operator: Operator
     neuron: int
     gain: float
 
@@ -57,10 +59,12 @@ def plan_growth(
             do not allow.
     """
     allowed = event_budget(model, config, event, lr_ratio)
-    if config.operator in DEPTH_OPERATORS and unit_kind(model) not in (None, _KIND_OF[config.operator]):
+    kind = branch_kind(model)
+    deepens = config.operator != "auto" and OPERATORS[config.operator].deepens
+    if deepens and kind not in (None, OPERATORS[config.operator].kind):
         raise ValueError(
-            f"`operator={config.operator!r}` makes other branch units than the model has ({unit_kind(model)!r}). A "
-            "model keeps one kind: use `operator='auto'`."
+            f"`operator={config.operator!r}` makes other branch units than the model has ({kind!r}). A model keeps "
+            "one kind: use `operator='auto'`."
         )
     candidates = list(_candidates(report, model, config))
     chosen = _choose(candidates, CostBook(model), config, allowed)
@@ -76,10 +80,6 @@ def plan_growth(
     )
 
 
-_KIND_OF = {"zero_gain": "gain", "opposed_pair": "gain", "residual_pair": "residual_pair"}
-_DEPTH_OF_KIND = {None: "zero_gain", "gain": "zero_gain", "residual_pair": "residual_pair"}
-
-
 def event_budget(model: GrowablePreTrainedModel, config: GrowthConfig, event: int, lr_ratio: float = 1.0) -> float:
     """What an event may add to a model, in `config.budget_unit`; infinite without a limit."""
     by_macs = config.budget_unit == "macs"
@@ -92,51 +92,44 @@ def event_budget(model: GrowablePreTrainedModel, config: GrowthConfig, event: in
 
 
 def _layer(candidate: _Candidate) -> tuple[str, str]:
-    return candidate.entry.linear, candidate.operator
+    return candidate.entry.linear, candidate.operator.name
 
 
-def _operator(entry: LayerCurvature, linear: str, kind: str | None, config: GrowthConfig) -> str | None:
+def _operator(entry: LayerCurvature, site: Site, kind: str | None, config: GrowthConfig) -> Operator | None:
     """How the neurons of a layer would grow; `None` if they cannot."""
-    operator: str | None = config.operator
-    if operator == "auto":
-        by_criterion = {"width": "split", "gradmax": "gradmax"}
-        operator = by_criterion.get(entry.criterion, _DEPTH_OF_KIND.get(kind))
-        if entry.criterion == "paper_score" and kind is None:
-            operator = "residual_pair"
-    if operator in WIDTH_OPERATORS and not can_widen(linear, entry.linear, operator, kind):
+    name = default_operator(entry.criterion, kind) if config.operator == "auto" else config.operator
+    if name is None:
         return None
-    if operator in DEPTH_OPERATORS and entry.linear.count(".skip.linear") >= config.max_depth:
-        return None
-    return operator
+    operator = OPERATORS[name]
+    fits = site.depth < config.max_depth if operator.deepens else operator.can_widen(site, kind)
+    return operator if fits else None
 
 
 def _candidates(report: CurvatureReport, model: GrowablePreTrainedModel, config: GrowthConfig) -> Iterator[_Candidate]:
     """Significant neurons of the layers that may grow, in the order of the report."""
-    known = {path: (layer, linear, module) for layer, linear, path, module in model.growable_linears()}
-    kind = unit_kind(model)
+    known = {site.path: site for site in model.growable_linears()}
+    kind = branch_kind(model)
     for entry in report.layers:
         if entry.criterion not in config.ranking or entry.linear not in known:
             continue
-        layer, linear, module = known[entry.linear]
+        site, module = known[entry.linear], known[entry.linear].module
         if entry.direction.shape != (module.out_features, module.in_features + 1):
             raise ValueError(
                 f"The report's directions of {entry.linear} have shape {tuple(entry.direction.shape)}, the model's "
                 f"layer needs {(module.out_features, module.in_features + 1)}. Measure anew after a growth."
             )
-        operator = _operator(entry, linear, kind, config)
+        operator = _operator(entry, site, kind, config)
         frozen = not module.weight.requires_grad
-        elsewhere = (config.linears is not None and linear not in config.linears) or (
-            config.layers is not None and layer not in config.layers
+        elsewhere = (config.linears is not None and site.linear not in config.linears) or (
+            config.layers is not None and site.layer not in config.layers
         )
         if operator is None or frozen or elsewhere:
             continue
         fit = entry.significant & torch.isfinite(entry.gain) & (entry.gain > 0)
-        if entry.criterion == "depth" and not config.both_ends:
-            fit = fit & (entry.eigenvalue < 0)
         neurons = torch.nonzero(fit).flatten().tolist()
         if len(neurons) >= config.layer_threshold:
             gains = entry.gain.tolist()
-            yield from (_Candidate(entry, linear, operator, neuron, gains[neuron]) for neuron in neurons)
+            yield from (_Candidate(entry, site, operator, neuron, gains[neuron]) for neuron in neurons)
 
 
 def _choose(candidates: list[_Candidate], book: CostBook, config: GrowthConfig, allowed: float) -> list[_Candidate]:
@@ -149,20 +142,17 @@ def _choose(candidates: list[_Candidate], book: CostBook, config: GrowthConfig, 
     shares = [allowed / len(QUOTAS)] * len(QUOTAS) if config.quotas else [allowed]
     quota_of = {linear: index for index, group in enumerate(QUOTAS) for linear in group}
     taken: set[tuple[str, int]] = set()
-    per_layer: Counter[str] = Counter()
     chosen = []
     # The sort is stable: ties keep the order of the model.
     for candidate in sorted(candidates, key=lambda candidate: -candidate.gain / cost(candidate)):
         path = candidate.entry.linear
-        quota = quota_of[candidate.linear] if config.quotas else 0
+        quota = quota_of[candidate.site.linear] if config.quotas else 0
         price = cost(candidate)
-        full = config.max_per_layer is not None and per_layer[path] >= config.max_per_layer
-        if (path, candidate.neuron) in taken or full or price > shares[quota]:
+        if (path, candidate.neuron) in taken or price > shares[quota]:
             continue
         book.book_(path, candidate.operator, candidate.neuron)
         shares[quota] -= price
         taken.add((path, candidate.neuron))
-        per_layer[path] += 1
         chosen.append(candidate)
     return chosen
 
@@ -175,34 +165,31 @@ def _growths(
     numbers: Counter[tuple[str, str]],
 ) -> Iterator[LayerGrowth]:
     """The chosen neurons by layer and operator, in the order of the model."""
-    order = {path: index for index, (*_, path, _) in enumerate(model.growable_linears())}
+    order = {site.path: index for index, site in enumerate(model.growable_linears())}
     groups: dict[tuple[str, str], list[_Candidate]] = {}
     for candidate in chosen:
         groups.setdefault(_layer(candidate), []).append(candidate)
-    for path, operator in sorted(groups, key=lambda key: (order[key[0]], key[1])):
-        members = sorted(groups[path, operator], key=lambda candidate: candidate.neuron)
+    for path, name in sorted(groups, key=lambda key: (order[key[0]], key[1])):
+        members, operator = sorted(groups[path, name], key=lambda candidate: candidate.neuron), OPERATORS[name]
         entry = members[0].entry
         neurons = [member.neuron for member in members]
         eigenvalues = entry.eigenvalue[neurons].float().cpu()
         along = report[path, "random"] if config.directions == "random" else entry
         steps = entry.step[neurons].float().cpu()
-        if operator in UNITS_WITH_GAIN:
+        if operator.kind == "gain":
             # The measured step suits a change of the neuron's own row. A unit with a gain changes nothing by its
-            # length, but a short one needs a large gain, under which an update of its row changes much.
-            steps = config.unit_scale / along.response[neurons].float().cpu()
-        gains = torch.zeros(len(neurons))
-        if operator == "zero_gain" and config.gain_init:
-            gains = -config.gain_init * torch.sign(eigenvalues)
-        elif operator == "opposed_pair":
-            gains = torch.ones(len(neurons))
+            # length, but a short one needs a large gain, under which an update of its row changes much. With this one
+            # the pre-activation of the unit has a root mean square of 1.
+            steps = 1.0 / along.response[neurons].float().cpu()
+        gains = torch.full((len(neurons),), operator.gain)
         yield LayerGrowth(
             linear=path,
-            operator=operator,
+            operator=name,
             neurons=tuple(neurons),
             directions=along.direction[neurons].float().cpu(),
             steps=steps,
             gains=gains,
             predicted_gain=entry.gain[neurons].float().cpu(),
             eigenvalues=eigenvalues,
-            candidates=numbers[path, operator],
+            candidates=numbers[path, name],
         )

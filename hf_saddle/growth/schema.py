@@ -1,11 +1,9 @@
 """What a growth history may say: types, ranges, and events each of which leads from one shape to the next."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from ..models.configuration_saddle import (
-    LINEARS,
     MAX_LAYERS,
     MAX_PARAMETERS,
     SKIP_UNITS,
@@ -13,14 +11,15 @@ from ..models.configuration_saddle import (
     check_skip_sizes,
     is_index,
 )
-from .config import DEPTH_OPERATORS, OPERATORS, WIDTH_OPERATORS, is_int, is_number
+from ..models.sites import FC1, LINEARS, Place
+from .config import is_int, is_number
+from .operators import OPERATORS
 
 
 # Twice what a config may ask for: that is a lower bound, without biases, norms and gains.
 MAX_COUNT = 2 * MAX_PARAMETERS
 MAX_MACS = 2**62
 _RECORD = {"linear", "operator", "candidates", "chosen", "neurons", "eigenvalue", "predicted_gain"}
-_PATH = re.compile(rf"(?:\w+\.)?layers\.([0-9]+)\.({'|'.join(map(re.escape, LINEARS))})((?:\.skip\.linear)*)")
 
 Shapes = dict[int, dict[str, Any]]
 
@@ -99,8 +98,11 @@ def check_records(records: Any, operators: Any, layers: int) -> None:
 def _check_record(record: Any, where: str, layers: int) -> None:
     check_fields(record, _RECORD, where)
     check_text(record["linear"], f"{where}.linear")
-    path = _PATH.fullmatch(record["linear"])
-    if path is None or len(path[1]) > 6 or int(path[1]) >= layers:
+    try:
+        known = Place.parse(record["linear"]).layer < layers
+    except ValueError:
+        known = False
+    if not known:
         raise ValueError(f"`{where}.linear` of a growth history names no growable linear: {record['linear']!r}.")
     if record["operator"] not in OPERATORS:
         raise ValueError(f"`{where}.operator` of a growth history must be one of {', '.join(OPERATORS)}.")
@@ -133,16 +135,14 @@ def check_shapes_follow(before: Shapes, records: list[dict[str, Any]], after: Sh
     gained: dict[tuple[int, str, int], int] = {}
     copied: dict[tuple[int, str], int] = {}
     for record in records:
-        path = _PATH.fullmatch(record["linear"])
-        assert path is not None
-        layer, linear, level = int(path[1]), path[2], path[3].count("skip")
-        widens = record["operator"] in WIDTH_OPERATORS
-        if widens and level == 0 and linear != "mlp.fc1":
+        place = Place.parse(record["linear"])
+        layer, linear, level = place.layer, place.linear, place.depth
+        operator = OPERATORS[record["operator"]]
+        if not operator.deepens and not place.nested and not place.readers:
             raise ValueError(f"The growth history is damaged: {record['linear']} cannot be widened, as {where} says.")
-        units = (2 if record["operator"] == "opposed_pair" else 1) * record["chosen"]
-        place = (layer, linear, level + (record["operator"] in DEPTH_OPERATORS))
-        gained[place] = gained.get(place, 0) + units
-        if widens:
+        key = (layer, linear, level + operator.deepens)
+        gained[key] = gained.get(key, 0) + operator.units * record["chosen"]
+        if not operator.deepens:
             copied[layer, linear] = min(level, copied.get((layer, linear), level))
     for layer, old in before.items():
         for linear in LINEARS:
@@ -159,12 +159,12 @@ def check_shapes_follow(before: Shapes, records: list[dict[str, Any]], after: Sh
                         f"{where} (branch {level} of it), but its records lead from {size} to {wanted}. An event is "
                         "missing, or was changed."
                     )
-    lost = [place for place in gained if place[2] >= len(_levels(after[place[0]], place[1]))]
+    lost = [key for key in gained if key[2] >= len(_levels(after[key[0]], key[1]))]
     if lost:
         raise ValueError(f"The growth history is damaged: the shapes of {where} lack the branch {lost[0]}.")
 
 
 def _levels(shapes: Mapping[str, Any], linear: str) -> list[int]:
     """Neurons of a linear and of the branches nested in it; of those whose width is the model's, 0."""
-    own = shapes["intermediate_size"] if linear == "mlp.fc1" else 0
+    own = shapes["intermediate_size"] if linear == FC1 else 0
     return [own, *((shapes["skip_sizes"] or {}).get(linear) or ())]

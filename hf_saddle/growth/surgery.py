@@ -8,15 +8,19 @@ import transformers
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from ..models.modeling_saddle import GrowablePreTrainedModel
+from ..models.configuration_saddle import SaddleConfig
+from ..models.modeling_saddle import GrowablePreTrainedModel, set_shapes
 from ..version import __version__
 from .attachments import check_attachments
+from .changes import Changes
 from .costs import count_parameters, plan_cost
+from .drafting import check_plan, draft_growths
 from .event import GrowthEvent
 from .history import GrowthHistory
-from .operators import draft_growths
+from .install import check_changes, install_
+from .optimizer_state import carry_optimizer_state_
 from .plan import GrowthPlan, LayerGrowth
-from .transaction import Rebuild, Transaction, growth_swaps, swap_attribute
+from .snapshot import Snapshot
 
 
 class PreparedGrowth:
@@ -27,18 +31,23 @@ class PreparedGrowth:
         event ([`GrowthEvent`]): What will be recorded.
     """
 
-    def __init__(self, event: GrowthEvent, transaction: Transaction):
+    def __init__(self, event: GrowthEvent, before: Snapshot, after: Snapshot):
         self.event = event
-        self._transaction = transaction
+        self._before = before
+        self._after = after
 
     def commit_(self) -> GrowthEvent:
         """Grow. Only pointers are assigned; if that fails, all is as before."""
-        self._transaction.commit_()
+        try:
+            self._after.restore()
+        except BaseException:
+            self._before.restore()
+            raise
         return self.event
 
     def rollback_(self) -> None:
-        """Undo `commit_`. Valid until the model has been trained on."""
-        self._transaction.rollback_()
+        """Undo `commit_`. What has been trained since in parameters that did not change stays."""
+        self._before.restore()
 
 
 def grow_(
@@ -116,34 +125,49 @@ def prepare_growth(
             "attach `GrowthHistory.from_model(model).rewound_to(model)`; else set `model.growth_history = None`."
         )
     check_attachments(model, {growth.linear for growth in plan.growths})
-    drafts, unit = draft_growths(model, plan)
-    rebuild = Rebuild(unit, model.config.hidden_act)
-    for draft in drafts:
-        rebuild.add_(draft)
-    swaps, shapes = growth_swaps(model, rebuild, unit, optimizer)
-    cost = plan_cost(model, plan.growths)
-    parameters, macs = count_parameters(model), history.macs
-    event = GrowthEvent(
-        criterion=plan.criterion,
-        operators=sorted({growth.operator for growth in plan.growths}),
-        layers=[layer_record(growth) for growth in plan.growths],
-        predicted_gain=plan.predicted_gain,
-        budget=plan.budget,
-        parameters_before=parameters,
-        parameters_after=parameters + cost.parameters,
-        macs_before=macs,
-        macs_after=macs + cost.macs,
-        skip_unit=unit,
-        shapes=shapes,
-        versions=versions(),
-        replaced={change.old: change.new for change in rebuild.changes.replaced},
-        added={change.name: change.new for change in rebuild.changes.added},
-        **record,
-    )
-    event.seconds = time.perf_counter() - started
-    history.append(event)
-    swaps.append(swap_attribute(model, "growth_history", history.to_dict()))
-    return PreparedGrowth(event, Transaction(swaps))
+    kind = check_plan(model, plan)
+    parameters, macs, cost = count_parameters(model), history.macs, plan_cost(model, plan.growths)
+    changes = Changes()
+    # The model grows and goes back, so that what can fail has not failed, and two sets of pointers are what is left.
+    before = Snapshot(model, optimizer)
+    try:
+        for draft in draft_growths(model, plan):
+            install_(draft, kind, model.config.hidden_act, changes)
+        check_changes(changes)
+        shapes = model.shapes()
+        set_config_(model.config, shapes, kind)
+        if optimizer is not None:
+            carry_optimizer_state_(optimizer, changes, list(model.parameters()))
+        event = GrowthEvent(
+            criterion=plan.criterion,
+            operators=sorted({growth.operator for growth in plan.growths}),
+            layers=[layer_record(growth) for growth in plan.growths],
+            predicted_gain=plan.predicted_gain,
+            budget=plan.budget,
+            parameters_before=parameters,
+            parameters_after=parameters + cost.parameters,
+            macs_before=macs,
+            macs_after=macs + cost.macs,
+            skip_unit=kind,
+            shapes=shapes,
+            versions=versions(),
+            replaced={change.old: change.new for change in changes.replaced},
+            added={change.name: change.new for change in changes.added},
+            **record,
+        )
+        event.seconds = time.perf_counter() - started
+        history.append(event)
+        history.attach_(model)
+        after = Snapshot(model, optimizer)
+    finally:
+        before.restore()
+    return PreparedGrowth(event, before, after)
+
+
+def set_config_(config: SaddleConfig, shapes: dict[int, dict[str, Any]], kind: str) -> None:
+    """Assign the shapes of all layers and the kind of their branch units."""
+    config.skip_unit = kind
+    set_shapes(config, shapes)
 
 
 def record_(model: GrowablePreTrainedModel, event: GrowthEvent) -> None:

@@ -13,7 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from ..growth import GrowthEvent, GrowthHistory
-from ..models.configuration_saddle import LINEARS
+from ..models.sites import LINEARS
 from .pictures import SUFFIXES
 from .states import State, growths, parameters_at, states
 from .style import (

@@ -204,9 +204,12 @@ def _differences(growth: GrowthConfig | None) -> dict[str, Any]:
     """When a model grew is always told; other options only where they are not the default."""
     if growth is None:
         return {}
-    default = GrowthConfig().to_dict()
-    always = ("warmup", "interval", "unit", "num_events", "criterion", "operator", "budget")
-    return {name: value for name, value in growth.to_dict().items() if name in always or value != default[name]}
+    default = type(growth)().to_dict()
+    always = ("warmup", "interval", "unit", "num_events", "criterion", "operator", "max_growth")
+    told = {name: value for name, value in growth.to_dict().items() if name in always or value != default[name]}
+    if told["max_growth"] is None:
+        del told["max_growth"]  # another limit is told
+    return told
 
 
 def _results(log: list[dict[str, float]], best_step: int | None) -> tuple[str, dict[str, Any]]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..growth import GrowthEvent, GrowthHistory
-from ..growth.config import OPERATORS, WIDTH_OPERATORS
-from ..models.configuration_saddle import LINEARS
+from ..growth.operators import OPERATORS
+from ..models.sites import Place
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Growth:
     @property
     def widens(self) -> bool:
         """Whether the linear became wider; otherwise it became deeper."""
-        return self.operator in WIDTH_OPERATORS
+        return not OPERATORS[self.operator].deepens
 
 
 def states(history: GrowthHistory) -> list[State]:
@@ -84,16 +84,16 @@ def _state(step: int, parameters: int, macs: int, shapes: dict[int, dict[str, An
 
 
 def _growth(record: dict[str, Any]) -> Growth:
-    layer, block, name, *rest = record["linear"].split("layers.")[-1].split(".")
-    if f"{block}.{name}" not in LINEARS or record["operator"] not in OPERATORS:
+    place = Place.parse(record["linear"])
+    if record["operator"] not in OPERATORS:
         raise ValueError(f"{record['linear']!r} cannot grow by {record['operator']!r}")
     numbers = [record["eigenvalue"][key] for key in ("min", "mean", "max")] + [record["predicted_gain"]]
     if not all(math.isfinite(number) for number in numbers):
         raise ValueError(f"{numbers} are not finite")
     return Growth(
-        layer=int(layer),
-        linear=f"{block}.{name}",
-        nested=rest.count("skip"),
+        layer=place.layer,
+        linear=place.linear,
+        nested=place.depth,
         operator=record["operator"],
         candidates=int(record["candidates"]),
         chosen=int(record["chosen"]),

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .configuration_saddle import LINEARS
 from .growable import GrowableLinear, PairedLinear, SkipBranch, growable_in
+from .sites import LINEARS, inner_path
 
 
 Link = tuple[nn.Module, str, nn.Module]  # a parent, the name of its child, and the child
@@ -145,7 +145,7 @@ def _links(parent: nn.Module, name: str, depth: int, paired: bool, place: str) -
         branch = linear.skip
         assert isinstance(branch, SkipBranch)
         yield linear, "skip", branch
-        yield from _links(branch, "linear", depth - 1, branch.unit == "residual_pair", f"{place}.skip.linear")
+        yield from _links(branch, "linear", depth - 1, branch.kind == "residual_pair", inner_path(place))
 
 
 def _way(wrapper: nn.Module, linear: GrowableLinear) -> list[str]:
@@ -175,7 +175,7 @@ def check_quantised(model: Any) -> None:
     Raises:
         ValueError: If it passed over all growable linears, or quantised one of two rows that are to be added.
     """
-    places = [place for *_, place in model.linear_places()]
+    places = [module for _, module in model.linear_places()]
     unchanged = [place for place in places if isinstance(place, GrowableLinear)]
     quantised = [place for place in unchanged if is_traceable_wrapper_subclass(place.weight)]
     method = model.hf_quantizer.quantization_config.quant_method

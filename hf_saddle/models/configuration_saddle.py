@@ -11,20 +11,13 @@ from transformers.activations import ACT2FN
 from transformers.utils.versions import require_version
 
 from .json_files import read_json
+from .sites import LINEARS
 
 
 # The range this code was tested with; code that was uploaded with a model meets whatever version its reader has.
 TRANSFORMERS_RANGE = "transformers>=5.18,<6"
 require_version(TRANSFORMERS_RANGE.split(",")[0], "Growable models need per-layer configs.")
 
-LINEARS = (
-    "attention.q_proj",
-    "attention.k_proj",
-    "attention.v_proj",
-    "attention.o_proj",
-    "mlp.fc1",
-    "mlp.fc2",
-)
 SKIP_UNITS = ("gain", "residual_pair", "residual")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 

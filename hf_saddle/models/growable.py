@@ -98,20 +98,20 @@ class SkipBranch(nn.Module):
         in_features (`int`): Size of the input, that of the layer the branch belongs to.
         out_features (`int`): Number of neurons of that layer; targets are below it.
         sizes (`Sequence[int]`): Number of units, then the widths of the branches nested in `linear`.
-        unit (`str`): Kind of unit, one of `SKIP_UNITS`.
+        kind (`str`): Kind of unit, one of `SKIP_UNITS`.
         activation (`str`): The activation `φ`, a name in transformers' `ACT2FN`.
     """
 
-    def __init__(self, in_features: int, out_features: int, sizes: Sequence[int], unit: str, activation: str):
+    def __init__(self, in_features: int, out_features: int, sizes: Sequence[int], kind: str, activation: str):
         super().__init__()
-        if unit not in SKIP_UNITS:
-            raise ValueError(f"`skip_unit` must be one of {SKIP_UNITS}, got {unit!r}.")
-        rows = PairedLinear if unit == "residual_pair" else GrowableLinear
-        self.unit = unit
+        if kind not in SKIP_UNITS:
+            raise ValueError(f"`skip_unit` must be one of {SKIP_UNITS}, got {kind!r}.")
+        rows = PairedLinear if kind == "residual_pair" else GrowableLinear
+        self.kind = kind
         self.neurons = out_features
-        self.linear = rows(in_features, sizes[0], skip_sizes=sizes[1:], skip_unit=unit, activation=activation)
+        self.linear = rows(in_features, sizes[0], skip_sizes=sizes[1:], skip_unit=kind, activation=activation)
         self.activation = ACT2FN[activation]
-        self.gain = nn.Parameter(torch.zeros(sizes[0])) if unit == "gain" else None
+        self.gain = nn.Parameter(torch.zeros(sizes[0])) if kind == "gain" else None
         self.target: Tensor
         self.register_buffer("target", torch.arange(sizes[0]) % out_features)
         self.shared_targets = sizes[0] > out_features

@@ -22,11 +22,12 @@ from transformers.utils.hub import hf_api
 from .branch_dropout import BranchDropout
 from .branch_guard import branch_links, check_quantised
 from .checkpoint_checks import check_headers, check_number_of_layers, check_regular, check_values, find_weights
-from .configuration_saddle import LINEARS, SaddleConfig
+from .configuration_saddle import SaddleConfig
 from .growable import GrowableLinear, GrowableMLP, PairedLinear, SkipBranch, check_targets, growable_in
 from .json_files import read_json
 from .parameters import check_replaceable
 from .resizing import take_shapes_
+from .sites import FC1, LINEARS, Place, Site
 
 
 HISTORY_NAME = "growth_history.json"
@@ -122,31 +123,29 @@ class GrowablePreTrainedModel(PreTrainedModel):
             init.copy_(module.target, torch.arange(module.target.numel()) % module.neurons)
 
     # ---------------------------------------------------------------------------------------------- growable linears
-    def growable_linears(self) -> Iterator[tuple[int, str, str, GrowableLinear]]:
+    def growable_linears(self) -> Iterator[Site]:
         """
         Yield every growable linear in canonical order, branches right after the linear they feed.
 
-        Each item is `(layer_idx, linear, path, module)`: the linear's name as in `LINEARS`, and its path in this
-        model, such as `"deit.layers.3.mlp.fc1"` or `"deit.layers.3.mlp.fc1.skip.linear"`. Where a tuner has wrapped a
-        linear, the one inside is yielded, under the path of the wrapper.
+        Where a tuner has wrapped a linear, the one inside is yielded, under the path of the wrapper.
 
         Raises:
             ValueError: If another module has taken the place of a linear, as quantisers do.
         """
-        for layer_idx, linear, path, place in self.linear_places():
-            yield layer_idx, linear, path, _linear_at(path, place)
+        for place, module in self.linear_places():
+            yield Site(place.layer, place.linear, place.depth, place.path, _linear_at(place.path, module))
 
-    def linear_places(self) -> Iterator[tuple[int, str, str, nn.Module]]:
-        """Yield what is in the place of every growable linear, be it wrapped or exchanged."""
+    def linear_places(self) -> Iterator[tuple[Place, nn.Module]]:
+        """Yield every place of a growable linear and what is there, be it wrapped or exchanged."""
         prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
         for layer_idx, layer in enumerate(self.base_model.layers):
             for linear in LINEARS:
-                path, place = f"{prefix}layers.{layer_idx}.{linear}", layer.get_submodule(linear)
-                while place is not None:
-                    yield layer_idx, linear, path, place
-                    module = growable_in(place)
-                    branch = None if module is None else module.skip
-                    path, place = f"{path}.skip.linear", None if branch is None else branch.linear
+                place = Place(layer_idx, linear, 0, f"{prefix}layers.{layer_idx}.{linear}")
+                module: nn.Module | None = layer.get_submodule(linear)
+                while module is not None:
+                    yield place, module
+                    found = growable_in(module)
+                    place, module = place.branch, None if found is None or found.skip is None else found.skip.linear
 
     def get_submodule(self, target: str) -> nn.Module:
         """
@@ -177,11 +176,11 @@ class GrowablePreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: If an adapter or a quantiser has taken the place of one. The message tells what to do.
         """
-        for _, _, path, place in self.linear_places():
-            linear = _linear_at(path, place)
-            if place is not linear:
+        for place, module in self.linear_places():
+            path, linear = place.path, _linear_at(place.path, module)
+            if module is not linear:
                 raise ValueError(
-                    f"A {type(place).__name__} has taken the place of the linear {path}, which cannot change then. "
+                    f"A {type(module).__name__} has taken the place of the linear {path}, which cannot change then. "
                     "Merge adapters first (`merge_and_unload()` of a PeftModel), or remove them (`unload()` of a "
                     "PeftModel, `model.delete_adapter` after `model.add_adapter`)."
                 )
@@ -198,7 +197,7 @@ class GrowablePreTrainedModel(PreTrainedModel):
             linears = {name: _linear_at(f"layers.{layer_idx}.{name}", layer.get_submodule(name)) for name in LINEARS}
             skip_sizes = {name: linear.skip_sizes for name, linear in linears.items() if linear.skip is not None}
             shapes[layer_idx] = {
-                "intermediate_size": linears["mlp.fc1"].out_features,
+                "intermediate_size": linears[FC1].out_features,
                 "skip_sizes": skip_sizes or None,
             }
         return shapes
@@ -298,7 +297,7 @@ class GrowablePreTrainedModel(PreTrainedModel):
     def _resize_to_(self, state_dict: Mapping[str, Tensor], prefix: str) -> None:
         """Resize the growable linears to the tensors of a checkpoint; everything is checked before it is changed."""
         inner = prefix if self.base_model is self else f"{prefix}{self.base_model_prefix}."
-        if any(not isinstance(place, GrowableLinear) for *_, place in self.linear_places()):
+        if any(not isinstance(module, GrowableLinear) for _, module in self.linear_places()):
             # Adapters or a quantiser have taken the place of linears, so that tensors have to fit as they are.
             _check_tensors(state_dict, prefix, self.state_dict())
             return
@@ -316,9 +315,9 @@ class GrowablePreTrainedModel(PreTrainedModel):
         with torch.device("meta"):
             _check_tensors(state_dict, prefix, type(self)(config).state_dict())
         changed = {layer for layer in incoming if incoming[layer] != current[layer] or unit != self.config.skip_unit}
-        for layer_idx, _, path, linear in self.growable_linears():
-            if layer_idx in changed:
-                check_replaceable(path, linear)
+        for site in self.growable_linears():
+            if site.layer in changed:
+                check_replaceable(site.path, site.module)
         self.config.skip_unit = unit
         set_shapes(self.config, incoming)
         for layer_idx, layer in enumerate(self.base_model.layers):

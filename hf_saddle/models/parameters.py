@@ -54,7 +54,7 @@ def _check_plain(path: str, linear: GrowableLinear) -> None:
         (path, linear, {"weight", "bias"} | twins, set(), {"skip"})
     ]
     if linear.skip is not None:
-        gain = {"gain"} if linear.skip.unit == "gain" else set()
+        gain = {"gain"} if linear.skip.kind == "gain" else set()
         parts.append((f"{path}.skip", linear.skip, gain, {"target"}, {"linear", "activation"}))
     for name, module, parameters, buffers, children in parts:
         extra = set(module._parameters) ^ parameters | set(module._buffers) ^ buffers | set(module._modules) - children

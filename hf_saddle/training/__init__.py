@@ -2,7 +2,6 @@
 
 from .callback import GrowthCallback
 from .checkpoints import last_whole_checkpoint, missing_parts
-from .distributed import rebuild_ddp_
 from .event import growth_event_
 from .loop_checkpoints import register_growth_checkpointing
 from .loss import training_loss
@@ -11,6 +10,7 @@ from .rebind import rebind_
 from .sampling import training_indices
 from .sharded import growth_event_sharded_
 from .trainer import GrowthTrainer
+from .wrappers import rebuild_ddp_
 
 
 __all__ = [

@@ -3,30 +3,32 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import has_length
 
+from ..curvature.loss import Loss
 from ..growth import GrowthConfig, GrowthEvent, GrowthHistory
 from ..growth.line_search import FACTORS
-from ..growth.rebind import same_parameters, watch_modules
-from ..models.modeling_saddle import HISTORY_NAME, GrowablePreTrainedModel
-from .checks import check_data, check_loss, check_optimizer, check_parameters, check_supported
-from .distributed import Replicas, renew_wrapper_
-from .event import check_growable, growable_paths, growth_event_
+from ..growth.optimizer_rebind import same_parameters, watch_modules
+from ..models.modeling_saddle import GrowablePreTrainedModel
+from .distributed import Replicas
+from .event import growth_event_
 from .followers import adopt_history_, check_followers
 from .loss import training_loss
-from .probe import Loss, event_seed, private_randomness, probe_batches
+from .model_checks import check_growable, check_optimizer, check_parameters, growable_paths
 from .rebind import rebind_
 from .reports import describe, growth_metrics, lr_ratio
-from .sampling import makes_batches, training_indices
+from .resuming import check_given, left_out, note_changes, progress, saved_history
+from .trainer_checks import check_supported, check_training
+from .trainer_probe import trainer_batches
+from .wrappers import renew_wrapper_
 
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ logger = logging.getLogger(__name__)
 _BAR_DELAY_SECONDS = 5.0
 
 
-class GrowthCallback(TrainerCallback, ExportableState):
+class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     """
     Lets a model grow while HF `Trainer` trains it. Pass it in `callbacks` of a [`GrowthTrainer`].
 
@@ -76,7 +78,7 @@ class GrowthCallback(TrainerCallback, ExportableState):
         followers: Sequence[GrowablePreTrainedModel] = (),
         trainer: Trainer | None = None,
     ):
-        self.config = config if isinstance(config, GrowthConfig) else GrowthConfig.from_dict(dict(config))
+        self.config = config if isinstance(config, GrowthConfig) else GrowthConfig.from_dict(config)
         self.probe_dataset = probe_dataset
         self.loss = loss
         self.followers = tuple(followers)
@@ -108,72 +110,46 @@ class GrowthCallback(TrainerCallback, ExportableState):
             saved = state.stateful_callbacks[name]
             for key, value in saved["attributes"].items():
                 setattr(self, key, value)
-            self._note_changes(saved["args"]["config"])
-            lost = [argument for argument in self._given if argument not in self._arguments()]
-            if lost:
-                raise ValueError(
-                    f"The run that is resumed gave `{lost[0]}` to GrowthCallback. Give it again, or its events would "
-                    "be other ones; `restore_callback_states_from_checkpoint` keeps it in a GrowthTrainer only."
-                )
+            note_changes(saved["args"]["config"], self.config, self.events_done)
+            check_given(self._given, self._arguments())
         else:
-            self.events_done, self._history = self._missed(state), model.growth_history
-            logger.warning(
-                f"The checkpoint was written without a GrowthCallback: {self.events_done} events that were due before "
-                f"step {state.global_step} are left out."
-            )
+            self.events_done, self._history = left_out(self.config, state), model.growth_history
         model.growth_history = self._history
         history = GrowthHistory.from_model(model)
         if not history.matches(model):
             history.check(model)
         state.stateful_callbacks[name] = self.state()
 
-    def _note_changes(self, saved: dict[str, Any]) -> None:
-        changes = [
-            f"{name} {saved[name]!r} → {value!r}"
-            for name, value in self.config.to_dict().items()
-            if saved.get(name, value) != value
-        ]
-        if changes:
-            logger.warning(
-                f"The resumed run grows by another GrowthConfig from now on: {', '.join(changes)}. The "
-                f"{self.events_done} events that it had count."
-            )
-
-    def _missed(self, state: TrainerState) -> int:
-        missed = 0
-        while missed <= state.global_step and self.config.event_due(self._progress(state), missed):
-            missed += 1
-        return missed
-
     # -------------------------------------------------------------------------------------------------------- events
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model=None,
-        optimizer=None,
-        **kwargs,
-    ):
-        self._check(args, state, model, optimizer, kwargs["train_dataloader"])
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        model = kwargs["model"]
+        self._check(args, state, model, kwargs["optimizer"], kwargs["train_dataloader"])
         if self.trainer is not None:
             renew_wrapper_(self.trainer.model_wrapped)
         self._restore(state, model)
         adopt_history_(model, self.followers)
         self._note(model)
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.follow_(args, state, kwargs["model"], kwargs["optimizer"])
 
-    def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if not self._unchanged() and not same_parameters(kwargs["model"], self._held):
             raise RuntimeError(
                 "The model took other shapes after its gradients were computed, which are lost. Load checkpoints "
                 "between two steps, for instance in `on_step_end`."
             )
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        if not self.config.event_due(self._progress(state), self.events_done):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not self.config.event_due(progress(self.config, state), self.events_done):
             return
         # What grows at the very end would not be trained any more; a resumed run that goes on grows then.
         if state.global_step >= state.max_steps or control.should_training_stop:
@@ -187,14 +163,14 @@ class GrowthCallback(TrainerCallback, ExportableState):
         self._report(args, state, control, event)
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model=None, **kwargs
-    ):
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._held, self._unchanged = {}, bool
         if not args.load_best_model_at_end or state.best_model_checkpoint is None:
             return
+        model = kwargs["model"]
         # The best model may be one before an event: its history is the one that was saved beside it.
-        path = Path(state.best_model_checkpoint) / HISTORY_NAME
-        model.growth_history = GrowthHistory.load(path).to_dict() if path.is_file() else None
+        model.growth_history = saved_history(state.best_model_checkpoint)
         self._history = model.growth_history
         GrowthHistory.from_model(model).check(model)
 
@@ -226,19 +202,24 @@ class GrowthCallback(TrainerCallback, ExportableState):
             f"{len(GrowthHistory.from_model(model))} events; the {self.events_done} that happened are not repeated."
         )
 
-    def _progress(self, state: TrainerState) -> float:
-        return float(state.global_step if self.config.unit == "steps" else state.epoch or 0)
-
     def _grow(
         self, args: TrainingArguments, state: TrainerState, model: PreTrainedModel, optimizer: Optimizer, loader: Any
     ) -> GrowthEvent:
         wrapped = model if self.trainer is None else self.trainer.model_wrapped
         replicas = Replicas.of(wrapped)
-        batches = self._draw(loader, replicas, model.device)
+        batches = trainer_batches(
+            loader,
+            self.config,
+            event=self.events_done,
+            dataset=self.probe_dataset,
+            trainer=self.trainer,
+            replicas=replicas,
+            device=model.device,
+        )
         loss = self.loss
         if loss is None and self.trainer is not None:
             loss = training_loss(self.trainer, batches, replicas)
-        assert loss is not None  # `check_loss`
+        assert loss is not None  # `check_training`
         silent = args.disable_tqdm or not state.is_world_process_zero
         # Before and after; and at most the slopes, the factors and the factor 0 of a line search.
         total = len(batches) * (2 + (len(FACTORS) + 2) * self.config.line_search)
@@ -258,36 +239,6 @@ class GrowthCallback(TrainerCallback, ExportableState):
         if args.torch_compile and self.trainer is None and event.layers:
             torch.compiler.reset()  # as `growth_event_` does where it sees the wrapper
         return event
-
-    def _draw(self, loader: Any, replicas: Replicas, device: torch.device) -> list[Any]:
-        """The probe batches of this process, as the training would feed them to its loss."""
-        dataset, indices = self.probe_dataset, None
-        if dataset is None:
-            dataset = loader.dataset
-            read = partial(training_indices, loader, self.config, event=self.events_done)
-            # Of the first process: a sampler may know its rank.
-            indices = replicas.from_first(replicas.together("Reading the sampler", read))
-
-        trainer = self.trainer
-        collate_fn = loader.collate_fn if trainer is None or makes_batches(loader) else trainer.data_collator
-
-        def draw() -> list[Any]:
-            batches = probe_batches(
-                dataset,
-                self.config,
-                event=self.events_done,
-                indices=indices,
-                collate_fn=collate_fn,
-                device=device,
-                rank=replicas.rank,
-                world_size=replicas.size,
-            )
-            if trainer is None:
-                return batches
-            with private_randomness(event_seed(self.config, self.events_done) + replicas.rank):
-                return [trainer._prepare_inputs(batch) for batch in batches]
-
-        return replicas.together("Drawing the probe samples", draw)
 
     # --------------------------------------------------------------------------------------------------------- output
     def _report(
@@ -310,26 +261,29 @@ class GrowthCallback(TrainerCallback, ExportableState):
 
     # --------------------------------------------------------------------------------------------------------- checks
     def _check(
-        self, args: TrainingArguments, state: TrainerState, model: nn.Module, optimizer: Optimizer, loader: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loader: DataLoader[Any],
     ) -> None:
-        check_supported(args, self.trainer is not None)
+        check_supported(args, self.trainer)
         inner = check_growable(model)
         paths = growable_paths(inner, self.config)
         check_followers(inner, self.followers)
         # How `Trainer` keeps the states of callbacks of one class.
         if isinstance(state.stateful_callbacks.get(type(self).__name__), list):
             raise ValueError("A model grows by one GrowthCallback; leave out the others.")
-        check_loss(self.trainer, state, self.loss)
-        if self.config.unit == "epochs" and not has_length(loader):
-            raise ValueError(
-                "A training data set without length has no epochs to count. Use `unit='steps'` in the GrowthConfig."
-            )
-        if self.trainer is None and args.report_to:
-            logger.warning(
-                f"{', '.join(args.report_to)} will not see the growth metrics, because a plain Trainer lets no "
-                "callback log. Use GrowthTrainer, or give the callback the `trainer`."
-            )
-        check_data(loader, self.trainer, self.probe_dataset, self.config)
+        check_training(
+            args,
+            state,
+            loader,
+            config=self.config,
+            trainer=self.trainer,
+            loss=self.loss,
+            probe_dataset=self.probe_dataset,
+        )
         check_optimizer(model, optimizer)
         check_parameters(inner, paths, optimizer)
 

@@ -18,7 +18,7 @@ from ..models.json_files import read_json
 MANIFEST_NAME = "checkpoint_manifest.json"
 
 
-def write_manifest(folder: str | os.PathLike) -> None:
+def write_manifest(folder: str | os.PathLike[str]) -> None:
     """Note the sizes of all files of a checkpoint, once all of them are written."""
     root = Path(folder)
     files = sorted(path for path in root.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
@@ -28,7 +28,7 @@ def write_manifest(folder: str | os.PathLike) -> None:
     partial.replace(root / MANIFEST_NAME)
 
 
-def missing_parts(folder: str | os.PathLike) -> list[str]:
+def missing_parts(folder: str | os.PathLike[str]) -> list[str]:
     """
     What a checkpoint lacks to resume a training from it.
 
@@ -53,7 +53,7 @@ def missing_parts(folder: str | os.PathLike) -> list[str]:
     ]
 
 
-def last_whole_checkpoint(output_dir: str | os.PathLike) -> str | None:
+def last_whole_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
     """
     The checkpoint of the highest step that is whole, or `None`.
 
@@ -61,13 +61,14 @@ def last_whole_checkpoint(output_dir: str | os.PathLike) -> str | None:
     """
     if not Path(output_dir).is_dir():
         return None
-    for folder in reversed(sort_checkpoints(str(output_dir))):
+    folders: list[str] = sort_checkpoints(str(output_dir))
+    for folder in reversed(folders):
         if not missing_parts(folder):
             return folder
     return None
 
 
-def discard(folder: str | os.PathLike) -> None:
+def discard(folder: str | os.PathLike[str]) -> None:
     """Remove a checkpoint such that it is never taken for whole while it is being removed."""
     root = Path(folder)
     if not root.is_dir():
@@ -77,7 +78,7 @@ def discard(folder: str | os.PathLike) -> None:
     shutil.rmtree(root)
 
 
-def rotate(output_dir: str | os.PathLike, limit: int | None, best: str | None) -> None:
+def rotate(output_dir: str | os.PathLike[str], limit: int | None, best: str | None) -> None:
     """Keep the `limit` newest checkpoints, and the best one beside the newest, as transformers does."""
     folders = sort_checkpoints(str(output_dir), use_mtime=True)
     if limit is None or limit <= 0 or len(folders) <= limit:

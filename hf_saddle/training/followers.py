@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from ..growth.optimizer_rebind import same_shapes
 from ..models.modeling_saddle import GrowablePreTrainedModel
 
 
@@ -15,20 +16,19 @@ def check_followers(model: GrowablePreTrainedModel, followers: Sequence[nn.Modul
     Raises:
         ValueError: If one is not a Saddle model, has other shapes, or shares parameters with the model.
     """
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    own = set(model.parameters())
+    held = dict(model.named_parameters())
     for index, follower in enumerate(followers):
         if not isinstance(follower, GrowablePreTrainedModel):
             raise ValueError(
                 f"`followers[{index}]` is a {type(follower).__name__}, but only Saddle models grow. Pass the model "
                 "inside of it, such as `ema.module`."
             )
-        if {name: parameter.shape for name, parameter in follower.named_parameters()} != shapes:
+        if not same_shapes(follower, held):
             raise ValueError(
                 f"`followers[{index}]` has other shapes than the model that it follows. Load the state that was saved "
                 "with the model (`follower.load_state_dict` takes its shapes), or begin a new average of the model."
             )
-        if own & set(follower.parameters()):
+        if not set(held.values()).isdisjoint(follower.parameters()):
             raise ValueError(f"`followers[{index}]` shares parameters with the model; give a copy (`copy.deepcopy`).")
 
 

@@ -13,12 +13,13 @@ from torch.optim import Optimizer
 from transformers.utils import CONFIG_NAME
 
 from ..growth import GrowthHistory
-from ..growth.rebind import same_parameters
+from ..growth.optimizer_rebind import same_parameters
 from ..models.modeling_saddle import HISTORY_NAME
-from .checks import SUPPORTED
-from .distributed import find_ddp, unwrap
-from .event import check_growable
+from .distributed import SUPPORTED
+from .model_checks import check_growable
 from .rebind import rebind_
+from .resuming import saved_history
+from .wrappers import find_ddp, unwrap
 
 
 def register_growth_checkpointing(accelerator: Accelerator, model: nn.Module, optimizer: Optimizer) -> None:
@@ -102,8 +103,7 @@ def _read_history(folder: Path) -> dict[str, Any] | None:
             f"not known. Put the `{CONFIG_NAME}` and, if it has grown, the `{HISTORY_NAME}` that "
             "`model.save_pretrained` wrote for these weights into it."
         )
-    path = folder / HISTORY_NAME
-    return GrowthHistory.load(path).to_dict() if path.is_file() else None
+    return saved_history(folder)
 
 
 def _read_weights(folder: str, place: int) -> Mapping[str, Tensor]:
@@ -111,4 +111,7 @@ def _read_weights(folder: str, place: int) -> Mapping[str, Tensor]:
     path = Path(folder, f"{SAFE_MODEL_NAME}{ending}.safetensors")
     if path.is_file():
         return load_file(path)
-    return torch.load(Path(folder, f"{MODEL_NAME}{ending}.bin"), map_location="cpu", weights_only=True)
+    weights: Mapping[str, Tensor] = torch.load(
+        Path(folder, f"{MODEL_NAME}{ending}.bin"), map_location="cpu", weights_only=True
+    )
+    return weights

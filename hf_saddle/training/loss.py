@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import Trainer
 
+from ..curvature.loss import Loss
 from ..curvature.ranks import Ranks
-from ..curvature.samples import first_dimension
-from .probe import Loss
+from ..curvature.samples import sample_count
 
 
 def training_loss(trainer: Trainer, batches: Sequence[Any], ranks: Ranks) -> Loss:
@@ -32,7 +32,7 @@ def training_loss(trainer: Trainer, batches: Sequence[Any], ranks: Ranks) -> Los
     """
     args = trainer.args
     _, items = trainer.get_batch_samples(iter(batches), len(batches), args.device)
-    samples = sum(first_dimension(batch) or 0 for batch in batches)
+    samples = sum(map(sample_count, batches))
     together = args.world_size if args.average_tokens_across_devices else 1
     if together > 1:
         samples = sum(ranks.gather(samples))
@@ -41,7 +41,7 @@ def training_loss(trainer: Trainer, batches: Sequence[Any], ranks: Ranks) -> Los
     scaled = _is_scaled(trainer, items is not None)
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        share = (first_dimension(batch) or 0) * accumulation * together
+        share = sample_count(batch) * accumulation * together
         count = None if items is None else items * share / samples
         with trainer.compute_loss_context_manager():
             # A copy, because `compute_loss` may take the labels out of it.

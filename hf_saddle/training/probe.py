@@ -11,14 +11,10 @@ import numpy as np
 import torch
 from accelerate.data_loader import IterableDatasetShard
 from accelerate.utils import send_to_device
-from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
+from ..curvature.undisturbed import note_random_state
 from ..growth import GrowthConfig
-
-
-# Maps model and batch to the mean loss of the batch.
-Loss = Callable[[nn.Module, Any], Tensor]
 
 
 def event_seed(config: GrowthConfig, event: int) -> int:
@@ -29,19 +25,18 @@ def event_seed(config: GrowthConfig, event: int) -> int:
 @contextmanager
 def private_randomness(seed: int) -> Iterator[None]:
     """Seed the random generators of Python, NumPy and torch for a while; then all of them are as before."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
+    in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    gpus = [torch.device("cuda", torch.cuda.current_device())] if in_use else []
+    go_back = note_random_state(gpus)
+    try:
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.default_generator.manual_seed(seed)
-        for _ in devices:
+        for _ in gpus:
             torch.cuda.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
+        yield
+    finally:
+        go_back()
 
 
 def probe_batches(

@@ -7,12 +7,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..growth import GrowthHistory
-from ..growth.optimizer_state import Changes
-from ..growth.rebind import rebind_optimizer_, same_shapes
+from ..growth.changes import Changes
+from ..growth.optimizer_rebind import rebind_optimizer_, same_shapes
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .distributed import Replicas, find_ddp, fingerprint, is_compiled, rebuild_ddp_
-from .event import check_growable
+from .distributed import Replicas
 from .followers import adopt_history_, check_followers
+from .model_checks import check_growable
+from .wrappers import find_ddp, is_compiled, rebuild_ddp_
 
 
 def rebind_(
@@ -66,8 +67,7 @@ def rebind_(
         rebuild_ddp_(wrapper)
     if is_compiled(model):
         torch.compiler.reset()
-    if replicas.size > 1:
-        replicas.check_equal("the model that took other shapes", fingerprint(inner, optimizer))
+    replicas.check_same_model("the model that took other shapes", inner, optimizer)
     return changes
 
 

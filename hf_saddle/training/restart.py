@@ -1,16 +1,15 @@
 """A training that ran out of memory starts again from what was there before its first step."""
 
 import copy
-import random
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils.operations import recursively_apply
 from torch import nn
 from transformers import Trainer
 
+from ..curvature.undisturbed import note_random_state
 from ..growth.optimizer_state import inner_optimizer
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .callback import GrowthCallback
@@ -34,7 +33,8 @@ def note_start(trainer: Trainer) -> Callable[[], None]:
         for follower in callback.followers
     ]
     undo = [_note_model(model) for model in (trainer.model, *followers)]
-    undo += [_note_optimizer(trainer), _note_random_state()]
+    gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    undo += [_note_optimizer(trainer), note_random_state(gpus)]
 
     def go_back() -> None:
         for each in undo:
@@ -81,20 +81,6 @@ def _note_optimizer(trainer: Trainer) -> Callable[[], None]:
         optimizer.load_state_dict(copy.deepcopy(state))
         if scheduler is not None:
             scheduler.load_state_dict(copy.deepcopy(progress))
-
-    return go_back
-
-
-def _note_random_state() -> Callable[[], None]:
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-
-    def go_back() -> None:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        if gpus:
-            torch.cuda.set_rng_state_all(gpus)
 
     return go_back
 

@@ -21,7 +21,7 @@ def makes_batches(loader: Any) -> bool:
     return isinstance(loader, DataLoader) and loader.batch_sampler is not None
 
 
-def training_indices(loader: DataLoader, config: GrowthConfig, *, event: int = 0) -> list[Any] | None:
+def training_indices(loader: DataLoader[Any], config: GrowthConfig, *, event: int = 0) -> list[Any] | None:
     """
     The samples that an epoch of a training takes, as often as it takes them; for `indices` of [`probe_batches`].
 

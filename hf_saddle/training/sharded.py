@@ -9,12 +9,12 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from ..curvature.loss import Loss
 from ..growth import GrowthConfig, GrowthEvent
 from ..growth.attachments import check_attachments
 from ..growth.optimizer_state import inner_optimizer
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .event import growth_event_
-from .probe import Loss
 
 
 def growth_event_sharded_(
@@ -59,7 +59,7 @@ def growth_event_sharded_(
     if not isinstance(model, FSDPModule) or not isinstance(model, GrowablePreTrainedModel):
         raise ValueError(f"Only Saddle models that FSDP2 has sharded are meant, got a {type(model).__name__}.")
     inner = inner_optimizer(optimizer)
-    check_attachments(model, {path for *_, path, _ in model.growable_linears()})
+    check_attachments(model, {site.path for site in model.growable_linears()})
     whole, twin = gather(model, inner)
     record = growth_event_(
         whole,

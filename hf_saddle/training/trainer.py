@@ -11,17 +11,18 @@ from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
+from ..growth.optimizer_state import held_parameters
 from ..hub import ModelCardMixin
 from .callback import GrowthCallback
 from .checkpoints import discard, last_whole_checkpoint, missing_parts, rotate, write_manifest
-from .distributed import renew_wrapper_
 from .restart import note_start
+from .wrappers import renew_wrapper_
 
 
 logger = logging.getLogger(__name__)
 
 
-class GrowthTrainer(ModelCardMixin, Trainer):
+class GrowthTrainer(ModelCardMixin, Trainer):  # type: ignore[misc]
     """
     HF `Trainer` for models that grow; it takes the same arguments.
 
@@ -147,10 +148,9 @@ class GrowthTrainer(ModelCardMixin, Trainer):
 
     def _renew(self) -> None:
         """Renew an optimizer or a DDP wrapper that was made for earlier shapes of the model."""
-        if self.optimizer is not None and not self._optimizer_was_given:
-            held = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
-            if not held <= set(self.model.parameters()):
-                self.optimizer = None
+        made_here = None if self._optimizer_was_given else self.optimizer
+        if made_here is not None and not set(held_parameters(made_here)) <= set(self.model.parameters()):
+            self.optimizer = None
         renew_wrapper_(self.model_wrapped)
 
     # ---------------------------------------------------------------------------------------------------------- card

@@ -3,6 +3,7 @@
 import copy
 import logging
 import random
+import weakref
 from contextlib import nullcontext
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from hf_saddle.curvature import analyze_curvature
+from hf_saddle.curvature.capture import capture
+from hf_saddle.curvature.ranks import Ranks
 
 
 def hooks_of(model):
@@ -276,6 +279,28 @@ def test_memory_is_stated_before_the_backward_pass(caplog):
     with caplog.at_level(logging.INFO, "hf_saddle.curvature"):
         analyze_curvature(case.model, [case.batch], loss=cross_entropy)
     assert "MiB" in caplog.text
+
+
+def test_the_tokens_of_a_layer_are_freed_when_the_next_is_handed_out():
+    case = transformer_case()
+    linears = {name: module for name, module in case.model.named_modules() if isinstance(module, nn.Linear)}
+    captured = capture(
+        case.model.eval(),
+        linears,
+        [case.batch] * 2,
+        cross_entropy,
+        kinds={"width", "depth"},
+        max_tokens=10,
+        seed=0,
+        ranks=Ranks(),
+    )
+    kept = [weakref.ref(part.gradient) for layer in captured.layers for part in layer.parts]
+    assert len(kept) == 2 * (len(linears) + 1)
+    alive = []
+    for layer in captured:
+        assert 5 <= len(layer.tokens()) <= 15
+        alive.append(sum(reference() is not None for reference in kept))
+    assert alive == list(range(len(kept) - 2, -1, -2))
 
 
 def test_a_warm_start_from_converged_directions_needs_fewer_steps():

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
-from curvature_cases import EXACT, cross_entropy, transformer_case
+from curvature_cases import EXACT, MLP, cross_entropy, transformer_case
 
 from hf_saddle.curvature import SolverOptions, analyze_curvature
 
@@ -101,9 +101,18 @@ def failing_loss(how):
         if (how, len(seen)) in {("first forward", 1), ("last forward", 2)}:
             raise RuntimeError(f"broken {how}")
         value = cross_entropy(model, batch)
-        return FailingBackward.apply(value) if how == "backward" else value
+        breaks = (how, len(seen)) in {("first backward", 1), ("last backward", 2)}
+        return FailingBackward.apply(value) if breaks else value
 
     return loss
+
+
+class FunctionalReader(MLP):
+    """An MLP whose hidden pre-activations are read outside of any module too."""
+
+    def forward(self, x):
+        z = self.fc1(x)
+        return self.fc2(self.activation(z)) + z.mean(-1, keepdim=True)
 
 
 def without_attention(model, batch):
@@ -115,7 +124,8 @@ FAILURES = {
     "empty": (ValueError, "at least one batch"),
     "first forward": (RuntimeError, "broken first forward"),
     "last forward": (RuntimeError, "broken last forward"),
-    "backward": (RuntimeError, "broken backward"),
+    "first backward": (RuntimeError, "broken backward"),
+    "last backward": (RuntimeError, "broken backward"),
     "nan": (ValueError, "loss of a probe batch is nan"),
 }
 
@@ -139,6 +149,14 @@ def failing_rank(rank, store):
     with pytest.raises(ValueError, match="different layers"):
         loss = without_attention if rank else cross_entropy
         analyze_curvature(case().model, own, loss=loss, distributed=True)
+    # What forbids to split neurons on one rank forbids it on all.
+    model = case().model
+    if rank:
+        model.mlp.__class__ = FunctionalReader
+    only = {"linears": ["mlp.fc1"], "loss": cross_entropy, "distributed": True}
+    report = analyze_curvature(model, own, ("width", "depth"), **only)
+    assert report.get("mlp.fc1", "width") is None and report.get("mlp.fc1", "depth") is not None
+    assert "not a module" in report.skipped["mlp.fc1"]
     # The ranks are still in step.
     assert analyze_curvature(case().model, own, loss=cross_entropy, distributed=True).samples == 20
     dist.destroy_process_group()

@@ -117,9 +117,9 @@ def entry_for(model, path, criterion="depth", gain=None, significant=None, eigen
 
 def report_for(model, *entries):
     entries = entries or [
-        entry_for(model, path, criterion, seed=index)
-        for index, (*_, path, _) in enumerate(model.growable_linears())
+        entry_for(model, site.path, criterion, seed=index)
+        for index, site in enumerate(model.growable_linears())
         for criterion in ("width", "depth")
-        if criterion == "depth" or path.endswith("mlp.fc1")
+        if criterion == "depth" or (site.linear == "mlp.fc1" and not site.nested)
     ]
     return CurvatureReport(tuple(entries), samples=8, tokens=40, loss=1.0, seconds=0.0, seed=0, skipped={})

@@ -8,7 +8,7 @@ import re
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
-from hf_saddle.growth import PAPER_START, GrowthConfig, count_parameters
+from hf_saddle.growth import PAPER_START, GrowthConfig, PaperGrowthConfig, count_parameters
 from hf_saddle.growth.config import QUOTAS
 from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
 
@@ -18,23 +18,21 @@ BAD = {
     "interval": 0,
     "unit": "days",
     "num_events": 0,
-    "stop": -1,
     "linears": ["mlp.fc3"],
     "layers": [-1],
     "line_search": "no",
     "quotas": 1,
     "layer_threshold": 0,
-    "max_per_layer": 0,
     "max_depth": -1,
     "criterion": "hessian",
     "operator": "grow",
     "step_size": 0.0,
-    "unit_scale": 0.0,
-    "gain_init": -0.1,
     "significance": -1,
-    "budget": 1,
-    "budget_unit": "flops",
+    "max_growth": 1,
+    "max_parameters": 100,
+    "max_macs": 1.5,
     "event_budget": -5,
+    "directions": "uphill",
     "schedule": "cosine",
     "probe_samples": 1,
     "probe_batch_size": 0,
@@ -45,11 +43,15 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_value_is_refused_by_name(name):
     with pytest.raises(ValueError, match=f"`{name}"):
-        GrowthConfig(**{name: BAD[name]})
+        PaperGrowthConfig(**{name: BAD[name]})
+
+
+def test_there_is_a_bad_value_of_every_field():
+    assert {field.name for field in dataclasses.fields(PaperGrowthConfig)} == set(BAD)
 
 
 @pytest.mark.parametrize(
-    "name", ["warmup", "stop", "num_events", "significance", "unit_scale", "budget", "growth_seed"]
+    "name", ["warmup", "num_events", "significance", "max_growth", "max_parameters", "max_macs", "growth_seed"]
 )
 @pytest.mark.parametrize("value", [math.nan, math.inf, 10**400, "3", True], ids=lambda value: str(value)[:9])
 def test_values_of_other_types_are_refused(name, value):
@@ -69,7 +71,12 @@ def test_a_config_equals_what_a_checkpoint_keeps_of_it():
 
 
 CONTRADICTIONS = (
-    ({"budget": None}, "event_budget"),
+    ({"max_growth": None}, "event_budget"),
+    ({"max_growth": 2, "max_parameters": 9009}, "`max_parameters=9009` and `max_growth=2` both"),
+    ({"max_growth": 2, "max_macs": 9009}, "`max_macs=9009` and `max_growth=2` both"),
+    ({"max_parameters": 9009, "max_macs": 9009}, "`max_parameters=9009` and `max_macs=9009` both"),
+    ({"max_growth": 9009}, "A size is `max_parameters`"),
+    ({"max_parameters": 1.5}, "A multiple is `max_growth`"),
     ({"schedule": "linear", "num_events": None}, "num_events"),
     ({"criterion": "depth", "operator": "split"}, "criterion='width'"),
     ({"criterion": "width", "operator": "zero_gain"}, "operator='split'"),
@@ -79,30 +86,36 @@ CONTRADICTIONS = (
 @pytest.mark.parametrize(("fields", "message"), CONTRADICTIONS)
 def test_contradictions_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        GrowthConfig(**fields)
+        PaperGrowthConfig(**fields)
 
 
 def test_every_field_has_a_help_text_and_is_an_option():
     assert all(item.metadata["help"] for item in dataclasses.fields(GrowthConfig))
     parser = HfArgumentParser((GrowthConfig, TrainingArguments))
     options = (
-        "--output_dir x --warmup 3 --interval 20 --linears mlp.fc1 mlp.fc2 --layers 0 1 --budget 2e6 --line_search"
+        "--output_dir x --warmup 3 --interval 20 --linears mlp.fc1 mlp.fc2 --layers 0 1 --max_parameters 2e6 "
+        "--line_search"
     )
     config, _ = parser.parse_args_into_dataclasses(options.split())
     assert (config.warmup, config.interval, config.linears, config.layers) == (3, 20, ["mlp.fc1", "mlp.fc2"], [0, 1])
-    assert config.budget == 2e6 and config.line_search
+    assert config.max_parameters == 2e6 and config.max_growth is None and config.line_search
 
 
 def test_json_round_trip():
-    config = GrowthConfig(linears=["mlp.fc1"], budget=None, event_budget=1000, stop=7.5)
-    assert GrowthConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    for config in (
+        GrowthConfig(linears=["mlp.fc1"], max_growth=None, event_budget=1000),
+        GrowthConfig(max_parameters=9009),
+        GrowthConfig(max_macs=9009),
+        GrowthConfig.paper(),
+    ):
+        assert GrowthConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(ValueError, match="no field colour"):
         GrowthConfig.from_dict({"colour": 1})
 
 
 @pytest.mark.parametrize("interval", [10, 20, 30, 50])
 def test_events_fall_due_at_warmup_and_every_interval(interval):
-    config = GrowthConfig(warmup=50, interval=interval, num_events=None, stop=290)
+    config = GrowthConfig(warmup=50, interval=interval, num_events=len(range(50, 291, interval)))
     done, times = 0, []
     for step in range(3001):
         if config.event_due(step / 10, done):
@@ -124,7 +137,7 @@ def test_epochs_that_are_sums_of_steps_are_due():
     ("schedule", "expected"), [("constant", [100, 100, 100, 100]), ("linear", [160, 120, 80, 40]), ("lr", [100] * 4)]
 )
 def test_shares_of_the_budget_add_up_to_it(schedule, expected):
-    config = GrowthConfig(num_events=4, schedule=schedule)
+    config = PaperGrowthConfig(num_events=4, schedule=schedule)
     remaining, shares = 400.0, []
     for event in range(4):
         shares.append(config.event_budget_for(event, remaining=remaining))
@@ -138,15 +151,41 @@ def test_what_an_event_leaves_the_next_ones_share():
 
 
 def test_an_event_budget_is_scheduled_and_capped():
-    config = GrowthConfig(num_events=4, schedule="linear", event_budget=100)
+    config = PaperGrowthConfig(num_events=4, schedule="linear", event_budget=100)
     assert [config.event_budget_for(event, remaining=60) for event in range(4)] == [60, 60, 50, 25]
     assert config.event_budget_for(0, remaining=-5) == 0.0
 
 
-def test_a_small_budget_is_a_multiple_and_a_large_one_a_number():
-    assert GrowthConfig(budget=1.5).final_budget(1000) == 1500
-    assert GrowthConfig(budget=20_000_000).final_budget(1000) == 20_000_000
-    assert GrowthConfig(budget=None, event_budget=1).final_budget(1000) == math.inf
+LIMITS = [
+    ({}, 1500, "parameters"),
+    ({"max_growth": 2.5}, 2500, "parameters"),
+    ({"max_growth": 100}, 100_000, "parameters"),
+    ({"max_parameters": 101}, 101, "parameters"),
+    ({"max_macs": 20_000_000}, 20_000_000, "macs"),
+    ({"event_budget": 1}, 1500, "parameters"),
+    ({"max_growth": None, "event_budget": 1}, math.inf, "parameters"),
+    ({"max_macs": 2000, "event_budget": 1}, 2000, "macs"),
+]
+
+
+@pytest.mark.parametrize(("fields", "size", "unit"), LIMITS, ids=str)
+def test_one_field_limits_the_size_and_gives_the_unit(fields, size, unit):
+    config = GrowthConfig(**fields)
+    assert config.final_budget(1000) == size and config.budget_unit == unit
+
+
+def test_a_limit_takes_the_place_of_the_default_one():
+    config = dataclasses.replace(GrowthConfig(), max_parameters=9009)
+    assert config.max_growth is None and config == GrowthConfig(max_parameters=9009)
+
+
+def test_the_rules_of_the_paper_are_idle_without_it():
+    rules = {field.name for field in dataclasses.fields(PaperGrowthConfig)} - {
+        field.name for field in dataclasses.fields(GrowthConfig)
+    }
+    plain, idle = GrowthConfig(), PaperGrowthConfig()
+    assert rules == {"layer_threshold", "quotas", "schedule"}
+    assert all(getattr(plain, name) == getattr(idle, name) for name in rules)
 
 
 def test_the_paper_preset():
@@ -171,17 +210,21 @@ def test_criteria_follow_the_operator():
     assert GrowthConfig(criterion="random", operator="split").criteria == ("random",)
 
 
-# Name, type with default, and text of every field in the docstring.
-DOCUMENTED = re.findall(r"^ {8}(\w+) \((.*)\):\n((?: {12}.*\n)+)", GrowthConfig.__doc__, re.MULTILINE)
+# Name, type with default, and text of every field in the docstrings.
+DOCUMENTED = [
+    entry
+    for config in (GrowthConfig, PaperGrowthConfig)
+    for entry in re.findall(r"^ {8}(\w+) \((.*)\):\n((?: {12}.*\n)+)", config.__doc__, re.MULTILINE)
+]
 
 
 def test_every_field_is_documented():
-    assert [name for name, *_ in DOCUMENTED] == [field.name for field in dataclasses.fields(GrowthConfig)]
+    assert [name for name, *_ in DOCUMENTED] == [field.name for field in dataclasses.fields(PaperGrowthConfig)]
 
 
 @pytest.mark.parametrize(("name", "kind", "text"), DOCUMENTED, ids=[name for name, *_ in DOCUMENTED])
 def test_the_documentation_of_a_field_is_its_type_its_default_and_its_help(name, kind, text):
-    (field,) = (field for field in dataclasses.fields(GrowthConfig) if field.name == name)
+    (field,) = (field for field in dataclasses.fields(PaperGrowthConfig) if field.name == name)
     hint = field.type.__name__ if isinstance(field.type, type) else str(field.type)
     kinds = {bool: f"`{field.default}`", str: f'`"{field.default}"`'}
     default = "" if field.default is None else f", defaults to {kinds.get(type(field.default), field.default)}"

@@ -11,6 +11,7 @@ from hf_saddle.growth import (
     GrowthConfig,
     GrowthHistory,
     GrowthPlan,
+    PaperGrowthConfig,
     count_macs,
     count_parameters,
     event_budget,
@@ -29,7 +30,7 @@ def test_the_best_gain_per_parameter_is_taken_first():
     gain = torch.zeros(24)
     gain[[3, 7, 11]] = torch.tensor([1.0, 3.0, 2.0])
     fc1 = path_of(model, "mlp.fc1")
-    config = GrowthConfig(event_budget=2 * 18, num_events=1, budget=None, criterion="depth")
+    config = GrowthConfig(event_budget=2 * 18, num_events=1, max_growth=None, criterion="depth")
     plan = plan_growth(report_for(model, entry_for(model, fc1, gain=gain)), model, config)
     assert chosen(plan) == {(fc1, "zero_gain"): (7, 11)} and plan.parameters == 36
     assert plan.growths[0].candidates == 3 and plan.predicted_gain == 5.0 and plan.budget == 36
@@ -54,7 +55,8 @@ def test_a_plan_keeps_the_budget_and_says_what_it_adds(unit, operator):
     report = report_for(model)
     size = {"parameters": count_parameters, "macs": count_macs}[unit]
     before = {count: count(model) for count in (count_parameters, count_macs)}
-    config = GrowthConfig(budget=1.2, budget_unit=unit, operator=operator, num_events=1)
+    limit = {"max_growth": 1.2} if unit == "parameters" else {"max_macs": 1.2 * count_macs(model)}
+    config = GrowthConfig(**limit, operator=operator, num_events=1)
     plan = plan_growth(report, model, config)
     assert plan
     grow_(model, plan)
@@ -95,10 +97,6 @@ def test_where_it_may_grow():
         path_of(model, "attention.v_proj", 1),
         path_of(model, "mlp.fc2", 1),
     }
-    counts = Counter()
-    for growth in plan_growth(report, model, GrowthConfig(max_per_layer=2, budget=3.0, num_events=1)).growths:
-        counts[growth.linear] += len(growth.neurons)
-    assert len(counts) == 12 and set(counts.values()) == {2}
 
 
 def test_a_layer_below_the_threshold_does_not_grow():
@@ -107,7 +105,7 @@ def test_a_layer_below_the_threshold_does_not_grow():
     few[:3], many[:4] = 5.0, 1.0
     paths = [path_of(model, name) for name in ("attention.q_proj", "attention.v_proj")]
     entries = [entry_for(model, path, gain=gain) for path, gain in zip(paths, (few, many), strict=True)]
-    plan = plan_growth(report_for(model, *entries), model, GrowthConfig(layer_threshold=4, num_events=1))
+    plan = plan_growth(report_for(model, *entries), model, PaperGrowthConfig(layer_threshold=4, num_events=1))
     assert chosen(plan) == {(paths[1], "zero_gain"): (0, 1, 2, 3)}
 
 
@@ -115,22 +113,20 @@ def test_depth_is_limited():
     model = tiny_model()
     grow_(model, plan_for(model, "zero_gain", [0, 1, 2]))
     for max_depth, deep in ((1, False), (2, True)):
-        plan = plan_growth(report_for(model), model, GrowthConfig(max_depth=max_depth, criterion="depth", budget=9))
+        plan = plan_growth(
+            report_for(model), model, GrowthConfig(max_depth=max_depth, criterion="depth", max_growth=9)
+        )
         assert any(growth.linear.endswith(".skip.linear") for growth in plan.growths) == deep
     only_width = plan_growth(report_for(model), model, GrowthConfig(max_depth=0))
     assert {growth.operator for growth in only_width.growths} == {"split"}
 
 
-def test_one_end_of_the_spectrum():
+def test_depth_serves_at_both_ends_of_the_spectrum():
     model = tiny_model()
     fc1 = path_of(model, "mlp.fc1")
     entry = entry_for(model, fc1, gain=torch.ones(24), eigenvalue=torch.linspace(-1, 1, 24))
-    both, low = (
-        plan_growth(report_for(model, entry), model, GrowthConfig(both_ends=b, budget=9, num_events=1, gain_init=0.5))
-        for b in (True, False)
-    )
-    assert len(both.growths[0].neurons) == 24 and low.growths[0].neurons == tuple(range(12))
-    assert both.growths[0].gains.tolist() == [0.5] * 12 + [-0.5] * 12
+    plan = plan_growth(report_for(model, entry), model, GrowthConfig(max_growth=9, num_events=1))
+    assert plan.growths[0].neurons == tuple(range(24)) and plan.growths[0].gains.tolist() == [0.0] * 24
 
 
 def test_frozen_linears_do_not_grow():
@@ -142,7 +138,7 @@ def test_frozen_linears_do_not_grow():
 
 def test_quotas_share_the_budget_of_an_event():
     model = tiny_model()
-    config = GrowthConfig(event_budget=400, budget=None, quotas=True, operator="residual_pair")
+    config = PaperGrowthConfig(event_budget=400, max_growth=None, quotas=True, operator="residual_pair")
     plan = plan_growth(report_for(model), model, config)
     spent = Counter()
     for growth in plan.growths:
@@ -163,7 +159,7 @@ def test_nothing_significant_is_a_valid_answer():
 def test_the_budget_is_measured_from_the_size_before_the_first_event():
     model = tiny_model()
     initial = count_parameters(model)
-    config = GrowthConfig(budget=1.3, num_events=3)
+    config = GrowthConfig(max_growth=1.3, num_events=3)
     for event in range(4):
         expected = (1.3 * initial - count_parameters(model)) / (3 - event) if event < 3 else 0.0
         assert event_budget(model, config, event) == pytest.approx(expected)

@@ -94,7 +94,7 @@ def test_a_plan_from_a_report_lowers_the_loss_and_zero_gain_leaves_it():
 def test_line_search_finds_a_lower_loss():
     model = trained()
     report = analyze_curvature(model, PROBE, "depth", step_size=0.2, significance=0.0)
-    plan = plan_growth(report, model, GrowthConfig(criterion="depth", num_events=1, max_per_layer=4))
+    plan = plan_growth(report, model, GrowthConfig(criterion="depth", num_events=1, max_growth=1.1))
     parameters, state = list(model.parameters()), copy.deepcopy(model.state_dict())
     config = model.config.to_dict()
     searched = line_search(model, plan, PROBE)
@@ -110,7 +110,7 @@ def test_line_search_finds_a_lower_loss():
 def test_line_search_starts_gains_against_the_slope_of_the_loss():
     model = trained()
     report = analyze_curvature(model, PROBE, "depth", significance=0.0)
-    config = GrowthConfig(criterion="depth", significance=0.0, num_events=1, max_per_layer=2, budget=1.3)
+    config = GrowthConfig(criterion="depth", significance=0.0, num_events=1, max_growth=1.03)
     plan = plan_growth(report, model, config)
     searched = line_search(model, plan, PROBE)
     assert sum(len(growth.neurons) for growth in plan.growths) > 4
@@ -134,11 +134,11 @@ def test_line_search_starts_gains_against_the_slope_of_the_loss():
 @pytest.mark.parametrize("bias", ["trained", "frozen", "none"])
 def test_what_a_line_search_predicts_for_small_gains_is_what_happens(bias):
     model = trained() if bias != "none" else tiny_model(qkv_bias=False).double()
-    for _, _, _, module in model.growable_linears():
+    for module in (site.module for site in model.growable_linears()):
         if bias == "frozen":
             module.bias.requires_grad_(False)
     report = analyze_curvature(model, PROBE, "depth", significance=0.0)
-    plan = plan_growth(report, model, GrowthConfig(criterion="depth", significance=0.0, num_events=1, budget=1.3))
+    plan = plan_growth(report, model, GrowthConfig(criterion="depth", significance=0.0, num_events=1, max_growth=1.3))
     trained_before = [parameter.requires_grad for parameter in model.parameters()]
     searched = line_search(model, plan, PROBE, factors=[1e-3])
     assert [parameter.requires_grad for parameter in model.parameters()] == trained_before
@@ -152,7 +152,7 @@ def test_what_a_line_search_predicts_for_small_gains_is_what_happens(bias):
 def test_units_of_any_activation_begin_as_nothing_and_start_downhill(activation):
     """Also where the activation has no curvature at zero, or is not zero there."""
     model = tiny_model(hidden_act=activation).double()
-    paths = [path for *_, path, _ in model.growable_linears()]
+    paths = [site.path for site in model.growable_linears()]
     plan = GrowthPlan(tuple(LayerGrowth.by_hand(model, path, "zero_gain", [0, 3], steps=0.5) for path in paths))
     before, answer = probe_loss(model, PROBE), logits(model)
     grown = copy.deepcopy(model)
@@ -211,11 +211,9 @@ def test_the_probe_loss_weights_batches_by_their_samples():
 
 
 @pytest.mark.parametrize("directions", ["whitened", "eigenvectors", "random"])
-def test_new_units_have_the_scale_that_the_config_asks_for(directions):
+def test_the_pre_activations_of_new_units_have_a_root_mean_square_of_one(directions):
     model = trained()
-    config = GrowthConfig(
-        criterion="depth", significance=0.0, num_events=1, budget=1.3, unit_scale=0.7, directions=directions
-    )
+    config = GrowthConfig(criterion="depth", significance=0.0, num_events=1, max_growth=1.3, directions=directions)
     whiten = directions == "whitened"
     report = analyze_curvature(model, PROBE, config.criteria, whiten=whiten, significance=0.0)
     grow_(model, plan_growth(report, model, config))
@@ -227,7 +225,7 @@ def test_new_units_have_the_scale_that_the_config_asks_for(directions):
     assert sizes
     for output in sizes.values():
         scale = output.flatten(0, -2).square().mean(dim=0).sqrt()
-        torch.testing.assert_close(scale, torch.full_like(scale, 0.7), rtol=1e-4, atol=0)
+        torch.testing.assert_close(scale, torch.ones_like(scale), rtol=1e-4, atol=0)
 
 
 def test_line_search_of_a_plan_without_a_step_returns_it():

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from hf_saddle.growth import (
-    GrowthConfig,
     GrowthHistory,
     GrowthPlan,
     LayerGrowth,
+    PaperGrowthConfig,
     count_macs,
     count_parameters,
     grow_,
@@ -21,7 +21,7 @@ from hf_saddle.growth import (
     plan_growth,
 )
 from hf_saddle.growth.costs import plan_cost
-from hf_saddle.growth.operators import can_widen
+from hf_saddle.growth.operators import OPERATORS
 
 
 SETTINGS = {
@@ -51,12 +51,12 @@ def draw_plan(data, model, kind):
     growths, used = [], set()
     linears = list(model.growable_linears())
     for _ in range(data.draw(st.integers(1, 4), label="growths")):
-        _, linear, path, module = data.draw(st.sampled_from(linears), label="linear")
-        operators = list(KINDS[kind]) if path.count("skip") < 3 else []
-        has_units = any(module.skip is not None for *_, module in linears)
-        operators += [
-            op for op in ("split", "net2net", "gradmax") if can_widen(linear, path, op, kind if has_units else None)
-        ]
+        site = data.draw(st.sampled_from(linears), label="linear")
+        path, module = site.path, site.module
+        operators = list(KINDS[kind]) if site.depth < 3 else []
+        has_units = any(site.module.skip is not None for site in linears)
+        present = kind if has_units else None
+        operators += [name for name, operator in OPERATORS.items() if operator.can_widen(site, present)]
         free = [n for n in range(module.out_features) if (path, n) not in used]
         if not operators or not free:
             continue
@@ -120,25 +120,25 @@ def test_sequences_of_growths_by_hand(data, model, kind):
 @given(
     data=st.data(),
     model=models,
-    budget=st.floats(1.01, 3.0),
+    multiple=st.floats(1.01, 3.0),
     unit=st.sampled_from(["parameters", "macs"]),
     schedule=st.sampled_from(["constant", "linear", "lr"]),
     operator=st.sampled_from(["auto", "split", "zero_gain", "residual_pair", "opposed_pair"]),
     events=st.integers(1, 4),
 )
 @settings(max_examples=25, **SETTINGS)
-def test_planned_events_keep_the_budget(data, model, budget, unit, schedule, operator, events):
-    config = GrowthConfig(
-        budget=budget,
-        budget_unit=unit,
+def test_planned_events_keep_the_budget(data, model, multiple, unit, schedule, operator, events):
+    size = count_parameters if unit == "parameters" else count_macs
+    initial = size(model)
+    limit = {"max_macs": multiple * initial} if unit == "macs" else {"max_growth": multiple}
+    config = PaperGrowthConfig(
+        **limit,
         schedule=schedule,
         operator=operator,
         num_events=events,
         quotas=data.draw(st.booleans()),
-        max_per_layer=data.draw(st.sampled_from([None, 1, 3])),
+        layer_threshold=data.draw(st.sampled_from([1, 3])),
     )
-    size = count_parameters if unit == "parameters" else count_macs
-    initial = size(model)
     for event in range(events):
         report, before = report_for(model), size(model)
         plan = plan_growth(report, model, config, event=event, lr_ratio=data.draw(st.floats(0, 1)))
@@ -146,7 +146,7 @@ def test_planned_events_keep_the_budget(data, model, budget, unit, schedule, ope
         grow_(model, plan)
         assert size(model) - before == (plan.parameters if unit == "parameters" else plan.macs)
         check_consistent(model)
-    assert size(model) <= budget * initial
+    assert size(model) <= multiple * initial
     model(**batch()).loss.backward()
 
 

@@ -106,7 +106,8 @@ def test_a_grown_model_is_a_fresh_model_of_its_config(operator):
     fresh.load_state_dict(model.state_dict())
     assert torch.equal(logits(fresh.eval()), logits(model.eval()))
     assert hooks  # the modules are the same objects
-    for (*_, path, module), (*_, other) in zip(model.growable_linears(), fresh.growable_linears(), strict=True):
+    for site, fresh_site in zip(model.growable_linears(), fresh.growable_linears(), strict=True):
+        path, module, other = site.path, site.module, fresh_site.module
         assert (module.in_features, module.out_features) == (other.in_features, other.out_features), path
         if module.skip is not None:
             assert module.skip.shared_targets == (module.skip.target.unique().numel() < len(module.skip.target))

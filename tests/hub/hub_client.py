@@ -151,11 +151,18 @@ def train_and_push(folder: str, repo_id: str, strategy: str, *, again: bool = Fa
     """
     import torch
     from hub_cases import build
-    from transformers import TrainingArguments, ViTImageProcessorPil
+    from transformers import TrainerCallback, TrainingArguments, ViTImageProcessorPil
 
     from hf_saddle import GrowthCallback, GrowthConfig, GrowthTrainer
 
-    growth = GrowthConfig(unit="steps", warmup=3, num_events=1, significance=0, probe_samples=12, budget=1.2)
+    class Wait(TrainerCallback):
+        """A push that takes longer than the steps to the next one would upload the files of that one."""
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            if trainer.push_in_progress is not None:
+                trainer.push_in_progress.wait_until_done()
+
+    growth = GrowthConfig(unit="steps", warmup=3, num_events=1, significance=0, probe_samples=12, max_growth=1.2)
 
     def accuracy(prediction) -> dict[str, float]:
         return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
@@ -186,7 +193,7 @@ def train_and_push(folder: str, repo_id: str, strategy: str, *, again: bool = Fa
         eval_dataset=data,
         compute_metrics=accuracy,
         processing_class=ViTImageProcessorPil(size={"height": 16, "width": 16}),
-        callbacks=[GrowthCallback(growth)],
+        callbacks=[GrowthCallback(growth), Wait()],
     )
     trainer.card_facts = {"dataset": "tester/pictures", "license": "apache-2.0"}
     trainer.train()

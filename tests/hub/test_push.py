@@ -19,12 +19,14 @@ CODE = {
     "configuration_saddle.py",
     "configuration_saddle_deit.py",
     "branch_dropout.py",
+    "branch_guard.py",
     "checkpoint_checks.py",
     "json_files.py",
     "growable.py",
     "modeling_saddle.py",
     "parameters.py",
     "resizing.py",
+    "sites.py",
     "modeling_saddle_deit.py",
 }
 BARE = {"config.json", "model.safetensors", "README.md", "pictures/architecture.png", "pictures/architecture.svg"}

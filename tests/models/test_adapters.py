@@ -23,7 +23,7 @@ from torch import nn
 from hf_saddle.growth import GrowthHistory, GrowthPlan, LayerGrowth, grow_, merge_pairs_
 from hf_saddle.models import GrowableLinear, PairedLinear, SaddleViTForImageClassification
 from hf_saddle.models.branch_guard import ADDITIVE_TUNERS, check_wrapper
-from hf_saddle.training.event import check_growable
+from hf_saddle.training.model_checks import check_growable
 
 
 PIXELS = torch.randn(2, 3, 30, 30, generator=torch.Generator().manual_seed(0))
@@ -120,11 +120,11 @@ def test_a_merged_model_has_its_history_and_grows(tmp_path):
 @every_growth
 def test_the_shapes_are_seen_through_the_adapters(grown):
     model = build(grown=grown)
-    shapes, paths = model.shapes(), [path for *_, path, _ in model.growable_linears()]
+    shapes, paths = model.shapes(), [site.path for site in model.growable_linears()]
     inner = adapted(model, **ALL).get_base_model()
     assert inner.shapes() == shapes
-    assert [path for *_, path, _ in inner.growable_linears()] == paths
-    assert all(isinstance(module, GrowableLinear) for *_, module in inner.growable_linears())
+    assert [site.path for site in inner.growable_linears()] == paths
+    assert all(isinstance(site.module, GrowableLinear) for site in inner.growable_linears())
 
 
 @every_growth

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from hf_saddle.growth import GrowthPlan, LayerGrowth, grow_, merge_pairs_
 from hf_saddle.models import GrowableLinear, SaddleDeiTForImageClassification, SaddleViTModel
-from hf_saddle.models.configuration_saddle import LINEARS
+from hf_saddle.models.sites import LINEARS
 
 
 PIXELS = torch.randn(2, 3, 30, 30, generator=torch.Generator().manual_seed(0))
@@ -87,7 +87,9 @@ def test_a_swap_that_keeps_the_branches_computes_as_before(unit):
     model = build(SaddleViTModel, GROWN, skip_unit=unit)
     expected = output(model, PIXELS)
     paths = [
-        path for *_, path, module in model.growable_linears() if type(module) is GrowableLinear and module.skip is None
+        site.path
+        for site in model.growable_linears()
+        if type(site.module) is GrowableLinear and site.module.skip is None
     ]
     for path in paths:
         swap(model, path)
@@ -98,8 +100,8 @@ def test_a_swap_that_keeps_the_branches_computes_as_before(unit):
 def test_a_model_that_grew_in_width_only_is_quantised_as_any_other():
     model = build(SaddleViTModel, {0: {"intermediate_size": 50}})
     expected = output(model, PIXELS)
-    for *_, path, _ in list(model.growable_linears()):
-        swap(model, path)
+    for site in list(model.growable_linears()):
+        swap(model, site.path)
     assert torch.equal(output(model, PIXELS), expected)
     model.load_state_dict(model.state_dict())
     for refused in (model.shapes, model.check_linears, lambda: list(model.growable_linears())):

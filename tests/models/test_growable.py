@@ -32,7 +32,7 @@ def plain(linear: GrowableLinear, x: Tensor) -> Tensor:
         s = plain(linear.skip.linear, x)
         for j, neuron in enumerate(linear.skip.target.tolist()):
             gelu = 0.5 * s[j] * (1 + torch.erf(s[j] / math.sqrt(2)))
-            response = linear.skip.gain[j] * gelu if linear.skip.unit == "gain" else s[j] + gelu
+            response = linear.skip.gain[j] * gelu if linear.skip.kind == "gain" else s[j] + gelu
             z[neuron] = z[neuron] + response
     return torch.stack(z)
 

@@ -110,7 +110,7 @@ def test_a_fresh_model_of_every_unit_has_finite_outputs_and_known_targets(unit, 
     config = SaddleDeiTModel.config_class(**build().config.to_dict() | {"skip_unit": unit, "per_layer_config": GROWN})
     model = SaddleDeiTForImageClassification(config).eval()
     assert output(model, pixels).isfinite().all()
-    for _, _, _, linear in model.growable_linears():
+    for linear in (site.module for site in model.growable_linears()):
         if linear.skip is not None:
             assert torch.equal(linear.skip.target, torch.arange(len(linear.skip.target)) % linear.out_features)
             assert linear.skip.shared_targets == (len(linear.skip.target) > linear.out_features)
@@ -126,10 +126,10 @@ def test_tokens_and_positions_of_a_fresh_deit_are_not_zero():
 @every_classifier
 def test_growable_linears_are_in_the_order_of_the_parameters(model_class):
     model = build(model_class, GROWN)
-    found = {path: linear for _, _, path, linear in model.growable_linears()}
+    found = {site.path: site.module for site in model.growable_linears()}
     expected = {name: module for name, module in model.named_modules() if isinstance(module, GrowableLinear)}
     assert found.keys() == expected.keys() and all(found[name] is expected[name] for name in expected)
-    layers = [layer_idx for layer_idx, *_ in model.growable_linears()]
+    layers = [site.layer for site in model.growable_linears()]
     assert layers == sorted(layers)
 
 

@@ -5,11 +5,12 @@ import torch
 from model_cases import GROWN, build, output
 from test_branch_guard import Quantised
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from hf_saddle.models import SaddleViTForImageClassification, modeling_saddle
+from hf_saddle.models import SaddleViTForImageClassification
 
 
 PIXELS = torch.randn(2, 3, 30, 30, generator=torch.Generator().manual_seed(0))
@@ -58,14 +59,15 @@ def load(folder, config):
 @pytest.mark.parametrize("grown", [GROWN, {0: {"skip_sizes": {"mlp.fc2": [3]}}}], ids=["nested", "flat"])
 def test_branches_are_refused_before_weights_are_read(tmp_path, monkeypatch, quantiser, grown):
     saved(tmp_path, grown)
-    monkeypatch.setattr(modeling_saddle, "safe_open", lambda *args, **kwargs: pytest.fail("weights were read"))
+    read = staticmethod(lambda *args, **kwargs: pytest.fail("weights were read"))
+    monkeypatch.setattr(PreTrainedModel, "_load_pretrained_model", read)
     with pytest.raises(ValueError, match="Quantised.*has taken.*modules_to_not_convert"):
         load(tmp_path, quantiser())
 
 
 def test_branches_that_are_named_are_kept(tmp_path, quantiser):
     model = saved(tmp_path, GROWN)
-    named = [path for *_, path, linear in model.growable_linears() if linear.skip is not None]
+    named = [site.path for site in model.growable_linears() if site.module.skip is not None]
     loaded = load(tmp_path, quantiser(modules_to_not_convert=named))
     assert sum(isinstance(module, Quantised) for module in loaded.vit.modules()) == 12 - 6
     assert torch.equal(output(loaded, PIXELS), output(model, PIXELS))

@@ -25,7 +25,8 @@ from hf_saddle.training import (
     register_growth_checkpointing,
 )
 from hf_saddle.training import event as event_module
-from hf_saddle.training.distributed import fingerprint, follows
+from hf_saddle.training.distributed import fingerprint
+from hf_saddle.training.wrappers import follows
 
 
 CONFIG = growth()

@@ -69,7 +69,7 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     folder, found = Path(sys.argv[1]), {}
-    config = growth(significance=0.0, criterion="depth", event_budget=400, budget=None)
+    config = growth(significance=0.0, criterion="depth", event_budget=400, max_growth=None)
     for name, optimizer_class in {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}.items():
         model, optimizer, losses, neurons = run(True, config, optimizer_class)
         one, one_optimizer, expected, one_neurons = run(False, config, optimizer_class)

@@ -25,11 +25,11 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, defaul
 from transformers.training_args import ParallelMode
 
 from hf_saddle.curvature import analyze_curvature
-from hf_saddle.growth import GrowthHistory, grow_, plan_growth
+from hf_saddle.growth import GrowthHistory, PaperGrowthConfig, grow_, plan_growth
 from hf_saddle.training import GrowthCallback, GrowthTrainer, growth_event_, probe_batches
 from hf_saddle.training import callback as callback_module
-from hf_saddle.training.checks import check_supported
 from hf_saddle.training.probe import event_seed
+from hf_saddle.training.trainer_checks import check_supported
 
 
 def assert_grew(trainer, number: int = 3) -> None:
@@ -100,7 +100,7 @@ def test_an_event_plans_from_the_directions_that_the_config_names(directions):
     batches = probe_batches(Images(), config)
     model, twin = tiny().train(), tiny().train()
     event = growth_event_(model, None, batches, config)
-    paths = [path for layer, _, path, _ in twin.growable_linears() if layer == 0]
+    paths = [site.path for site in twin.growable_linears() if site.layer == 0]
     report = analyze_curvature(
         twin,
         batches,
@@ -176,7 +176,9 @@ def test_grows_every_model_in_every_trainer(tmp_path, kind, trainer_class):
 def test_reduce_on_plateau(tmp_path):
     fields = {"eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "loss"}
     plateau = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": 0, "threshold": 10.0}}
-    trainer = train(tmp_path, growth(schedule="lr"), eval_dataset=Images(16), **fields, **plateau)
+    trainer = train(
+        tmp_path, PaperGrowthConfig(**growth().to_dict(), schedule="lr"), eval_dataset=Images(16), **fields, **plateau
+    )
     sizes = [
         event.parameters_after - event.parameters_before for event in GrowthHistory.from_model(trainer.model).events
     ]
@@ -288,7 +290,7 @@ def test_hyperparameter_search_starts_every_trial_with_a_fresh_model_and_schedul
 
 
 def test_a_second_training_goes_on_with_the_grown_model(tmp_path):
-    trainer = trainer_for(tmp_path, growth(budget=None, event_budget=500, num_events=2), max_steps=8)
+    trainer = trainer_for(tmp_path, growth(max_growth=None, event_budget=500, num_events=2), max_steps=8)
     trainer.train()
     assert_grew(trainer, 2)
     trainer.train()
@@ -329,7 +331,7 @@ def test_torch_compile_compiles_anew_after_each_of_more_than_eight_events(tmp_pa
             handler.clear()  # a reset of the compiler clears it too
             handler.register_start_callback(lambda _: compiled_at.append(state.global_step))
 
-    config = growth(warmup=1, interval=1, num_events=10, budget=None, event_budget=300)
+    config = growth(warmup=1, interval=1, num_events=10, max_growth=None, event_budget=300)
     fields = {"trainer_class": trainer_class, "max_steps": 13, "model": tiny(hidden_dropout_prob=0.0)}
     backend = {"torch_compile": True, "torch_compile_backend": "eager"}
     compiled = train(tmp_path / "a", config, callbacks=[Watch()], **backend, **fields)
@@ -448,9 +450,9 @@ def test_what_could_not_grow_is_refused_before_the_first_step(tmp_path, fields, 
 def test_ways_of_training_that_are_refused(fields, remedy):
     alone = {"deepspeed": None, "auto_find_batch_size": False, "parallel_mode": ParallelMode.NOT_PARALLEL}
     alone["distributed_state"] = SimpleNamespace(distributed_type=DistributedType.NO)
-    check_supported(SimpleNamespace(**alone), reaches_wrapper=False)
+    check_supported(SimpleNamespace(**alone), trainer=None)
     with pytest.raises(ValueError, match=remedy):
-        check_supported(SimpleNamespace(**alone | fields), reaches_wrapper=False)
+        check_supported(SimpleNamespace(**alone | fields), trainer=None)
 
 
 def test_a_config_may_come_as_a_dict():

@@ -8,6 +8,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from training_cases import Images, assert_same_weights, events, growth, losses, tiny, train
 from transformers import Trainer, TrainerCallback
 
+from hf_saddle.curvature.loss import own_loss
 from hf_saddle.growth import GrowthHistory
 from hf_saddle.training import GrowthCallback, GrowthTrainer, growth_event_, probe_batches
 
@@ -48,6 +49,9 @@ def logits(model):
 @pytest.mark.parametrize("first", [False, True], ids=["after_growth", "before_growth"])
 def test_the_average_keeps_the_shapes_and_the_history_of_the_model(tmp_path, trainer_class, first):
     model, average, callbacks = averaged(first=first)
+    for callback in callbacks:
+        if isinstance(callback, GrowthCallback) and trainer_class is Trainer:
+            callback.loss = own_loss
     trainer = train(tmp_path, model=model, callbacks=callbacks, trainer_class=trainer_class)
     follower = average.ema.module
     assert len(events(trainer)) == 3

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageClassification
 
 from hf_saddle.growth import GrowthHistory
 from hf_saddle.training import growth_event_, probe_batches, register_growth_checkpointing
-from hf_saddle.training.distributed import unwrap
+from hf_saddle.training.wrappers import unwrap
 
 
 PER_EPOCH = 8  # 64 images in batches of 8

@@ -7,8 +7,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..models.resizing import siblings
+from .changes import Added, Changes, Replaced
 from .drafts import Axis
-from .optimizer_state import Added, Changes, Replaced, inner_optimizer, optimizer_swaps
+from .optimizer_state import carry_optimizer_state_, inner_optimizer
 
 
 def rebind_optimizer_(model: nn.Module, optimizer: Optimizer, held: Mapping[str, nn.Parameter]) -> Changes:
@@ -45,12 +46,10 @@ def rebind_optimizer_(model: nn.Module, optimizer: Optimizer, held: Mapping[str,
     # A state of another shape is not carried: it would have to be known which of its entries continue.
     dropped: dict[Any, Any] = {old: inner.state.pop(old) for old in reshaped if old in inner.state}
     try:
-        swaps = optimizer_swaps(inner, changes, list(present.values()))
+        carry_optimizer_state_(inner, changes, list(present.values()))
     except BaseException:
         inner.state.update(dropped)
         raise
-    for apply, _ in swaps:
-        apply()
     return changes
 
 

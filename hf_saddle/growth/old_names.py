@@ -1,0 +1,112 @@
+"""Options of a `GrowthConfig` as version 0.1 named them, in saved files and, with a warning, in code."""
+
+import functools
+import warnings
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import fields
+from typing import Any, TypeVar, cast
+
+
+Config = TypeVar("Config")
+
+# Up to here the old `budget` was a multiple of the size before the first event, above it a size.
+_MAX_MULTIPLE = 100
+
+_BUDGET = "a multiple of the first size is `max_growth`, a size is `max_parameters` or `max_macs`"
+_UNIT = "multiply-accumulates are limited by `max_macs`, in whose unit `event_budget` is then"
+_PAPER = "it is a field of `hf_saddle.growth.PaperGrowthConfig`"
+# The value that has no effect, and what does the same today.
+_LEFT_OUT: dict[str, tuple[Any, str]] = {
+    "stop": (None, "limit the events by `num_events`"),
+    "max_per_layer": (None, "limit where it grows by `linears` and `layers`, and how much by `event_budget`"),
+    "unit_scale": (1.0, "it is always 1"),
+    "gain_init": (0.0, "`line_search=True` gives gains a size"),
+    "both_ends": (True, "depth follows eigenvalues of both signs"),
+    "layer_threshold": (1, _PAPER),
+    "quotas": (False, _PAPER),
+    "schedule": ("constant", _PAPER),
+}
+
+
+def current_names(values: Mapping[str, Any], own: Collection[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """
+    Options under the names that they have today.
+
+    Args:
+        values (`Mapping[str, Any]`): Options under old and present names, not necessarily all.
+        own (`Collection[str]`): Names of the fields that there are; an old name among them is left as it is.
+
+    Returns:
+        `tuple[dict[str, Any], dict[str, str]]`: The options that can be kept, and for each of the others what to do
+        instead. An old option that has no effect is neither.
+    """
+    current, lost = dict(values), {}
+    if "budget" in current or "budget_unit" in current:
+        budget, unit = current.pop("budget", 1.5), current.pop("budget_unit", "parameters")
+        size = isinstance(budget, (int, float)) and budget > _MAX_MULTIPLE
+        if unit == "parameters":
+            limits = {"max_growth": None, "max_parameters": budget} if size else {"max_growth": budget}
+        elif unit == "macs" and size:
+            limits = {"max_growth": None, "max_macs": budget}
+        else:
+            limits, lost["budget_unit"] = {}, _UNIT
+        twice = sorted({"max_growth", "max_parameters", "max_macs"} & set(values))
+        if twice:
+            lost["budget" if "budget" in values else "budget_unit"] = f"`{twice[0]}` is given too"
+        current |= limits
+    for name, (idle, instead) in _LEFT_OUT.items():
+        if name in current and name not in own and current.pop(name) != idle:
+            lost[name] = instead
+    return current, lost
+
+
+def refuse(values: Mapping[str, Any], lost: Mapping[str, str]) -> None:
+    """
+    Raise if there are options that have no counterpart today.
+
+    Raises:
+        ValueError: If so; the message names each with its value and what to do instead.
+    """
+    if lost:
+        told = "; ".join(f"`{name}={values.get(name)!r}`: {instead}" for name, instead in lost.items())
+        raise ValueError(f"GrowthConfig has other options since version 0.2. {told}.")
+
+
+def refuse_options(words: Iterable[str]) -> None:
+    """
+    Refuse options of a command line that were renamed or left out, which a parser only calls unknown.
+
+    Raises:
+        ValueError: If there is one; the message says what to do instead.
+    """
+    instead = {"budget": _BUDGET, "budget_unit": _UNIT} | {name: text for name, (_, text) in _LEFT_OUT.items()}
+    for word in words:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and name in instead:
+            raise ValueError(f"`--{name}` is no option since version 0.2: {instead[name]}.")
+
+
+def accepts_old_names(config_class: type[Config]) -> type[Config]:
+    """Let a dataclass be made with old names for one more version, with a `FutureWarning` that says the new ones."""
+    init, own = config_class.__init__, {item.name for item in fields(cast(Any, config_class))}
+
+    @functools.wraps(init)
+    def __init__(self: Any, *args: Any, **given: Any) -> None:
+        current, lost = current_names(given, own)
+        refuse(given, lost)
+        old = sorted(set(given) - set(current))
+        if old:
+            added = {name: value for name, value in current.items() if name not in given}
+            # A size takes the place of the default multiple by itself.
+            needed = {name: value for name, value in added.items() if value is not None} or added
+            new = ", ".join(f"{name}={value!r}" for name, value in needed.items())
+            warnings.warn(
+                f"`{'`, `'.join(old)}` of {type(self).__name__} will be an error in version 0.3. "
+                + (f"Write {new} instead." if new else "Leave it out: it has no effect."),
+                FutureWarning,
+                stacklevel=2,
+            )
+        init(self, *args, **current)
+
+    config_class.__init__ = __init__  # type: ignore[method-assign]
+    return config_class

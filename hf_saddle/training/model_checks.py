@@ -1,0 +1,165 @@
+"""What a model, its linears and its optimizer must be like for it to grow; else the remedy is named."""
+
+from collections.abc import Collection
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from transformers.activations import ACT2FN
+
+from ..curvature import activation_of, curvature_at_zero
+from ..growth import GrowthConfig
+from ..growth.attachments import check_attachments
+from ..growth.operators import DEPTH_OPERATORS
+from ..growth.optimizer_state import held_parameters, inner_optimizer
+from ..models.modeling_saddle import GrowablePreTrainedModel
+from .wrappers import find_ddp, follows, is_sharded, unwrap
+
+
+def check_growable(model: nn.Module) -> GrowablePreTrainedModel:
+    """
+    The growable model inside of the wrappers of DDP and `torch.compile`.
+
+    Raises:
+        ValueError: If it is not a Saddle model, is sharded, quantised, or has adapters. The message tells what to do.
+    """
+    inner = unwrap(model)
+    if is_sharded(inner):
+        raise ValueError(
+            "The model is sharded (FSDP2) and cannot grow in place. Use `growth_event_sharded_` in a loop with "
+            "Accelerate; a Trainer trains Saddle models with DDP, where FSDP is not configured."
+        )
+    if not isinstance(inner, GrowablePreTrainedModel):
+        raise ValueError(
+            f"Only Saddle models grow, got a {type(inner).__name__}. Convert a stock model with "
+            "`SaddleViTForImageClassification.from_stock(model)`; merge adapters of PEFT into their model first "
+            "(`model.merge_and_unload()`); DeepSpeed and FSDP1 wrappers are not supported, use DDP."
+        )
+    if inner._hf_peft_config_loaded:
+        raise ValueError(
+            "Adapters (`model.add_adapter`) have taken the place of linears, which cannot grow then. Remove them by "
+            "`model.delete_adapter`, or train the adapters without a GrowthCallback."
+        )
+    inner.check_linears()
+    return inner
+
+
+def growable_paths(model: GrowablePreTrainedModel, config: GrowthConfig) -> list[str]:
+    """
+    Paths of the linears that may grow.
+
+    Raises:
+        ValueError: If there are none, the config names layers that the model lacks, or it asks for what the model's
+            activation cannot do.
+    """
+    check_activation(model.config.hidden_act, config)
+    count = model.config.num_hidden_layers
+    beyond = [layer for layer in config.layers or () if layer >= count]
+    if beyond:
+        raise ValueError(f"`layers` of the GrowthConfig names {beyond}, but the model has {count}, counted from 0.")
+    paths = [
+        site.path
+        for site in model.growable_linears()
+        if (config.linears is None or site.linear in config.linears)
+        and (config.layers is None or site.layer in config.layers)
+        and site.module.weight.requires_grad
+    ]
+    if not paths:
+        raise ValueError("No linear may grow: see `linears` and `layers` of the config, and whether all are frozen.")
+    return paths
+
+
+def check_activation(name: str, config: GrowthConfig) -> None:
+    """
+    Verify that an activation may be that of branch units, and has the curvature that neurons are ranked by.
+
+    Args:
+        name (`str`): A name in transformers' `ACT2FN`.
+        config ([`GrowthConfig`]): How the model is to grow.
+
+    Raises:
+        ValueError: If not; the message tells why and what to do.
+    """
+    activation = ACT2FN[name]
+    as_measured = config.operator == "auto"
+    deepens = config.operator in DEPTH_OPERATORS or (as_measured and not {*config.ranking} <= {"width", "gradmax"})
+    remedy = "Use an operator of width, or another `hidden_act`."
+    try:
+        if deepens and any(True for _ in activation.parameters()):
+            raise ValueError("branch units with an activation that has parameters of its own are not supported")
+        pairs = config.operator == "residual_pair" or (as_measured and config.ranking == ("paper_score",))
+        if pairs and float(activation(torch.zeros(()))) != 0:
+            raise ValueError("residual pairs keep the function only for activations that are 0 at 0")
+        if "depth" in config.ranking:
+            remedy = "Use `criterion='width'`, or another `hidden_act`."
+            curvature_at_zero(activation)
+        elif config.ranking == ("width",):
+            remedy = "Use `criterion='depth'` where depth units may have this activation, or another `hidden_act`."
+            activation_of(activation)
+    except ValueError as error:
+        raise ValueError(f"The model cannot grow with `hidden_act={name!r}`: {error}. {remedy}") from error
+
+
+def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
+    """
+    Verify that an optimizer trains a model, and can follow its growth.
+
+    Raises:
+        ValueError: If its state cannot be carried, or if it misses a parameter: it was made for other parameters, and
+            those would stay at rest unnoticed.
+    """
+    inner_optimizer(optimizer)
+    held = set(held_parameters(optimizer))
+    missed = [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter not in held
+    ]
+    present = set(model.parameters())
+    if missed and not held <= present:
+        raise ValueError(
+            f"The optimizer was made for other parameters and does not train {len(missed)} of the model's, such as "
+            f"{missed[0]}. The model has changed its shapes since (a checkpoint or the best model was loaded). In a "
+            "loop of your own call `rebind_` right after that, or make the optimizer anew. With a Trainer set "
+            "`trainer.optimizer = trainer.lr_scheduler = None` before `train()`, or use GrowthTrainer, which does it."
+        )
+
+
+def check_parameters(model: GrowablePreTrainedModel, paths: Collection[str], optimizer: Optimizer) -> None:
+    """
+    Verify that linears may exchange their parameters, and that an optimizer trains what is to be trained of them.
+
+    Args:
+        model ([`GrowablePreTrainedModel`]): The model.
+        paths (`Collection[str]`): The linears that may grow.
+        optimizer (`Optimizer`): The optimizer that trains it.
+
+    Raises:
+        ValueError: If something hangs on a parameter that cannot follow (see [`check_attachments`]), or the optimizer
+            does not hold one that requires a gradient.
+    """
+    check_attachments(model, paths)
+    held = set(held_parameters(optimizer))
+    for path in paths:
+        for name, parameter in model.get_submodule(path).named_parameters(recurse=False):
+            if parameter.requires_grad and parameter not in held:
+                raise ValueError(
+                    f"The optimizer does not hold {path}.{name}, which requires a gradient and may grow. Freeze the "
+                    "linear (`requires_grad_(False)`), name others in `linears` and `layers` of the GrowthConfig, or "
+                    "give the optimizer this parameter too."
+                )
+
+
+def check_bound(model: nn.Module, optimizer: Optimizer | None) -> None:
+    """
+    Verify that optimizer and DDP wrapper know the parameters that the model has.
+
+    Raises:
+        ValueError: If they were made for others.
+    """
+    if optimizer is not None:
+        check_optimizer(check_growable(model), optimizer)
+    wrapper = find_ddp(model)
+    if wrapper is not None and not follows(wrapper):
+        raise ValueError(
+            "The DDP wrapper was made for other parameters and does not average the gradients of the model's. It has "
+            "changed its shapes since (a checkpoint was loaded). Call `rebind_` right after that."
+        )
