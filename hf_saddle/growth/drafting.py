@@ -37,18 +37,18 @@ def draft_growths(model: GrowablePreTrainedModel, plan: GrowthPlan) -> list[Line
         for site in sites.values()
         if (site.layer, site.linear) in touched and not site.nested
     }
-    for (layer, linear), draft in roots.items():
-        draft.readers = [roots[layer, reader] for reader in READERS.get(linear, ())]
+    for (layer, linear), root in roots.items():
+        root.readers = [roots[layer, reader] for reader in READERS.get(linear, ())]
     # fc2 before fc1, whose copies then copy the columns of new units of fc2 as well; within a linear the outer branch
     # first, so that a copied neuron takes along the units it had before the event.
     order = {path: (-LINEARS.index(site.linear), index) for index, (path, site) in enumerate(sites.items())}
     for growth in sorted(plan.growths, key=lambda growth: order[growth.linear]):
         site = sites[growth.linear]
-        linear = roots[site.layer, site.linear].nested(site.depth)
-        device = linear.weight.device
+        draft = roots[site.layer, site.linear].nested(site.depth)
+        device = draft.weight.device
         rows = (growth.directions * growth.steps[:, None]).to(device)
         OPERATORS[growth.operator].draft_(
-            linear, torch.tensor(growth.neurons), rows, growth.gains.to(device), model.config.hidden_act
+            draft, torch.tensor(growth.neurons), rows, growth.gains.to(device), model.config.hidden_act
         )
     return list(roots.values())
 

@@ -36,7 +36,7 @@ def install_(linear: LinearDraft, kind: str, activation: str, changes: Changes) 
         branch.module._parameters["gain"] = _replacement(f"{linear.path}.skip.gain", branch.gain, changes)
     if len(branch.target) != len(branch.module.target):
         branch.module.target = branch.target.to(branch.module.target.device)
-    branch.module.shared_targets = branch.target.unique().numel() < branch.target.numel()
+    branch.module.shared_targets = torch.unique(branch.target).numel() < branch.target.numel()
     branch.module.neurons = len(linear.weight)
     install_(branch.linear, kind, activation, changes)
 
@@ -69,14 +69,16 @@ def _new_branch(linear: LinearDraft, branch: BranchDraft, kind: str, activation:
     rows, inputs = linear.weight.shape
     with torch.device("meta"):
         module = SkipBranch(inputs, rows, (len(branch.target),), kind, activation)
-    weight, bias = linear.module.weight, linear.module.bias
     for name, draft in branch.linear.parameters.items():
         # A unit's row is trained as its neuron's row is, its bias as the neuron's bias, where there is one.
-        sibling = bias if name in ("bias", "twin_bias") and bias is not None else weight
-        module.linear._parameters[name] = _addition(f"{branch.linear.path}.{name}", draft, sibling, changes)
+        like = "bias" if name in ("bias", "twin_bias") and "bias" in linear.parameters else "weight"
+        path = f"{branch.linear.path}.{name}"
+        module.linear._parameters[name] = _addition(path, draft, linear.parameters[like], changes)
     if branch.gain is not None:
-        module._parameters["gain"] = _addition(f"{linear.path}.skip.gain", branch.gain, weight, changes)
-    module.target = branch.target.to(weight.device)
+        module._parameters["gain"] = _addition(
+            f"{linear.path}.skip.gain", branch.gain, linear.parameters["weight"], changes
+        )
+    module.target = branch.target.to(linear.weight.device)
     module.check_targets_(f"{linear.path}.skip.target")
     return module.train(linear.module.training)
 
@@ -88,7 +90,8 @@ def _replacement(name: str, draft: ParameterDraft, changes: Changes) -> nn.Param
     return new
 
 
-def _addition(name: str, draft: ParameterDraft, sibling: nn.Parameter, changes: Changes) -> nn.Parameter:
-    new = follow_(nn.Parameter(draft.value), sibling)
-    changes.added.append(Added(name, new, sibling))
+def _addition(name: str, draft: ParameterDraft, sibling: ParameterDraft, changes: Changes) -> nn.Parameter:
+    assert sibling.old is not None
+    new = follow_(nn.Parameter(draft.value), sibling.old)
+    changes.added.append(Added(name, new, sibling.old))
     return new

@@ -46,7 +46,7 @@ def carry_optimizer_state_(optimizer: Optimizer, changes: Changes, order: Sequen
                 f"The optimizer does not hold {name}, which requires a gradient. Give the optimizer that trains this "
                 "model (was it made before an earlier growth, or for a copy?), or freeze the parameter."
             )
-    grown = {
+    grown: dict[Any, tuple[nn.Parameter, dict[str, Any]]] = {
         change.old: (change.new, grown_state(change, rules, optimizer.state))
         for change in changes.replaced
         if change.old in optimizer.state
@@ -57,14 +57,16 @@ def carry_optimizer_state_(optimizer: Optimizer, changes: Changes, order: Sequen
         if rules.shared_steps and change.new.requires_grad and change.sibling in optimizer.state
     }
     gone = set(changes.removed)
-    kept = [grown.get(old, (old, state)) for old, state in optimizer.state.items() if old not in gone]
+    before: dict[Any, Any] = dict(optimizer.state)
+    after: dict[Any, Any] = dict(grown.get(old, (old, state)) for old, state in before.items() if old not in gone)
+    after |= started
     # Everything is computed before the first assignment, so that nothing has changed if that fails.
     for group, parameters, names in list(_grown_groups(optimizer, rules, changes, order)):
         group["params"][:] = parameters
         if names is not None:
             group["param_names"] = names
     optimizer.state.clear()
-    optimizer.state.update(dict(kept) | started)
+    optimizer.state.update(after)
 
 
 def inner_optimizer(optimizer: Optimizer) -> Optimizer:

@@ -32,13 +32,13 @@ class Snapshot:
     def __init__(self, model: GrowablePreTrainedModel, optimizer: Optimizer | None = None):
         self._held: list[tuple[MutableMapping[Any, Any], dict[Any, Any], tuple[str, ...] | None]] = []
         self._lists: list[tuple[list[nn.Parameter], list[nn.Parameter]]] = []
-        self._hold(vars(model), ("growth_history",))
-        self._hold(vars(model.config))
+        self._hold(model.__dict__, ("growth_history",))
+        self._hold(model.config.__dict__)
         for module in model.modules():
             if isinstance(module, (GrowableLinear, SkipBranch)):
                 for registered in (module._parameters, module._buffers, module._modules):
                     self._hold(registered)
-                self._hold(vars(module), _OF_MODULES)
+                self._hold(module.__dict__, _OF_MODULES)
         if optimizer is not None:
             inner = inner_optimizer(optimizer)
             self._hold(inner.state)
