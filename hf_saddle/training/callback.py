@@ -17,7 +17,8 @@ from transformers.trainer_utils import has_length
 from ..growth import GrowthConfig, GrowthEvent, GrowthHistory
 from ..growth.line_search import FACTORS
 from ..growth.rebind import same_parameters
-from ..models.modeling_saddle import HISTORY_NAME, GrowablePreTrainedModel
+from ..models.history_file import HISTORY_NAME
+from ..models.modeling_saddle import GrowablePreTrainedModel
 from .checks import check_data, check_loss, check_optimizer, check_parameters, check_supported
 from .distributed import Replicas, renew_wrapper_
 from .event import check_growable, growable_paths, growth_event_

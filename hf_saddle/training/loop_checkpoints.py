@@ -14,7 +14,7 @@ from transformers.utils import CONFIG_NAME
 
 from ..growth import GrowthHistory
 from ..growth.rebind import same_parameters
-from ..models.modeling_saddle import HISTORY_NAME
+from ..models.history_file import HISTORY_NAME
 from .checks import SUPPORTED
 from .distributed import find_ddp, unwrap
 from .event import check_growable
