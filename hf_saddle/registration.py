@@ -14,7 +14,7 @@ from .models import (
     SaddleViTForImageClassification,
     SaddleViTModel,
 )
-from .models.modeling_saddle import before_push
+from .models.pushing import before_push
 
 
 def register() -> None:

@@ -49,7 +49,7 @@ def load_model(source: str, revision: str | None = None) -> GrowablePreTrainedMo
         ValueError: If it is of another kind, damaged, or not there.
     """
     kind = model_class(load_config(source, revision), source)
-    model: GrowablePreTrainedModel = kind.from_pretrained(source, **at(revision)).eval()  # type: ignore[no-untyped-call]
+    model: GrowablePreTrainedModel = kind.from_pretrained(source, **at(revision)).eval()
     return model
 
 

@@ -79,8 +79,7 @@ def _to_stock(model: GrowablePreTrainedModel) -> PreTrainedModel:
         raise ValueError(f"The model has grown in depth at {branches[0]}: no stock class computes that.")
     if config.head_dim * config.num_attention_heads != config.hidden_size or config.attention_scaling is not None:
         raise ValueError("The model's attention has a `head_dim` or `attention_scaling` that no stock class has.")
-    shapes = model.shapes()
-    width = max(layer["intermediate_size"] for layer in shapes.values())
+    width = max(model.shapes().widths.values())
     fields = {key: value for key, value in config.to_dict().items() if key not in _OWN_FIELDS}
     for derived in ("model_type", "architectures", "transformers_version"):
         fields.pop(derived, None)
@@ -99,14 +98,13 @@ def _save_per_layer(model: GrowablePreTrainedModel, stock: PreTrainedModel, outp
     """The growable model's own tensors, under the stock model's names and type, with plain per-layer widths."""
     output.mkdir(parents=True, exist_ok=True)
     fields = stock.config.to_dict() | {"architectures": [type(stock).__name__]}
-    shapes = model.shapes()
     default = model.config.to_dict()["intermediate_size"]
     fields |= {
         "intermediate_size": default,
         "per_layer_config": {
-            str(layer): {"intermediate_size": shape["intermediate_size"]}
-            for layer, shape in shapes.items()
-            if shape["intermediate_size"] != default
+            str(layer): {"intermediate_size": width}
+            for layer, width in enumerate(model.shapes().widths.values())
+            if width != default
         },
     }
     (output / "config.json").write_text(json.dumps(fields, indent=2) + "\n")

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from hf_saddle.curvature import analyze_curvature
 from hf_saddle.growth import GrowthHistory, count_macs, count_parameters
 from hf_saddle.hub.pictures import check_matplotlib, save_report
-from hf_saddle.models.modeling_saddle import read_history
+from hf_saddle.models.history_file import read_history
 
 from .common import at, load_config, load_data, load_model, model_class, print_table, quiet
 
@@ -50,7 +50,7 @@ def _facts(source: str, revision: str | None) -> dict[str, Any]:
             history.check(model)
         except ValueError as error:
             check = f"The history does not fit this model: {error}"
-    layers = [{"layer": layer, **shapes} for layer, shapes in model.shapes().items()]
+    layers = [{"layer": layer, **shapes} for layer, shapes in model.shapes().to_layers().items()]
     return {
         "class": kind.__name__,
         "model_type": config.model_type,

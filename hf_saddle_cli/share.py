@@ -12,7 +12,8 @@ from hf_saddle.hub.model_card import PICTURES
 from hf_saddle.hub.record import fingerprint
 from hf_saddle.hub.sharing import CARD_FILES, CARD_NAME
 from hf_saddle.models.checkpoint_checks import shard_names
-from hf_saddle.models.modeling_saddle import HISTORY_NAME, MODEL_FILES
+from hf_saddle.models.history_file import HISTORY_NAME
+from hf_saddle.models.pushing import MODEL_FILES
 
 from .common import load_model, quiet
 

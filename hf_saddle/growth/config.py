@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from ..models.configuration_saddle import MAX_SKIP_DEPTH
+from ..models.shapes import MAX_SKIP_DEPTH
 from ..models.sites import LINEARS
 from .old_names import accepts_old_names, current_names, refuse
 from .operators import DEPTH_OPERATORS, OPERATORS, WIDTH_OPERATORS

@@ -39,12 +39,12 @@ def _count_macs(model_class: type[GrowablePreTrainedModel], fields: str) -> int:
         pixels = torch.empty(1, config.num_channels, *sides(config.image_size))
         with FlopCounterMode(display=False) as counter:
             model(pixel_values=pixels)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def tokens_per_image(model: GrowablePreTrainedModel) -> int:
     """Tokens of one image that every linear of the encoder sees."""
-    return model.base_model.embeddings.position_embeddings.shape[1]
+    return int(model.base_model.embeddings.position_embeddings.shape[1])
 
 
 @dataclass(frozen=True)

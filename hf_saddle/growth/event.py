@@ -8,16 +8,16 @@ from typing import Any
 from torch import nn
 
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from ..models.shapes import Shapes, check_layers
 from .costs import count_macs, count_parameters
 from .schema import (
     MAX_MACS,
     check_count,
     check_fields,
+    check_kind,
     check_number,
     check_records,
-    check_shapes,
     check_text,
-    check_unit,
     check_versions,
 )
 
@@ -50,7 +50,7 @@ class GrowthEvent:
     macs_after: int = 0
     seconds: float = 0.0
     skip_unit: str = "gain"
-    shapes: dict[int, dict[str, Any]] = field(default_factory=dict)  # `per_layer_config` after the event
+    shapes: Shapes = field(default_factory=Shapes)  # after the event
     versions: dict[str, str] = field(default_factory=dict)
     replaced: dict[nn.Parameter, nn.Parameter] = field(default_factory=dict, repr=False, compare=False)
     added: dict[str, nn.Parameter] = field(default_factory=dict, repr=False, compare=False)
@@ -63,7 +63,7 @@ class GrowthEvent:
     def to_dict(self) -> dict[str, Any]:
         """The event fit for JSON, without `replaced` and `added`."""
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _NOT_SAVED}
-        return copy.deepcopy(values) | {"shapes": shapes_to_json(self.shapes)}
+        return copy.deepcopy(values) | {"shapes": self.shapes.to_json()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "GrowthEvent":
@@ -74,8 +74,7 @@ class GrowthEvent:
             ValueError: If a field is unknown, missing, or cannot be meant.
         """
         check_fields(values, {item.name for item in fields(cls)} - set(_NOT_SAVED), "event")
-        check_shapes(values["shapes"], "shapes")
-        event = cls(**copy.deepcopy(dict(values)) | {"shapes": shapes_from_json(values["shapes"])})
+        event = cls(**copy.deepcopy(dict(values)) | {"shapes": Shapes.of_json(values["shapes"], "shapes")})
         event.check()
         return event
 
@@ -97,10 +96,10 @@ class GrowthEvent:
             value = getattr(self, name)
             if value is not None or name not in _OPTIONAL_NUMBERS:
                 check_number(value, name, 0 if name in _NOT_NEGATIVE else None)
-        check_unit(self.skip_unit, "skip_unit")
-        check_shapes(self.shapes, "shapes")
+        check_kind(self.skip_unit, "skip_unit")
+        check_layers("shapes", self.shapes.to_layers())
         check_versions(self.versions, "versions")
-        check_records(self.layers, self.operators, len(self.shapes))
+        check_records(self.layers, self.operators, self.shapes.layers)
         added = self.parameters_after - self.parameters_before
         if not self.layers and added != 0 and not self.is_merge:
             raise ValueError("A growth event without layers changes the number of parameters; the history is damaged.")
@@ -125,25 +124,9 @@ class ModelSize:
     parameters: int
     macs: int
     skip_unit: str
-    shapes: dict[int, dict[str, Any]]
+    shapes: Shapes
 
     @classmethod
     def of(cls, model: GrowablePreTrainedModel) -> "ModelSize":
         """The size of a model as it is."""
         return cls(count_parameters(model), count_macs(model), model.config.skip_unit, model.shapes())
-
-
-def shapes_to_json(shapes: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """JSON keys are strings; a layer's shapes are copied."""
-    return {str(layer): copy.deepcopy(value) for layer, value in shapes.items()}
-
-
-def shapes_from_json(shapes: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    """The inverse of `shapes_to_json`, for shapes that were checked."""
-    return {
-        int(layer): {
-            "intermediate_size": value["intermediate_size"],
-            "skip_sizes": copy.deepcopy(value["skip_sizes"]) or None,
-        }
-        for layer, value in shapes.items()
-    }

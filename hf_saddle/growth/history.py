@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 
 from ..models.configuration_saddle import SaddleConfig
 from ..models.json_files import read_json
-from ..models.modeling_saddle import GrowablePreTrainedModel, set_shapes
+from ..models.modeling_saddle import GrowablePreTrainedModel
+from ..models.shapes import Shapes
 from .config import is_int
 from .costs import count_parameters
-from .event import GrowthEvent, ModelSize, shapes_from_json, shapes_to_json
-from .schema import MAX_MACS, check_count, check_fields, check_shapes, check_shapes_follow, check_unit
+from .event import GrowthEvent, ModelSize
+from .schema import MAX_MACS, check_count, check_fields, check_kind, check_shapes_follow
 
 
 HISTORY_SCHEMA = 1
@@ -78,8 +79,8 @@ class GrowthHistory:
             raise
 
     @property
-    def shapes(self) -> dict[int, dict[str, Any]]:
-        """`per_layer_config` after the last event."""
+    def shapes(self) -> Shapes:
+        """Shapes after the last event."""
         return self.events[-1].shapes if self.events else self.initial.shapes
 
     @property
@@ -95,8 +96,8 @@ class GrowthHistory:
     def matches(self, model: GrowablePreTrainedModel) -> bool:
         """Whether the history ends at the shapes that a model has."""
         # Without branches there are no units, and what the config names is only what they would be.
-        branched = any(shapes["skip_sizes"] for shapes in self.shapes.values())
-        return self.shapes == model.shapes() and (not branched or self.skip_unit == model.config.skip_unit)
+        shapes = self.shapes
+        return shapes == model.shapes() and (not shapes.skip_sizes or self.skip_unit == model.config.skip_unit)
 
     def check(self, model: GrowablePreTrainedModel) -> None:
         """
@@ -139,18 +140,16 @@ class GrowthHistory:
             ValueError: If the config is not that of the model before the first event.
         """
         grown = copy.deepcopy(config)
-        for layer, shapes in self.initial.shapes.items():
-            found = config.per_layer_config[layer] if layer < config.num_hidden_layers else None
-            skip_sizes = None if found is None else (found.skip_sizes or None)
-            if found is None or (found.intermediate_size, skip_sizes) != tuple(shapes.values()):
-                raise ValueError(f"Layer {layer} of the config is not what the history starts from: {shapes}.")
-        grown.skip_unit = self.skip_unit
-        set_shapes(grown, copy.deepcopy(self.shapes))
+        if Shapes.of_config(config) != self.initial.shapes:
+            raise ValueError(
+                f"The shapes of the config are not what the history starts from: {self.initial.shapes.to_layers()}."
+            )
+        self.shapes.write_(grown, self.skip_unit)
         return grown
 
     def to_dict(self) -> dict[str, Any]:
         """The history, fit for JSON."""
-        initial = asdict(self.initial) | {"shapes": shapes_to_json(self.initial.shapes)}
+        initial = asdict(self.initial) | {"shapes": self.initial.shapes.to_json()}
         events = [event.to_dict() for event in self.events]
         return {"schema_version": self.schema_version, "initial": initial, "events": events}
 
@@ -172,11 +171,11 @@ class GrowthHistory:
         check_fields(initial, {item.name for item in fields(ModelSize)}, "initial")
         check_count(initial["parameters"], "initial.parameters")
         check_count(initial["macs"], "initial.macs", MAX_MACS)
-        check_unit(initial["skip_unit"], "initial.skip_unit")
-        check_shapes(initial["shapes"], "initial.shapes")
+        check_kind(initial["skip_unit"], "initial.skip_unit")
+        shapes = Shapes.of_json(initial["shapes"], "initial.shapes")
         if not isinstance(events, list):
             raise ValueError("The growth history lacks `events`, a list.")
-        history = cls(ModelSize(**dict(initial) | {"shapes": shapes_from_json(initial["shapes"])}))
+        history = cls(ModelSize(**dict(initial) | {"shapes": shapes}))
         for index, event in enumerate(events):
             try:
                 history.append(GrowthEvent.from_dict(event))
@@ -184,12 +183,12 @@ class GrowthHistory:
                 raise ValueError(f"Event {index} of the growth history is damaged: {error}") from error
         return history
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the history as JSON."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "GrowthHistory":
+    def load(cls, path: str | os.PathLike[str]) -> "GrowthHistory":
         """
         Read a history that `save` or `save_pretrained` wrote.
 

@@ -130,7 +130,7 @@ def _downhill(
         # Nothing else grows in this trial, so the new units are the last of their branch, in the order of the plan.
         members = [growth for growth in at_rest if growth.linear == path]
         sizes = [len(growth.neurons) for growth in members]
-        for growth, slope in zip(members, by_gain[-sum(sizes) :].split(sizes), strict=True):
+        for growth, slope in zip(members, torch.split(by_gain[-sum(sizes) :], sizes), strict=True):
             # What a gain adds to first order in the unit's row, the neuron's own row takes back, see `LayerGrowth`.
             rows, neurons = growth.directions * growth.steps[:, None], list(growth.neurons)
             taken = (rows[:, :-1] * by_weight[neurons]).sum(dim=1)

@@ -15,7 +15,7 @@ from .event import GrowthEvent
 from .history import GrowthHistory
 from .optimizer_state import carry_optimizer_state_
 from .snapshot import all_or_nothing
-from .surgery import set_config_, versions
+from .surgery import versions
 
 
 @torch.no_grad()
@@ -50,7 +50,7 @@ def merge_pairs_(model: GrowablePreTrainedModel, optimizer: Optimizer | None = N
         for branch in branches:
             branch.linear = _merged(branch, changes, names)
             branch.kind = "residual"
-        set_config_(model.config, shapes, "residual")
+        shapes.write_(model.config, "residual")
         if optimizer is not None:
             carry_optimizer_state_(optimizer, changes, list(model.parameters()))
         event = GrowthEvent(

@@ -281,4 +281,5 @@ def check_neurons(linear: str, neurons: Sequence[int], size: int) -> None:
 def random_directions(count: int, size: int, seed: int) -> Tensor:
     """Random unit vectors, shape `(count, size)`, from a generator of their own."""
     values = torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
-    return values / values.norm(dim=1, keepdim=True)
+    directions: Tensor = values / values.norm(dim=1, keepdim=True)
+    return directions

@@ -1,17 +1,12 @@
 """What a growth history may say: types, ranges, and events each of which leads from one shape to the next."""
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
-from ..models.configuration_saddle import (
-    MAX_LAYERS,
-    MAX_PARAMETERS,
-    SKIP_UNITS,
-    check_size,
-    check_skip_sizes,
-    is_index,
-)
-from ..models.sites import FC1, LINEARS, Place
+from ..models.configuration_saddle import MAX_PARAMETERS, SKIP_UNITS
+from ..models.shapes import Shapes
+from ..models.sites import LINEARS, Place, root_path
 from .config import is_int, is_number
 from .operators import OPERATORS
 
@@ -20,8 +15,6 @@ from .operators import OPERATORS
 MAX_COUNT = 2 * MAX_PARAMETERS
 MAX_MACS = 2**62
 _RECORD = {"linear", "operator", "candidates", "chosen", "neurons", "eigenvalue", "predicted_gain"}
-
-Shapes = dict[int, dict[str, Any]]
 
 
 def check_fields(values: Any, known: set[str], where: str) -> None:
@@ -55,22 +48,10 @@ def check_text(value: Any, where: str) -> None:
         raise ValueError(f"`{where}` of a growth history must be text, got {value!r}.")
 
 
-def check_unit(value: Any, where: str) -> None:
+def check_kind(value: Any, where: str) -> None:
     """Raise a `ValueError` if a value is no kind of branch unit."""
     if value not in SKIP_UNITS:
         raise ValueError(f"`{where}` of a growth history must be one of {', '.join(SKIP_UNITS)}, got {value!r}.")
-
-
-def check_shapes(shapes: Any, where: str) -> None:
-    """Raise a `ValueError` if a value is not a `per_layer_config` in which every layer is explicit."""
-    if not isinstance(shapes, Mapping) or not 0 < len(shapes) <= MAX_LAYERS:
-        raise ValueError(f"`{where}` of a growth history must map layers to their shapes, got {shapes!r}.")
-    if not all(map(is_index, shapes)) or sorted(map(int, shapes)) != list(range(len(shapes))):
-        raise ValueError(f"`{where}` of a growth history must have the layers 0 to {len(shapes) - 1}: {list(shapes)}.")
-    for layer, value in shapes.items():
-        check_fields(value, {"intermediate_size", "skip_sizes"}, f"{where}[{layer}]")
-        check_size(f"{where}[{layer}].intermediate_size", value["intermediate_size"])
-        check_skip_sizes(f"{where}[{layer}].skip_sizes", value["skip_sizes"])
 
 
 def check_versions(versions: Any, where: str) -> None:
@@ -130,41 +111,29 @@ def check_shapes_follow(before: Shapes, records: list[dict[str, Any]], after: Sh
     A split neuron takes the units that feed it along, so that branches of a linear whose neurons were copied may gain
     more than the records name.
     """
-    if before.keys() != after.keys():
+    if before.widths.keys() != after.widths.keys():
         raise ValueError(f"The growth history is damaged: {where} has other layers than the model before it.")
-    gained: dict[tuple[int, str, int], int] = {}
-    copied: dict[tuple[int, str], int] = {}
+    gained: dict[tuple[str, int], int] = {}
+    copied: dict[str, int] = {}
     for record in records:
-        place = Place.parse(record["linear"])
-        layer, linear, level = place.layer, place.linear, place.depth
-        operator = OPERATORS[record["operator"]]
+        place, operator = Place.parse(record["linear"]), OPERATORS[record["operator"]]
         if not operator.deepens and not place.nested and not place.readers:
             raise ValueError(f"The growth history is damaged: {record['linear']} cannot be widened, as {where} says.")
-        key = (layer, linear, level + operator.deepens)
+        key = (place.root, place.depth + operator.deepens)
         gained[key] = gained.get(key, 0) + operator.units * record["chosen"]
         if not operator.deepens:
-            copied[layer, linear] = min(level, copied.get((layer, linear), level))
-    for layer, old in before.items():
-        for linear in LINEARS:
-            sizes, sizes_after = _levels(old, linear), _levels(after[layer], linear)
-            for level in range(max(len(sizes), len(sizes_after))):
-                size, size_after = (levels[level] if level < len(levels) else 0 for levels in (sizes, sizes_after))
-                wanted = size + gained.get((layer, linear, level), 0)
-                more_is_fine = level > copied.get((layer, linear), level)
-                if size_after < size:
-                    raise ValueError(f"The growth history is damaged: layer {layer} shrinks in {where}.")
-                if size_after < wanted or (size_after > wanted and not more_is_fine):
-                    raise ValueError(
-                        f"The growth history is damaged: {linear} of layer {layer} has {size_after} neurons after "
-                        f"{where} (branch {level} of it), but its records lead from {size} to {wanted}. An event is "
-                        "missing, or was changed."
-                    )
-    lost = [key for key in gained if key[2] >= len(_levels(after[key[0]], key[1]))]
-    if lost:
-        raise ValueError(f"The growth history is damaged: the shapes of {where} lack the branch {lost[0]}.")
-
-
-def _levels(shapes: Mapping[str, Any], linear: str) -> list[int]:
-    """Neurons of a linear and of the branches nested in it; of those whose width is the model's, 0."""
-    own = shapes["intermediate_size"] if linear == FC1 else 0
-    return [own, *((shapes["skip_sizes"] or {}).get(linear) or ())]
+            copied[place.root] = min(place.depth, copied.get(place.root, place.depth))
+    for root in (root_path(layer, linear) for layer in range(before.layers) for linear in LINEARS):
+        sizes, sizes_after = before.sizes(root), after.sizes(root)
+        for level, (size, size_after) in enumerate(zip_longest(sizes, sizes_after, fillvalue=0)):
+            wanted = size + gained.pop((root, level), 0)
+            more_is_fine = level > copied.get(root, level)
+            if size_after < size:
+                raise ValueError(f"The growth history is damaged: {root} shrinks in {where}.")
+            if size_after < wanted or (size_after > wanted and not more_is_fine):
+                raise ValueError(
+                    f"The growth history is damaged: {root} has {size_after} neurons after {where} (branch {level} of "
+                    f"it), but its records lead from {size} to {wanted}. An event is missing, or was changed."
+                )
+    if gained:
+        raise ValueError(f"The growth history is damaged: the shapes of {where} lack the branch {min(gained)}.")

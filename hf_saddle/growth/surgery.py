@@ -8,8 +8,7 @@ import transformers
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from ..models.configuration_saddle import SaddleConfig
-from ..models.modeling_saddle import GrowablePreTrainedModel, set_shapes
+from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..version import __version__
 from .attachments import check_attachments
 from .changes import Changes
@@ -138,7 +137,7 @@ def prepare_growth(
             install_(draft, kind, model.config.hidden_act, changes)
         check_changes(changes)
         shapes = model.shapes()
-        set_config_(model.config, shapes, kind)
+        shapes.write_(model.config, kind)
         if optimizer is not None:
             carry_optimizer_state_(optimizer, changes, list(model.parameters()))
         event = GrowthEvent(
@@ -165,12 +164,6 @@ def prepare_growth(
     finally:
         before.restore()
     return PreparedGrowth(event, changes, before, after)
-
-
-def set_config_(config: SaddleConfig, shapes: dict[int, dict[str, Any]], kind: str) -> None:
-    """Assign the shapes of all layers and the kind of their branch units."""
-    config.skip_unit = kind
-    set_shapes(config, shapes)
 
 
 def record_(model: GrowablePreTrainedModel, event: GrowthEvent) -> None:

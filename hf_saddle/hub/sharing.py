@@ -14,7 +14,8 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils.hub import hf_api
 
 from ..growth import GrowthHistory
-from ..models.modeling_saddle import MODEL_FILES, GrowablePreTrainedModel
+from ..models.modeling_saddle import GrowablePreTrainedModel
+from ..models.pushing import MODEL_FILES
 from .model_card import MARK, PICTURES, render_model_card
 from .pictures import DRAWINGS, SUFFIXES, can_draw, save_pictures
 from .record import RECORD_NAME, TrainingRecord, fingerprint

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..growth import GrowthEvent, GrowthHistory
 from ..growth.operators import OPERATORS
+from ..models.shapes import Shapes
 from ..models.sites import Place
 
 
@@ -72,8 +73,8 @@ def growths(event: GrowthEvent) -> list[Growth]:
         raise ValueError(f"The growth history is damaged: a record of a linear cannot be read ({error!r}).") from error
 
 
-def _state(step: int, parameters: int, macs: int, shapes: dict[int, dict[str, Any]]) -> State:
-    layers = [shapes[layer] for layer in sorted(shapes)]
+def _state(step: int, parameters: int, macs: int, shapes: Shapes) -> State:
+    layers = shapes.to_layers().values()
     return State(
         step=step,
         parameters=parameters,

@@ -53,7 +53,7 @@ def guarded(forward: Callable[..., Any]) -> Callable[..., Any]:
     """An encoder's forward pass, preceded by [`check_branches`]."""
 
     @functools.wraps(forward)
-    def guarded_forward(self, *args, **kwargs):
+    def guarded_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         check_branches(self)
         return forward(self, *args, **kwargs)
 
@@ -83,7 +83,9 @@ def check_branches(encoder: Any) -> None:
         encoder._branch_links = (shapes, known, tuple(_containers(links)))
 
 
-def _unchanged(shapes: Any, known: Any, links: tuple[Known, ...], containers: tuple[tuple[dict, int], ...]) -> bool:
+def _unchanged(
+    shapes: Any, known: Any, links: tuple[Known, ...], containers: tuple[tuple[dict[str, Any], int], ...]
+) -> bool:
     if known is not shapes:
         return False
     for parent, name, child, kind in links:
@@ -101,7 +103,7 @@ def _layer_links(encoder: Any) -> Iterator[Link]:
             yield from ((layer, name, getattr(layer, name)) for name in ("attention", "mlp"))
 
 
-def _containers(links: tuple[Link, ...]) -> Iterator[tuple[dict, int]]:
+def _containers(links: tuple[Link, ...]) -> Iterator[tuple[dict[str, Any], int]]:
     """The children of all modules of wrappers, with their number, which another adapter would raise."""
     for _, _, child in links:
         if not isinstance(child, (GrowableLinear, SkipBranch)):
@@ -110,7 +112,7 @@ def _containers(links: tuple[Link, ...]) -> Iterator[tuple[dict, int]]:
             yield from ((module._modules, len(module._modules)) for module in child.modules() if module not in held)
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _verify(encoder: Any) -> bool:
     """Runs while a graph is made, which is made anew once a module has another type."""
     for _ in branch_links(encoder):

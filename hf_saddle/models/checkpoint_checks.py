@@ -21,7 +21,7 @@ SPARE_PARAMETERS = 2**22
 
 
 def find_weights(
-    path: str | os.PathLike, source: Mapping[str, Any], name: str | None = None, variant: str | None = None
+    path: str | os.PathLike[str], source: Mapping[str, Any], name: str | None = None, variant: str | None = None
 ) -> list[str]:
     """
     The weight files of a folder or repo; empty if there are none, or not yet in the cache and not to be had.
@@ -59,7 +59,7 @@ def find_weights(
     return []
 
 
-def shard_names(index: str | os.PathLike) -> list[str]:
+def shard_names(index: str | os.PathLike[str]) -> list[str]:
     """
     The files that an index of shards names, in order.
 
@@ -160,7 +160,7 @@ def check_values(tensors: Mapping[str, Any], where: str) -> None:
             )
 
 
-def check_regular(file: str | os.PathLike, what: str) -> None:
+def check_regular(file: str | os.PathLike[str], what: str) -> None:
     """
     Raise a `ValueError` for a folder, a device or a link in place of a file; nothing there is fine.
 

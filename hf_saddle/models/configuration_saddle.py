@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 from transformers.utils.versions import require_version
 
 from .json_files import read_json
-from .sites import LINEARS
+from .shapes import MAX_LAYERS, check_layers, check_size, check_skip_sizes, is_index
 
 
 # The range this code was tested with; code that was uploaded with a model meets whatever version its reader has.
@@ -21,47 +21,13 @@ require_version(TRANSFORMERS_RANGE.split(",")[0], "Growable models need per-laye
 SKIP_UNITS = ("gain", "residual_pair", "residual")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
-# Bounds that no vision transformer comes near (ViT-22B, arXiv 2302.05442, is the largest published): a config beyond
-# them is corrupt or hostile and is refused before any memory is taken.
-MAX_SIZE = 2**18
-MAX_LAYERS = 2**12
-MAX_SKIP_DEPTH = 32
+# A model of more of them is corrupt or hostile, see `shapes.py`.
 MAX_PARAMETERS = 2**35
 
 
 def sides(size: int | Sequence[int]) -> tuple[int, int]:
     """Height and width of an `image_size` or `patch_size`, which is one number where both are the same."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def is_index(key: Any) -> bool:
-    """Whether a key of JSON, or of a dictionary that was made of it, is a whole number in ASCII digits."""
-    text = str(key)
-    return text.isascii() and text.isdecimal()
-
-
-def check_size(field: str, value: Any, low: int = 1, high: int = MAX_SIZE) -> None:
-    """Raise a `ValueError` that names the field if a size is not an integer in `[low, high]`."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"`{field}` must be an integer in [{low}, {high}], got {value!r}.")
-
-
-def check_skip_sizes(field: str, skip_sizes: Any) -> None:
-    """Raise a `ValueError` that names the field if this is not `None` or widths of branches by linear."""
-    if skip_sizes is None:
-        return
-    if not isinstance(skip_sizes, Mapping):
-        raise ValueError(f"`{field}` must map linear names to lists of branch widths, got {skip_sizes!r}.")
-    for linear, widths in skip_sizes.items():
-        if linear not in LINEARS:
-            raise ValueError(f"`{field}` names the linear {linear!r}; growable linears are {', '.join(LINEARS)}.")
-        if not isinstance(widths, (list, tuple)) or not 0 < len(widths) <= MAX_SKIP_DEPTH:
-            raise ValueError(
-                f"`{field}[{linear!r}]` must be a list of 1 to {MAX_SKIP_DEPTH} branch widths, outermost first, "
-                f"got {widths!r}."
-            )
-        for width in widths:
-            check_size(f"{field}[{linear!r}]", width)
 
 
 _SIZE_FIELDS = ("hidden_size", "num_attention_heads", "intermediate_size", "num_channels", "encoder_stride")
@@ -140,7 +106,7 @@ class SaddleConfig(PreTrainedConfig):
     attention_scaling: float | None = None
     drop_path_rate: float | int = 0.0
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         # Before transformers makes a name for every label.
         _check_field("num_labels", kwargs.get("num_labels"))
         if self.head_dim is None:
@@ -156,7 +122,7 @@ class SaddleConfig(PreTrainedConfig):
             raise ValueError(f"`{key}`: {error}") from error
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers; the dictionary has to be of this class's model type."""
         found = config_dict.get("model_type")
         if found != cls.model_type:
@@ -170,45 +136,26 @@ class SaddleConfig(PreTrainedConfig):
         return super().from_dict(config_dict, **kwargs)
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
-        return cls._decode_special_floats(read_json(json_file, "The config"))
+    def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
+        values: dict[str, Any] = cls._decode_special_floats(read_json(json_file, "The config"))
+        return values
 
     def __eq__(self, other: object) -> bool:
         # The generated comparison reads every field of the global config, which raises once layers differ. Where a
         # config was read from is not part of it.
         if type(self) is not type(other):
             return False
-        return self.to_dict() | {"_name_or_path": ""} == other.to_dict() | {"_name_or_path": ""}
+        return bool(self.to_dict() | {"_name_or_path": ""} == other.to_dict() | {"_name_or_path": ""})
 
     @property
-    def per_layer_config(self):
+    def per_layer_config(self) -> Any:
         return super().per_layer_config
 
     @per_layer_config.setter
     def per_layer_config(self, value: Mapping[Any, Mapping[str, Any]] | None) -> None:
         if value is not None:
-            self._check_per_layer_config(value)
+            check_layers("per_layer_config", value, self.num_hidden_layers)
         PreTrainedConfig.per_layer_config.fset(self, value)
-
-    def _check_per_layer_config(self, value: Any) -> None:
-        if not isinstance(value, Mapping):
-            raise ValueError(f"`per_layer_config` must map layer indices to their shapes, got {value!r}.")
-        if len({str(layer).lstrip("0") for layer in value}) < len(value):
-            raise ValueError(f"`per_layer_config` names a layer twice: {list(value)}.")
-        for layer, shapes in value.items():
-            field = f"per_layer_config[{layer}]"
-            if not is_index(layer) or int(layer) >= self.num_hidden_layers:
-                raise ValueError(f"`{field}`: the layer index must be an integer in [0, {self.num_hidden_layers}).")
-            if not isinstance(shapes, Mapping):
-                raise ValueError(f"`{field}` must map field names to values, got {shapes!r}.")
-            unknown = set(shapes) - {"intermediate_size", "skip_sizes"}
-            if unknown:
-                raise ValueError(
-                    f"`{field}` has {sorted(unknown)}: only `intermediate_size` and `skip_sizes` may differ per layer."
-                )
-            if "intermediate_size" in shapes:
-                check_size(f"{field}.intermediate_size", shapes["intermediate_size"])
-            check_skip_sizes(f"{field}.skip_sizes", shapes.get("skip_sizes"))
 
     def _check_parameter_number(self) -> None:
         """Refuse a model that could not be meant: a lower bound of its parameters, from the config alone."""

@@ -1,6 +1,7 @@
 """Growable modules: a linear whose neurons may have skip branches (growable linears too), and the MLP of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +55,8 @@ class GrowableLinear(nn.Linear):
         z = self.project(x)
         if self.skip is None:
             return z
-        response = self.skip(x).to(z.dtype)
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        response: Tensor = self.skip(x).to(z.dtype)
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
             # Optimizers of graphs take a scatter that meets every neuron for an assignment: a product cannot be lost.
             neurons = torch.arange(self.out_features, device=z.device)
             return z + response @ (self.skip.target.unsqueeze(-1) == neurons).to(z.dtype)
@@ -74,7 +75,7 @@ class PairedLinear(GrowableLinear):
     sum, so they are added before the product, which halves its cost.
     """
 
-    def __init__(self, in_features: int, out_features: int, **kwargs):
+    def __init__(self, in_features: int, out_features: int, **kwargs: Any):
         super().__init__(in_features, out_features, **kwargs)
         self.twin_weight = nn.Parameter(torch.empty_like(self.weight).copy_(-self.weight.detach()))
         self.twin_bias = nn.Parameter(torch.empty_like(self.bias).copy_(-self.bias.detach()))
@@ -118,8 +119,8 @@ class SkipBranch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Responses of the units, shape `(..., units)`, for inputs of shape `(..., in_features)`."""
-        pre_activation = self.linear(x)
-        response = self.activation(pre_activation)
+        pre_activation: Tensor = self.linear(x)
+        response: Tensor = self.activation(pre_activation)
         return pre_activation + response if self.gain is None else self.gain * response
 
     def check_targets_(self, name: str) -> None:
@@ -130,9 +131,9 @@ class SkipBranch(nn.Module):
             ValueError: If a target is not a neuron of the layer. `name` is the name of the buffer in the message.
         """
         check_targets(name, self.target, self.neurons)
-        self.shared_targets = self.target.unique().numel() < self.target.numel()
+        self.shared_targets = torch.unique(self.target).numel() < self.target.numel()
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         name = f"{prefix}target"
         if name in state_dict:
             check_targets(name, state_dict[name], self.neurons)
@@ -154,6 +155,17 @@ def check_targets(name: str, target: Tensor, neurons: int) -> None:
 def growable_in(module: nn.Module) -> GrowableLinear | None:
     """The outermost growable linear in a module: itself, or the one that it wraps (as the adapters of PEFT do)."""
     return next((found for found in module.modules() if isinstance(found, GrowableLinear)), None)
+
+
+def linear_at(path: str, module: nn.Module) -> GrowableLinear:
+    """The growable linear in a module that should be one, or wrap one."""
+    linear = growable_in(module)
+    if linear is None:
+        raise ValueError(
+            f"{path} is a {type(module).__name__}, which has taken the place of a growable linear, as quantisers do. "
+            "Such a model computes and saves, but has no shapes and does not grow: use the model as it was before."
+        )
+    return linear
 
 
 class GrowableMLP(nn.Module):
@@ -183,4 +195,5 @@ class GrowableMLP(nn.Module):
         self.fc2 = GrowableLinear(intermediate_size, hidden_size, True, sizes[1], skip_unit, hidden_act)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+        answer: Tensor = self.fc2(self.activation_fn(self.fc1(hidden_states)))
+        return answer

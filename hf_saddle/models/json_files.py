@@ -39,7 +39,7 @@ def parse_json(text: str | bytes, name: str) -> dict[str, Any]:
     return value
 
 
-def read_json(file: str | os.PathLike, what: str = "") -> dict[str, Any]:
+def read_json(file: str | os.PathLike[str], what: str = "") -> dict[str, Any]:
     """The JSON object in a file, see [`parse_json`]; messages name the file, after `what` it is."""
     return parse_json(Path(file).read_bytes(), f"{what} {file}".strip())
 

@@ -14,8 +14,9 @@ from transformers.models.deit.modeling_deit import (
 )
 
 from .branch_guard import guarded
+from .building import build_attention_, build_layer_
 from .configuration_saddle_deit import SaddleDeiTConfig
-from .modeling_saddle import GrowablePreTrainedModel, build_attention_, build_layer_
+from .modeling_saddle import GrowablePreTrainedModel
 
 
 class SaddleDeiTAttention(DeiTAttention):

@@ -6,8 +6,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.vit.modeling_vit import ViTAttention, ViTEmbeddings, ViTLayer, ViTPooler, ViTPreTrainedModel
 
 from .branch_guard import guarded
+from .building import build_attention_, build_layer_
 from .configuration_saddle_vit import SaddleViTConfig
-from .modeling_saddle import GrowablePreTrainedModel, build_attention_, build_layer_
+from .modeling_saddle import GrowablePreTrainedModel
 
 
 class SaddleViTAttention(ViTAttention):

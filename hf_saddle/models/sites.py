@@ -59,7 +59,7 @@ class Place:
     @property
     def root(self) -> str:
         """Path of the linear at the root of its branches, in the encoder."""
-        return f"layers.{self.layer}.{self.linear}"
+        return root_path(self.layer, self.linear)
 
     @property
     def nested(self) -> bool:
@@ -89,9 +89,14 @@ class Site(Place):
     module: "GrowableLinear"
 
 
+def root_path(layer: int, linear: str) -> str:
+    """Path in the encoder of a linear of one of its layers."""
+    return f"layers.{layer}.{linear}"
+
+
 def inner_path(path: str) -> str:
     """Path of the linear in the branch of a linear."""
     return path + _INNER
 
 
-__all__ = ["FC1", "FC2", "LINEARS", "READERS", "Place", "Site", "inner_path"]
+__all__ = ["FC1", "FC2", "LINEARS", "READERS", "Place", "Site", "inner_path", "root_path"]

@@ -14,7 +14,7 @@ from transformers.utils import CONFIG_NAME
 
 from ..growth import GrowthHistory
 from ..growth.optimizer_rebind import same_parameters
-from ..models.modeling_saddle import HISTORY_NAME
+from ..models.history_file import HISTORY_NAME
 from .distributed import SUPPORTED
 from .model_checks import check_growable
 from .rebind import rebind_

@@ -9,7 +9,7 @@ from transformers import TrainerState
 
 from ..growth import GrowthConfig, GrowthHistory, PaperGrowthConfig
 from ..growth.old_names import current_names
-from ..models.modeling_saddle import HISTORY_NAME
+from ..models.history_file import HISTORY_NAME
 
 
 logger = logging.getLogger(__name__)

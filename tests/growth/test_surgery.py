@@ -28,8 +28,8 @@ def test_exact_operators_keep_the_function_of_every_linear_nested_twice(kind, op
         assert (logits(model) - before).abs().max() == 0.0
         wake_(model)
         assert (logits(model) - before).abs().max() > 0.0  # the new units do answer
-    assert model.shapes()[0]["skip_sizes"].keys() == set(LINEAR_NAMES)
-    assert all(len(sizes) == 3 for sizes in model.shapes()[0]["skip_sizes"].values())
+    assert model.shapes().skip_sizes.keys() == {f"layers.0.{name}" for name in LINEAR_NAMES}
+    assert all(len(sizes) == 3 for sizes in model.shapes().skip_sizes.values())
 
 
 @pytest.mark.parametrize("operator", EXACT)

@@ -33,7 +33,7 @@ def assert_same(model: GrowablePreTrainedModel, other: GrowablePreTrainedModel, 
     assert all(torch.equal(tensors[name], others[name]) for name in tensors)
     assert model.shapes() == other.shapes()
     for each in (model, other):
-        for layer_idx, shapes in each.shapes().items():
+        for layer_idx, shapes in each.shapes().to_layers().items():
             assert each.config.per_layer_config[layer_idx].intermediate_size == shapes["intermediate_size"]
             assert each.config.per_layer_config[layer_idx].skip_sizes == shapes["skip_sizes"]
     assert torch.equal(output(model.eval(), pixels), output(other.eval(), pixels))

@@ -40,7 +40,7 @@ def assert_grew(trainer, number: int = 3) -> None:
     assert len(history) == number and all(event.neurons > 0 for event in history.events)
     held = {parameter for group in trainer.optimizer.param_groups for parameter in group["params"]}
     assert held == {parameter for parameter in model.parameters() if parameter.requires_grad}
-    assert model.config.per_layer_config[0].intermediate_size == model.shapes()[0]["intermediate_size"]
+    assert model.config.per_layer_config[0].intermediate_size == model.shapes().widths["layers.0.mlp.fc1"]
 
 
 # ------------------------------------------------------------------------------------------------------------ no trace

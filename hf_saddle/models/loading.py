@@ -1,0 +1,149 @@
+"""Checkpoints are whole and fit, or are refused; and a model takes the shapes of what is loaded into it."""
+
+import copy
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from .branch_guard import check_quantised
+from .checkpoint_checks import check_number_of_layers, check_values, find_weights
+from .growable import GrowableLinear, SkipBranch, check_targets
+from .parameters import check_replaceable
+from .resizing import take_shapes_
+from .shapes import Shapes
+from .sites import LINEARS
+from .stock import is_head
+
+
+def check_files(
+    cls: Any, path: str | os.PathLike[str] | None, source: dict[str, Any], options: Mapping[str, Any]
+) -> None:
+    """
+    Verify what can be known before a model is built: that its files are complete, and enough for its layers.
+
+    Args:
+        cls (`type`): The class of the model.
+        path (`str` or `os.PathLike`, *optional*): The folder or repo.
+        source (`dict[str, Any]`): Arguments such as `revision`.
+        options (`Mapping[str, Any]`): The other arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: If not.
+    """
+    if path is None or os.path.isfile(path):
+        return
+    config = options.get("config")
+    if not isinstance(config, PreTrainedConfig):
+        fields, _ = cls.config_class.get_config_dict(path if config is None else config, **source)
+    else:
+        fields = vars(config)
+    layers = options.get("num_hidden_layers", fields.get("num_hidden_layers"))
+    files = find_weights(path, source, fields.get("transformers_weights"), options.get("variant"))
+    check_number_of_layers(layers, len(LINEARS), files)
+
+
+def check_loaded(model: Any, info: Mapping[str, Any], path: str, *, ignore_sizes: bool) -> None:
+    """
+    Verify that a checkpoint has filled a model, as `info` of `from_pretrained` says, with values that weights have.
+
+    Raises:
+        ValueError: If not; the message names the tensor.
+    """
+    if info["mismatched_keys"] and not ignore_sizes:
+        name, found, wanted = min(info["mismatched_keys"])
+        raise ValueError(f"`{name}` in {path} has shape {tuple(found)}, but its config asks for {tuple(wanted)}.")
+    for key, complaint in (
+        ("missing_keys", "lacks tensors that its config asks for"),
+        ("unexpected_keys", "has tensors that its config lacks"),
+    ):
+        names = sorted(name for name in info[key] if not _is_optional(name))
+        if names:
+            raise ValueError(
+                f"The checkpoint {path} {complaint}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}."
+            )
+    for path, module in model.named_modules():
+        if isinstance(module, SkipBranch):
+            module.check_targets_(f"{path}.target")
+    if model.hf_quantizer is not None:
+        check_quantised(model)
+    else:
+        check_values(model.state_dict(), path)
+
+
+def resize_to_(model: Any, state_dict: Mapping[str, Tensor], prefix: str) -> None:
+    """
+    Give the growable linears of a model the shapes of a checkpoint; everything is checked before it is changed.
+
+    Args:
+        model ([`GrowablePreTrainedModel`]): The model.
+        state_dict (`Mapping[str, Tensor]`): The checkpoint.
+        prefix (`str`): What precedes the names of the model's tensors in it.
+
+    Raises:
+        ValueError: If the tensors are not those of one model.
+    """
+    inner = prefix if model.base_model is model else f"{prefix}{model.base_model_prefix}."
+    if any(not isinstance(module, GrowableLinear) for _, module in model.linear_places()):
+        # Adapters or a quantiser have taken the place of linears, so that tensors have to fit as they are.
+        _check_tensors(state_dict, prefix, model.state_dict())
+        return
+    current, present = model.shapes(), model.config.skip_unit
+    incoming, kinds = Shapes.of_tensors(state_dict, inner, current)
+    if len(kinds) > 1:
+        raise ValueError(f"The checkpoint mixes kinds of branch units: {sorted(kinds)}.")
+    kind = kinds.pop() if kinds else present
+    if incoming == current and kind == present:
+        _check_tensors(state_dict, prefix, model.state_dict())
+        return
+    config = copy.deepcopy(model.config)
+    incoming.write_(config, kind)
+    with torch.device("meta"):
+        _check_tensors(state_dict, prefix, type(model)(config).state_dict())
+    before, after = current.to_layers(), incoming.to_layers()
+    changed = {layer for layer in after if after[layer] != before[layer] or kind != present}
+    for site in model.growable_linears():
+        if site.layer in changed:
+            check_replaceable(site.path, site.module)
+    incoming.write_(model.config, kind)
+    for layer_idx, layer in enumerate(model.base_model.layers):
+        if after[layer_idx] == before[layer_idx] and not after[layer_idx]["skip_sizes"]:
+            continue
+        with torch.random.fork_rng(devices=[]):
+            fresh = type(layer)(model.config, layer_idx)
+        for name in LINEARS:
+            take_shapes_(layer.get_submodule(name), fresh.get_submodule(name))
+
+
+def _is_optional(name: str) -> bool:
+    return is_head(name) or name.endswith("embeddings.mask_token")
+
+
+def _check_tensors(state_dict: Mapping[str, Tensor], prefix: str, expected: Mapping[str, Tensor]) -> None:
+    """Raise a `ValueError` if tensors of a checkpoint have another shape, or if its branches are not complete."""
+    for name, tensor in expected.items():
+        incoming = state_dict.get(prefix + name)
+        if incoming is not None and incoming.shape != tensor.shape:
+            raise ValueError(
+                f"The checkpoint's `{prefix + name}` has shape {tuple(incoming.shape)}, but its other tensors ask for "
+                f"{tuple(tensor.shape)}."
+            )
+        if incoming is not None and name.endswith("skip.target"):
+            check_targets(prefix + name, incoming, _neurons(expected, name))
+    branches = {name for name in state_dict if name.startswith(prefix) and ".skip." in name}
+    wanted = {prefix + name for name in expected if ".skip." in name}
+    # A layer that the checkpoint does not have at all keeps its branches.
+    lost = {name for name in wanted - branches if f"{name.split('.skip.')[0]}.weight" in state_dict}
+    if lost or branches - wanted:
+        raise ValueError(f"The checkpoint lacks {sorted(lost)} and has {sorted(branches - wanted)} too many.")
+
+
+def _neurons(state_dict: Mapping[str, Tensor], target: str) -> int:
+    """Number of neurons of the linear that the branch with this `target` feeds."""
+    return len(state_dict[f"{target.removesuffix('skip.target')}weight"])
+
+
+__all__ = ["check_files", "check_loaded", "resize_to_"]

@@ -1,0 +1,73 @@
+"""Stock models become growable ones, with every weight in its place."""
+
+import os
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedModel
+
+
+# Parts that may start anew where the number of labels changes.
+_HEADS = ("classifier.", "cls_classifier.", "distillation_classifier.")
+
+
+def convert_stock(cls: Any, model: PreTrainedModel | str | os.PathLike[str], **config_overrides: Any) -> Any:
+    """A growable model of class `cls` with the weights of a stock one, see `GrowablePreTrainedModel.from_stock`."""
+    if isinstance(model, PreTrainedModel):
+        stock = model
+        if type(stock) is not cls.stock_class:
+            raise ValueError(
+                f"`{cls.__name__}.from_stock` takes a {cls.stock_class.__name__}, got a {type(stock).__name__}."
+            )
+    else:
+        stock = read_stock(cls, model)
+    fields = stock.config.to_dict()
+    if {"num_labels", "id2label"} & set(config_overrides):
+        fields.pop("id2label", None)
+        fields.pop("label2id", None)
+    for derived in ("model_type", "architectures", "transformers_version"):
+        fields.pop(derived, None)
+    config = cls.config_class(**(fields | config_overrides))
+    grown = cls._from_config(config, dtype=stock.dtype, attn_implementation=stock.config._attn_implementation)
+    weights = stock.state_dict()
+    if config.num_labels != stock.config.num_labels:
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(_HEADS)}
+    expected = {name: tensor.shape for name, tensor in grown.state_dict().items()}
+    missing = sorted(name for name in expected.keys() - weights.keys() if not name.startswith(_HEADS))
+    unused = sorted(weights.keys() - expected.keys())
+    resized = sorted(name for name in expected.keys() & weights.keys() if expected[name] != weights[name].shape)
+    if missing or unused or resized:
+        raise ValueError(
+            f"Converting {stock.config.name_or_path or type(stock).__name__}: no source for {missing}, no use for "
+            f"{unused}, other shapes for {resized}. Override only config fields that keep the stock shapes."
+        )
+    grown.load_state_dict(weights, strict=False)
+    return grown.train(stock.training)
+
+
+def read_stock(cls: Any, path: str | os.PathLike[str], **source: Any) -> PreTrainedModel:
+    """The stock model of a checkpoint for a growable class `cls`, see `GrowablePreTrainedModel.load_stock`."""
+    stock_type = cls.stock_class.config_class.model_type
+    found = AutoConfig.from_pretrained(path, **source).model_type
+    if found != stock_type:
+        raise ValueError(
+            f"`{cls.__name__}.from_stock` takes checkpoints of model type {stock_type!r}, but {path} is {found!r}."
+        )
+    stock, info = cls.stock_class.from_pretrained(
+        path, key_mapping=cls.stock_key_mapping, output_loading_info=True, **source
+    )
+    keys = ("missing_keys", "unexpected_keys")
+    missing, unused = (sorted(name for name in info[key] if not is_head(name)) for key in keys)
+    if missing or unused:
+        raise ValueError(
+            f"{path} does not fill a {cls.stock_class.__name__}: missing {missing}, unused {unused}. Use the "
+            "Saddle class that matches the checkpoint's architecture."
+        )
+    return stock.eval()
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor is part of a head or a pooler."""
+    return name.startswith(_HEADS) or "pooler." in name
+
+
+__all__ = ["convert_stock", "is_head", "read_stock"]
