@@ -10,7 +10,7 @@ import transformers
 from families_cases import CASES, grown_model, inputs, outputs, stock_model
 from model_cases import CHECKPOINTING
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationMixin, PreTrainedModel
 
 import hf_saddle
 from hf_saddle.models import FAMILIES, Growable, families
@@ -277,7 +277,10 @@ def test_generation_with_a_cache_is_that_without(name):
     batch.pop("decoder_input_ids", None)
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     options |= {"return_dict_in_generate": True, "output_scores": True}
-    cached, plain = (model.generate(**batch, use_cache=use, **options) for use in (True, False))
+    cached, plain = (
+        GenerationMixin.generate(model, **batch, use_cache=use, **options)  # Whisper's own calls a deprecated form
+        for use in (True, False)
+    )
     assert torch.equal(cached.sequences, plain.sequences)
     for one, other in zip(cached.scores, plain.scores, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -293,7 +296,8 @@ def losses(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> dict[str, 
 
 @every_family
 def test_gradients_with_checkpointing_are_those_without(name):
-    model, batch = grown_model(name), inputs(name)
+    model = grown_model(name).double()
+    batch = {key: value.double() if value.is_floating_point() else value for key, value in inputs(name).items()}
     if not model.supports_gradient_checkpointing:
         pytest.skip("stock has no gradient checkpointing")
     model.train()
@@ -304,7 +308,8 @@ def test_gradients_with_checkpointing_are_those_without(name):
     getattr(model, CHECKPOINTING)()
     found = losses(model, batch)
     assert found.keys() == wanted.keys() and any(".skip." in key for key in found)
-    assert all(torch.equal(found[key], wanted[key]) for key in found)
+    for key, gradient in found.items():  # the same sums, but not always in the same order, as with stock
+        torch.testing.assert_close(gradient, wanted[key], rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["GPT2LMHeadModel", "LlamaForCausalLM"])
