@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from ..models.resizing import siblings
 from .changes import Added, Changes, Replaced
-from .drafts import Axis
+from .slices import Axis
 from .optimizer_state import carry_optimizer_state_, inner_optimizer
 
 
