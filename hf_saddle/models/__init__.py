@@ -2,7 +2,16 @@
 
 from .configuration_saddle_deit import SaddleDeiTConfig
 from .configuration_saddle_vit import SaddleViTConfig
-from .growable import GrowableLinear, GrowableMLP, PairedLinear, SkipBranch
+from .growable import (
+    Growable,
+    GrowableConv1D,
+    GrowableConv2d,
+    GrowableLinear,
+    GrowableMLP,
+    PairedLinear,
+    SkipBranch,
+    make_growable_,
+)
 from .modeling_saddle import GrowablePreTrainedModel
 from .modeling_saddle_deit import (
     SaddleDeiTForImageClassification,
@@ -26,6 +35,9 @@ for _class in (
     _class.register_for_auto_class("AutoModelForImageClassification")
 
 __all__ = [
+    "Growable",
+    "GrowableConv1D",
+    "GrowableConv2d",
     "GrowableLinear",
     "GrowableMLP",
     "GrowablePreTrainedModel",
@@ -40,4 +52,5 @@ __all__ = [
     "SaddleViTModel",
     "SaddleViTPreTrainedModel",
     "SkipBranch",
+    "make_growable_",
 ]

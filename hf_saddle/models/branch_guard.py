@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .growable import GrowableLinear, PairedLinear, SkipBranch, growable_in
+from .growable import Growable, PairedLinear, SkipBranch, growable_in
 from .sites import LINEARS, inner_path
 
 
@@ -106,7 +106,7 @@ def _layer_links(encoder: Any) -> Iterator[Link]:
 def _containers(links: tuple[Link, ...]) -> Iterator[tuple[dict[str, Any], int]]:
     """The children of all modules of wrappers, with their number, which another adapter would raise."""
     for _, _, child in links:
-        if not isinstance(child, (GrowableLinear, SkipBranch)):
+        if not isinstance(child, (Growable, SkipBranch)):
             linear = growable_in(child)
             held = set() if linear is None else set(linear.modules())
             yield from ((module._modules, len(module._modules)) for module in child.modules() if module not in held)
@@ -161,13 +161,13 @@ def _links(parent: nn.Module, name: str, depth: int, paired: bool, place: str) -
         yield from _links(branch, "linear", depth - 1, branch.kind == "residual_pair", inner_path(place))
 
 
-def _way(wrapper: nn.Module, linear: GrowableLinear) -> list[str]:
+def _way(wrapper: nn.Module, linear: Growable) -> list[str]:
     """Names of the children that lead from a wrapper to the linear in it; none if they are the same."""
     path = next(path for path, module in wrapper.named_modules() if module is linear)
     return path.split(".") if path else []
 
 
-def check_wrapper(wrapper: nn.Module, linear: GrowableLinear, place: str) -> None:
+def check_wrapper(wrapper: nn.Module, linear: Growable, place: str) -> None:
     """Refuse a tuner of PEFT that would change the branch; other wrappers are trusted to call what they hold."""
     own = set(linear.modules())
     for module in wrapper.modules():
@@ -188,8 +188,8 @@ def check_quantised(model: Any) -> None:
     Raises:
         ValueError: If it passed over all growable linears, or quantised one of two rows that are to be added.
     """
-    places = [module for _, module in model.linear_places()]
-    unchanged = [place for place in places if isinstance(place, GrowableLinear)]
+    places = [site.module for site in model.linear_places()]
+    unchanged = [place for place in places if isinstance(place, Growable)]
     quantised = [place for place in unchanged if is_traceable_wrapper_subclass(place.weight)]
     method = model.hf_quantizer.quantization_config.quant_method
     if len(unchanged) == len(places) and not quantised:

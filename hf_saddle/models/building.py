@@ -35,7 +35,8 @@ def build_attention_(attention: Any, config: SaddleConfig, layer_idx: int) -> No
 
     def linear(name: str, fan_in: int, fan_out: int, bias: bool) -> GrowableLinear:
         sizes = skip_sizes.get(f"attention.{name}", ())
-        return GrowableLinear(fan_in, fan_out, bias, sizes, config.skip_unit, config.hidden_act)
+        options = {"skip_unit": config.skip_unit, "activation": config.hidden_act}
+        return GrowableLinear(fan_in, fan_out, bias, skip_sizes=sizes, **options)
 
     attention.q_proj = linear("q_proj", config.hidden_size, width, config.qkv_bias)
     attention.k_proj = linear("k_proj", config.hidden_size, width, config.qkv_bias)

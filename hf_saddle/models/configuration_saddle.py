@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils.versions import require_version
 
+from .growable import SKIP_UNITS
 from .json_files import read_json
 from .shapes import MAX_LAYERS, check_layers, check_size, check_skip_sizes, is_index
 
@@ -18,7 +19,6 @@ from .shapes import MAX_LAYERS, check_layers, check_size, check_skip_sizes, is_i
 TRANSFORMERS_RANGE = "transformers>=5.18,<6"
 require_version(TRANSFORMERS_RANGE.split(",")[0], "Growable models need per-layer configs.")
 
-SKIP_UNITS = ("gain", "residual_pair", "residual")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 # A model of more of them is corrupt or hostile, see `shapes.py`.

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 
 from .branch_guard import check_quantised
 from .checkpoint_checks import check_number_of_layers, check_values, find_weights
-from .growable import GrowableLinear, SkipBranch, check_targets
+from .growable import Growable, SkipBranch, check_targets
 from .parameters import check_replaceable
 from .resizing import take_shapes_
 from .shapes import Shapes
@@ -87,7 +87,7 @@ def resize_to_(model: Any, state_dict: Mapping[str, Tensor], prefix: str) -> Non
         ValueError: If the tensors are not those of one model.
     """
     inner = prefix if model.base_model is model else f"{prefix}{model.base_model_prefix}."
-    if any(not isinstance(module, GrowableLinear) for _, module in model.linear_places()):
+    if any(not isinstance(site.module, Growable) for site in model.linear_places()):
         # Adapters or a quantiser have taken the place of linears, so that tensors have to fit as they are.
         _check_tensors(state_dict, prefix, model.state_dict())
         return
@@ -106,7 +106,7 @@ def resize_to_(model: Any, state_dict: Mapping[str, Tensor], prefix: str) -> Non
     before, after = current.to_layers(), incoming.to_layers()
     changed = {layer for layer in after if after[layer] != before[layer] or kind != present}
     for site in model.growable_linears():
-        if site.layer in changed:
+        if site.block in changed:
             check_replaceable(site.path, site.module)
     incoming.write_(model.config, kind)
     for layer_idx, layer in enumerate(model.base_model.layers):

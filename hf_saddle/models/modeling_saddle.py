@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,13 +16,13 @@ from transformers import initialization as init
 from .branch_guard import branch_links
 from .checkpoint_checks import check_headers, check_values
 from .configuration_saddle import SaddleConfig
-from .growable import GrowableLinear, PairedLinear, SkipBranch, growable_in, linear_at
+from .growable import Growable, PairedLinear, SkipBranch, linear_at
 from .history_file import read_history, write_history
 from .loading import check_files, check_loaded, resize_to_
 from .pushing import upload
 from .resizing import retire_
 from .shapes import Shapes
-from .sites import LINEARS, Place, Site
+from .sites import Site, sites_in
 from .stock import convert_stock, read_stock
 
 
@@ -66,20 +67,13 @@ class GrowablePreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: If another module has taken the place of a linear, as quantisers do.
         """
-        for place, module in self.linear_places():
-            yield Site(place.layer, place.linear, place.depth, place.path, linear_at(place.path, module))
+        for site in self.linear_places():
+            yield replace(site, module=linear_at(site.path, site.module))
 
-    def linear_places(self) -> Iterator[tuple[Place, nn.Module]]:
-        """Yield every place of a growable linear and what is there, be it wrapped or exchanged."""
+    def linear_places(self) -> Iterator[Site]:
+        """Yield every place of a growable linear with what is there, be it wrapped or exchanged."""
         prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
-        for layer_idx, layer in enumerate(self.base_model.layers):
-            for linear in LINEARS:
-                place = Place(layer_idx, linear, 0, f"{prefix}layers.{layer_idx}.{linear}")
-                module: nn.Module | None = layer.get_submodule(linear)
-                while module is not None:
-                    yield place, module
-                    found = growable_in(module)
-                    place, module = place.branch, None if found is None or found.skip is None else found.skip.linear
+        yield from sites_in(self.base_model, prefix)
 
     def get_submodule(self, target: str) -> nn.Module:
         """
@@ -95,7 +89,7 @@ class GrowablePreTrainedModel(PreTrainedModel):
         except AttributeError as error:
             path, in_branch, _ = target.rpartition(".skip")
             place = super().get_submodule(path) if in_branch else None
-            if place is None or isinstance(place, GrowableLinear):
+            if place is None or isinstance(place, Growable):
                 raise
             raise ValueError(
                 f"A {type(place).__name__} has taken the place of {path}, so that {target} is out of reach. "
@@ -111,8 +105,8 @@ class GrowablePreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: If an adapter or a quantiser has taken the place of one. The message tells what to do.
         """
-        for place, module in self.linear_places():
-            path, linear = place.path, linear_at(place.path, module)
+        for site in self.linear_places():
+            path, module, linear = site.path, site.module, linear_at(site.path, site.module)
             if module is not linear:
                 raise ValueError(
                     f"A {type(module).__name__} has taken the place of the linear {path}, which cannot change then. "

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from .growable import GrowableLinear, PairedLinear
+from .growable import Growable, PairedLinear
 
 
 def follow_(new: nn.Parameter, old: nn.Parameter) -> nn.Parameter:
@@ -14,7 +14,7 @@ def follow_(new: nn.Parameter, old: nn.Parameter) -> nn.Parameter:
     return new
 
 
-def check_replaceable(path: str, linear: GrowableLinear) -> None:
+def check_replaceable(path: str, linear: Growable) -> None:
     """
     Verify that other parameters, of other shapes, can take the place of those of a linear and of its branch's gains.
 
@@ -38,7 +38,7 @@ def check_replaceable(path: str, linear: GrowableLinear) -> None:
             )
 
 
-def own_parameters(path: str, linear: GrowableLinear) -> Iterator[tuple[str, nn.Parameter]]:
+def own_parameters(path: str, linear: Growable) -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters of a linear and gains of its branch, by name; not those of the linear in the branch."""
     for name, parameter in linear.named_parameters(recurse=False, remove_duplicate=False):
         yield f"{path}.{name}", parameter
@@ -47,7 +47,7 @@ def own_parameters(path: str, linear: GrowableLinear) -> Iterator[tuple[str, nn.
             yield f"{path}.skip.{name}", parameter
 
 
-def _check_plain(path: str, linear: GrowableLinear) -> None:
+def _check_plain(path: str, linear: Growable) -> None:
     """Raise a `ValueError` unless a linear and its branch hold their parameters themselves, by their usual names."""
     twins = {"twin_weight", "twin_bias"} if isinstance(linear, PairedLinear) else set()
     parts: list[tuple[str, nn.Module, set[str], set[str], set[str]]] = [

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from .growable import GrowableLinear
+from .growable import Growable
 from .parameters import follow_
 
 
@@ -22,7 +22,7 @@ _siblings: "weakref.WeakValueDictionary[int, nn.Parameter]" = weakref.WeakValueD
 _passed_over: set[int] = set()
 
 
-def take_shapes_(linear: GrowableLinear, fresh: GrowableLinear) -> None:
+def take_shapes_(linear: Growable, fresh: Growable) -> None:
     """
     Give a linear and its branches the shapes, and the kind of units, of another one, whose modules it takes over.
 
@@ -31,7 +31,6 @@ def take_shapes_(linear: GrowableLinear, fresh: GrowableLinear) -> None:
     """
     before = dict(linear.named_parameters())
     weight = before["weight"]
-    linear.in_features, linear.out_features = fresh.in_features, fresh.out_features
     if linear.skip is not None:
         del linear.skip  # a registered module, which an ordinary attribute cannot replace
     linear.skip = None if fresh.skip is None else fresh.skip.to(weight.device, weight.dtype).train(linear.training)
@@ -48,6 +47,7 @@ def take_shapes_(linear: GrowableLinear, fresh: GrowableLinear) -> None:
             came += [(after[name], model)] if old is None else []
         owner, _, leaf = name.rpartition(".")
         linear.get_submodule(owner)._parameters[leaf] = after[name]
+    linear.fit_sizes_()
     retire_(old for name, old in before.items() if after.get(name) is not old)
     expect_(came)
 
