@@ -32,8 +32,8 @@ def check_attachments(model: GrowablePreTrainedModel, paths: Collection[str]) ->
         own = list(own_parameters(site.path, site.module))
         for norm in site.neurons.norms if site.neurons is not None else ():
             module = model.get_submodule(norm)
-            check_norm(norm, module)
-            own += [(f"{norm}.{name}", parameter) for name, parameter in module.named_parameters(recurse=False)]
+            check_replaceable(norm, module)
+            own += own_parameters(norm, module)
         for _, parameter in own:
             if len(names[id(parameter)]) > 1:
                 raise ValueError(

@@ -113,7 +113,9 @@ class GrowthConfig:
         default=None,
         metadata=_help("Linears that may grow, by their names in a layer, such as 'mlp.fc1'; all if None."),
     )
-    layers: list[int] | None = field(default=None, metadata=_help("Layers that may grow, counted from 0; all if None."))
+    layers: list[int] | None = field(
+        default=None, metadata=_help("Layers that may grow, counted from 0; all if None.")
+    )
     max_depth: int = field(default=2, metadata=_help("Branches that may be nested; 0 allows width only."))
 
     criterion: str = field(

@@ -95,9 +95,7 @@ class CostBook:
         counts = self.counts[site.root]
         if operator.deepens:
             units = operator.units
-            return Cost(
-                units * _unit_size(operator.kind, counts.width), units * counts.width * counts.positions
-            )
+            return Cost(units * _unit_size(operator.kind, counts.width), units * counts.width * counts.positions)
         parameters = macs = 0
         for row, own in self._rows_of(site):
             copied = own.units[row].get(neuron, 0) if operator.copies else 0

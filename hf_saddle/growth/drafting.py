@@ -80,7 +80,7 @@ def check_plan(model: GrowablePreTrainedModel, plan: GrowthPlan) -> str:
     for growth in plan.growths:
         if growth.linear not in known:
             raise ValueError(
-                f"The plan grows {growth.linear!r}, which is not a growable layer of this model. Plans fit the model "
+                f"The plan grows {growth.linear!r}, which is not a growable linear of this model. Plans fit the model "
                 "they were made for, before it grows."
             )
         site, operator = known[growth.linear], OPERATORS[growth.operator]
@@ -111,7 +111,8 @@ def widening_objection(model: GrowablePreTrainedModel, site: Site, operator: Ope
     hidden = site.neurons
     if site.nested or hidden is None:
         return None
-    if any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in map(model.get_submodule, (*hidden.rows, *hidden.readers))):
+    layers = map(model.get_submodule, (*hidden.rows, *hidden.readers))
+    if any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in layers):
         return "its convolution has groups, which a new channel would not fit"
     if operator.scaled == "steps" and is_piecewise_linear(model.get_submodule(hidden.activation)):
         return "the splitting matrix of piecewise linear neurons is 0, so that no direction is better than another"
@@ -131,7 +132,8 @@ def is_piecewise_linear(activation: nn.Module) -> bool:
 
 def _check_width(model: GrowablePreTrainedModel, growth: LayerGrowth, site: Site, kind: str | None) -> None:
     """Raise a `ValueError` if neurons cannot be widened as a growth says."""
-    operator, remedy = OPERATORS[growth.operator], f"Give this linear an operator of depth: {', '.join(DEPTH_OPERATORS)}."
+    operator = OPERATORS[growth.operator]
+    remedy = f"Give this linear an operator of depth: {', '.join(DEPTH_OPERATORS)}."
     if not operator.can_widen(site, kind):
         raise ValueError(
             f"`{growth.operator}` widens hidden neurons (all but `gradmax` also those behind a batch normalisation, "

@@ -78,8 +78,7 @@ def check_changes(changes: Changes) -> None:
 def _new_branch(linear: LinearDraft, branch: BranchDraft, kind: str, activation: str, changes: Changes) -> SkipBranch:
     """A branch whose units are as drafted; made on the meta device, which draws no random numbers."""
     assert linear.module is not None
-    with torch.device("meta"):
-        module = SkipBranch(linear.module, (len(branch.target),), kind, activation)
+    module = SkipBranch(linear.module, (len(branch.target),), kind, activation, torch.device("meta"))
     for name, draft in branch.linear.parameters.items():
         # A unit's row is trained as its neuron's row is, its bias as the neuron's bias, where there is one.
         like = "bias" if name in ("bias", "twin_bias") and "bias" in linear.parameters else "weight"

@@ -1,4 +1,4 @@
-"""Multiply-accumulates of a model's forward pass, and at how many positions each layer acts: counted, not estimated."""
+"""Multiply-accumulates of a forward pass, and at how many positions each layer acts: counted, not estimated."""
 
 import inspect
 import json
@@ -48,19 +48,24 @@ def _of_model(model: GrowablePreTrainedModel) -> tuple[int, dict[str, int]]:
 @lru_cache(maxsize=64)
 def _count(model_class: type[GrowablePreTrainedModel], fields: str) -> tuple[int, dict[str, int]]:
     config = model_class.config_class.from_dict(json.loads(fields))
+    with torch.device("meta"):
+        return measure(model_class(config).eval())
+
+
+@torch.no_grad()
+def measure(model: GrowablePreTrainedModel) -> tuple[int, dict[str, int]]:
+    """Multiply-accumulates of a model on the default device, and positions of its layers, by a forward pass."""
     positions: dict[str, int] = {}
 
     def note(root: str, neurons: int, module: nn.Module, inputs: Any, output: Tensor) -> None:
         positions[root] += output.numel() // neurons
 
-    with torch.device("meta"), torch.no_grad():
-        model = model_class(config).eval()
-        for site in model.growable_linears():
-            if not site.nested:
-                positions[site.root] = 0
-                site.module.register_forward_hook(partial(note, site.root, site.module.neurons))
-        with FlopCounterMode(display=False) as counter:
-            model(**sample_of(model))
+    for site in model.growable_linears():
+        if not site.nested:
+            positions[site.root] = 0
+            site.module.register_forward_hook(partial(note, site.root, site.module.neurons))
+    with FlopCounterMode(display=False) as counter:
+        model(**sample_of(model))
     return int(counter.get_total_flops()) // 2, positions
 
 

@@ -10,11 +10,11 @@ from ..models.parameters import follow_
 from .attachments import check_attachments
 from .changes import Changes, Replaced
 from .costs import count_parameters
-from .slices import Axis
 from .event import GrowthEvent
 from .history import GrowthHistory
 from .macs import count_macs
 from .optimizer_state import carry_optimizer_state_
+from .slices import Axis
 from .snapshot import all_or_nothing
 from .surgery import versions
 

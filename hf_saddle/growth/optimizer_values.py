@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from .changes import Added, Replaced
-from .slices import NEW, Axis, like_format
 from .optimizer_rules import Rules, State
+from .slices import NEW, Axis, like_format
 
 
 # How often the gradient share counts.

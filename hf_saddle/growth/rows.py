@@ -22,7 +22,7 @@ def find_site(model: GrowablePreTrainedModel, path: str) -> Site:
         if site.path == path:
             return site
     raise ValueError(
-        f"The model has no growable layer {path!r}. `[site.path for site in model.growable_linears()]` lists them."
+        f"The model has no growable linear {path!r}. `[site.path for site in model.growable_linears()]` lists them."
     )
 
 

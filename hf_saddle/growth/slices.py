@@ -76,7 +76,7 @@ class ParameterDraft:
         )
 
     def add_(self, indices: Tensor, values: Tensor, dim: int) -> None:
-        """Add `values` to the slices in `indices` (distinct, on the CPU) along `dim`; they stay the same parameters."""
+        """Add `values` to the slices in `indices` (on the CPU) along `dim`; they stay the same parameters."""
         size, where = self.value.shape[dim], indices.to(self.value.device)
         changed = self.value.index_select(dim, where) + values.to(self.value)
         order = torch.arange(size)
@@ -93,6 +93,6 @@ class ParameterDraft:
 
 
 def like_format(value: Tensor, like: Tensor) -> Tensor:
-    """A tensor in the memory format, of those that images and convolutions have, of another one."""
+    """A tensor in the memory format of another one, as far as that is contiguous or has its channels last."""
     last = like.dim() == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last)
-    return value.contiguous(memory_format=torch.channels_last if last and value.dim() == 4 else torch.contiguous_format)
+    return value.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
