@@ -245,34 +245,17 @@ def check_targets(name: str, target: Tensor, neurons: int) -> None:
         )
 
 
-class GrowableMLP(nn.Module):
-    """`fc2(φ(fc1(x)))` with growable linears; its width is `fc1.out_features`."""
-
-    def __init__(
-        self,
-        hidden_size: int,
-        intermediate_size: int,
-        hidden_act: str,
-        skip_sizes: dict[str, list[int]],
-        skip_unit: str,
-    ):
-        super().__init__()
-        sizes = [skip_sizes.get(linear, ()) for linear in ("mlp.fc1", "mlp.fc2")]
-        self.activation_fn = ACT2FN[hidden_act]
-        options = {"skip_unit": skip_unit, "activation": hidden_act}
-        self.fc1 = GrowableLinear(hidden_size, intermediate_size, skip_sizes=sizes[0], **options)
-        self.fc2 = GrowableLinear(intermediate_size, hidden_size, skip_sizes=sizes[1], **options)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        answer: Tensor = self.fc2(self.activation_fn(self.fc1(hidden_states)))
-        return answer
-
-
 _KINDS: dict[type[nn.Module], type[Growable]] = {
     nn.Linear: GrowableLinear,
     Conv1D: GrowableConv1D,
     nn.Conv2d: GrowableConv2d,
 }
+
+
+def check_growable(module: nn.Module) -> None:
+    """Raise a `ValueError` if a module is neither a growable layer nor one that [`make_growable_`] takes."""
+    if not isinstance(module, Growable) and type(module) not in _KINDS:
+        raise ValueError(f"a {type(module).__name__} is no plain nn.Linear, Conv1D or nn.Conv2d, and cannot grow")
 
 
 def make_growable_(module: nn.Module) -> Growable:
@@ -282,13 +265,11 @@ def make_growable_(module: nn.Module) -> Growable:
     Raises:
         ValueError: If it is none, or of a class of its own.
     """
-    if isinstance(module, Growable):
-        return module
-    if type(module) not in _KINDS:
-        raise ValueError(f"A {type(module).__name__} is no plain nn.Linear, Conv1D or nn.Conv2d, and cannot grow.")
+    check_growable(module)
     layer: Any = module
-    layer.__class__ = _KINDS[type(module)]
-    layer.skip = None
+    if not isinstance(module, Growable):
+        layer.__class__ = _KINDS[type(module)]
+        layer.skip = None
     return layer  # type: ignore[no-any-return]
 
 
@@ -316,6 +297,7 @@ __all__ = [
     "GrowableLinear",
     "PairedLinear",
     "SkipBranch",
+    "check_growable",
     "check_targets",
     "growable_in",
     "linear_at",
