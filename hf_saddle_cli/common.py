@@ -13,7 +13,7 @@ from transformers.utils import CONFIG_NAME, cached_file, logging
 
 from hf_saddle import models
 from hf_saddle.demo.data import load_images, preprocess
-from hf_saddle.models import GrowablePreTrainedModel
+from hf_saddle.models import GrowablePreTrainedModel, SaddleConfig
 from hf_saddle.models.configuration_saddle import sides
 from hf_saddle.models.json_files import read_json
 
@@ -61,12 +61,15 @@ def model_class(config: PreTrainedConfig, source: str) -> type[GrowablePreTraine
         ValueError: If it was none.
     """
     name = (config.architectures or [""])[0]
-    if name not in models.__all__ or not name.endswith(("Model", "ForImageClassification", "WithTeacher")):
+    if not isinstance(config, SaddleConfig) or not name.startswith("Saddle"):
         raise ValueError(
             f"{source} is a {name or config.model_type}, which does not grow. "
-            "Make a growable model of a stock ViT or DeiT with `hf-saddle convert`."
+            "Make a growable model of a stock one with `hf-saddle convert`."
         )
-    kind: type[GrowablePreTrainedModel] = getattr(models, name)
+    try:
+        kind: type[GrowablePreTrainedModel] = getattr(models, name)
+    except AttributeError as error:
+        raise ValueError(f"{source} is a {name}, which is no class of hf_saddle.") from error
     return kind
 
 

@@ -9,15 +9,12 @@ from transformers import PreTrainedModel
 
 from hf_saddle import models
 from hf_saddle.growth import merge_pairs_
-from hf_saddle.models import GrowablePreTrainedModel
-from hf_saddle.models.configuration_saddle import SaddleConfig, sides
+from hf_saddle.models import FAMILIES, GrowablePreTrainedModel, SaddleConfig
+from hf_saddle.models.configuration_saddle import sides
+from hf_saddle.models.vision import VisionConfig
 
 from .commands import Target
 from .common import at, find_processor, load_config, load_model, quiet
-
-
-# Fields of a growable config that a stock one does not have.
-_OWN_FIELDS = (*SaddleConfig.__annotations__, "auto_map", "per_layer_config")
 
 
 def convert_model(source: str, output: Path, to: Target, revision: str | None) -> float:
@@ -57,12 +54,14 @@ def convert_model(source: str, output: Path, to: Target, revision: str | None) -
 def _to_saddle(source: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedModel]:
     config = load_config(source, revision)
     name = (config.architectures or [""])[0]
-    classes = [getattr(models, item) for item in models.__all__ if item.startswith("Saddle")]
-    found = [item for item in classes if getattr(item, "stock_class", type(None)).__name__ == name]
-    if not found:
-        raise ValueError(f"{source} is a {name or config.model_type}; only stock ViT and DeiT models become growable.")
-    stock = found[0].load_stock(source, **at(revision))
-    return stock, found[0].from_stock(stock)
+    kind = getattr(models, f"Saddle{name}", None)
+    if isinstance(config, SaddleConfig) or kind is None:
+        raise ValueError(
+            f"{source} is a {name or config.model_type}; only stock models of these types become growable: "
+            f"{', '.join(FAMILIES)}."
+        )
+    stock = kind.load_stock(source, **at(revision))
+    return stock, kind.from_stock(stock)
 
 
 def _merged(source: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -74,15 +73,15 @@ def _merged(source: str, revision: str | None) -> tuple[PreTrainedModel, PreTrai
 def _to_stock(model: GrowablePreTrainedModel) -> PreTrainedModel:
     """The stock model that computes the same; narrower layers are filled up with neurons that are fed by nothing."""
     config = model.config
+    if not isinstance(config, VisionConfig):
+        raise ValueError(f"Only ViT and DeiT become stock models again, not a {type(model).__name__}.")
     branches = [site.path for site in model.growable_linears() if site.module.skip is not None]
     if branches:
         raise ValueError(f"The model has grown in depth at {branches[0]}: no stock class computes that.")
     if config.head_dim * config.num_attention_heads != config.hidden_size or config.attention_scaling is not None:
         raise ValueError("The model's attention has a `head_dim` or `attention_scaling` that no stock class has.")
     width = max(model.shapes().widths.values())
-    fields = {key: value for key, value in config.to_dict().items() if key not in _OWN_FIELDS}
-    for derived in ("model_type", "architectures", "transformers_version"):
-        fields.pop(derived, None)
+    fields = config.stock().to_dict()
     kind = model.stock_class
     stock = kind(kind.config_class(**fields | {"intermediate_size": width}))
     state = stock.state_dict()

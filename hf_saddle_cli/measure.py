@@ -24,9 +24,13 @@ def print_facts(source: str, revision: str | None, as_json: bool) -> None:
         typer.echo(json.dumps(facts, indent=2))
         return
     typer.echo(f"{facts['class']}: {facts['parameters']:,} parameters, {facts['macs']:,} MACs per image")
-    shapes = [(layer["layer"], layer["intermediate_size"], _depth(layer["skip_sizes"])) for layer in facts["layers"]]
-    rows = [[str(value) for value in shape] for shape in shapes]
-    print_table(f"Shapes (branch units: {facts['skip_unit']})", ["layer", "width", "depth"], rows)
+    widths, depths = facts["shapes"]["widths"], facts["shapes"]["skip_sizes"]
+    # `4 › 2`: four units, fed by two more.
+    rows = [
+        [root, str(widths.get(root, "")), " › ".join(map(str, depths.get(root, ())))]
+        for root in sorted({*widths, *depths}, key=_by_number)
+    ]
+    print_table(f"Shapes (branch units: {facts['skip_unit']})", ["linear", "width", "depth"], rows)
     history = facts["history"]
     if history is None:
         typer.echo("No growth history.")
@@ -50,7 +54,6 @@ def _facts(source: str, revision: str | None) -> dict[str, Any]:
             history.check(model)
         except ValueError as error:
             check = f"The history does not fit this model: {error}"
-    layers = [{"layer": layer, **shapes} for layer, shapes in model.shapes().to_layers().items()]
     return {
         "class": kind.__name__,
         "model_type": config.model_type,
@@ -58,15 +61,15 @@ def _facts(source: str, revision: str | None) -> dict[str, Any]:
         "macs": count_macs(model),
         "labels": config.num_labels,
         "skip_unit": config.skip_unit,
-        "layers": layers,
+        "shapes": model.shapes().to_json(),
         "history": model.growth_history,
         "history_check": check,
     }
 
 
-def _depth(skip_sizes: dict[str, list[int]] | None) -> str:
-    """`mlp.fc1 4 › 2`: four units, fed by two more."""
-    return ", ".join(f"{linear} {' › '.join(map(str, sizes))}" for linear, sizes in (skip_sizes or {}).items())
+def _by_number(path: str) -> list[tuple[int, str]]:
+    """Sorts paths by their indices, as numbers."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in path.split(".")]
 
 
 def _event_row(index: int, event: dict[str, Any]) -> list[str]:

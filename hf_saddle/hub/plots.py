@@ -13,9 +13,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from ..growth import GrowthEvent, GrowthHistory
-from ..models.sites import LINEARS
 from .pictures import SUFFIXES
-from .states import State, growths, parameters_at, states
+from .states import State, growths, linears, parameters_at, states
 from .style import (
     BLUE,
     BLUES,
@@ -69,24 +68,31 @@ def _heat(axes: Axes, values: np.ndarray, texts: list[list[str]], colours: Linea
 
 
 def draw_architecture(history: GrowthHistory) -> Figure:
-    """The final shape: width of the MLP and skip units of every linear, layer by layer."""
+    """The final shape: hidden neurons and skip units of every linear, layer by layer."""
     first, *_, last = [*states(history)] * 2
+    names = linears(history)
     layers = range(len(last.widths))
     width = max(5.5, 1.6 + 0.62 * len(layers))
-    figure, (top, bottom) = new_figure(width, 3.6, nrows=2, height_ratios=[1.6, len(LINEARS)], sharex=True)
+    figure, (top, bottom) = new_figure(width, 3.6, nrows=2, height_ratios=[1.6, len(names)], sharex=True)
     added = np.array([[last.widths[i] - first.widths[i] for i in layers]], dtype=float)
     texts = [[f"{last.widths[i]}\n(+{int(added[0, i])})" if added[0, i] else str(last.widths[i]) for i in layers]]
     _heat(top, added, texts, BLUES)
-    top.set_title("Width: hidden neurons of each MLP (in brackets: added)")
-    top.set_yticks([0], ["mlp"])
-    units = np.array([[last.units(i, linear) for i in layers] for linear in LINEARS], dtype=float)
-    texts = [[" › ".join(map(str, last.branches[i].get(linear, []))) for i in layers] for linear in LINEARS]
+    top.set_title("Width: hidden neurons of each layer (in brackets: added)")
+    top.set_yticks([0], ["hidden"])
+    units = np.array([[last.units(i, linear) for i in layers] for linear in names], dtype=float)
+    texts = [[" › ".join(map(str, last.branches[i].get(linear, []))) for i in layers] for linear in names]
     _heat(bottom, units, texts, ORANGES)
     bottom.set_title("Depth: skip units of each linear (a › b: b units feed the a units)")
-    bottom.set_yticks(range(len(LINEARS)), [linear.split(".")[1] for linear in LINEARS])
+    bottom.set_yticks(range(len(names)), [_short(linear) for linear in names])
     bottom.set_xticks(layers, [str(i) for i in layers])
     bottom.set_xlabel("layer")
     return figure
+
+
+def _short(linear: str) -> str:
+    """A name in a layer that fits beside a picture."""
+    parts = linear.split(".")
+    return ".".join(parts[-2:]) if parts[-1] in ("dense", "convolution") else parts[-1]
 
 
 def draw_timeline(history: GrowthHistory) -> Figure:
@@ -106,7 +112,9 @@ def draw_timeline(history: GrowthHistory) -> Figure:
     top.margins(y=0.15)
     top.grid(axis="y")
     widths = np.array([[s.widths[i] - found[0].widths[i] for s in found] for i in range(layers)], dtype=float)
-    units = np.array([[sum(s.units(i, name) for name in LINEARS) for s in found] for i in range(layers)], dtype=float)
+    units = np.array(
+        [[sum(s.units(i, name) for name in s.branches[i]) for s in found] for i in range(layers)], dtype=float
+    )
     for axes, values, title, colours in (
         (left, widths, "Added hidden neurons", BLUES),
         (right, units, "Added skip units", ORANGES),
@@ -141,9 +149,10 @@ def draw_eigenvalues(history: GrowthHistory) -> Figure:
     figure, panels = new_figure(*size, nrows=rows, ncols=columns, squeeze=False, sharex=True, sharey=True)
     for panel in panels.flat[len(events) :]:
         panel.set_visible(False)
+    names = linears(history)
     for panel, (number, event) in zip(panels.flat, events, strict=False):
         for growth in growths(event):
-            place = growth.layer + (LINEARS.index(growth.linear) - 2.5) / (len(LINEARS) + 1)
+            place = growth.layer + (names.index(growth.linear) - (len(names) - 1) / 2) / (len(names) + 1)
             low, mean, high = growth.eigenvalues
             colour, marker = (BLUE, "o") if growth.widens else (ORANGE, "s")
             panel.plot([place, place], [low, high], color=colour, linewidth=2.5, alpha=0.45)

@@ -17,7 +17,7 @@ class State:
     step: int
     parameters: int
     macs: int
-    widths: tuple[int, ...]  # hidden neurons of the MLP of each layer
+    widths: tuple[int, ...]  # hidden neurons of each layer
     branches: tuple[dict[str, list[int]], ...]  # of each layer: linear -> widths of its nested branches
 
     def units(self, layer: int, linear: str) -> int:
@@ -68,23 +68,36 @@ def growths(event: GrowthEvent) -> list[Growth]:
         ValueError: If a record is not what a growth event writes.
     """
     try:
-        return [_growth(record) for record in event.layers]
+        blocks = _blocks(event.shapes)
+        return [_growth(record, blocks) for record in event.layers]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"The growth history is damaged: a record of a linear cannot be read ({error!r}).") from error
 
 
+def linears(history: GrowthHistory) -> list[str]:
+    """Names in their layers of the linears that have hidden neurons or units, or that grew."""
+    roots = [root for shapes in (history.shapes, history.initial.shapes) for root in shapes.skip_sizes]
+    names = [Place.parse(root).linear for root in (*roots, *history.initial.shapes.widths)]
+    return list(dict.fromkeys((*names, *(growth.linear for event in history.events for growth in growths(event)))))
+
+
+def _blocks(shapes: Shapes) -> list[str]:
+    """Paths of the layers, in the order of the forward pass."""
+    return list(dict.fromkeys(Place.parse(root).block for root in shapes.widths))
+
+
 def _state(step: int, parameters: int, macs: int, shapes: Shapes) -> State:
-    layers = shapes.to_layers().values()
-    return State(
-        step=step,
-        parameters=parameters,
-        macs=macs,
-        widths=tuple(layer["intermediate_size"] for layer in layers),
-        branches=tuple(dict(layer["skip_sizes"] or {}) for layer in layers),
-    )
+    blocks = _blocks(shapes)
+    widths, branches = [0] * len(blocks), [dict[str, list[int]]() for _ in blocks]
+    for root, width in shapes.widths.items():
+        widths[blocks.index(Place.parse(root).block)] += width
+    for root, sizes in shapes.skip_sizes.items():
+        place = Place.parse(root)
+        branches[blocks.index(place.block)][place.linear] = list(sizes)
+    return State(step, parameters, macs, tuple(widths), tuple(branches))
 
 
-def _growth(record: dict[str, Any]) -> Growth:
+def _growth(record: dict[str, Any], blocks: list[str]) -> Growth:
     place = Place.parse(record["linear"])
     if record["operator"] not in OPERATORS:
         raise ValueError(f"{record['linear']!r} cannot grow by {record['operator']!r}")
@@ -92,7 +105,7 @@ def _growth(record: dict[str, Any]) -> Growth:
     if not all(math.isfinite(number) for number in numbers):
         raise ValueError(f"{numbers} are not finite")
     return Growth(
-        layer=place.layer,
+        layer=blocks.index(place.block),
         linear=place.linear,
         nested=place.depth,
         operator=record["operator"],

@@ -52,16 +52,17 @@ def growable_paths(model: GrowablePreTrainedModel, config: GrowthConfig) -> list
         ValueError: If there are none, the config names layers that the model lacks, or it asks for what the model's
             activation cannot do.
     """
-    check_activation(model.config.hidden_act, config)
-    count = model.config.num_hidden_layers
+    check_activation(str(model.config.skip_activation), config)
+    sites = list(model.growable_linears())
+    count = sites[-1].block + 1
     beyond = [layer for layer in config.layers or () if layer >= count]
     if beyond:
         raise ValueError(f"`layers` of the GrowthConfig names {beyond}, but the model has {count}, counted from 0.")
     paths = [
         site.path
-        for site in model.growable_linears()
+        for site in sites
         if (config.linears is None or site.linear in config.linears)
-        and (config.layers is None or site.layer in config.layers)
+        and (config.layers is None or site.block in config.layers)
         and site.module.weight.requires_grad
     ]
     if not paths:
