@@ -7,6 +7,7 @@ import pytest
 import torch
 from family_cases import (
     CASES,
+    EVERY,
     KINDS,
     answers,
     exact_norms_,
@@ -82,7 +83,7 @@ def test_units_of_all_layers_change_nothing_and_come_back_from_files(name, dtype
     assert history.apply(family_model(name, smooth=False).config).skip_sizes == model.config.skip_sizes
 
 
-@every_kind
+@pytest.mark.parametrize("name", EVERY)
 def test_splits_of_all_neurons_keep_the_function_to_second_order(name, monkeypatch):
     exact_norms_(monkeypatch)
     model = deepened(name, dtype=torch.float64)
