@@ -19,7 +19,10 @@ BELOW = {
     "demo": {"models", "growth", "training"},
 }
 # Uploaded code may import only what every user of transformers has.
-ALONE = {"models": {"torch", "transformers", "safetensors", "huggingface_hub"}, "curvature": {"torch", "numpy", "transformers"}}
+ALONE = {
+    "models": {"torch", "transformers", "safetensors", "huggingface_hub"},
+    "curvature": {"torch", "numpy", "transformers"},
+}
 MODULES = sorted(path for folder in BELOW for path in (PACKAGE / folder).rglob("*.py"))
 
 

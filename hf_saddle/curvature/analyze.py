@@ -52,16 +52,16 @@ def analyze_curvature(
     For every neuron of the chosen affine layers (`nn.Linear`, transformers' `Conv1D`, `nn.Conv2d`) this finds an
     extreme eigenpair of `S = Σ_t ∂L/∂h φ''(z) x̂ x̂ᵀ` (width; arXiv 1910.02366) or of `D = Σ_t ∂L/∂z x̂ x̂ᵀ` (depth),
     judges it on samples it was not fitted to and predicts what growing along it would gain. Tokens are positions of a
-    sequence or of an image; a convolution's `x` is the patch that its neuron reads there, of its own group of channels.
-    A batch normalisation between layer and activation counts as a part of the neuron. Gated neurons `h = φ(g) u` of
+    sequence or of an image; a convolution's `x` is the patch that its neuron reads there, of its group of channels. A
+    batch normalisation between layer and activation counts as a part of the neuron. Gated neurons `h = φ(g) u` of
     the architectures in `hf_saddle.models.families` have `S = Σ_t ∂L/∂h [[φ''(g) u, φ'(g)], [φ'(g), 0]] ⊗ x̂ x̂ᵀ`, and
     directions for the rows of both layers.
 
     The loss is the mean over all samples of all batches. Padded positions (`attention_mask`, `decoder_attention_mask`)
     are left out of step sizes and whitening, and of `S` and `D` where the loss does not depend on them. The model runs
-    in eval mode; its parameters, gradients, modes, hooks and the states of the random generators are as before when this
-    returns or raises. A negative eigenvalue of `S` does not say that the network sits at a saddle: the split creates
-    one.
+    in eval mode; its parameters, gradients, modes, hooks and the states of the random generators are as before when
+    this returns or raises. A negative eigenvalue of `S` does not say that the network sits at a saddle: the split
+    creates one.
 
     Args:
         model (`nn.Module`): The model. A `DistributedDataParallel` wrapper is taken off.

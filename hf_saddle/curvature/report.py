@@ -43,8 +43,8 @@ class LayerCurvature:
     # (n,) of `eigenvalue`, from per-sample sums, not smaller than that of one half of the samples
     standard_error: Tensor
     residual: Tensor  # (n,) ‖S v - λ v‖; of the screened tokens only where not `refined`
-    # (n, d + 1) unit vectors in x̂ = [x; 1] coordinates, x as in `layout_of(layer).matrix(layer.weight)`: of convolutions
-    # a flattened patch. The last entry is 0 where the layer has no bias. For width of gated neurons (n, 2 (d + 1)).
+    # (n, d + 1) unit vectors in x̂ = [x; 1] coordinates, x as in `layout_of(layer).matrix(layer.weight)`: a flattened
+    # patch of convolutions. The last entry is 0 where the layer has no bias. Width of gated neurons: (n, 2 (d + 1)).
     direction: Tensor
     response: Tensor  # (n,) root mean square of v · x̂ over the tokens, of both rows of gated neurons together
     step: Tensor  # (n,) ε
