@@ -67,7 +67,7 @@ def describe(model: nn.Module) -> Described | None:
                     gate, up = (f"{path}.{row}" for row in neurons.rows)
                     readers = tuple(f"{path}.{reader}" for reader in neurons.readers)
                     gates.append(Gate(gate, up, readers, module.get_submodule(neurons.activation)))
-    decoder = model.get_decoder() if getattr(model.config, "is_encoder_decoder", False) else None
+    decoder = model.get_decoder() if model.config.is_encoder_decoder else None
     return Described(tuple(linears), tuple(gates), decoder)
 
 
