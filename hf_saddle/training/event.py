@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from transformers.activations import ACT2FN
 
 from ..curvature import analyze_curvature
-from ..curvature.loss import Loss, own_loss
+from ..curvature.loss import Loss, own_loss_of
 from ..curvature.samples import sample_count
 from ..growth import (
     GrowthConfig,
@@ -65,7 +65,7 @@ def growth_event_(
         epoch (`float`, *optional*): Epoch, for the record.
         lr_ratio (`float`, *optional*, defaults to 1.0): Learning rate relative to its peak, for `schedule="lr"`.
         loss (`Callable`, *optional*): Maps model and batch to the mean loss; the loss of the training. Defaults to
-            `model(**batch).loss`.
+            `model(**batch).loss`, of models that predict tokens such that it is a mean over all tokens with a label.
         group (`torch.distributed.ProcessGroup`, *optional*): The processes that train the model. Defaults to those of
             its DDP wrapper.
         followers (`Sequence`, *optional*): Models of the same shapes that grow by the same plan, such as the
@@ -82,7 +82,7 @@ def growth_event_(
     """
     started = time.perf_counter()
     inner, replicas = check_growable(model), Replicas.of(model) if group is None else Replicas(group)
-    loss = loss or own_loss
+    loss = loss or own_loss_of(inner, batches, replicas)
     with replicas.noting(f"growth event {event}"), private_randomness(event_seed(config, event)):
 
         def check() -> None:
