@@ -1,17 +1,10 @@
-"""Vision transformers that grow while they train, where the curvature of the loss asks for depth or width."""
+"""Transformers that grow while they train, where the curvature of the loss asks for depth or width."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .models import (
-    SaddleDeiTConfig,
-    SaddleDeiTForImageClassification,
-    SaddleDeiTForImageClassificationWithTeacher,
-    SaddleDeiTModel,
-    SaddleViTConfig,
-    SaddleViTForImageClassification,
-    SaddleViTModel,
-)
+from . import models
+from .models import SaddleDeiTConfig, SaddleViTConfig, growable
 from .registration import register
 from .version import __version__
 
@@ -35,6 +28,12 @@ if TYPE_CHECKING:
         probe_batches,
         register_growth_checkpointing,
     )
+
+    SaddleDeiTForImageClassification = models.SaddleDeiTForImageClassification
+    SaddleDeiTForImageClassificationWithTeacher = models.SaddleDeiTForImageClassificationWithTeacher
+    SaddleDeiTModel = models.SaddleDeiTModel
+    SaddleViTForImageClassification = models.SaddleViTForImageClassification
+    SaddleViTModel = models.SaddleViTModel
 
 register()
 
@@ -60,6 +59,7 @@ __all__ = [
     "__version__",
     "analyze_curvature",
     "grow_",
+    "growable",
     "growth_event_",
     "merge_pairs_",
     "plan_growth",
@@ -73,6 +73,8 @@ if not TYPE_CHECKING:  # type checkers would take every misspelt name for known
     def __getattr__(name: str) -> Any:
         if name in _PACKAGES:
             return import_module(f".{name}", __name__)
+        if name.startswith("Saddle"):
+            return getattr(models, name)
         if name in __all__:
             for package in _PACKAGES:
                 module = import_module(f".{package}", __name__)

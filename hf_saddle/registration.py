@@ -2,32 +2,31 @@
 
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+import transformers
+from transformers import AutoConfig
 
-from .models import (
-    GrowablePreTrainedModel,
-    SaddleDeiTConfig,
-    SaddleDeiTForImageClassification,
-    SaddleDeiTForImageClassificationWithTeacher,
-    SaddleDeiTModel,
-    SaddleViTConfig,
-    SaddleViTForImageClassification,
-    SaddleViTModel,
-)
+from .models import FAMILIES, GrowablePreTrainedModel, config_class, model_class
+from .models.configuration_saddle import on_first_use
+from .models.modeling_saddle import auto_classes
 from .models.pushing import before_push
 
 
 def register() -> None:
     """Make the Auto classes know the models, and let `model.push_to_hub` write a model card."""
-    AutoConfig.register("saddle_deit", SaddleDeiTConfig)
-    AutoConfig.register("saddle_vit", SaddleViTConfig)
-    AutoModel.register(SaddleDeiTConfig, SaddleDeiTModel)
-    AutoModel.register(SaddleViTConfig, SaddleViTModel)
-    AutoModelForImageClassification.register(
-        SaddleDeiTConfig, (SaddleDeiTForImageClassification, SaddleDeiTForImageClassificationWithTeacher)
-    )
-    AutoModelForImageClassification.register(SaddleViTConfig, SaddleViTForImageClassification)
+    for model_type in FAMILIES:
+        AutoConfig.register(f"saddle_{model_type}", config_class(model_type))
+    # Importing the models of all families would take seconds, and nobody needs one before there is a config of it.
+    on_first_use(_register_models)
     before_push(_write_card)
+
+
+def _register_models(model_type: str) -> None:
+    stock_type = model_type.removeprefix("saddle_")
+    for auto, names in auto_classes(stock_type):
+        kinds = tuple(model_class(getattr(transformers, name), stock_type) for name in names)
+        getattr(transformers, auto).register(
+            config_class(stock_type), kinds if len(kinds) > 1 else kinds[0], exist_ok=True
+        )
 
 
 def _write_card(

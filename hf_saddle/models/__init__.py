@@ -1,43 +1,59 @@
-"""Growable DeiT and ViT: this flat folder is what travels to the Hub with a model."""
+"""Growable models of many architectures: this flat folder is what travels to the Hub with a model."""
 
-from .configuration_saddle_deit import SaddleDeiTConfig
-from .configuration_saddle_vit import SaddleViTConfig
-from .growable import GrowableLinear, GrowableMLP, PairedLinear, SkipBranch
-from .modeling_saddle import GrowablePreTrainedModel
-from .modeling_saddle_deit import (
-    SaddleDeiTForImageClassification,
-    SaddleDeiTForImageClassificationWithTeacher,
-    SaddleDeiTModel,
-    SaddleDeiTPreTrainedModel,
+from typing import TYPE_CHECKING, Any
+
+from . import configuration_saddle, modeling_saddle
+from .configuration_saddle import SaddleConfig, config_class
+from .families import FAMILIES
+from .growable import (
+    Growable,
+    GrowableConv1D,
+    GrowableConv2d,
+    GrowableLinear,
+    PairedLinear,
+    SkipBranch,
+    make_growable_,
 )
-from .modeling_saddle_vit import SaddleViTForImageClassification, SaddleViTModel, SaddleViTPreTrainedModel
+from .modeling_saddle import GrowablePreTrainedModel, growable, model_class
+from .vision import SaddleDeiTConfig, SaddleViTConfig
 
 
-# Saved models carry this folder's code, so that `trust_remote_code=True` loads them where hf_saddle is not installed.
-for _class in (SaddleDeiTConfig, SaddleViTConfig):
-    _class.register_for_auto_class()
-for _class in (SaddleDeiTModel, SaddleViTModel):
-    _class.register_for_auto_class("AutoModel")
-for _class in (
-    SaddleDeiTForImageClassification,
-    SaddleDeiTForImageClassificationWithTeacher,
-    SaddleViTForImageClassification,
-):
-    _class.register_for_auto_class("AutoModelForImageClassification")
+if TYPE_CHECKING:
+    SaddleDeiTForImageClassification: type[GrowablePreTrainedModel]
+    SaddleDeiTForImageClassificationWithTeacher: type[GrowablePreTrainedModel]
+    SaddleDeiTModel: type[GrowablePreTrainedModel]
+    SaddleViTForImageClassification: type[GrowablePreTrainedModel]
+    SaddleViTModel: type[GrowablePreTrainedModel]
 
 __all__ = [
+    "FAMILIES",
+    "Growable",
+    "GrowableConv1D",
+    "GrowableConv2d",
     "GrowableLinear",
-    "GrowableMLP",
     "GrowablePreTrainedModel",
     "PairedLinear",
+    "SaddleConfig",
     "SaddleDeiTConfig",
     "SaddleDeiTForImageClassification",
     "SaddleDeiTForImageClassificationWithTeacher",
     "SaddleDeiTModel",
-    "SaddleDeiTPreTrainedModel",
     "SaddleViTConfig",
     "SaddleViTForImageClassification",
     "SaddleViTModel",
-    "SaddleViTPreTrainedModel",
     "SkipBranch",
+    "config_class",
+    "growable",
+    "make_growable_",
+    "model_class",
 ]
+
+
+if not TYPE_CHECKING:  # type checkers would take every misspelt name for known
+
+    def __getattr__(name: str) -> Any:
+        # Every class of every family, as `SaddleLlamaForCausalLM`.
+        source = configuration_saddle if name.endswith("Config") else modeling_saddle
+        if name.startswith("Saddle"):
+            return getattr(source, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .growable import GrowableLinear, PairedLinear, SkipBranch, growable_in
-from .sites import LINEARS, inner_path
+from .growable import Growable, PairedLinear, SkipBranch, growable_in
+from .sites import inner_path
 
 
 Link = tuple[nn.Module, str, nn.Module]  # a parent, the name of its child, and the child
@@ -50,43 +50,44 @@ _NEUTRAL = ("peft.tuners._buffer_dict", "peft.utils.other")
 
 
 def guarded(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """An encoder's forward pass, preceded by [`check_branches`]."""
+    """A model's forward pass, preceded by [`check_branches`] where it is that of the base model."""
 
     @functools.wraps(forward)
     def guarded_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        check_branches(self)
+        if self.base_model is self:
+            check_branches(self)
         return forward(self, *args, **kwargs)
 
     return guarded_forward
 
 
-def check_branches(encoder: Any) -> None:
+def check_branches(base: Any) -> None:
     """
-    Verify that every linear still has the branches that the config asks for.
+    Verify that every layer still has the branches that the config asks for.
 
     What quantisers and others do, to exchange linears for their own, makes branches disappear without an error. The
-    way to each branch is followed anew only where the config's shapes or a module on that way have changed; otherwise
-    the modules on it are compared with those of the last pass.
+    way to each branch is followed anew only where the config's branches or a module on that way have changed;
+    otherwise the modules on it are compared with those of the last pass.
 
     Raises:
-        ValueError: If another module has taken the place of a linear with a branch, or wraps it in a way that changes
+        ValueError: If another module has taken the place of a layer with a branch, or wraps it in a way that changes
             the branch. The message names it and the remedy.
     """
     if torch.compiler.is_compiling():
-        _verify(encoder)
+        _verify(base)
         return
-    # A new object whenever the shapes of the layers are assigned.
-    shapes = encoder.config.per_layer_attributes
-    if encoder._branch_links is None or not _unchanged(shapes, *encoder._branch_links):
-        links = tuple(branch_links(encoder))
-        known = tuple((*link, type(link[2])) for link in (*_layer_links(encoder), *links))
-        encoder._branch_links = (shapes, known, tuple(_containers(links)))
+    # A new object whenever the branches of the layers are assigned.
+    skip_sizes = base.config.skip_sizes
+    if base._branch_links is None or not _unchanged(skip_sizes, *base._branch_links):
+        links = tuple(branch_links(base))
+        known = tuple((*link, type(link[2])) for link in (*_block_links(base), *links))
+        base._branch_links = (skip_sizes, known, tuple(_containers(links)))
 
 
 def _unchanged(
-    shapes: Any, known: Any, links: tuple[Known, ...], containers: tuple[tuple[dict[str, Any], int], ...]
+    skip_sizes: Any, known: Any, links: tuple[Known, ...], containers: tuple[tuple[dict[str, Any], int], ...]
 ) -> bool:
-    if known is not shapes:
+    if known is not skip_sizes:
         return False
     for parent, name, child, kind in links:
         if parent._modules.get(name) is not child or type(child) is not kind:
@@ -94,40 +95,38 @@ def _unchanged(
     return all(len(children) == number for children, number in containers)
 
 
-def _layer_links(encoder: Any) -> Iterator[Link]:
-    """Every step of the way from an encoder to the attentions and MLPs of layers that have branches."""
-    for layer_idx, layer in enumerate(encoder.layers):
-        if encoder.config.per_layer_config[layer_idx].skip_sizes:
-            yield encoder, "layers", encoder.layers
-            yield encoder.layers, str(layer_idx), layer
-            yield from ((layer, name, getattr(layer, name)) for name in ("attention", "mlp"))
+def _block_links(base: Any) -> Iterator[Link]:
+    """Every step of the way from a base model to the modules that hold layers with branches."""
+    for root in base.config.skip_sizes or ():
+        parent = base
+        for name in root.split(".")[:-1]:
+            child = parent.get_submodule(name)
+            yield parent, name, child
+            parent = child
 
 
 def _containers(links: tuple[Link, ...]) -> Iterator[tuple[dict[str, Any], int]]:
     """The children of all modules of wrappers, with their number, which another adapter would raise."""
     for _, _, child in links:
-        if not isinstance(child, (GrowableLinear, SkipBranch)):
+        if not isinstance(child, (Growable, SkipBranch)):
             linear = growable_in(child)
             held = set() if linear is None else set(linear.modules())
             yield from ((module._modules, len(module._modules)) for module in child.modules() if module not in held)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _verify(encoder: Any) -> bool:
+def _verify(base: Any) -> bool:
     """Runs while a graph is made, which is made anew once a module has another type."""
-    for _ in branch_links(encoder):
+    for _ in branch_links(base):
         pass
     return True
 
 
-def branch_links(encoder: Any) -> Iterator[Link]:
-    """Every step of the way from an encoder's attentions and MLPs to the branches; errors as in `check_branches`."""
-    for layer_idx, layer in enumerate(encoder.layers):
-        skip_sizes = encoder.config.per_layer_config[layer_idx].skip_sizes or {}
-        for linear in LINEARS:
-            parent, _, name = linear.rpartition(".")
-            place = f"layers.{layer_idx}.{linear}"
-            yield from _links(layer.get_submodule(parent), name, len(skip_sizes.get(linear, ())), False, place)
+def branch_links(base: Any) -> Iterator[Link]:
+    """Every step of the way from what holds a base model's layers to the branches; errors as in `check_branches`."""
+    for root, sizes in (base.config.skip_sizes or {}).items():
+        parent, _, name = root.rpartition(".")
+        yield from _links(base.get_submodule(parent), name, len(sizes), False, root)
 
 
 def _links(parent: nn.Module, name: str, depth: int, paired: bool, place: str) -> Iterator[Link]:
@@ -143,7 +142,7 @@ def _links(parent: nn.Module, name: str, depth: int, paired: bool, place: str) -
     ):
         what = f"`{place}` should be a linear {'with a skip branch' if depth else 'of paired rows'}"
         raise ValueError(
-            f"{what}, as `config.per_layer_config` says, but a {type(found).__name__} without it has taken its place: "
+            f"{what}, as the config says, but a {type(found).__name__} without it has taken its place: "
             "the model would compute something else. Quantise only linears without branches (name the others in "
             "`modules_to_not_convert` or its like), or a model that grew in width only. If another model that shares "
             "this config object has grown, give each its own copy of the config."
@@ -161,13 +160,13 @@ def _links(parent: nn.Module, name: str, depth: int, paired: bool, place: str) -
         yield from _links(branch, "linear", depth - 1, branch.kind == "residual_pair", inner_path(place))
 
 
-def _way(wrapper: nn.Module, linear: GrowableLinear) -> list[str]:
+def _way(wrapper: nn.Module, linear: Growable) -> list[str]:
     """Names of the children that lead from a wrapper to the linear in it; none if they are the same."""
     path = next(path for path, module in wrapper.named_modules() if module is linear)
     return path.split(".") if path else []
 
 
-def check_wrapper(wrapper: nn.Module, linear: GrowableLinear, place: str) -> None:
+def check_wrapper(wrapper: nn.Module, linear: Growable, place: str) -> None:
     """Refuse a tuner of PEFT that would change the branch; other wrappers are trusted to call what they hold."""
     own = set(linear.modules())
     for module in wrapper.modules():
@@ -188,8 +187,8 @@ def check_quantised(model: Any) -> None:
     Raises:
         ValueError: If it passed over all growable linears, or quantised one of two rows that are to be added.
     """
-    places = [module for _, module in model.linear_places()]
-    unchanged = [place for place in places if isinstance(place, GrowableLinear)]
+    places = [site.module for site in model.linear_places()]
+    unchanged = [place for place in places if isinstance(place, Growable)]
     quantised = [place for place in unchanged if is_traceable_wrapper_subclass(place.weight)]
     method = model.hf_quantizer.quantization_config.quant_method
     if len(unchanged) == len(places) and not quantised:

@@ -1,7 +1,7 @@
 """Whether weight files can be those of a config, decided from their headers, before memory or time is spent."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
+from .configuration_saddle import LAYER_FIELDS
 from .json_files import read_json
 
 
@@ -80,9 +81,9 @@ def shard_names(index: str | os.PathLike[str]) -> list[str]:
     return sorted(set(shards.values()))
 
 
-def check_number_of_layers(layers: Any, linears: int, files: Sequence[str]) -> None:
+def check_number_of_layers(fields: Mapping[str, Any], files: Sequence[str]) -> None:
     """
-    Raise a `ValueError` for more layers than the files have tensors for; each needs one for each of its `linears`.
+    Raise a `ValueError` for a config of more layers than the files have tensors for; each needs at least two.
 
     Building a layer takes a hundred times longer than reading its part of a header, so this comes first.
     """
@@ -90,11 +91,13 @@ def check_number_of_layers(layers: Any, linears: int, files: Sequence[str]) -> N
     for file in files:
         with safe_open(file, framework="pt") as weights:
             tensors += len(weights.keys())
-    if files and isinstance(layers, int) and layers * linears > tensors:
-        raise ValueError(
-            f"The config asks for {layers} layers (`num_hidden_layers`), but {_names(files)} has only {tensors} "
-            "tensors."
-        )
+    for name in (*LAYER_FIELDS, "depths"):
+        value = fields.get(name)
+        layers = sum(value) if name == "depths" and isinstance(value, list) else value
+        if files and isinstance(layers, int) and 2 * layers > tensors:
+            raise ValueError(
+                f"The config asks for {layers} layers (`{name}`), but {_names(files)} has only {tensors} tensors."
+            )
 
 
 def check_headers(expected: Mapping[str, Tensor], prefix: str, files: Sequence[str]) -> None:
@@ -110,6 +113,12 @@ def check_headers(expected: Mapping[str, Tensor], prefix: str, files: Sequence[s
         ValueError: If a tensor has a dtype that weights do not have, or is in two files, or if the model is so much
             larger than the files that they cannot be meant for it.
     """
+    whole = {
+        alias
+        for name, tensor in expected.items()
+        if not tensor.is_floating_point()
+        for alias in (name, f"{prefix}{name}", name.removeprefix(prefix))
+    }
     where: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
@@ -119,7 +128,7 @@ def check_headers(expected: Mapping[str, Tensor], prefix: str, files: Sequence[s
                 dtype = header.get_dtype()
                 if name.endswith("skip.target") and dtype != TARGET_DTYPE:
                     raise ValueError(f"`{name}` must be int64, got {dtype} in {file}.")
-                if not name.endswith("skip.target") and dtype not in WEIGHT_DTYPES:
+                if name not in whole and not name.endswith("skip.target") and dtype not in WEIGHT_DTYPES:
                     raise ValueError(f"`{name}` must be one of {', '.join(WEIGHT_DTYPES)}, got {dtype} in {file}.")
                 if name in where:
                     raise ValueError(f"`{name}` is both in {where[name]} and in {file}.")
@@ -141,14 +150,17 @@ def check_headers(expected: Mapping[str, Tensor], prefix: str, files: Sequence[s
     )
 
 
-def check_values(tensors: Mapping[str, Any], where: str) -> None:
+def check_values(tensors: Mapping[str, Any], where: str, whole: Collection[str] = ()) -> None:
     """
     Raise a `ValueError` for a tensor that cannot be weights: of another kind of number, or with values not finite.
 
-    Tensors that are not in memory, or only in part (meta device, shards of several processes), are passed over.
+    Those in `whole` are counts or indices. Tensors that are not in memory, or only in part (meta device, shards of
+    several processes), are passed over.
     """
     for name, tensor in tensors.items():
-        if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_meta or name.endswith("skip.target"):
+        if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_meta:
+            continue
+        if name in whole or name.endswith("skip.target"):
             continue
         if not tensor.dtype.is_floating_point or tensor.element_size() == 1:
             raise ValueError(f"`{name}` in {where} has dtype {tensor.dtype}; weights are floating point numbers.")
@@ -158,6 +170,11 @@ def check_values(tensors: Mapping[str, Any], where: str) -> None:
                 f"`{name}` in {where} has values that are not finite. The file is damaged, or the training that wrote "
                 "it had diverged: use an earlier checkpoint."
             )
+
+
+def whole_numbers(tensors: Mapping[str, Tensor], prefix: str = "") -> set[str]:
+    """Names, after a prefix, of the tensors of a model that are counts or indices."""
+    return {prefix + name for name, tensor in tensors.items() if not tensor.is_floating_point()}
 
 
 def check_regular(file: str | os.PathLike[str], what: str) -> None:
@@ -185,4 +202,5 @@ __all__ = [
     "check_values",
     "find_weights",
     "shard_names",
+    "whole_numbers",
 ]

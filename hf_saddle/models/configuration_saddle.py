@@ -1,41 +1,65 @@
-"""What the Saddle configs have in common: per-layer widths and branch sizes, and the checks that guard them."""
+"""Growable configs: those of stock with the sizes of what grew, by path, and the checks that guard them."""
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from transformers import PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils.versions import require_version
 
+from .families import FAMILIES, family_of
+from .growable import SKIP_UNITS
 from .json_files import read_json
-from .shapes import MAX_LAYERS, check_layers, check_size, check_skip_sizes, is_index
+from .shapes import MAX_LAYERS, check_paths, check_shapes, check_size, is_index
 
 
 # The range this code was tested with; code that was uploaded with a model meets whatever version its reader has.
 TRANSFORMERS_RANGE = "transformers>=5.18,<6"
-require_version(TRANSFORMERS_RANGE.split(",")[0], "Growable models need per-layer configs.")
+require_version(TRANSFORMERS_RANGE.split(",")[0], "Growable models need strict configs.")
 
-SKIP_UNITS = ("gain", "residual_pair", "residual")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+# Activations that branches do not take from the model: they have no curvature almost everywhere, or parameters.
+UNSUITED = ("leaky_relu", "linear", "prelu", "relu", "relu6", "xielu")
 
 # A model of more of them is corrupt or hostile, see `shapes.py`.
 MAX_PARAMETERS = 2**35
+MAX_VOCABULARY = 2**24
+
+# Stands for `per_layer_config` in the files of grown models: stock classes, which would build them without their
+# branches, raise with this text.
+_REFUSAL = "this model grew: load it with hf_saddle, or with trust_remote_code=True"
+
+LAYER_FIELDS = ("num_hidden_layers", "num_layers", "n_layer", "encoder_layers", "decoder_layers", "num_decoder_layers")
+_SIZE_FIELDS = (
+    "d_ff",
+    "d_kv",
+    "d_model",
+    "decoder_ffn_dim",
+    "embed_dim",
+    "embedding_size",
+    "encoder_ffn_dim",
+    "encoder_stride",
+    "hidden_size",
+    "intermediate_size",
+    "n_embd",
+    "num_attention_heads",
+    "num_channels",
+)
+_OPTIONAL_SIZE_FIELDS = ("head_dim", "n_inner", "pooler_output_size")
+_SIDE_FIELDS = ("image_size", "patch_size")
+_ACTIVATION_FIELDS = ("activation_function", "hidden_act", "hidden_activation", "pooler_act", "skip_activation")
+_PROBABILITY_FIELDS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+_SCALE_FIELDS = ("initializer_range", "layer_norm_eps")
 
 
 def sides(size: int | Sequence[int]) -> tuple[int, int]:
     """Height and width of an `image_size` or `patch_size`, which is one number where both are the same."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-_SIZE_FIELDS = ("hidden_size", "num_attention_heads", "intermediate_size", "num_channels", "encoder_stride")
-_OPTIONAL_SIZE_FIELDS = ("head_dim", "pooler_output_size")
-_SIDE_FIELDS = ("image_size", "patch_size")
-_ACTIVATION_FIELDS = ("hidden_act", "pooler_act")
-_PROBABILITY_FIELDS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-_SCALE_FIELDS = ("initializer_range", "layer_norm_eps")
 
 
 def _check_labels(field: str, value: Any) -> None:
@@ -48,11 +72,14 @@ def _check_labels(field: str, value: Any) -> None:
         raise ValueError(f"`{field}` must relate whole numbers and texts, which {len(value)} entries of it do not.")
 
 
-def _check_field(field: str, value: Any) -> None:
+def check_field(field: str, value: Any) -> None:
+    """Raise a `ValueError` that names the field if no config of any family may have this value in it."""
     if field in _SIZE_FIELDS or (field in _OPTIONAL_SIZE_FIELDS and value is not None):
         check_size(field, value)
-    elif field == "num_hidden_layers":
+    elif field in LAYER_FIELDS and value is not None:
         check_size(field, value, high=MAX_LAYERS)
+    elif field == "vocab_size":
+        check_size(field, value, high=MAX_VOCABULARY)
     elif field == "num_labels" and value is not None:
         check_size(field, value, low=0)
     elif field in _SIDE_FIELDS:
@@ -62,12 +89,11 @@ def _check_field(field: str, value: Any) -> None:
         for side in sides:
             check_size(field, side)
     elif field in _ACTIVATION_FIELDS and not (isinstance(value, str) and value in ACT2FN):
-        raise ValueError(f"`{field}` must be the name of an activation of transformers, got {value!r}.")
-    elif field in _PROBABILITY_FIELDS and not (_is_number(value) and 0 <= value <= 1):
+        if field != "skip_activation" or value is not None:
+            raise ValueError(f"`{field}` must be the name of an activation of transformers, got {value!r}.")
+    elif field in _PROBABILITY_FIELDS and not (is_number(value) and 0 <= value <= 1):
         raise ValueError(f"`{field}` must be a number in [0, 1], got {value!r}.")
-    elif field == "drop_path_rate" and not (_is_number(value) and 0 <= value < 1):
-        raise ValueError(f"`drop_path_rate` must be a number in [0, 1), got {value!r}.")
-    elif field in _SCALE_FIELDS and not (_is_number(value) and 0 <= value < math.inf):
+    elif field in _SCALE_FIELDS and not (is_number(value) and 0 <= value < math.inf):
         raise ValueError(f"`{field}` must be a number that is not negative, got {value!r}.")
     elif field == "skip_unit" and value not in SKIP_UNITS:
         raise ValueError(f"`skip_unit` must be one of {', '.join(SKIP_UNITS)}, got {value!r}.")
@@ -77,49 +103,92 @@ def _check_field(field: str, value: Any) -> None:
         raise ValueError(f"`auto_map` must map names of Auto classes to code, got {value!r}.")
     elif field in ("id2label", "label2id"):
         _check_labels(field, value)
-    elif field == "skip_sizes":
-        check_skip_sizes(field, value)
-    elif field == "attention_scaling" and not (value is None or (isinstance(value, float) and 0 < value < math.inf)):
-        raise ValueError(f"`attention_scaling` must be a positive float, got {value!r}.")
+    elif field in ("widths", "skip_sizes"):
+        check_shapes(field, value)
 
 
 def _dtype_name(value: Any) -> str:
     return value if isinstance(value, str) else str(value).removeprefix("torch.")
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, and not `True` or `False`."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+_first_uses: list[Callable[[str], None]] = []
+_used: set[str] = set()
+
+
+def on_first_use(call: Callable[[str], None]) -> None:
+    """Let a function be called with the model type of a family before its first growable config is made."""
+    _first_uses.append(call)
 
 
 class SaddleConfig(PreTrainedConfig):
     """
-    Fields and checks that every growable vision transformer's config shares.
+    Fields and checks that every growable config has beside those of stock.
 
-    The shapes of layer `i` are read as `config.per_layer_config[i].intermediate_size` (width) and
-    `config.per_layer_config[i].skip_sizes` (depth). Every assignment is checked and raises a `ValueError` that names
-    the field; assign whole values, since a list that is changed in place is not seen.
+    Every assignment is checked and raises a `ValueError` that names the field; assign whole values, since a dictionary
+    that is changed in place is not seen.
+
+    Args:
+        widths (`dict[str, int]`, *optional*):
+            Hidden neurons that differ in number from those of stock, by the path in the base model of the first layer
+            that they are the rows of: `{"layers.0.mlp.fc1": 130}`.
+        skip_sizes (`dict[str, list[int]]`, *optional*):
+            Depth: for the path of a layer the widths of its nested skip branches, outermost first:
+            `{"layers.0.mlp.fc1": [4, 2]}`.
+        skip_unit (`str`, *optional*, defaults to `"gain"`):
+            Kind of the branches' units: `"gain"`, `"residual_pair"` or `"residual"` (merged pairs).
+        skip_activation (`str`, *optional*):
+            Activation of the branches' units, a name in transformers' `ACT2FN`; by default that of the model, or
+            `"gelu"` where that is piecewise linear.
     """
 
-    skip_unit: str = "gain"
+    widths: dict[str, int] | None = None
     skip_sizes: dict[str, list[int]] | None = None
-    head_dim: int | None = None
-    attention_scaling: float | None = None
-    drop_path_rate: float | int = 0.0
+    skip_unit: str = "gain"
+    skip_activation: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if self.model_type not in _used:
+            _used.add(self.model_type)
+            for call in _first_uses:
+                call(self.model_type)
         # Before transformers makes a name for every label.
-        _check_field("num_labels", kwargs.get("num_labels"))
-        if self.head_dim is None:
-            self.head_dim = self.hidden_size // self.num_attention_heads
+        check_field("num_labels", kwargs.get("num_labels"))
         super().__post_init__(**kwargs)
-        self._check_parameter_number()
+        if self.skip_activation is None:
+            own = getattr(self, family_of(self.model_type).activation)
+            self.skip_activation = own if own in ACT2FN and own not in UNSUITED else "gelu"
+        check_paths(self)
 
     def __setattr__(self, key: str, value: Any) -> None:
-        _check_field(key, value)
+        check_field(key, value)
         try:
             super().__setattr__(key, value)
         except StrictDataclassFieldValidationError as error:
             raise ValueError(f"`{key}`: {error}") from error
+
+    @property
+    def per_layer_config(self) -> Any:
+        return super().per_layer_config
+
+    @per_layer_config.setter
+    def per_layer_config(self, value: Any) -> None:
+        if value is not None:
+            raise ValueError(
+                f"A {type(self).__name__} has no `per_layer_config`: the shapes of single layers are `widths` and "
+                "`skip_sizes`, by path."
+            )
+
+    def stock(self) -> Any:
+        """The stock config of the model as it was before it grew."""
+        own = {field for kind in type(self).__mro__ if issubclass(kind, SaddleConfig) for field in _annotations(kind)}
+        derived = {"model_type", "architectures", "transformers_version", "auto_map"}
+        fields = {key: value for key, value in self.to_dict().items() if key not in own | derived}
+        return CONFIG_MAPPING[self.model_type.removeprefix("saddle_")](**fields)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -128,12 +197,20 @@ class SaddleConfig(PreTrainedConfig):
         if found != cls.model_type:
             raise ValueError(
                 f"`model_type` is {found!r}, but {cls.__name__} reads {cls.model_type!r}. Load the folder with the "
-                "class that wrote it; a stock DeiT or ViT becomes growable through `from_stock` of a Saddle model."
+                "class that wrote it; a stock model becomes growable through `from_stock` of a Saddle model."
             )
         for field in config_dict:
             if callable(getattr(cls, field, None)):
                 raise ValueError(f"`{field}` of a config is a method of {cls.__name__}, not a field.")
+        layers = config_dict.get("per_layer_config")
+        if isinstance(layers, Mapping) and _REFUSAL in layers:
+            config_dict = {key: value for key, value in config_dict.items() if key != "per_layer_config"}
         return super().from_dict(config_dict, **kwargs)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """As in transformers; of a grown model with an entry at which stock classes fail, see `_REFUSAL`."""
+        values: dict[str, Any] = super().to_diff_dict()
+        return values | ({"per_layer_config": {_REFUSAL: {}}} if self.widths or self.skip_sizes else {})
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
@@ -141,46 +218,49 @@ class SaddleConfig(PreTrainedConfig):
         return values
 
     def __eq__(self, other: object) -> bool:
-        # The generated comparison reads every field of the global config, which raises once layers differ. Where a
-        # config was read from is not part of it.
+        # Where a config was read from is not part of it.
         if type(self) is not type(other):
             return False
         return bool(self.to_dict() | {"_name_or_path": ""} == other.to_dict() | {"_name_or_path": ""})
 
-    @property
-    def per_layer_config(self) -> Any:
-        return super().per_layer_config
 
-    @per_layer_config.setter
-    def per_layer_config(self, value: Mapping[Any, Mapping[str, Any]] | None) -> None:
-        if value is not None:
-            check_layers("per_layer_config", value, self.num_hidden_layers)
-        PreTrainedConfig.per_layer_config.fset(self, value)
-
-    def _check_parameter_number(self) -> None:
-        """Refuse a model that could not be meant: a lower bound of its parameters, from the config alone."""
-        attention_width = self.num_attention_heads * self.head_dim
-        total = 0
-        for layer in range(self.num_hidden_layers):
-            shapes = self.per_layer_config[layer]
-            total += self.hidden_size * (4 * attention_width + 2 * shapes.intermediate_size)
-            for linear, widths in (shapes.skip_sizes or {}).items():
-                fan_in = {"mlp.fc2": shapes.intermediate_size, "attention.o_proj": attention_width}
-                total += sum(widths) * fan_in.get(linear, self.hidden_size)
-            if total > MAX_PARAMETERS:
-                break
-        patch = sides(self.patch_size)
-        positions = math.prod(image // side for image, side in zip(sides(self.image_size), patch, strict=True))
-        if positions == 0:
-            raise ValueError(f"`patch_size` {self.patch_size} is larger than `image_size` {self.image_size}.")
-        total += self.hidden_size * (positions + self.num_channels * math.prod(patch) + self.num_labels)
-        total += self.hidden_size * (self.pooler_output_size or 0)
-        if total > MAX_PARAMETERS:
-            raise ValueError(
-                f"The config asks for more than {MAX_PARAMETERS:.1e} parameters. Check `hidden_size`, "
-                "`num_hidden_layers`, `intermediate_size`, `head_dim`, `image_size`, `skip_sizes` and "
-                "`per_layer_config`."
-            )
+def _annotations(kind: type) -> Mapping[str, Any]:
+    """The fields that a config class adds, unless it is one of a single family, which has the fields of stock too."""
+    return {} if kind.__dict__.get("model_type") else kind.__dict__.get("__annotations__", {})
 
 
-__all__ = ["SaddleConfig", "sides"]
+@cache
+def config_class(model_type: str) -> type[SaddleConfig]:
+    """
+    The growable config class of a stock model type.
+
+    Raises:
+        ValueError: If there is no description of its family.
+    """
+    family_of(model_type)
+    stock = CONFIG_MAPPING[model_type]
+    if model_type in ("deit", "vit"):
+        from .vision import SaddleDeiTConfig, SaddleViTConfig  # which build upon this module
+
+        return SaddleDeiTConfig if model_type == "deit" else SaddleViTConfig
+    name = f"Saddle{stock.__name__}"
+    body = {
+        "__module__": __name__,
+        "__qualname__": name,
+        "__doc__": f"Configuration of growable models: the fields of [`~transformers.{stock.__name__}`] and those of\n"
+        "    [`SaddleConfig`].",
+        "model_type": f"saddle_{model_type}",
+        "__eq__": SaddleConfig.__eq__,
+        "_auto_class": "AutoConfig",
+    }
+    return type(name, (SaddleConfig, stock), body)
+
+
+def __getattr__(name: str) -> Any:
+    for model_type in FAMILIES:
+        if name == f"Saddle{CONFIG_MAPPING_NAMES[model_type]}":
+            return config_class(model_type)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = ["SaddleConfig", "config_class", "sides"]

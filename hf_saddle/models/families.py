@@ -1,8 +1,10 @@
 """Where the neurons of each architecture are: all that a family needs to grow."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,9 @@ class Block:
     neurons: tuple[Neurons, ...] = ()
 
 
+Inside = tuple[tuple[str, ...], tuple[Neurons, ...]]  # linears and neurons of a block
+
+
 @dataclass(frozen=True)
 class Family:
     """
@@ -46,111 +51,115 @@ class Family:
     decoder, is left out; within a block every name must be that of a module.
 
     Attributes:
-        blocks (`Callable`): Maps a config of the type to its kinds of blocks, in the order of the forward pass.
+        paths (`tuple[str, ...]`): Where its kinds of blocks are, in the order of the forward pass, see [`Block`].
+        insides (`Callable`): Maps a config of the type to linears and neurons of each of these kinds.
         activation (`str`): The field of the config that names the activation of the neurons.
     """
 
-    blocks: Callable[[Any], tuple[Block, ...]]
+    paths: tuple[str, ...]
+    insides: Callable[[Any], tuple[Inside, ...]]
     activation: str = "hidden_act"
+
+    def blocks(self, config: Any) -> tuple[Block, ...]:
+        """The kinds of blocks of a config of the type."""
+        return tuple(Block(path, *inside) for path, inside in zip(self.paths, self.insides(config), strict=True))
 
 
 def _names(prefix: str, names: str) -> tuple[str, ...]:
     return tuple(f"{prefix}.{name}" for name in names.split())
 
 
-def _mlp(linears: tuple[str, ...], rows: str, reader: str, activation: str, path: str) -> tuple[Block, ...]:
-    """Blocks of attention and an MLP of two layers; `rows` names one layer, or gate and up."""
+def _mlp(linears: tuple[str, ...], rows: str, reader: str, activation: str) -> tuple[Inside]:
+    """A block of attention and an MLP of two layers; `rows` names one layer, or gate and up."""
     first = tuple(rows.split())
-    return (Block(path, (*linears, *first, reader), (Neurons(first, (reader,), activation),)),)
+    return (((*linears, *first, reader), (Neurons(first, (reader,), activation),)),)
 
 
-def _llama(config: Any) -> tuple[Block, ...]:
+def _llama(config: Any) -> tuple[Inside, ...]:
     attention = _names("self_attn", "q_proj k_proj v_proj o_proj")
-    return _mlp(attention, "mlp.gate_proj mlp.up_proj", "mlp.down_proj", "mlp.act_fn", "layers.*")
+    return _mlp(attention, "mlp.gate_proj mlp.up_proj", "mlp.down_proj", "mlp.act_fn")
 
 
-def _vit(path: str) -> Callable[[Any], tuple[Block, ...]]:
-    attention = _names("attention", "q_proj k_proj v_proj o_proj")
-    return lambda config: _mlp(attention, "mlp.fc1", "mlp.fc2", "mlp.activation_fn", path)
+def _vit(config: Any) -> tuple[Inside, ...]:
+    return _mlp(_names("attention", "q_proj k_proj v_proj o_proj"), "mlp.fc1", "mlp.fc2", "mlp.activation_fn")
 
 
-def _dinov2(config: Any) -> tuple[Block, ...]:
-    attention = _names("attention", "q_proj k_proj v_proj o_proj")
+def _dinov2(config: Any) -> tuple[Inside, ...]:
     if not config.use_swiglu_ffn:
-        return _mlp(attention, "mlp.fc1", "mlp.fc2", "mlp.activation_fn", "encoder.layer.*")
-    return _mlp(attention, "mlp.gate_proj mlp.up_proj", "mlp.down_proj", "mlp.act_fn", "encoder.layer.*")
+        return _vit(config)
+    attention = _names("attention", "q_proj k_proj v_proj o_proj")
+    return _mlp(attention, "mlp.gate_proj mlp.up_proj", "mlp.down_proj", "mlp.act_fn")
 
 
-def _clip(config: Any) -> tuple[Block, ...]:
-    attention = _names("self_attn", "q_proj k_proj v_proj out_proj")
-    return _mlp(attention, "mlp.fc1", "mlp.fc2", "mlp.activation_fn", "encoder.layers.*")
+def _clip(config: Any) -> tuple[Inside, ...]:
+    return _mlp(_names("self_attn", "q_proj k_proj v_proj out_proj"), "mlp.fc1", "mlp.fc2", "mlp.activation_fn")
 
 
-def _convnext(config: Any) -> tuple[Block, ...]:
-    return _mlp(("dwconv",), "pwconv1", "pwconv2", "act", "encoder.stages.*.layers.*")
+def _convnext(config: Any) -> tuple[Inside, ...]:
+    return _mlp(("dwconv",), "pwconv1", "pwconv2", "act")
 
 
-def _resnet(config: Any) -> tuple[Block, ...]:
-    convolutions = 3 if config.layer_type == "bottleneck" else 2
-    names = [f"layer.{index}" for index in range(convolutions)]
+def _resnet(config: Any) -> tuple[Inside, ...]:
+    names = [f"layer.{index}" for index in range(3 if config.layer_type == "bottleneck" else 2)]
     neurons = tuple(
         Neurons((f"{one}.convolution",), (f"{two}.convolution",), f"{one}.activation", (f"{one}.normalization",))
         for one, two in zip(names, names[1:], strict=False)
     )
-    return (Block("encoder.stages.*.layers.*", tuple(f"{name}.convolution" for name in names), neurons),)
+    return ((tuple(f"{name}.convolution" for name in names), neurons),)
 
 
-def _bert(config: Any) -> tuple[Block, ...]:
+def _bert(config: Any) -> tuple[Inside, ...]:
     crossing = ("attention", "crossattention") if config.add_cross_attention else ("attention",)
     attention = tuple(
         name for part in crossing for name in _names(part, "self.query self.key self.value output.dense")
     )
-    activation = "intermediate.intermediate_act_fn"
-    return _mlp(attention, "intermediate.dense", "output.dense", activation, "encoder.layer.*")
+    return _mlp(attention, "intermediate.dense", "output.dense", "intermediate.intermediate_act_fn")
 
 
-def _gpt2(config: Any) -> tuple[Block, ...]:
+def _gpt2(config: Any) -> tuple[Inside, ...]:
     attention = _names("attn", "c_attn c_proj")
     if config.add_cross_attention:
         attention += _names("crossattention", "q_attn c_attn c_proj")
-    return _mlp(attention, "mlp.c_fc", "mlp.c_proj", "mlp.act", "h.*")
+    return _mlp(attention, "mlp.c_fc", "mlp.c_proj", "mlp.act")
 
 
-def _whisper(config: Any) -> tuple[Block, ...]:
+def _whisper(config: Any) -> tuple[Inside, ...]:
     projections = "q_proj k_proj v_proj out_proj"
     itself, across = _names("self_attn", projections), _names("encoder_attn", projections)
-    encoder = _mlp(itself, "fc1", "fc2", "activation_fn", "encoder.layers.*")
-    return encoder + _mlp(itself + across, "fc1", "fc2", "activation_fn", "decoder.layers.*")
+    encoder = _mlp(itself, "fc1", "fc2", "activation_fn")
+    return encoder + _mlp(itself + across, "fc1", "fc2", "activation_fn")
 
 
-def _t5(config: Any) -> tuple[Block, ...]:
+def _t5(config: Any) -> tuple[Inside, ...]:
     itself, across = _names("layer.0.SelfAttention", "q k v o"), _names("layer.1.EncDecAttention", "q k v o")
     rows = "{0}.wi_0 {0}.wi_1" if config.is_gated_act else "{0}.wi"
-    blocks: tuple[Block, ...] = ()
-    for side, attention, index in (("encoder", itself, 1), ("decoder", itself + across, 2)):
+    insides: tuple[Inside, ...] = ()
+    for attention, index in ((itself, 1), (itself + across, 2)):
         dense = f"layer.{index}.DenseReluDense"
-        blocks += _mlp(attention, rows.format(dense), f"{dense}.wo", f"{dense}.act", f"{side}.block.*")
-    return blocks
+        insides += _mlp(attention, rows.format(dense), f"{dense}.wo", f"{dense}.act")
+    return insides
 
+
+_LAYERS = ("layers.*",)
 
 FAMILIES: dict[str, Family] = {
-    "bert": Family(_bert),
-    "clip_vision_model": Family(_clip),
-    "convnext": Family(_convnext),
-    "deit": Family(_vit("layers.*")),
-    "dinov2": Family(_dinov2),
-    "dinov2_with_registers": Family(_dinov2),
-    "gemma3_text": Family(_llama, activation="hidden_activation"),
-    "gpt2": Family(_gpt2, activation="activation_function"),
-    "llama": Family(_llama),
-    "mistral": Family(_llama),
-    "qwen3": Family(_llama),
-    "resnet": Family(_resnet),
-    "roberta": Family(_bert),
-    "swin": Family(_vit("encoder.layers.*.blocks.*")),
-    "t5": Family(_t5, activation="dense_act_fn"),
-    "vit": Family(_vit("layers.*")),
-    "whisper": Family(_whisper, activation="activation_function"),
+    "bert": Family(("encoder.layer.*",), _bert),
+    "clip_vision_model": Family(("encoder.layers.*",), _clip),
+    "convnext": Family(("encoder.stages.*.layers.*",), _convnext),
+    "deit": Family(_LAYERS, _vit),
+    "dinov2": Family(("encoder.layer.*",), _dinov2),
+    "dinov2_with_registers": Family(("encoder.layer.*",), _dinov2),
+    "gemma3_text": Family(_LAYERS, _llama, activation="hidden_activation"),
+    "gpt2": Family(("h.*",), _gpt2, activation="activation_function"),
+    "llama": Family(_LAYERS, _llama),
+    "mistral": Family(_LAYERS, _llama),
+    "qwen3": Family(_LAYERS, _llama),
+    "resnet": Family(("encoder.stages.*.layers.*",), _resnet),
+    "roberta": Family(("encoder.layer.*",), _bert),
+    "swin": Family(("encoder.layers.*.blocks.*",), _vit),
+    "t5": Family(("encoder.block.*", "decoder.block.*"), _t5, activation="dense_act_fn"),
+    "vit": Family(_LAYERS, _vit),
+    "whisper": Family(("encoder.layers.*", "decoder.layers.*"), _whisper, activation="activation_function"),
 }
 
 
@@ -171,4 +180,23 @@ def family_of(model_type: str) -> Family:
     return family
 
 
-__all__ = ["FAMILIES", "Block", "Family", "Neurons", "family_of"]
+def blocks_in(base: nn.Module, config: Any) -> Iterator[tuple[str, Block]]:
+    """
+    Yield every block of a base model, in the order of the forward pass, with its path.
+
+    Raises:
+        ValueError: If the model type is not known.
+    """
+    for block in family_of(config.model_type).blocks(config):
+        found = {"": base}
+        for part in block.path.split("."):
+            found = {
+                f"{path}.{name}".lstrip("."): child
+                for path, module in found.items()
+                for name, child in module.named_children()
+                if part in ("*", name)
+            }
+        yield from ((path, block) for path in found)
+
+
+__all__ = ["FAMILIES", "Block", "Family", "Neurons", "blocks_in", "family_of"]

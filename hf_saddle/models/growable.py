@@ -1,43 +1,61 @@
-"""Growable modules: a linear whose neurons may have skip branches (growable linears too), and the MLP of them."""
+"""Growable layers: affine layers of three kinds whose neurons may have skip branches, which are growable too."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
+from transformers.pytorch_utils import Conv1D
 
-from .configuration_saddle import SKIP_UNITS
+from .layouts import LAYOUTS, Layout, layout_of
 
 
-class GrowableLinear(nn.Linear):
+SKIP_UNITS = ("gain", "residual_pair", "residual")
+
+
+class Growable(nn.Module):
     """
-    An `nn.Linear` whose output neurons may be fed by a *skip branch* on the layer's own input.
+    A mixin for an affine layer whose neurons may be fed by a *skip branch* on the layer's own input.
 
-    `z = W x + b + sum_j r_j(x) e_target(j)`, where unit `j` of the branch responds with `r_j` (see [`SkipBranch`]).
-    Without a branch it has the parameters, names and outputs of `nn.Linear`.
+    `z = affine(x) + sum_j r_j(x) e_target(j)`, where unit `j` of the branch responds with `r_j` (see [`SkipBranch`]).
+    Without a branch it has the parameters, names and outputs of the layer that it is mixed with. See
+    [`make_growable_`] for layers that exist.
 
     Args:
-        in_features (`int`): Size `d` of the input.
-        out_features (`int`): Number `n` of neurons.
-        bias (`bool`, *optional*, defaults to `True`): Whether the neurons have a bias.
+        args: Arguments of the layer.
         skip_sizes (`Sequence[int]`, *optional*): Widths of the nested branches, outermost first.
         skip_unit (`str`, *optional*, defaults to `"gain"`): Kind of unit of the branches, one of `SKIP_UNITS`.
         activation (`str`, *optional*, defaults to `"gelu"`):
             Activation of the branch units, a name in transformers' `ACT2FN`.
+        kwargs: Further arguments of the layer.
+
+    Attributes:
+        layout ([`Layout`]): Where its neurons and inputs are.
     """
+
+    layout: ClassVar[Layout]
+    # Of convolutions in branches: whether every unit has its own input channels, those of the group of its target.
+    grouped_units = False
+    weight: Tensor
+    bias: Tensor | None
+    skip: "SkipBranch | None"
 
     def __init__(
         self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
+        *args: Any,
         skip_sizes: Sequence[int] = (),
         skip_unit: str = "gain",
         activation: str = "gelu",
+        **kwargs: Any,
     ):
-        super().__init__(in_features, out_features, bias=bias)
-        self.skip = SkipBranch(in_features, out_features, skip_sizes, skip_unit, activation) if skip_sizes else None
+        super().__init__(*args, **kwargs)
+        self.skip = SkipBranch(self, skip_sizes, skip_unit, activation) if skip_sizes else None
+
+    @property
+    def neurons(self) -> int:
+        """Number of neurons, or output channels."""
+        return int(getattr(self, self.layout.outputs))
 
     @property
     def skip_sizes(self) -> list[int]:
@@ -47,24 +65,54 @@ class GrowableLinear(nn.Linear):
         nested = growable_in(self.skip.linear)
         return [self.skip.target.numel(), *([] if nested is None else nested.skip_sizes)]
 
+    def fit_sizes_(self) -> None:
+        """Let the attributes that state the layer's sizes say what its weight has, once that is another one."""
+        rows, columns = (self.weight.shape[axis] for axis in (self.layout.rows, self.layout.columns))
+        groups = 1
+        if isinstance(self, nn.Conv2d):
+            groups = self.groups = rows if self.grouped_units else self.groups
+        setattr(self, self.layout.outputs, rows)
+        setattr(self, self.layout.inputs, columns * groups)
+
     def project(self, x: Tensor) -> Tensor:
-        """The affine part `W x + b`, shape `(..., n)`."""
-        return nn.functional.linear(x, self.weight, self.bias)
+        """The affine part, without the branch."""
+        z: Tensor = super().forward(x)
+        return z
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.project(x)
         if self.skip is None:
             return z
         response: Tensor = self.skip(x).to(z.dtype)
+        channel = self.layout.channel
         if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
             # Optimizers of graphs take a scatter that meets every neuron for an assignment: a product cannot be lost.
-            neurons = torch.arange(self.out_features, device=z.device)
-            return z + response @ (self.skip.target.unsqueeze(-1) == neurons).to(z.dtype)
+            neurons = torch.arange(z.shape[channel], device=z.device)
+            chosen = (self.skip.target.unsqueeze(-1) == neurons).to(z.dtype)
+            return z + (response.movedim(channel, -1) @ chosen).movedim(-1, channel)
         # `z` and the zeros are fresh, so they may be added to in place, which saves a copy.
         if self.skip.shared_targets:
             # Units of one neuron are summed before they meet z, so that opposed units cancel without a rounding error.
-            return z + torch.zeros_like(z).index_add_(-1, self.skip.target, response)
-        return z.index_add_(-1, self.skip.target, response)
+            return z + torch.zeros_like(z).index_add_(channel, self.skip.target, response)
+        return z.index_add_(channel, self.skip.target, response)
+
+
+class GrowableLinear(Growable, nn.Linear):
+    """A growable `nn.Linear`, see [`Growable`]."""
+
+    layout = LAYOUTS[nn.Linear]
+
+
+class GrowableConv1D(Growable, Conv1D):
+    """A growable `Conv1D`, GPT-2's linear layer with a transposed weight, see [`Growable`]."""
+
+    layout = LAYOUTS[Conv1D]
+
+
+class GrowableConv2d(Growable, nn.Conv2d):
+    """A growable `nn.Conv2d`, see [`Growable`]; its neurons are the output channels."""
+
+    layout = LAYOUTS[nn.Conv2d]
 
 
 class PairedLinear(GrowableLinear):
@@ -86,42 +134,84 @@ class PairedLinear(GrowableLinear):
 
 class SkipBranch(nn.Module):
     """
-    Units fed by the input of a linear layer, each adding its response to the pre-activation of one of its neurons.
+    Units fed by the input of an affine layer, each adding its response to the pre-activation of one of its neurons.
 
     With the unit's pre-activation `s_j = p_j · x + b_j` and the activation `φ`, a unit of kind
 
     - `"gain"` responds with `a_j φ(s_j)`, where the gain `a_j` is trained,
     - `"residual_pair"` responds with `s_j + φ(s_j)`, where `p_j` is stored as the sum of two rows (arXiv 2402.12418,
-      Eq. 3),
+      Eq. 3); only linear layers have such units,
     - `"residual"` responds with `s_j + φ(s_j)` of a single row: what merged pairs become.
 
+    The units of a convolution are convolutions of the same kernel, stride, padding and dilation; where the layer has
+    groups, a unit sees the input channels of the group of its target.
+
     Args:
-        in_features (`int`): Size of the input, that of the layer the branch belongs to.
-        out_features (`int`): Number of neurons of that layer; targets are below it.
+        owner (`nn.Module`): The affine layer that the branch belongs to, which gives its geometry, dtype and device.
         sizes (`Sequence[int]`): Number of units, then the widths of the branches nested in `linear`.
         kind (`str`): Kind of unit, one of `SKIP_UNITS`.
         activation (`str`): The activation `φ`, a name in transformers' `ACT2FN`.
     """
 
-    def __init__(self, in_features: int, out_features: int, sizes: Sequence[int], kind: str, activation: str):
+    def __init__(self, owner: Any, sizes: Sequence[int], kind: str, activation: str):
         super().__init__()
         if kind not in SKIP_UNITS:
             raise ValueError(f"`skip_unit` must be one of {SKIP_UNITS}, got {kind!r}.")
-        rows = PairedLinear if kind == "residual_pair" else GrowableLinear
+        layout, units = layout_of(owner), sizes[0]
         self.kind = kind
-        self.neurons = out_features
-        self.linear = rows(in_features, sizes[0], skip_sizes=sizes[1:], skip_unit=kind, activation=activation)
+        self.neurons = int(getattr(owner, layout.outputs))
+        self.channel = layout.channel
+        where: dict[str, Any] = {"device": owner.weight.device, "dtype": owner.weight.dtype}
+        # Input channels of a unit and neurons of a group, where a unit does not see all inputs.
+        self.group_inputs = self.group_neurons = 0
+        self.linear: Growable
+        if isinstance(owner, nn.Conv2d):
+            self.linear = self._convolution(owner, units, where)
+        else:
+            rows = PairedLinear if kind == "residual_pair" else GrowableLinear
+            self.linear = rows(getattr(owner, layout.inputs), units, **where)
+        self.linear.skip = SkipBranch(self.linear, sizes[1:], kind, activation) if len(sizes) > 1 else None
         self.activation = ACT2FN[activation]
-        self.gain = nn.Parameter(torch.zeros(sizes[0])) if kind == "gain" else None
+        self.gain = nn.Parameter(torch.zeros(units, **where)) if kind == "gain" else None
         self.target: Tensor
-        self.register_buffer("target", torch.arange(sizes[0]) % out_features)
-        self.shared_targets = sizes[0] > out_features
+        self.register_buffer("target", torch.arange(units, device=owner.weight.device) % self.neurons)
+        self.shared_targets = units > self.neurons
+
+    def _convolution(self, owner: nn.Conv2d, units: int, where: dict[str, Any]) -> "GrowableConv2d":
+        if self.kind == "residual_pair":
+            raise ValueError(
+                "Residual pairs are made for linear layers only, not for convolutions: use units with a gain "
+                '(`skip_unit="gain"`, operator `zero_gain`).'
+            )
+        grouped = owner.groups > 1 or (isinstance(owner, Growable) and owner.grouped_units)
+        if grouped:
+            self.group_inputs = owner.in_channels // owner.groups
+            self.group_neurons = owner.out_channels // owner.groups
+        made = GrowableConv2d(
+            units * self.group_inputs if grouped else owner.in_channels,
+            units,
+            owner.kernel_size,  # type: ignore[arg-type]
+            stride=owner.stride,
+            padding=owner.padding,
+            dilation=owner.dilation,
+            padding_mode=owner.padding_mode,
+            groups=units if grouped else 1,
+            **where,
+        )
+        made.grouped_units = grouped
+        return made
 
     def forward(self, x: Tensor) -> Tensor:
-        """Responses of the units, shape `(..., units)`, for inputs of shape `(..., in_features)`."""
+        """Responses of the units, in the shape of the layer's output with a channel for each unit."""
+        if self.group_inputs:
+            first = self.target // self.group_neurons * self.group_inputs
+            own = first.unsqueeze(-1) + torch.arange(self.group_inputs, device=first.device)
+            x = x.index_select(self.channel, own.flatten())
         pre_activation: Tensor = self.linear(x)
         response: Tensor = self.activation(pre_activation)
-        return pre_activation + response if self.gain is None else self.gain * response
+        if self.gain is None:
+            return pre_activation + response
+        return self.gain.view(-1, *[1] * (-1 - self.channel)) * response
 
     def check_targets_(self, name: str) -> None:
         """
@@ -152,13 +242,41 @@ def check_targets(name: str, target: Tensor, neurons: int) -> None:
         )
 
 
-def growable_in(module: nn.Module) -> GrowableLinear | None:
-    """The outermost growable linear in a module: itself, or the one that it wraps (as the adapters of PEFT do)."""
-    return next((found for found in module.modules() if isinstance(found, GrowableLinear)), None)
+_KINDS: dict[type[nn.Module], type[Growable]] = {
+    nn.Linear: GrowableLinear,
+    Conv1D: GrowableConv1D,
+    nn.Conv2d: GrowableConv2d,
+}
 
 
-def linear_at(path: str, module: nn.Module) -> GrowableLinear:
-    """The growable linear in a module that should be one, or wrap one."""
+def check_growable(module: nn.Module) -> None:
+    """Raise a `ValueError` if a module is neither a growable layer nor one that [`make_growable_`] takes."""
+    if not isinstance(module, Growable) and type(module) not in _KINDS:
+        raise ValueError(f"a {type(module).__name__} is no plain nn.Linear, Conv1D or nn.Conv2d, and cannot grow")
+
+
+def make_growable_(module: nn.Module) -> Growable:
+    """
+    Make a plain affine layer growable, in place: its parameters, hooks, device and flags stay.
+
+    Raises:
+        ValueError: If it is none, or of a class of its own.
+    """
+    check_growable(module)
+    layer: Any = module
+    if not isinstance(module, Growable):
+        layer.__class__ = _KINDS[type(module)]
+        layer.skip = None
+    return layer  # type: ignore[no-any-return]
+
+
+def growable_in(module: nn.Module) -> Growable | None:
+    """The outermost growable layer in a module: itself, or the one that it wraps (as the adapters of PEFT do)."""
+    return next((found for found in module.modules() if isinstance(found, Growable)), None)
+
+
+def linear_at(path: str, module: nn.Module) -> Growable:
+    """The growable layer in a module that should be one, or wrap one."""
     linear = growable_in(module)
     if linear is None:
         raise ValueError(
@@ -168,32 +286,17 @@ def linear_at(path: str, module: nn.Module) -> GrowableLinear:
     return linear
 
 
-class GrowableMLP(nn.Module):
-    """
-    `fc2(φ(fc1(x)))` with growable linears; its width is `fc1.out_features`.
-
-    Args:
-        hidden_size (`int`): Size of the input and the output.
-        intermediate_size (`int`): Number of hidden neurons.
-        hidden_act (`str`): Name of the activation `φ` in transformers' `ACT2FN`, also used by the branches.
-        skip_sizes (`dict[str, list[int]]`): Widths of the branches of `mlp.fc1` and `mlp.fc2`, outermost first.
-        skip_unit (`str`): Kind of unit of the branches.
-    """
-
-    def __init__(
-        self,
-        hidden_size: int,
-        intermediate_size: int,
-        hidden_act: str,
-        skip_sizes: dict[str, list[int]],
-        skip_unit: str,
-    ):
-        super().__init__()
-        sizes = [skip_sizes.get(linear, ()) for linear in ("mlp.fc1", "mlp.fc2")]
-        self.activation_fn = ACT2FN[hidden_act]
-        self.fc1 = GrowableLinear(hidden_size, intermediate_size, True, sizes[0], skip_unit, hidden_act)
-        self.fc2 = GrowableLinear(intermediate_size, hidden_size, True, sizes[1], skip_unit, hidden_act)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        answer: Tensor = self.fc2(self.activation_fn(self.fc1(hidden_states)))
-        return answer
+__all__ = [
+    "SKIP_UNITS",
+    "Growable",
+    "GrowableConv1D",
+    "GrowableConv2d",
+    "GrowableLinear",
+    "PairedLinear",
+    "SkipBranch",
+    "check_growable",
+    "check_targets",
+    "growable_in",
+    "linear_at",
+    "make_growable_",
+]

@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from .branch_guard import check_quantised
-from .checkpoint_checks import check_number_of_layers, check_values, find_weights
-from .growable import GrowableLinear, SkipBranch, check_targets
+from .checkpoint_checks import check_number_of_layers, check_values, find_weights, whole_numbers
+from .growable import Growable, SkipBranch, check_targets
 from .parameters import check_replaceable
 from .resizing import take_shapes_
 from .shapes import Shapes
-from .sites import LINEARS
 from .stock import is_head
 
 
@@ -41,9 +40,8 @@ def check_files(
         fields, _ = cls.config_class.get_config_dict(path if config is None else config, **source)
     else:
         fields = vars(config)
-    layers = options.get("num_hidden_layers", fields.get("num_hidden_layers"))
     files = find_weights(path, source, fields.get("transformers_weights"), options.get("variant"))
-    check_number_of_layers(layers, len(LINEARS), files)
+    check_number_of_layers(fields | dict(options), files)
 
 
 def check_loaded(model: Any, info: Mapping[str, Any], path: str, *, ignore_sizes: bool) -> None:
@@ -71,7 +69,7 @@ def check_loaded(model: Any, info: Mapping[str, Any], path: str, *, ignore_sizes
     if model.hf_quantizer is not None:
         check_quantised(model)
     else:
-        check_values(model.state_dict(), path)
+        check_values(model.state_dict(), path, whole_numbers(model.state_dict()))
 
 
 def resize_to_(model: Any, state_dict: Mapping[str, Tensor], prefix: str) -> None:
@@ -87,12 +85,13 @@ def resize_to_(model: Any, state_dict: Mapping[str, Tensor], prefix: str) -> Non
         ValueError: If the tensors are not those of one model.
     """
     inner = prefix if model.base_model is model else f"{prefix}{model.base_model_prefix}."
-    if any(not isinstance(module, GrowableLinear) for _, module in model.linear_places()):
+    if any(not isinstance(site.module, Growable) for site in model.linear_places()):
         # Adapters or a quantiser have taken the place of linears, so that tensors have to fit as they are.
         _check_tensors(state_dict, prefix, model.state_dict())
         return
-    current, present = model.shapes(), model.config.skip_unit
-    incoming, kinds = Shapes.of_tensors(state_dict, inner, current)
+    sites = list(model.growable_linears())
+    current, present = Shapes.of_modules(sites), model.config.skip_unit
+    incoming, kinds = Shapes.of_tensors(state_dict, inner, sites)
     if len(kinds) > 1:
         raise ValueError(f"The checkpoint mixes kinds of branch units: {sorted(kinds)}.")
     kind = kinds.pop() if kinds else present
@@ -102,24 +101,28 @@ def resize_to_(model: Any, state_dict: Mapping[str, Tensor], prefix: str) -> Non
     config = copy.deepcopy(model.config)
     incoming.write_(config, kind)
     with torch.device("meta"):
-        _check_tensors(state_dict, prefix, type(model)(config).state_dict())
-    before, after = current.to_layers(), incoming.to_layers()
-    changed = {layer for layer in after if after[layer] != before[layer] or kind != present}
-    for site in model.growable_linears():
-        if site.layer in changed:
-            check_replaceable(site.path, site.module)
+        twin = type(model)(config)
+    _check_tensors(state_dict, prefix, twin.state_dict())
+    roots = [site.path for site in sites if not site.nested]
+    layers = [*roots, *(path for site in sites if site.neurons is not None for path in site.neurons.norms)]
+    changed = [path for path in layers if _differ(model.get_submodule(path), twin.get_submodule(path))]
+    for path in changed:
+        nested = (site for site in sites if site.path.startswith(f"{path}."))
+        for name, layer in ((path, model.get_submodule(path)), *((site.path, site.module) for site in nested)):
+            check_replaceable(name, layer)
     incoming.write_(model.config, kind)
-    for layer_idx, layer in enumerate(model.base_model.layers):
-        if after[layer_idx] == before[layer_idx] and not after[layer_idx]["skip_sizes"]:
-            continue
-        with torch.random.fork_rng(devices=[]):
-            fresh = type(layer)(model.config, layer_idx)
-        for name in LINEARS:
-            take_shapes_(layer.get_submodule(name), fresh.get_submodule(name))
+    for path in changed:
+        take_shapes_(model.get_submodule(path), twin.get_submodule(path))
+
+
+def _differ(layer: nn.Module, other: nn.Module) -> bool:
+    """Whether two layers of the same kind have tensors of other names or shapes."""
+    first, second = ({name: x.shape for name, x in each.state_dict().items()} for each in (layer, other))
+    return first != second
 
 
 def _is_optional(name: str) -> bool:
-    return is_head(name) or name.endswith("embeddings.mask_token")
+    return is_head(name) or name.endswith(("embeddings.mask_token", "embeddings.position_ids"))
 
 
 def _check_tensors(state_dict: Mapping[str, Tensor], prefix: str, expected: Mapping[str, Tensor]) -> None:
@@ -143,7 +146,10 @@ def _check_tensors(state_dict: Mapping[str, Tensor], prefix: str, expected: Mapp
 
 def _neurons(state_dict: Mapping[str, Tensor], target: str) -> int:
     """Number of neurons of the linear that the branch with this `target` feeds."""
-    return len(state_dict[f"{target.removesuffix('skip.target')}weight"])
+    # Where it there is a bias, by that: the weight of a `Conv1D`, which always has one, is transposed.
+    layer = target.removesuffix("skip.target")
+    bias = state_dict.get(f"{layer}bias")
+    return len(state_dict[f"{layer}weight"] if bias is None else bias)
 
 
 __all__ = ["check_files", "check_loaded", "resize_to_"]

@@ -1,7 +1,11 @@
-"""What the growable models have in common: growable linears, shapes, loading, saving and conversion."""
+"""Growable models of every family: those of stock, whose layers grow; made when they are asked for by name."""
 
+import importlib
 import os
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -9,20 +13,26 @@ from huggingface_hub import CommitInfo
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from transformers import PreTrainedModel
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedModel
 from transformers import initialization as init
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
-from .branch_guard import branch_links
-from .checkpoint_checks import check_headers, check_values
-from .configuration_saddle import SaddleConfig
-from .growable import GrowableLinear, PairedLinear, SkipBranch, growable_in, linear_at
+from .branch_guard import branch_links, guarded
+from .checkpoint_checks import check_headers, check_values, whole_numbers
+from .configuration_saddle import SaddleConfig, config_class
+from .families import FAMILIES, family_of
+from .growable import Growable, PairedLinear, SkipBranch, linear_at
 from .history_file import read_history, write_history
+from .injection import inject_
 from .loading import check_files, check_loaded, resize_to_
 from .pushing import upload
 from .resizing import retire_
 from .shapes import Shapes
-from .sites import LINEARS, Place, Site
-from .stock import convert_stock, read_stock
+from .sites import Site, sites_in
+from .stock import convert_stock, growable_config, read_stock, replace_config_
+from .vision import STOCK_KEYS, init_tokens_
 
 
 _HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -30,7 +40,7 @@ _HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revi
 
 class GrowablePreTrainedModel(PreTrainedModel):
     """
-    Base of the growable models.
+    What is growable in a model, whose class is made of this one and of the stock class.
 
     `growth_history` is the record of the growth events, a JSON document that is saved and loaded with the model as
     `growth_history.json`; it is `None` for a model that never grew.
@@ -45,9 +55,21 @@ class GrowablePreTrainedModel(PreTrainedModel):
     # What `check_branches` found at the last forward pass.
     _branch_links: tuple[Any, tuple[Any, ...], tuple[Any, ...]] | None = None
 
+    def post_init(self) -> None:
+        """As in transformers, where it ends the constructors; the layers become growable before it."""
+        base = self.base_model
+        if not isinstance(base, GrowablePreTrainedModel):
+            take_class_(base, model_class(type(base), self.config.model_type.removeprefix("saddle_")))
+        if inject_(base, self.config):
+            # Stock constructors have initialised them in the shapes of stock.
+            for module in self.modules():
+                module._is_hf_initialized = False
+        super().post_init()
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        init_tokens_(module, self.config)
         if isinstance(module, PairedLinear):
             init.copy_(module.twin_weight, -module.weight)
             init.copy_(module.twin_bias, -module.bias)
@@ -66,20 +88,13 @@ class GrowablePreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: If another module has taken the place of a linear, as quantisers do.
         """
-        for place, module in self.linear_places():
-            yield Site(place.layer, place.linear, place.depth, place.path, linear_at(place.path, module))
+        for site in self.linear_places():
+            yield replace(site, module=linear_at(site.path, site.module))
 
-    def linear_places(self) -> Iterator[tuple[Place, nn.Module]]:
-        """Yield every place of a growable linear and what is there, be it wrapped or exchanged."""
+    def linear_places(self) -> Iterator[Site]:
+        """Yield every place of a growable linear with what is there, be it wrapped or exchanged."""
         prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
-        for layer_idx, layer in enumerate(self.base_model.layers):
-            for linear in LINEARS:
-                place = Place(layer_idx, linear, 0, f"{prefix}layers.{layer_idx}.{linear}")
-                module: nn.Module | None = layer.get_submodule(linear)
-                while module is not None:
-                    yield place, module
-                    found = growable_in(module)
-                    place, module = place.branch, None if found is None or found.skip is None else found.skip.linear
+        yield from sites_in(self.base_model, prefix)
 
     def get_submodule(self, target: str) -> nn.Module:
         """
@@ -95,7 +110,7 @@ class GrowablePreTrainedModel(PreTrainedModel):
         except AttributeError as error:
             path, in_branch, _ = target.rpartition(".skip")
             place = super().get_submodule(path) if in_branch else None
-            if place is None or isinstance(place, GrowableLinear):
+            if place is None or isinstance(place, Growable):
                 raise
             raise ValueError(
                 f"A {type(place).__name__} has taken the place of {path}, so that {target} is out of reach. "
@@ -111,8 +126,8 @@ class GrowablePreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: If an adapter or a quantiser has taken the place of one. The message tells what to do.
         """
-        for place, module in self.linear_places():
-            path, linear = place.path, linear_at(place.path, module)
+        for site in self.linear_places():
+            path, module, linear = site.path, site.module, linear_at(site.path, site.module)
             if module is not linear:
                 raise ValueError(
                     f"A {type(module).__name__} has taken the place of the linear {path}, which cannot change then. "
@@ -130,7 +145,7 @@ class GrowablePreTrainedModel(PreTrainedModel):
         return Shapes.of_modules(self.growable_linears())
 
     def update_config_(self) -> None:
-        """Write the shapes of the modules into `config.per_layer_config`."""
+        """Write the shapes of the modules into the config."""
         self.shapes().write_(self.config, self.config.skip_unit)
 
     # ------------------------------------------------------------------------------------------------------- loading
@@ -184,7 +199,9 @@ class GrowablePreTrainedModel(PreTrainedModel):
         # `Trainer` resumes, and reloads its best model, by `load_state_dict`, where the checkpoint may be smaller or
         # larger than the model: the modules take the shapes of the incoming tensors before those are copied.
         check_values(
-            {name: tensor for name, tensor in state_dict.items() if name.startswith(prefix)}, "the checkpoint"
+            {name: tensor for name, tensor in state_dict.items() if name.startswith(prefix)},
+            "the checkpoint",
+            whole_numbers(self.state_dict(), prefix),
         )
         resize_to_(self, state_dict, prefix)
         if local_metadata.get("assign_to_params_buffers", False):
@@ -200,10 +217,12 @@ class GrowablePreTrainedModel(PreTrainedModel):
         """As in transformers; the growth history is written beside the weights."""
         if is_main_process and not os.path.isfile(save_directory):
             self.save_growth_history(save_directory)
-            # With `trust_remote_code=True`, the bare encoder of a classifier loads too.
-            base = type(self.base_model)
-            encoder = {"AutoModel": f"{base.__module__.split('.')[-1]}.{base.__name__}"}
-            self.config.auto_map = (getattr(self.config, "auto_map", None) or {}) | encoder
+            # With `trust_remote_code=True`, every Auto class that fits loads it, and the bare base model too.
+            model_type = self.config.model_type.removeprefix("saddle_")
+            autos = [name for name, stock in auto_classes(model_type) if self.stock_class.__name__ in stock]
+            base = model_class(MODEL_MAPPING[CONFIG_MAPPING[model_type]], model_type)
+            self.config.auto_map = {"AutoConfig": _code(type(self.config)), "AutoModel": _code(base)}
+            self.config.auto_map |= dict.fromkeys(autos, _code(type(self)))
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
 
     def save_growth_history(self, folder: str | os.PathLike[str]) -> None:
@@ -252,4 +271,110 @@ class GrowablePreTrainedModel(PreTrainedModel):
         return read_stock(cls, path, **source)
 
 
-__all__ = ["GrowablePreTrainedModel"]
+def take_class_(model: Any, kind: type[GrowablePreTrainedModel]) -> None:
+    """Make a stock model one of a growable class, in place; its layers stay what they are."""
+    records = model._can_record_outputs
+    model.__class__ = kind
+    # Filled in the constructor, under the name of the class.
+    _CAN_RECORD_REGISTRY[model] = records
+
+
+@cache
+def model_class(stock: type[PreTrainedModel], model_type: str) -> type[GrowablePreTrainedModel]:
+    """The growable class of a stock model class, for the configs of a model type."""
+    root = next(kind for kind in stock.__mro__ if PreTrainedModel in kind.__bases__)
+    bases = (GrowablePreTrainedModel, stock) if stock is root else (model_class(root, model_type), stock)
+    name = f"Saddle{stock.__name__}"
+    autos = (auto for auto, known in auto_classes(model_type) if stock.__name__ in known)
+    body: dict[str, Any] = {
+        "__module__": __name__,
+        "__qualname__": name,
+        "__doc__": f"Growable [`~transformers.{stock.__name__}`], with its arguments and outputs.",
+        "config_class": config_class(model_type),
+        "stock_class": stock,
+        "stock_key_mapping": STOCK_KEYS.get(stock.__name__),
+        "_auto_class": next(autos, "AutoModel"),
+    }
+    if stock is not root:
+        body["forward"] = guarded(stock.forward)
+    return type(name, bases, body)
+
+
+def auto_classes(model_type: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the Auto classes that know a stock model type, each with the names of its model classes."""
+    for name, auto in vars(modeling_auto).items():
+        if name.startswith("Auto") and isinstance(auto, type) and issubclass(auto, _BaseAutoModelClass):
+            found = auto._model_mapping._model_mapping.get(model_type, ()) if auto._model_mapping else ()
+            names = (found,) if isinstance(found, str) else tuple(found)
+            if names:
+                yield name, names
+
+
+def stock_named(name: str) -> Any:
+    """The stock model class of a name, of the families that are described; `None` if there is none."""
+    for model_type in FAMILIES:
+        config = CONFIG_MAPPING[model_type]
+        if not name.startswith(re.sub("(Text|Vision)?Config$", "", config.__name__)):
+            continue
+        # Not all of them are exported by transformers itself.
+        code = importlib.import_module(config.__module__.replace(".configuration_", ".modeling_"))
+        found = vars(code).get(name)
+        if isinstance(found, type) and issubclass(found, PreTrainedModel):
+            return found
+    return None
+
+
+def growable(model: PreTrainedModel) -> Any:
+    """
+    Turn a stock model into its growable twin, in place; its outputs stay the same, bit for bit.
+
+    Parameters, hooks, dtype, device and mode stay, so that an optimizer goes on with them.
+
+    Args:
+        model (`PreTrainedModel`): A model of a class that transformers has, of any family in `FAMILIES`.
+
+    Returns:
+        [`GrowablePreTrainedModel`]: The model itself.
+
+    Raises:
+        ValueError: If it is of another family or class, or a layer of it was exchanged, as adapters and quantisers do.
+
+    Example:
+
+    ```python
+    >>> from transformers import AutoModelForCausalLM
+    >>> import hf_saddle
+
+    >>> model = hf_saddle.growable(AutoModelForCausalLM.from_pretrained("openai-community/gpt2"))
+    ```"""
+    if isinstance(model, GrowablePreTrainedModel):
+        return model
+    model_type = model.config.model_type
+    family_of(model_type)
+    if stock_named(type(model).__name__) is not type(model):
+        raise ValueError(
+            f"A {type(model).__name__} is not a model class of transformers, so that it has no growable twin. Unwrap "
+            "it, merge adapters, or load it with the class of transformers."
+        )
+    kind = model_class(type(model), model_type)
+    inject_(model.base_model, growable_config(kind, model.config))
+    base = model.base_model
+    replace_config_(model, growable_config(kind, model.config))
+    for part in {model, base}:
+        take_class_(part, model_class(type(part), model_type))
+    return model
+
+
+def _code(kind: type) -> str:
+    """A class as `auto_map` names it."""
+    return f"{kind.__module__.split('.')[-1]}.{kind.__name__}"
+
+
+def __getattr__(name: str) -> Any:
+    stock = stock_named(name.removeprefix("Saddle")) if name.startswith("Saddle") else None
+    if stock is not None and stock.config_class is not None and stock.config_class.model_type in FAMILIES:
+        return model_class(stock, stock.config_class.model_type)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = ["GrowablePreTrainedModel", "auto_classes", "growable", "model_class"]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from .growable import GrowableLinear, PairedLinear
+from .growable import Growable, PairedLinear
 
 
 def follow_(new: nn.Parameter, old: nn.Parameter) -> nn.Parameter:
@@ -14,15 +14,16 @@ def follow_(new: nn.Parameter, old: nn.Parameter) -> nn.Parameter:
     return new
 
 
-def check_replaceable(path: str, linear: GrowableLinear) -> None:
+def check_replaceable(path: str, linear: nn.Module) -> None:
     """
-    Verify that other parameters, of other shapes, can take the place of those of a linear and of its branch's gains.
+    Verify that other parameters, of other shapes, can take the place of those of a layer and of its branch's gains.
 
     Raises:
         ValueError: If they were pruned or reparametrised; if they have hooks, which may depend on their shape or know
             these very objects, or tensors among their attributes.
     """
-    _check_plain(path, linear)
+    if isinstance(linear, Growable):
+        _check_plain(path, linear)
     for name, parameter in own_parameters(path, linear):
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
             raise ValueError(
@@ -38,16 +39,16 @@ def check_replaceable(path: str, linear: GrowableLinear) -> None:
             )
 
 
-def own_parameters(path: str, linear: GrowableLinear) -> Iterator[tuple[str, nn.Parameter]]:
+def own_parameters(path: str, linear: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters of a linear and gains of its branch, by name; not those of the linear in the branch."""
     for name, parameter in linear.named_parameters(recurse=False, remove_duplicate=False):
         yield f"{path}.{name}", parameter
-    if linear.skip is not None:
+    if isinstance(linear, Growable) and linear.skip is not None:
         for name, parameter in linear.skip.named_parameters(recurse=False):
             yield f"{path}.skip.{name}", parameter
 
 
-def _check_plain(path: str, linear: GrowableLinear) -> None:
+def _check_plain(path: str, linear: Growable) -> None:
     """Raise a `ValueError` unless a linear and its branch hold their parameters themselves, by their usual names."""
     twins = {"twin_weight", "twin_bias"} if isinstance(linear, PairedLinear) else set()
     parts: list[tuple[str, nn.Module, set[str], set[str], set[str]]] = [

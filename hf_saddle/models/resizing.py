@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from .growable import GrowableLinear
+from .growable import Growable
 from .parameters import follow_
 
 
@@ -22,19 +22,23 @@ _siblings: "weakref.WeakValueDictionary[int, nn.Parameter]" = weakref.WeakValueD
 _passed_over: set[int] = set()
 
 
-def take_shapes_(linear: GrowableLinear, fresh: GrowableLinear) -> None:
+def take_shapes_(layer: Any, fresh: Any) -> None:
     """
-    Give a linear and its branches the shapes, and the kind of units, of another one, whose modules it takes over.
+    Give a layer and its branches the shapes, and the kind of units, of another one, whose branch it takes over.
 
-    A parameter whose name and shape stay is the same object afterwards. The others are new ones with the values of
-    `fresh`: they require a gradient if their predecessor did, or, without one, if the neurons they feed are trained.
+    A parameter whose name and shape stay is the same object afterwards. The others are new ones with the value 0, to
+    be filled: they require a gradient if their predecessor did, or, without one, if the neurons they feed are trained.
+
+    Args:
+        layer (`Growable` or a batch normalisation): The layer.
+        fresh (`nn.Module`): A layer of the same kind on the meta device.
     """
-    before = dict(linear.named_parameters())
+    before = dict(layer.named_parameters())
     weight = before["weight"]
-    linear.in_features, linear.out_features = fresh.in_features, fresh.out_features
-    if linear.skip is not None:
-        del linear.skip  # a registered module, which an ordinary attribute cannot replace
-    linear.skip = None if fresh.skip is None else fresh.skip.to(weight.device, weight.dtype).train(linear.training)
+    if isinstance(layer, Growable):
+        if layer.skip is not None:
+            del layer.skip  # a registered module, which an ordinary attribute cannot replace
+        layer.skip = None if fresh.skip is None else _filled(fresh.skip, weight).train(layer.training)
     after: dict[str, nn.Parameter] = {}
     came: list[tuple[nn.Parameter, nn.Parameter]] = []
     for name, new in list(fresh.named_parameters()):
@@ -43,13 +47,27 @@ def take_shapes_(linear: GrowableLinear, fresh: GrowableLinear) -> None:
             after[name] = old
         else:
             model = old if old is not None else next(after[other] for other in siblings(name) if other in after)
-            value = new.detach().to(weight.device, weight.dtype)
-            after[name] = follow_(nn.Parameter(value), model)
+            after[name] = follow_(nn.Parameter(weight.new_zeros(new.shape)), model)
             came += [(after[name], model)] if old is None else []
         owner, _, leaf = name.rpartition(".")
-        linear.get_submodule(owner)._parameters[leaf] = after[name]
+        layer.get_submodule(owner)._parameters[leaf] = after[name]
+    for name, buffer in layer.named_buffers(recurse=False):
+        if buffer.shape != fresh._buffers[name].shape:
+            layer._buffers[name] = buffer.new_zeros(fresh._buffers[name].shape)
+    if isinstance(layer, Growable):
+        layer.fit_sizes_()
+    else:
+        layer.num_features = len(layer.weight)
     retire_(old for name, old in before.items() if after.get(name) is not old)
     expect_(came)
+
+
+def _filled(module: nn.Module, like: Tensor) -> nn.Module:
+    """A module of the meta device on that of a tensor, with its dtype and zeros."""
+    module = module.to_empty(device=like.device).to(like.dtype)
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.detach().zero_()
+    return module
 
 
 def siblings(name: str) -> list[str]:

@@ -1,17 +1,23 @@
 """The shapes of a growable model in one form, by path; to and from configs, JSON, checkpoints and modules."""
 
+import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import MODEL_MAPPING
 
-from .sites import FC1, LINEARS, READERS, Site, root_path
+from .families import blocks_in, family_of
+from .layouts import layout_of
+from .sites import FC1, LINEARS, Site, root_path
 
 
-# Bounds that no vision transformer comes near (ViT-22B, arXiv 2302.05442, is the largest published): a config beyond
-# them is corrupt or hostile and is refused before any memory is taken.
+# Bounds that no transformer comes near: a config beyond them is corrupt or hostile and is refused before any memory is
+# taken.
 MAX_SIZE = 2**18
 MAX_LAYERS = 2**12
 MAX_SKIP_DEPTH = 32
@@ -20,114 +26,121 @@ MAX_SKIP_DEPTH = 32
 @dataclass(frozen=True)
 class Shapes:
     """
-    Sizes of everything that grows, by the path in the encoder of the linear whose neurons or branches they are.
-
-    Configs and JSON keep them as `per_layer_config`: a mapping from layers to `intermediate_size` and `skip_sizes`.
+    Sizes of everything that grows, by the path in the base model of the layer whose neurons or branches they are.
 
     Attributes:
-        widths (`dict[str, int]`): Hidden neurons, as `{"layers.0.mlp.fc1": 130}`, in the order of the layers.
+        widths (`dict[str, int]`):
+            All hidden neurons, by the first layer that they are the rows of, as `{"layers.0.mlp.fc1": 130}`.
         skip_sizes (`dict[str, list[int]]`):
-            Widths of the nested branches, outermost first, of linears that have any, as
+            Widths of the nested branches, outermost first, of layers that have any, as
             `{"layers.0.mlp.fc1": [4, 2]}`.
     """
 
     widths: dict[str, int] = field(default_factory=dict)
     skip_sizes: dict[str, list[int]] = field(default_factory=dict)
 
-    @property
-    def layers(self) -> int:
-        """Number of encoder layers."""
-        return len(self.widths)
-
     def sizes(self, root: str) -> list[int]:
-        """Neurons of a linear and of the branches nested in it; of those whose width is the model's, 0."""
+        """Neurons of a layer and of the branches nested in it; of those whose width is the model's, 0."""
         return [self.widths.get(root, 0), *self.skip_sizes.get(root, ())]
 
     @classmethod
     def of_modules(cls, sites: Iterable[Site]) -> "Shapes":
-        """The shapes of a model's linears, as [`GrowablePreTrainedModel.growable_linears`] yields them."""
+        """The shapes of a model's layers, as [`GrowablePreTrainedModel.growable_linears`] yields them."""
         roots = [site for site in sites if not site.nested]
-        widths = {site.root: site.module.out_features for site in roots if site.linear in READERS}
+        widths = {site.root: site.module.neurons for site in roots if site.neurons is not None}
         return cls(widths, {site.root: site.module.skip_sizes for site in roots if site.module.skip is not None})
 
     @classmethod
-    def of_config(cls, config: PreTrainedConfig) -> "Shapes":
-        """The shapes that a config asks for."""
-        layers = (config.per_layer_config[layer] for layer in range(config.num_hidden_layers))
-        fields = ((layer.intermediate_size, layer.skip_sizes) for layer in layers)
-        return cls.of_layers(
-            {index: {"intermediate_size": width, "skip_sizes": sizes} for index, (width, sizes) in enumerate(fields)}
-        )
-
-    @classmethod
-    def of_layers(cls, layers: Mapping[Any, Mapping[str, Any]]) -> "Shapes":
-        """The shapes in a `per_layer_config` that has all fields of all layers, see [`check_layers`]."""
-        items = sorted((int(layer), values) for layer, values in layers.items())
-        widths = {root_path(layer, FC1): values["intermediate_size"] for layer, values in items}
-        skip_sizes = {
-            root_path(layer, linear): list(sizes)
-            for layer, values in items
-            for linear, sizes in (values["skip_sizes"] or {}).items()
-        }
-        return cls(widths, skip_sizes)
+    def of_config(cls, config: Any) -> "Shapes":
+        """The shapes that a growable config asks for."""
+        sizes = {root: list(widths) for root, widths in (config.skip_sizes or {}).items()}
+        return cls(stock_widths(config) | (config.widths or {}), sizes)
 
     @classmethod
     def of_json(cls, value: Any, name: str) -> "Shapes":
         """
-        The inverse of `to_json`; `name` is how messages call the value.
+        The inverse of `to_json`, which also reads the form of older versions, by layers; `name` is how messages call
+        the value.
 
         Raises:
-            ValueError: If it is not what `to_json` gives.
+            ValueError: If it is neither.
         """
+        if isinstance(value, Mapping) and set(value) == {"widths", "skip_sizes"}:
+            for part in ("widths", "skip_sizes"):
+                check_shapes(f"{name}.{part}", value[part])
+                if value[part] is None:
+                    raise ValueError(f"`{name}.{part}` must map paths of layers to their sizes, got None.")
+            return cls(dict(value["widths"]), {root: list(sizes) for root, sizes in value["skip_sizes"].items()})
         check_layers(name, value)
-        return cls.of_layers(value)
+        layers = {int(layer): shapes for layer, shapes in sorted(value.items(), key=lambda item: int(item[0]))}
+        skip_sizes = {
+            root_path(layer, linear): list(sizes)
+            for layer, shapes in layers.items()
+            for linear, sizes in (shapes["skip_sizes"] or {}).items()
+        }
+        return cls({root_path(index, FC1): layer["intermediate_size"] for index, layer in layers.items()}, skip_sizes)
 
     @classmethod
-    def of_tensors(cls, tensors: Mapping[str, Tensor], prefix: str, default: "Shapes") -> tuple["Shapes", set[str]]:
+    def of_tensors(
+        cls, tensors: Mapping[str, Tensor], prefix: str, sites: Iterable[Site]
+    ) -> tuple["Shapes", set[str]]:
         """
         The shapes that the tensors of a checkpoint have, and the kinds of their branch units.
 
         Args:
             tensors (`Mapping[str, Tensor]`): The checkpoint.
-            prefix (`str`): What precedes paths in the encoder, as `"deit."`.
-            default ([`Shapes`]): Has the layers of the model; those that the checkpoint lacks are as there.
+            prefix (`str`): What precedes paths in the base model, as `"deit."`.
+            sites (`Iterable[Site]`): The layers of the model; those that the checkpoint lacks are as there.
         """
         widths, skip_sizes, kinds = {}, {}, set()
-        for layer in range(default.layers):
-            hidden = root_path(layer, FC1)
-            known = f"{prefix}{hidden}.weight" in tensors
-            widths[hidden] = len(tensors[f"{prefix}{hidden}.weight"]) if known else default.widths[hidden]
-            for root in (root_path(layer, linear) for linear in LINEARS):
-                sizes, branch = [], f"{prefix}{root}.skip."
-                while known and f"{branch}linear.weight" in tensors:
-                    sizes.append(len(tensors[f"{branch}linear.weight"]))
-                    gain, twin = f"{branch}gain" in tensors, f"{branch}linear.twin_weight" in tensors
-                    kinds.add("gain" if gain else "residual_pair" if twin else "residual")
-                    branch = f"{branch}linear.skip."
-                sizes = sizes if known else default.skip_sizes.get(root, [])
-                if sizes:
-                    skip_sizes[root] = sizes
+        for site in sites:
+            if site.nested:
+                continue
+            weight = tensors.get(f"{prefix}{site.root}.weight")
+            if site.neurons is not None:
+                rows = site.module.layout.rows
+                fits = weight is not None and weight.dim() > rows
+                widths[site.root] = weight.shape[rows] if weight is not None and fits else site.module.neurons
+            sizes, branch = [], f"{prefix}{site.root}.skip."
+            while weight is not None and f"{branch}linear.weight" in tensors:
+                sizes.append(len(tensors[f"{branch}linear.weight"]))
+                gain, twin = f"{branch}gain" in tensors, f"{branch}linear.twin_weight" in tensors
+                kinds.add("gain" if gain else "residual_pair" if twin else "residual")
+                branch = f"{branch}linear.skip."
+            sizes = site.module.skip_sizes if weight is None else sizes
+            if sizes:
+                skip_sizes[site.root] = sizes
         return cls(widths, skip_sizes), kinds
 
-    def to_layers(self) -> dict[int, dict[str, Any]]:
-        """The `per_layer_config` that says the same, with every layer explicit."""
-        layers = {}
-        for layer, width in enumerate(self.widths.values()):
-            sizes = {name: self.skip_sizes.get(root_path(layer, name)) for name in LINEARS}
-            branches = {name: list(widths) for name, widths in sizes.items() if widths}
-            layers[layer] = {"intermediate_size": width, "skip_sizes": branches or None}
-        return layers
-
     def to_json(self) -> dict[str, Any]:
-        """As `to_layers`, fit for JSON, whose keys are strings."""
-        return {str(layer): values for layer, values in self.to_layers().items()}
+        """Fit for JSON."""
+        return {"widths": dict(self.widths), "skip_sizes": {root: list(s) for root, s in self.skip_sizes.items()}}
 
-    def write_(self, config: PreTrainedConfig, kind: str) -> None:
-        """Let a config ask for these shapes and a kind of branch units; without `per_layer_config` if it can."""
+    def write_(self, config: Any, kind: str) -> None:
+        """Let a config ask for these shapes and a kind of branch units."""
+        stock = stock_widths(config)
         config.skip_unit = kind
-        config.per_layer_config = self.to_layers()
-        if not config.per_layer_attributes:
-            config.per_layer_config = None
+        config.widths = {root: width for root, width in self.widths.items() if stock.get(root) != width} or None
+        config.skip_sizes = {root: list(sizes) for root, sizes in self.skip_sizes.items()} or None
+
+
+def stock_widths(config: Any) -> dict[str, int]:
+    """The widths that the hidden neurons of a growable config have before anything grows."""
+    stock = config.stock()
+    return dict(_widths(type(stock), stock.to_json_string(use_diff=False)))
+
+
+@lru_cache(maxsize=64)
+def _widths(kind: Any, fields: str) -> dict[str, int]:
+    """Read from the base model of a stock config, built on the meta device."""
+    with torch.device("meta"):
+        base = MODEL_MAPPING[kind](kind.from_dict(json.loads(fields)))
+    widths = {}
+    for path, block in blocks_in(base, base.config):
+        for neurons in block.neurons:
+            layer = base.get_submodule(f"{path}.{neurons.rows[0]}")
+            widths[f"{path}.{neurons.rows[0]}"] = int(getattr(layer, layout_of(layer).outputs))
+    return widths
 
 
 def is_index(key: Any) -> bool:
@@ -142,27 +155,57 @@ def check_size(field: str, value: Any, low: int = 1, high: int = MAX_SIZE) -> No
         raise ValueError(f"`{field}` must be an integer in [{low}, {high}], got {value!r}.")
 
 
-def check_skip_sizes(field: str, skip_sizes: Any) -> None:
-    """Raise a `ValueError` that names the field if this is not `None` or widths of branches by linear."""
-    if skip_sizes is None:
+def check_shapes(field: str, value: Any) -> None:
+    """
+    Raise a `ValueError` that names the field if this is neither `None` nor a mapping from paths to widths, or to
+    lists of widths of branches where the field is one of `skip_sizes`.
+    """
+    if value is None:
         return
-    if not isinstance(skip_sizes, Mapping):
-        raise ValueError(f"`{field}` must map linear names to lists of branch widths, got {skip_sizes!r}.")
-    for linear, widths in skip_sizes.items():
+    if not isinstance(value, Mapping) or not all(isinstance(path, str) for path in value):
+        raise ValueError(f"`{field}` must map paths of layers to their sizes, got {value!r}.")
+    for path, sizes in value.items():
+        name = f"{field}[{path!r}]"
+        if not field.endswith("skip_sizes"):
+            check_size(name, sizes)
+            continue
+        if not isinstance(sizes, (list, tuple)) or not 0 < len(sizes) <= MAX_SKIP_DEPTH:
+            raise ValueError(
+                f"`{name}` must be a list of 1 to {MAX_SKIP_DEPTH} branch widths, outermost first, got {sizes!r}."
+            )
+        for width in sizes:
+            check_size(name, width)
+
+
+def check_paths(config: Any) -> None:
+    """Raise a `ValueError` if `widths` or `skip_sizes` of a config name layers that its family does not have."""
+    linears, rows = [], []
+    for block in family_of(config.model_type).blocks(config):
+        start = re.escape(f"{block.path}.").replace(r"\*", "[0-9]+")
+        linears += [start + re.escape(name) for name in block.linears]
+        rows += [start + re.escape(neurons.rows[0]) for neurons in block.neurons]
+    for name, paths, known in (
+        ("widths", config.widths, rows),
+        ("skip_sizes", config.skip_sizes, linears),
+    ):
+        pattern = re.compile("|".join(known), re.ASCII)
+        for path in paths or ():
+            if not pattern.fullmatch(path):
+                shown = ", ".join(re.sub(r"\\(.)", r"\1", text.replace("[0-9]+", "*")) for text in known)
+                raise ValueError(f"`{name}` names {path!r}; what it can name are {shown}.")
+
+
+def check_skip_sizes(field: str, skip_sizes: Any) -> None:
+    """Raise a `ValueError` that names the field if this is not `None` or widths of branches by name in a layer."""
+    check_shapes(field, skip_sizes)
+    for linear in skip_sizes or ():
         if linear not in LINEARS:
             raise ValueError(f"`{field}` names the linear {linear!r}; growable linears are {', '.join(LINEARS)}.")
-        if not isinstance(widths, (list, tuple)) or not 0 < len(widths) <= MAX_SKIP_DEPTH:
-            raise ValueError(
-                f"`{field}[{linear!r}]` must be a list of 1 to {MAX_SKIP_DEPTH} branch widths, outermost first, "
-                f"got {widths!r}."
-            )
-        for width in widths:
-            check_size(f"{field}[{linear!r}]", width)
 
 
 def check_layers(field: str, value: Any, layers: int | None = None) -> None:
     """
-    Verify that a value is a `per_layer_config`.
+    Verify that a value is a `per_layer_config`, the form of ViT's and DeiT's shapes in older versions.
 
     Args:
         field (`str`): How messages call it.
@@ -207,7 +250,10 @@ __all__ = [
     "MAX_SKIP_DEPTH",
     "Shapes",
     "check_layers",
+    "check_paths",
+    "check_shapes",
     "check_size",
     "check_skip_sizes",
     "is_index",
+    "stock_widths",
 ]

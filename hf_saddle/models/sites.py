@@ -1,12 +1,14 @@
-"""Where a model can grow: its growable linears by name, and each with its module."""
+"""Where a model can grow: its growable layers by name, and each with its module."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
+from torch import nn
 
-if TYPE_CHECKING:
-    from .growable import GrowableLinear
+from .families import FAMILIES, blocks_in
+from .growable import growable_in
 
 
 FC1, FC2 = "mlp.fc1", "mlp.fc2"
@@ -21,27 +23,79 @@ LINEARS = (
 # Linears whose neurons are hidden ones, and those that read what they answer.
 READERS = {FC1: (FC2,)}
 
-# From a linear to that of its branch.
+# From a layer to that of its branch.
 _INNER = ".skip.linear"
-_PATH = re.compile(rf"(?:\w+\.)?layers\.([0-9]{{1,6}})\.({'|'.join(map(re.escape, LINEARS))})((?:\.skip\.linear)*)")
+_BLOCKS = sorted({path for family in FAMILIES.values() for path in family.paths}, key=len, reverse=True)
+_PATH = re.compile(
+    rf"(?:\w+\.)??((?:{'|'.join(re.escape(path).replace(re.escape('*'), '[0-9]{1,6}') for path in _BLOCKS)}))"
+    rf"\.((?!skip\.)\w+(?:\.(?!skip\.)\w+)*)((?:{re.escape(_INNER)})*)",
+    re.ASCII,
+)
+
+
+@dataclass(frozen=True)
+class HiddenNeurons:
+    """
+    Hidden neurons whose outputs reach the network through linear readers only; paths are those in the model.
+
+    Attributes:
+        rows (`tuple[str, ...]`): The layer that they are the rows of, or gate and up of `h = act(gate) * up`.
+        readers (`tuple[str, ...]`): The layers that have a column, or input channel, for each of them.
+        activation (`str`): Their activation.
+        norms (`tuple[str, ...]`): Batch normalisations between rows and activation.
+    """
+
+    rows: tuple[str, ...]
+    readers: tuple[str, ...]
+    activation: str
+    norms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Site:
+    """
+    A growable layer in its place.
+
+    Attributes:
+        path (`str`): Path in the model, such as `"model.layers.0.mlp.gate_proj.skip.linear"`.
+        root (`str`): Path in the base model of the layer at the root of its branches: `"layers.0.mlp.gate_proj"`.
+        block (`int`): Number of its block among all blocks of the model, in the order of the forward pass.
+        linear (`str`): Name in the block of the layer at the root, `"mlp.gate_proj"`.
+        depth (`int`): Number of branches that it is nested in; 0 for the layer at the root.
+        module (`Growable`): The layer; of one that a tuner has wrapped, the one inside of the wrapper.
+        neurons ([`HiddenNeurons`], *optional*): The hidden neurons that it is the first layer of rows of.
+    """
+
+    path: str
+    root: str
+    block: int
+    linear: str
+    depth: int
+    module: Any
+    neurons: HiddenNeurons | None
+
+    @property
+    def nested(self) -> bool:
+        """Whether its neurons are the units of a branch."""
+        return self.depth > 0
 
 
 @dataclass(frozen=True)
 class Place:
     """
-    Where a growable linear is, by name.
+    What the path of a growable layer says by itself, where no model is at hand.
 
     Attributes:
-        layer (`int`): Index of its encoder layer.
-        linear (`str`): Name in the layer, one of `LINEARS`, of the linear that is at the root of its branches.
-        depth (`int`): Number of branches that it is nested in; 0 for the linear at the root.
-        path (`str`): Path in the model, such as `"deit.layers.3.mlp.fc1.skip.linear"`.
+        path (`str`): Path in the model.
+        block (`str`): Path in the base model of its block, such as `"layers.0"`.
+        linear (`str`): Name in the block of the layer at the root of its branches.
+        depth (`int`): Number of branches that it is nested in.
     """
 
-    layer: int
+    path: str
+    block: str
     linear: str
     depth: int
-    path: str
 
     @classmethod
     def parse(cls, path: str) -> "Place":
@@ -49,44 +103,22 @@ class Place:
         The place that a path names.
 
         Raises:
-            ValueError: If no growable linear can be there.
+            ValueError: If no growable layer can be there.
         """
         found = _PATH.fullmatch(path)
         if found is None:
             raise ValueError(f"{path!r} names no growable linear.")
-        return cls(int(found[1]), found[2], len(found[3]) // len(_INNER), path)
+        return cls(path, found[1], found[2], len(found[3]) // len(_INNER))
 
     @property
     def root(self) -> str:
-        """Path of the linear at the root of its branches, in the encoder."""
-        return root_path(self.layer, self.linear)
+        """Path in the base model of the layer at the root of its branches."""
+        return f"{self.block}.{self.linear}"
 
     @property
     def nested(self) -> bool:
         """Whether its neurons are the units of a branch."""
         return self.depth > 0
-
-    @property
-    def readers(self) -> tuple[str, ...]:
-        """Linears of the same layer that read what its neurons answer; none where that is not theirs alone."""
-        return () if self.nested else READERS.get(self.linear, ())
-
-    @property
-    def branch(self) -> "Place":
-        """The place of the linear in its branch."""
-        return Place(self.layer, self.linear, self.depth + 1, inner_path(self.path))
-
-
-@dataclass(frozen=True)
-class Site(Place):
-    """
-    A growable linear in its place.
-
-    Attributes:
-        module (`GrowableLinear`): The linear; of one that a tuner has wrapped, the one inside of the wrapper.
-    """
-
-    module: "GrowableLinear"
 
 
 def root_path(layer: int, linear: str) -> str:
@@ -95,8 +127,41 @@ def root_path(layer: int, linear: str) -> str:
 
 
 def inner_path(path: str) -> str:
-    """Path of the linear in the branch of a linear."""
+    """Path of the layer in the branch of a layer."""
     return path + _INNER
 
 
-__all__ = ["FC1", "FC2", "LINEARS", "READERS", "Place", "Site", "inner_path", "root_path"]
+def sites_in(base: nn.Module, prefix: str) -> Iterator[Site]:
+    """
+    Yield the place of every growable layer of a base model with what is there, be it wrapped or exchanged.
+
+    Args:
+        base (`nn.Module`): The base model, with its config.
+        prefix (`str`): What precedes its paths in the model, such as `"bert."`.
+
+    Raises:
+        AttributeError: If a module is not there at all.
+    """
+    for number, (block_path, block) in enumerate(blocks_in(base, base.config)):
+
+        def full(names: tuple[str, ...], start: str = f"{prefix}{block_path}.") -> tuple[str, ...]:
+            return tuple(start + name for name in names)
+
+        hidden = {
+            entry.rows[0]: HiddenNeurons(
+                full(entry.rows), full(entry.readers), full((entry.activation,))[0], full(entry.norms)
+            )
+            for entry in block.neurons
+        }
+        for name in block.linears:
+            root = f"{block_path}.{name}"
+            path, depth, neurons = prefix + root, 0, hidden.get(name)
+            module: nn.Module | None = base.get_submodule(root)
+            while module is not None:
+                yield Site(path, root, number, name, depth, module, neurons)
+                found = growable_in(module)
+                path, depth, neurons = inner_path(path), depth + 1, None
+                module = None if found is None or found.skip is None else found.skip.linear
+
+
+__all__ = ["HiddenNeurons", "Place", "Site", "inner_path", "sites_in"]

@@ -1,13 +1,25 @@
 """Stock models become growable ones, with every weight in its place."""
 
+import copy
 import os
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedModel
 
 
-# Parts that may start anew where the number of labels changes.
-_HEADS = ("classifier.", "cls_classifier.", "distillation_classifier.")
+# Parts beside the base model, which may start anew, or be left over, where a checkpoint was trained for another task.
+_HEADS = (
+    "classifier.",
+    "cls_classifier.",
+    "distillation_classifier.",
+    "classification_head.",
+    "cls.",
+    "lm_head.",
+    "multiple_choice_head.",
+    "projector.",
+    "qa_outputs.",
+    "score.",
+)
 
 
 def convert_stock(cls: Any, model: PreTrainedModel | str | os.PathLike[str], **config_overrides: Any) -> Any:
@@ -20,28 +32,48 @@ def convert_stock(cls: Any, model: PreTrainedModel | str | os.PathLike[str], **c
             )
     else:
         stock = read_stock(cls, model)
-    fields = stock.config.to_dict()
-    if {"num_labels", "id2label"} & set(config_overrides):
+    config = growable_config(cls, stock.config, **config_overrides)
+    grown = cls._from_config(config, dtype=stock.dtype, attn_implementation=stock.config._attn_implementation)
+    weights = stock.state_dict()
+    expected = {name: tensor.shape for name, tensor in grown.state_dict().items()}
+    resized = {name for name in expected.keys() & weights.keys() if expected[name] != weights[name].shape}
+    # With another number of labels, a head of which a part has another shape starts anew as a whole.
+    anew = tuple({f"{name.split('.')[0]}." for name in resized if is_head(name)})
+    if anew and config.num_labels != stock.config.num_labels:
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(anew)}
+        expected = {name: shape for name, shape in expected.items() if not name.startswith(anew)}
+        resized &= expected.keys()
+    missing, unused = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    if missing or unused or resized:
+        raise ValueError(
+            f"Converting {stock.config.name_or_path or type(stock).__name__}: no source for {missing}, no use for "
+            f"{unused}, other shapes for {sorted(resized)}. Override only config fields that keep the stock shapes."
+        )
+    grown.load_state_dict(weights, strict=False)
+    if grown.can_generate():
+        grown.generation_config = copy.deepcopy(stock.generation_config)
+    return grown.train(stock.training)
+
+
+def growable_config(cls: Any, stock: Any, **overrides: Any) -> Any:
+    """The config of a growable class `cls` with the fields of a stock config and others that override them."""
+    fields = stock.to_dict()
+    if {"num_labels", "id2label"} & set(overrides):
         fields.pop("id2label", None)
         fields.pop("label2id", None)
     for derived in ("model_type", "architectures", "transformers_version"):
         fields.pop(derived, None)
-    config = cls.config_class(**(fields | config_overrides))
-    grown = cls._from_config(config, dtype=stock.dtype, attn_implementation=stock.config._attn_implementation)
-    weights = stock.state_dict()
-    if config.num_labels != stock.config.num_labels:
-        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(_HEADS)}
-    expected = {name: tensor.shape for name, tensor in grown.state_dict().items()}
-    missing = sorted(name for name in expected.keys() - weights.keys() if not name.startswith(_HEADS))
-    unused = sorted(weights.keys() - expected.keys())
-    resized = sorted(name for name in expected.keys() & weights.keys() if expected[name] != weights[name].shape)
-    if missing or unused or resized:
-        raise ValueError(
-            f"Converting {stock.config.name_or_path or type(stock).__name__}: no source for {missing}, no use for "
-            f"{unused}, other shapes for {resized}. Override only config fields that keep the stock shapes."
-        )
-    grown.load_state_dict(weights, strict=False)
-    return grown.train(stock.training)
+    return cls.config_class(**(fields | overrides))
+
+
+def replace_config_(model: PreTrainedModel, new: Any) -> None:
+    """Put another config in the place of a model's, wherever the modules of the model hold it."""
+    old: Any = model.config
+    new._name_or_path, new._attn_implementation_internal = old._name_or_path, old._attn_implementation_internal
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if value is old:
+                vars(module)[name] = new
 
 
 def read_stock(cls: Any, path: str | os.PathLike[str], **source: Any) -> PreTrainedModel:
@@ -70,4 +102,4 @@ def is_head(name: str) -> bool:
     return name.startswith(_HEADS) or "pooler." in name
 
 
-__all__ = ["convert_stock", "is_head", "read_stock"]
+__all__ = ["convert_stock", "growable_config", "is_head", "read_stock", "replace_config_"]

@@ -1,0 +1,98 @@
+"""The layers of a model that a stock constructor has built become growable, in the sizes of a config."""
+
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from .families import blocks_in
+from .growable import Growable, SkipBranch, check_growable, make_growable_
+from .layouts import layout_of
+from .vision import finish_vision_
+
+
+def inject_(base: Any, config: Any) -> bool:
+    """
+    Make the layers of a base model that its family describes growable, in the widths and with the branches of a
+    config.
+
+    Args:
+        base (`PreTrainedModel`): The base model.
+        config ([`SaddleConfig`]): The growable config.
+
+    Returns:
+        `bool`: Whether weights are to be initialised, since layers have other shapes than those of stock.
+
+    Raises:
+        ValueError: If a module of the description is not there, or is of another kind, or if the config names layers
+            that the model does not have.
+    """
+    widths, branches = dict(config.widths or {}), dict(config.skip_sizes or {})
+    blocks = list(blocks_in(base, config))
+    found: dict[str, nn.Module] = {}
+    for path, block in blocks:
+        described = [name for part in block.neurons for name in (part.activation, *part.norms)]
+        for name in (*block.linears, *described):
+            try:
+                module = base.get_submodule(f"{path}.{name}")
+                if name in block.linears:
+                    check_growable(module)
+                    found[f"{path}.{name}"] = module
+            except (AttributeError, ValueError) as error:
+                raise ValueError(_mismatch(base, f"{path}.{name}", error)) from error
+    if not blocks:
+        raise ValueError(_mismatch(base, "any block", None))
+    unknown = sorted({*widths, *branches} - found.keys())
+    if unknown:
+        raise ValueError(f"The config names {', '.join(unknown[:5])}, which a {type(base).__name__} does not have.")
+    layers = {root: make_growable_(module) for root, module in found.items()}
+    for path, block in blocks:
+        for neurons in block.neurons:
+            width = widths.get(f"{path}.{neurons.rows[0]}")
+            for name in (*neurons.rows, *neurons.norms) if width is not None else ():
+                _resize_(base.get_submodule(f"{path}.{name}"), rows=width)
+            for name in neurons.readers if width is not None else ():
+                _resize_(layers[f"{path}.{name}"], columns=width)
+    for root, layer in layers.items():
+        sizes = branches.get(root, ())
+        if list(sizes) != layer.skip_sizes:
+            layer.skip = SkipBranch(layer, sizes, config.skip_unit, config.skip_activation)
+    finish_vision_(base, config)
+    return bool(widths or branches) or config.model_type == "saddle_deit"
+
+
+def _mismatch(base: Any, name: str, error: Exception | None) -> str:
+    return (
+        f"A {type(base).__name__} of transformers {transformers.__version__} has not {name}, as the description of "
+        f"its family in `FAMILIES` says it should{'' if error is None else f' ({error})'}. Adapters and quantisers "
+        "have to come after the conversion; if transformers has changed its modules, the description has to follow."
+    )
+
+
+@torch.no_grad()
+def _resize_(module: Any, rows: int | None = None, columns: int | None = None) -> None:
+    """Another number of rows or columns, or of normalised channels, with values that are to be initialised."""
+    if not isinstance(module, Growable):
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None and tensor.dim():
+                    new = torch.zeros(rows, dtype=tensor.dtype, device=tensor.device)
+                    new += name in ("weight", "running_var")
+                    held[name] = nn.Parameter(new) if held is module._parameters else new
+        module.num_features = rows
+        return
+    layout = layout_of(module)
+    shape = list(module.weight.shape)
+    if rows is not None:
+        shape[layout.rows] = rows
+    if columns is not None:
+        shape[layout.columns] = columns
+    if shape != list(module.weight.shape):
+        module.weight = nn.Parameter(module.weight.new_empty(shape).normal_(std=0.02))
+        if rows is not None and module.bias is not None:
+            module.bias = nn.Parameter(module.bias.new_zeros(rows))
+        module.fit_sizes_()
+
+
+__all__ = ["inject_"]
