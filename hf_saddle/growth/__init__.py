@@ -1,10 +1,11 @@
 """Growing: planning under a budget, surgery, optimizer state and history. Nothing here knows a trainer."""
 
 from .config import PAPER_START, GrowthConfig, PaperGrowthConfig
-from .costs import count_macs, count_parameters
+from .costs import count_parameters
 from .event import GrowthEvent
 from .history import GrowthHistory
 from .line_search import line_search, probe_loss
+from .macs import count_macs
 from .merge import merge_pairs_
 from .optimizer_rebind import rebind_optimizer_
 from .optimizer_state import carry_optimizer_state_

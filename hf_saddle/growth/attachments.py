@@ -8,28 +8,33 @@ from ..models.parameters import check_replaceable, own_parameters
 
 def check_attachments(model: GrowablePreTrainedModel, paths: Collection[str]) -> None:
     """
-    Verify that the linears of some layers can exchange their parameters.
+    Verify that the layers of some blocks can exchange their parameters.
 
-    `requires_grad` and attributes go on with the parameters that take their place. Where the first of several linears
-    grows in width, the next one changes too, so that all of a layer are checked.
+    `requires_grad` and attributes go on with the parameters that take their place. Where one layer grows in width,
+    those change too that normalise or read its neurons, so that all of a block are checked.
 
     Args:
         model ([`GrowablePreTrainedModel`]): The model.
-        paths (`Collection[str]`): Linears that are to grow.
+        paths (`Collection[str]`): Layers that are to grow.
 
     Raises:
         ValueError: If parameters have hooks or tensors among their attributes, are shared by several modules, or were
             pruned or reparametrised.
     """
-    layers = {site.layer for site in model.growable_linears() if site.path in paths}
+    blocks = {site.block for site in model.growable_linears() if site.path in paths}
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     for site in model.growable_linears():
-        if site.layer not in layers:
+        if site.block not in blocks:
             continue
         check_replaceable(site.path, site.module)
-        for _, parameter in own_parameters(site.path, site.module):
+        own = list(own_parameters(site.path, site.module))
+        for norm in site.neurons.norms if site.neurons is not None else ():
+            module = model.get_submodule(norm)
+            check_replaceable(norm, module)
+            own += own_parameters(norm, module)
+        for _, parameter in own:
             if len(names[id(parameter)]) > 1:
                 raise ValueError(
                     f"{' and '.join(names[id(parameter)][:2])} are one parameter, and a growth would part them. Give "

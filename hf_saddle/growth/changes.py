@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ..models.resizing import expect_, reinstate_, retire_
-from .drafts import Axis
+from .slices import Axis
 
 
 @dataclass(frozen=True, eq=False)

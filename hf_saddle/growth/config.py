@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..models.shapes import MAX_SKIP_DEPTH
-from ..models.sites import LINEARS
 from .old_names import accepts_old_names, current_names, refuse
 from .operators import DEPTH_OPERATORS, OPERATORS, WIDTH_OPERATORS
 
@@ -50,8 +49,9 @@ class GrowthConfig:
     """
     When, where, how and how much a model grows. Usable with `HfArgumentParser`.
 
-    An *event* is one growth of the whole model; a *layer* is one growable linear, such as `mlp.fc1` of encoder layer
-    3.
+    An *event* is one growth of the whole model; a *linear* is one that can grow, such as `mlp.fc1` of layer 3. Layers
+    are those of an architecture: blocks of attention and an MLP, or of convolutions, counted over all stages and over
+    encoder and decoder.
 
     Args:
         warmup (`float`, *optional*, defaults to 10):
@@ -63,10 +63,9 @@ class GrowthConfig:
         num_events (`int`, *optional*, defaults to 5):
             Number of events; None for no limit.
         linears (`list[str]`, *optional*):
-            Linears that may grow, of attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.fc1,
-            mlp.fc2; all if None.
+            Linears that may grow, by their names in a layer, such as 'mlp.fc1'; all if None.
         layers (`list[int]`, *optional*):
-            Encoder layers that may grow; all if None.
+            Layers that may grow, counted from 0; all if None.
         max_depth (`int`, *optional*, defaults to 2):
             Branches that may be nested; 0 allows width only.
         criterion (`str`, *optional*, defaults to `"auto"`):
@@ -91,7 +90,7 @@ class GrowthConfig:
         max_parameters (`float`, *optional*):
             Final number of parameters.
         max_macs (`float`, *optional*):
-            Final number of multiply-accumulates of one image.
+            Final number of multiply-accumulates of one sample.
         event_budget (`float`, *optional*):
             Parameters that one event may add, multiply-accumulates with `max_macs`; a share of what is left if None.
         probe_samples (`int`, *optional*, defaults to 1024):
@@ -111,9 +110,12 @@ class GrowthConfig:
     num_events: int | None = field(default=5, metadata=_help("Number of events; None for no limit."))
 
     linears: list[str] | None = field(
-        default=None, metadata=_help(f"Linears that may grow, of {', '.join(LINEARS)}; all if None.")
+        default=None,
+        metadata=_help("Linears that may grow, by their names in a layer, such as 'mlp.fc1'; all if None."),
     )
-    layers: list[int] | None = field(default=None, metadata=_help("Encoder layers that may grow; all if None."))
+    layers: list[int] | None = field(
+        default=None, metadata=_help("Layers that may grow, counted from 0; all if None.")
+    )
     max_depth: int = field(default=2, metadata=_help("Branches that may be nested; 0 allows width only."))
 
     criterion: str = field(
@@ -152,7 +154,7 @@ class GrowthConfig:
         ),
     )
     max_parameters: float | None = field(default=None, metadata=_help("Final number of parameters."))
-    max_macs: float | None = field(default=None, metadata=_help("Final number of multiply-accumulates of one image."))
+    max_macs: float | None = field(default=None, metadata=_help("Final number of multiply-accumulates of one sample."))
     event_budget: float | None = field(
         default=None,
         metadata=_help(
@@ -202,10 +204,10 @@ class GrowthConfig:
         for name in ("linears", "layers"):
             if isinstance(getattr(self, name), tuple):
                 setattr(self, name, list(getattr(self, name)))
-        if self.linears is not None and not _is_list(self.linears, lambda name: name in LINEARS):
-            raise ValueError(f"`linears` must be None or name linears of {', '.join(LINEARS)}, got {self.linears!r}.")
+        if self.linears is not None and not _is_list(self.linears, lambda name: isinstance(name, str)):
+            raise ValueError(f"`linears` must be None or a list of names such as 'mlp.fc1', got {self.linears!r}.")
         if self.layers is not None and not _is_list(self.layers, lambda index: is_int(index) and index >= 0):
-            raise ValueError(f"`layers` must be None or a list of indices of encoder layers, got {self.layers!r}.")
+            raise ValueError(f"`layers` must be None or a list of indices of layers, got {self.layers!r}.")
 
     def _check_numbers(self) -> None:
         bounds: dict[str, tuple[float, float, bool]] = {  # smallest, largest, whole numbers only

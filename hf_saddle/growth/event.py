@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from ..models.shapes import Shapes, check_layers
-from .costs import count_macs, count_parameters
+from ..models.shapes import Shapes
+from .costs import count_parameters
+from .macs import count_macs
 from .schema import (
     MAX_MACS,
     check_count,
@@ -32,7 +33,7 @@ class GrowthEvent:
     """
     What one event did.
 
-    Losses are of the probe set, in evaluation mode. MACs are multiply-accumulates of the forward pass of one image.
+    Losses are of the probe set, in evaluation mode. MACs are multiply-accumulates of the forward pass of one sample.
     """
 
     criterion: str | None = None
@@ -97,9 +98,9 @@ class GrowthEvent:
             if value is not None or name not in _OPTIONAL_NUMBERS:
                 check_number(value, name, 0 if name in _NOT_NEGATIVE else None)
         check_kind(self.skip_unit, "skip_unit")
-        check_layers("shapes", self.shapes.to_layers())
+        Shapes.of_json(self.shapes.to_json(), "shapes")
         check_versions(self.versions, "versions")
-        check_records(self.layers, self.operators, self.shapes.layers)
+        check_records(self.layers, self.operators, self.shapes)
         added = self.parameters_after - self.parameters_before
         if not self.layers and added != 0 and not self.is_merge:
             raise ValueError("A growth event without layers changes the number of parameters; the history is damaged.")

@@ -85,7 +85,7 @@ class GrowthHistory:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one image after the last event."""
+        """Multiply-accumulates of one sample after the last event."""
         return self.events[-1].macs_after if self.events else self.initial.macs
 
     @property
@@ -142,7 +142,7 @@ class GrowthHistory:
         grown = copy.deepcopy(config)
         if Shapes.of_config(config) != self.initial.shapes:
             raise ValueError(
-                f"The shapes of the config are not what the history starts from: {self.initial.shapes.to_layers()}."
+                f"The shapes of the config are not what the history starts from: {self.initial.shapes.to_json()}."
             )
         self.shapes.write_(grown, self.skip_unit)
         return grown
@@ -203,7 +203,7 @@ class GrowthHistory:
 
     def table(self) -> str:
         """One line per event, as a Markdown table."""
-        header = ["event", "step", "epoch", "neurons", "operators", "parameters", "MACs/image", "loss before → after"]
+        header = ["event", "step", "epoch", "neurons", "operators", "parameters", "MACs/sample", "loss before → after"]
         lines = [header, ["---"] * len(header)]
         size = self.initial
         lines.append(["start", "", "", "", "", f"{size.parameters:,}", f"{size.macs:,}", ""])

@@ -6,15 +6,16 @@ from torch import nn
 from ..models.growable import SkipBranch
 from ..models.parameters import follow_
 from .changes import Added, Changes, Replaced
-from .drafts import BranchDraft, LinearDraft, ParameterDraft
+from .drafts import BranchDraft, LinearDraft, NormDraft
+from .slices import ParameterDraft, like_format
 
 
 def install_(linear: LinearDraft, kind: str, activation: str, changes: Changes) -> None:
     """
-    Give a linear, and what is nested in it, the parameters of its draft.
+    Give a layer, what is nested in it and the norms of its neurons the parameters of their drafts.
 
     Args:
-        linear ([`LinearDraft`]): The draft of a linear that exists.
+        linear ([`LinearDraft`]): The draft of a layer that exists.
         kind (`str`): Kind of the branch units that the model will have.
         activation (`str`): Activation of the units, a name in transformers' `ACT2FN`.
         changes ([`Changes`]): Is told what happens to every parameter.
@@ -25,7 +26,9 @@ def install_(linear: LinearDraft, kind: str, activation: str, changes: Changes) 
         if draft.touched:
             # Assigned to the key that is there, which keeps the order of the parameters.
             module._parameters[name] = _replacement(f"{linear.path}.{name}", draft, changes)
-    module.out_features, module.in_features = linear.weight.shape
+    module.fit_sizes_()
+    for norm in linear.norms:
+        _install_norm_(norm, changes)
     branch = linear.branch
     if branch is None:
         return
@@ -37,8 +40,17 @@ def install_(linear: LinearDraft, kind: str, activation: str, changes: Changes) 
     if len(branch.target) != len(branch.module.target):
         branch.module.target = branch.target.to(branch.module.target.device)
     branch.module.shared_targets = torch.unique(branch.target).numel() < branch.target.numel()
-    branch.module.neurons = len(linear.weight)
+    branch.module.neurons = linear.neurons
     install_(branch.linear, kind, activation, changes)
+
+
+def _install_norm_(norm: NormDraft, changes: Changes) -> None:
+    module = norm.module
+    for name, draft in norm.parameters.items():
+        if draft.touched:
+            module._parameters[name] = _replacement(f"{norm.path}.{name}", draft, changes)
+    module._buffers.update(norm.buffers)
+    module.num_features = next(len(value) for value in (*norm.buffers.values(), *module.parameters(recurse=False)))
 
 
 def check_changes(changes: Changes) -> None:
@@ -66,9 +78,7 @@ def check_changes(changes: Changes) -> None:
 def _new_branch(linear: LinearDraft, branch: BranchDraft, kind: str, activation: str, changes: Changes) -> SkipBranch:
     """A branch whose units are as drafted; made on the meta device, which draws no random numbers."""
     assert linear.module is not None
-    rows, inputs = linear.weight.shape
-    with torch.device("meta"):
-        module = SkipBranch(inputs, rows, (len(branch.target),), kind, activation)
+    module = SkipBranch(linear.module, (len(branch.target),), kind, activation, torch.device("meta"))
     for name, draft in branch.linear.parameters.items():
         # A unit's row is trained as its neuron's row is, its bias as the neuron's bias, where there is one.
         like = "bias" if name in ("bias", "twin_bias") and "bias" in linear.parameters else "weight"
@@ -85,13 +95,13 @@ def _new_branch(linear: LinearDraft, branch: BranchDraft, kind: str, activation:
 
 def _replacement(name: str, draft: ParameterDraft, changes: Changes) -> nn.Parameter:
     assert draft.old is not None
-    new = follow_(nn.Parameter(draft.value), draft.old)
+    new = follow_(nn.Parameter(like_format(draft.value, draft.old)), draft.old)
     changes.replaced.append(Replaced(name, draft.old, new, tuple(draft.axes)))
     return new
 
 
 def _addition(name: str, draft: ParameterDraft, sibling: ParameterDraft, changes: Changes) -> nn.Parameter:
     assert sibling.old is not None
-    new = follow_(nn.Parameter(draft.value), sibling.old)
+    new = follow_(nn.Parameter(like_format(draft.value, sibling.old)), sibling.old)
     changes.added.append(Added(name, new, sibling.old))
     return new

@@ -13,7 +13,8 @@ from ..curvature.loss import Loss, own_loss
 from ..curvature.samples import sample_count
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .operators import OPERATORS, slope_at_zero
-from .plan import GrowthPlan, LayerGrowth, find_linear
+from .plan import GrowthPlan, LayerGrowth
+from .rows import find_site
 from .surgery import prepare_growth
 
 
@@ -117,16 +118,17 @@ def _downhill(
     if not at_rest:
         return plan
     with _grown(model, replace(plan, growths=tuple(at_rest))):
-        modules = {growth.linear: find_linear(model, growth.linear) for growth in at_rest}
+        modules = {growth.linear: find_site(model, growth.linear).module for growth in at_rest}
         moving: dict[str, list[nn.Parameter]] = {}
         for path, module in modules.items():
             assert module.skip is not None and module.skip.gain is not None
             moving[path] = [module.skip.gain, *module.parameters(recurse=False)]
         gradients = _gradients(model, [tensor for tensors in moving.values() for tensor in tensors], batches, loss)
-    slope_of_unit = slope_at_zero(model.config.hidden_act)
+    slope_of_unit = slope_at_zero(model.config.skip_activation)
     slopes: dict[LayerGrowth, Tensor] = {}
     for path, tensors in moving.items():
         by_gain, by_weight, *by_bias = (gradients.pop(0).cpu() for _ in tensors)
+        by_weight = modules[path].layout.matrix(by_weight)
         # Nothing else grows in this trial, so the new units are the last of their branch, in the order of the plan.
         members = [growth for growth in at_rest if growth.linear == path]
         sizes = [len(growth.neurons) for growth in members]

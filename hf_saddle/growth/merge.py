@@ -9,11 +9,12 @@ from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.parameters import follow_
 from .attachments import check_attachments
 from .changes import Changes, Replaced
-from .costs import count_macs, count_parameters
-from .drafts import Axis
+from .costs import count_parameters
 from .event import GrowthEvent
 from .history import GrowthHistory
+from .macs import count_macs
 from .optimizer_state import carry_optimizer_state_
+from .slices import Axis
 from .snapshot import all_or_nothing
 from .surgery import versions
 

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from ..models.sites import Place
+from ..models.sites import Site
 from .drafts import LinearDraft, add_units_
 
 
-# Changes the draft of a linear: neurons (k,), their `p = step · direction` (k, d + 1), gains (k,), activation.
+# Changes the draft of a layer: neurons (k,), their `p = step · direction` (k, d + 1), gains (k,), activation of units.
+# Of hidden neurons with rows in several layers, `p` has d + 1 entries for each.
 Draft = Callable[[LinearDraft, Tensor, Tensor, Tensor, str], None]
 
 
@@ -46,11 +47,18 @@ class Operator:
         """Whether it adds units to a branch; otherwise it widens."""
         return self.kind is not None
 
-    def can_widen(self, place: Place, kind: str | None) -> bool:
-        """Whether it widens a linear, in a model with branches of a kind: hidden neurons, and units with gains."""
+    def can_widen(self, site: Site, kind: str | None) -> bool:
+        """Whether it widens a layer, in a model with branches of a kind: hidden neurons, and units with gains."""
         if self.deepens:
             return False
-        return self.copies and kind == "gain" if place.nested else bool(place.readers)
+        if site.nested:
+            return self.copies and kind == "gain"
+        # Nothing is known of what a normalisation would make of a neuron that is no copy.
+        return site.neurons is not None and (self.copies or not site.neurons.norms)
+
+    def can_deepen(self, site: Site) -> bool:
+        """Whether it feeds neurons of a layer by units; pairs, whose rows are added, are those of matrices only."""
+        return self.deepens and (self.kind == "gain" or not isinstance(site.module, nn.Conv2d))
 
 
 def _zero_gain_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Tensor, activation: str) -> None:
@@ -58,10 +66,10 @@ def _zero_gain_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Tenso
     add_units_(linear, neurons, rows, gains, paired=False)
     if bool((gains != 0).any()):
         # What a finite gain adds to first order in p, the neuron's own row takes back: what is left is curvature.
-        shift = -slope_at_zero(activation) * gains[:, None] * rows
-        linear.parameters["weight"].add_(neurons, shift[:, :-1])
+        weight, bias = linear.native(-slope_at_zero(activation) * gains[:, None] * rows)
+        linear.parameters["weight"].add_(neurons, weight, linear.layout.rows)
         if "bias" in linear.parameters:
-            linear.parameters["bias"].add_(neurons, shift[:, -1])
+            linear.parameters["bias"].add_(neurons, bias, 0)
 
 
 def _residual_pair_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Tensor, activation: str) -> None:
@@ -78,12 +86,14 @@ def _opposed_pair_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Te
 
 def _split_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Tensor, activation: str) -> None:
     """Two copies `w ± p` with half the outgoing weights each (arXiv 1910.02366)."""
-    linear.copy_neurons_(neurons, _shifted(linear, neurons, rows, -rows))
+    own = linear.affine(neurons)
+    linear.copy_neurons_(neurons, torch.cat([own + rows, own - rows]))
 
 
 def _net2net_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Tensor, activation: str) -> None:
     """A copy `w + p` of `w`, half the outgoing weights each (arXiv 1511.05641)."""
-    linear.copy_neurons_(neurons, _shifted(linear, neurons, torch.zeros_like(rows), rows))
+    own = linear.affine(neurons)
+    linear.copy_neurons_(neurons, torch.cat([own, own + rows]))
 
 
 def _gradmax_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Tensor, activation: str) -> None:
@@ -115,15 +125,6 @@ def default_operator(criterion: str, kind: str | None) -> str | None:
     if criterion == "paper_score" and kind is None:
         return "residual_pair"
     return _OF_CRITERION.get(criterion) or _OF_KIND.get(kind)
-
-
-def _shifted(linear: LinearDraft, neurons: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights and biases of originals and copies: the neuron's own, plus `first` and `second`."""
-    own = neurons.to(linear.weight.device)
-    precision = torch.promote_types(linear.weight.dtype, torch.float32)
-    weight, bias = (linear.parameters[name].value.index_select(0, own).to(precision) for name in ("weight", "bias"))
-    weights = torch.cat([weight + first[:, :-1], weight + second[:, :-1]])
-    return weights, torch.cat([bias + first[:, -1], bias + second[:, -1]])
 
 
 def slope_at_zero(activation: str) -> float:

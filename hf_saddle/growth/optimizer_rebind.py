@@ -8,8 +8,8 @@ from torch.optim import Optimizer
 
 from ..models.resizing import siblings
 from .changes import Added, Changes, Replaced
-from .drafts import Axis
 from .optimizer_state import carry_optimizer_state_, inner_optimizer
+from .slices import Axis
 
 
 def rebind_optimizer_(model: nn.Module, optimizer: Optimizer, held: Mapping[str, nn.Parameter]) -> Changes:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from .changes import Added, Replaced
-from .drafts import NEW, Axis
 from .optimizer_rules import Rules, State
+from .slices import NEW, Axis, like_format
 
 
 # How often the gradient share counts.
@@ -23,11 +23,14 @@ def grown_state(change: Replaced, rules: Rules, states: Mapping[Any, dict[str, A
     means = {rules.states[name]: name for name in state if rules.states[name] in (State.ROW_MEANS, State.COLUMN_MEANS)}
     if means:
         names = means[State.ROW_MEANS], means[State.COLUMN_MEANS]
-        rows, columns = (_grown_mean(change, name, state[name], kept) for kept, name in enumerate(names))
-        # The estimate is row · column / mean(row): the means are scaled so that it stays the same.
-        mean = state[names[0]].mean()
-        grown[names[0]] = rows * _ratio(columns.mean(), state[names[1]].mean())
-        grown[names[1]] = columns * _ratio(rows.mean(), mean)
+        dims = change.old.dim()
+        rows, columns = (_grown_mean(change, name, state[name], dims - 1 - i) for i, name in enumerate(names))
+        if dims == 2:
+            # The estimate is row · column / mean(row): the means are scaled so that it stays the same. Of a kernel it
+            # is made for each pair of channels by itself, where a growth changes nothing.
+            mean = state[names[0]].mean()
+            rows, columns = rows * _ratio(columns.mean(), state[names[1]].mean()), columns * _ratio(rows.mean(), mean)
+        grown[names[0]], grown[names[1]] = rows, columns
     if change.merged is not None and change.merged in states:
         # A merged copy of the weights is the sum of both, as the weights are.
         for name, value in states[change.merged].items():
@@ -77,7 +80,8 @@ def _grown_value(change: Replaced, name: str, meaning: State, value: Any) -> Any
         grown = _carry(value, dims, change.axes, [axis.share ** _POWER[meaning] for axis in change.axes])
         grown = _fill(grown, dims, change.axes, value.mean() if meaning in _FROM_MEAN else value.new_zeros(()))
     _check_shape(change, name, grown, change.new.shape)
-    return grown
+    # Fused optimizers go through state and parameter in the order of their memory.
+    return like_format(grown, change.new)
 
 
 def _grown_weights(change: Replaced, value: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -97,19 +101,23 @@ def _check_shape(change: Replaced, name: str, value: Tensor, expected: torch.Siz
         )
 
 
-def _grown_mean(change: Replaced, name: str, value: Tensor, kept: int) -> Tensor:
-    """A factored second moment, carried along the dimension that it keeps."""
-    _check_shape(change, name, value, _mean_shape(change.old, value, kept))
-    dims, axes = (kept if value.dim() == 2 else 0,), (change.axes[kept],)
-    grown = _fill(_carry(value, dims, axes, [axes[0].share ** 2]), dims, axes, value.mean())
-    _check_shape(change, name, grown, _mean_shape(change.new, value, kept))
+def _grown_mean(change: Replaced, name: str, value: Tensor, lost: int) -> Tensor:
+    """A factored second moment, carried along the dimensions that it keeps: all but `lost`."""
+    _check_shape(change, name, value, _mean_shape(change.old, value, lost))
+    kept = [dim for dim in range(change.old.dim()) if dim != lost]
+    squeezed = value.dim() < change.old.dim()
+    dims = tuple(dim - 1 if squeezed and dim > lost else dim for dim in kept)
+    axes = tuple(change.axes[dim] for dim in kept)
+    grown = _fill(_carry(value, dims, axes, [axis.share**2 for axis in axes]), dims, axes, value.mean())
+    _check_shape(change, name, grown, _mean_shape(change.new, value, lost))
     return grown
 
 
-def _mean_shape(parameter: Tensor, value: Tensor, kept: int) -> torch.Size:
-    if value.dim() == 1:
-        return parameter.shape[kept : kept + 1]
-    return torch.Size([size if dim == kept else 1 for dim, size in enumerate(parameter.shape)])
+def _mean_shape(parameter: Tensor, value: Tensor, lost: int) -> torch.Size:
+    kept = [1 if dim == lost else size for dim, size in enumerate(parameter.shape)]
+    if value.dim() < parameter.dim():
+        del kept[lost]
+    return torch.Size(kept)
 
 
 def _carry(value: Tensor, dims: tuple[int, ...], axes: tuple[Axis, ...], factors: Sequence[Tensor]) -> Tensor:

@@ -3,7 +3,8 @@
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,32 +12,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.growable import GrowableLinear
 from ..models.json_files import parse_json
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .config import is_int, is_number
+from .config import is_int
 from .operators import OPERATORS
+from .plan_fields import GROWTH_FIELDS, PLAN_FIELDS, VECTORS, check_fields
+from .rows import check_neurons, find_site, layers_of, random_directions, row_size
 
 
 PLAN_SCHEMA = 1
-_VECTORS = ("steps", "gains", "predicted_gain", "eigenvalues")
 
 
 @dataclass(frozen=True, eq=False)
 class LayerGrowth:
     """
-    The neurons of one linear that grow by one operator. All tensors are float32 on the CPU.
+    The neurons of one layer that grow by one operator. All tensors are float32 on the CPU.
 
-    What an operator does to neuron `i` with `p = step · direction`, its function in `growth/operators.py` says.
+    What an operator does to neuron `i` with `p = step · direction`, its function in `growth/operators.py` says. A
+    direction is in coordinates `x̂ = [x; 1]` of the layer's input, or of a patch of a convolution's. Hidden neurons
+    that are widened have a part `d + 1` for each of the `R` layers that have a row of theirs, as gate and up.
 
     Raises:
         ValueError: If there are duplicate neurons, a tensor of another length, or one that is not finite.
     """
 
-    linear: str  # path of the linear in the model
+    linear: str  # path of the layer in the model, of hidden neurons that of their first rows
     operator: str
     neurons: tuple[int, ...]  # (k,) distinct, as numbered before the event
-    directions: Tensor  # (k, d + 1) in coordinates x̂ = [x; 1]
+    directions: Tensor  # (k, d + 1), or (k, R (d + 1)) of hidden neurons that are widened
     steps: Tensor  # (k,)
     gains: Tensor  # (k,) initial gains of the units; 0 where the operator has none
     predicted_gain: Tensor  # (k,) decrease of the loss
@@ -51,7 +54,7 @@ class LayerGrowth:
             raise ValueError(f"`neurons` of {self.linear} is empty: leave the layer out of the plan.")
         if len(set(self.neurons)) < count:
             raise ValueError(f"`neurons` of {self.linear} has duplicates; a neuron grows once in an event.")
-        for name in ("directions", *_VECTORS):
+        for name in ("directions", *VECTORS):
             value = getattr(self, name)
             if len(value) != count or value.dim() != (2 if name == "directions" else 1):
                 raise ValueError(
@@ -81,7 +84,8 @@ class LayerGrowth:
             linear (`str`): Path of the linear, such as `"deit.layers.0.mlp.fc1"`.
             operator (`str`): One of `OPERATORS`.
             neurons (`Sequence[int]`): The neurons, distinct.
-            directions (`Tensor`, *optional*): Shape `(k, d + 1)`; random unit vectors drawn from `seed` if `None`.
+            directions (`Tensor`, *optional*):
+                Shape `(k, d + 1)`, or `(k, R (d + 1))`; random unit vectors drawn from `seed` if `None`.
             steps (`float` or `Tensor`, *optional*): Defaults to a fifth of the root mean square of the rows' norms.
             gains (`float` or `Tensor`, *optional*): Defaults to 1 for opposed pairs, else 0.
             seed (`int`, *optional*, defaults to 0): Seed of the directions.
@@ -89,15 +93,20 @@ class LayerGrowth:
         Raises:
             ValueError: If the model has no such linear or neuron, or a tensor has a wrong shape.
         """
-        weight = find_linear(model, linear).weight.detach()
+        if operator not in OPERATORS:
+            raise ValueError(f"`operator` must be one of {', '.join(OPERATORS)}, got {operator!r}.")
+        site, kind = find_site(model, linear), OPERATORS[operator]
         chosen = tuple(int(neuron) for neuron in neurons)
-        check_neurons(linear, chosen, len(weight))
+        check_neurons(linear, chosen, site.module.neurons)
+        layers = layers_of(model, site, kind)
         if directions is None:
-            directions = random_directions(len(chosen), weight.shape[1] + 1, seed)
+            free = None if kind.deepens else [layer.bias is not None for layer in layers]
+            directions = random_directions(len(chosen), row_size(site, kind), seed, free)
         if steps is None:
-            steps = float(0.2 * weight.float().square().sum(1).mean().sqrt())
+            squares = sum(layer.weight.detach().float().square().sum() for layer in layers)
+            steps = 0.2 * math.sqrt(float(squares) / site.module.neurons)
         if gains is None:
-            gains = OPERATORS[operator].gain if operator in OPERATORS else 0.0
+            gains = kind.gain
         zeros = torch.zeros(len(chosen))
         return cls(
             linear=linear,
@@ -121,7 +130,7 @@ class LayerGrowth:
             "directions": base64.b64encode(raw).decode("ascii"),
             "directions_sha256": hashlib.sha256(raw).hexdigest(),
             "candidates": self.candidates,
-        } | {name: getattr(self, name).tolist() for name in _VECTORS}
+        } | {name: getattr(self, name).tolist() for name in VECTORS}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "LayerGrowth":
@@ -131,7 +140,7 @@ class LayerGrowth:
         Raises:
             ValueError: If a field is missing, or cannot be meant, or the hash of the directions does not fit.
         """
-        _check_fields(values, _GROWTH_FIELDS, "`growths` of the growth plan")
+        check_fields(values, GROWTH_FIELDS, "`growths` of the growth plan")
         where = f"`directions` of {values['linear']} in the growth plan"
         try:
             raw = base64.b64decode(values["directions"], validate=True)
@@ -148,7 +157,7 @@ class LayerGrowth:
             neurons=tuple(values["neurons"]),
             directions=directions.view(len(values["neurons"]), -1),
             candidates=values["candidates"],
-            **{name: torch.tensor(values[name], dtype=torch.float32) for name in _VECTORS},
+            **{name: torch.tensor(values[name], dtype=torch.float32) for name in VECTORS},
         )
 
 
@@ -162,7 +171,7 @@ class GrowthPlan:
         criterion (`str`, *optional*): What ranked the neurons; `None` for a plan by hand.
         budget (`float`, *optional*): What the event was allowed to add; `None` for no limit.
         parameters (`int`): Parameters that the plan adds.
-        macs (`int`): Multiply-accumulates that it adds to the forward pass of one image.
+        macs (`int`): Multiply-accumulates that it adds to the forward pass of one sample.
         seed (`int`): Seed of what was drawn at random.
     """
 
@@ -205,81 +214,10 @@ class GrowthPlan:
             raise ValueError(
                 f"This is not a growth plan of `schema` {PLAN_SCHEMA}, got {schema!r}; make it anew with this version."
             )
-        _check_fields(values, _PLAN_FIELDS, "The growth plan")
+        check_fields(values, PLAN_FIELDS, "The growth plan")
         growths = tuple(LayerGrowth.from_dict(growth) for growth in values.pop("growths"))
         return cls(growths=growths, **values)
 
     def digest(self) -> str:
         """SHA-256 of the plan; equal on all ranks if they are about to do the same."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
-
-
-def _check_fields(values: Any, known: dict[str, Callable[[Any], bool]], where: str) -> None:
-    """Raise a `ValueError` that names a field that is missing, unknown, or of another type."""
-    if not isinstance(values, dict):
-        raise ValueError(f"{where} must be an object, got {str(values)[:50]!r}.")
-    for name in (*sorted(known.keys() - values.keys()), *sorted(values.keys() - known.keys())):
-        raise ValueError(f"`{name}` of {where} is {'missing' if name in known else 'unknown'}: it is damaged.")
-    for name, fits in known.items():
-        if not fits(values[name]):
-            raise ValueError(f"`{name}` of {where} cannot be {str(values[name])[:50]!r}: it is damaged.")
-
-
-def _is_count(value: Any) -> bool:
-    return is_int(value) and value >= 0
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and all(map(fits, value))
-
-
-_PLAN_FIELDS: dict[str, Callable[[Any], bool]] = {
-    "growths": lambda value: isinstance(value, list),
-    "criterion": lambda value: value is None or _is_text(value),
-    "budget": lambda value: value is None or is_number(value),
-    "parameters": _is_count,
-    "macs": _is_count,
-    "seed": is_int,
-}
-_GROWTH_FIELDS: dict[str, Callable[[Any], bool]] = {
-    "linear": _is_text,
-    "operator": _is_text,
-    "neurons": lambda value: _is_list(value, _is_count),
-    "directions": _is_text,
-    "directions_sha256": _is_text,
-    "candidates": _is_count,
-    **{name: lambda value: _is_list(value, is_number) for name in _VECTORS},
-}
-
-
-def find_linear(model: GrowablePreTrainedModel, path: str) -> GrowableLinear:
-    """
-    The growable linear at `path`.
-
-    Raises:
-        ValueError: If the model has none there.
-    """
-    for site in model.growable_linears():
-        if site.path == path:
-            return site.module
-    raise ValueError(
-        f"The model has no growable linear {path!r}. `[site.path for site in model.growable_linears()]` lists them."
-    )
-
-
-def check_neurons(linear: str, neurons: Sequence[int], size: int) -> None:
-    """Raise a `ValueError` for a neuron that does not exist."""
-    wrong = [neuron for neuron in neurons if not 0 <= neuron < size]
-    if wrong:
-        raise ValueError(f"`neurons` of {linear} must be in [0, {size}), got {wrong[:5]}.")
-
-
-def random_directions(count: int, size: int, seed: int) -> Tensor:
-    """Random unit vectors, shape `(count, size)`, from a generator of their own."""
-    values = torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
-    directions: Tensor = values / values.norm(dim=1, keepdim=True)
-    return directions

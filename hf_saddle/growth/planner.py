@@ -11,11 +11,13 @@ from ..curvature import CurvatureReport, LayerCurvature
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.sites import Site
 from .config import QUOTAS, GrowthConfig
-from .costs import CostBook, count_macs, count_parameters, plan_cost
-from .drafting import branch_kind
+from .costs import CostBook, count_parameters, plan_cost
+from .drafting import branch_kind, widening_objection
 from .history import GrowthHistory
+from .macs import count_macs
 from .operators import OPERATORS, Operator, default_operator
 from .plan import GrowthPlan, LayerGrowth
+from .rows import row_size
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,9 @@ def plan_growth(
 
     Raises:
         ValueError: If the report does not fit the model, or the config asks for an operator that the model's branches
-            do not allow.
+            do not allow, or names linears or layers that the model does not have.
     """
+    check_where(model, config)
     allowed = event_budget(model, config, event, lr_ratio)
     kind = branch_kind(model)
     deepens = config.operator != "auto" and OPERATORS[config.operator].deepens
@@ -95,13 +98,40 @@ def _layer(candidate: _Candidate) -> tuple[str, str]:
     return candidate.entry.linear, candidate.operator.name
 
 
-def _operator(entry: LayerCurvature, site: Site, kind: str | None, config: GrowthConfig) -> Operator | None:
+def check_where(model: GrowablePreTrainedModel, config: GrowthConfig) -> None:
+    """
+    Verify that a model has the linears and layers that a config names.
+
+    Raises:
+        ValueError: If it lacks one, or if the quotas of the paper do not fit its linears.
+    """
+    sites = list(model.growable_linears())
+    linears, blocks = list(dict.fromkeys(site.linear for site in sites)), 1 + max(site.block for site in sites)
+    unknown = [linear for linear in config.linears or () if linear not in linears]
+    if unknown:
+        raise ValueError(f"`linears` names {unknown}, which the model does not have. It has {', '.join(linears)}.")
+    beyond = [layer for layer in config.layers or () if layer >= blocks]
+    if beyond:
+        raise ValueError(f"`layers` of the GrowthConfig names {beyond}, but the model has {blocks}, counted from 0.")
+    if config.quotas and set(linears) != {linear for group in QUOTAS for linear in group}:
+        raise ValueError(
+            f"`quotas=True` shares the budget between the linears of a ViT or DeiT, but this model has "
+            f"{', '.join(linears)}. Use `quotas=False`."
+        )
+
+
+def _operator(
+    entry: LayerCurvature, model: GrowablePreTrainedModel, site: Site, kind: str | None, config: GrowthConfig
+) -> Operator | None:
     """How the neurons of a layer would grow; `None` if they cannot."""
     name = default_operator(entry.criterion, kind) if config.operator == "auto" else config.operator
     if name is None:
         return None
     operator = OPERATORS[name]
-    fits = site.depth < config.max_depth if operator.deepens else operator.can_widen(site, kind)
+    if operator.deepens:
+        fits = site.depth < config.max_depth and operator.can_deepen(site)
+    else:
+        fits = operator.can_widen(site, kind) and widening_objection(model, site, operator) is None
     return operator if fits else None
 
 
@@ -113,15 +143,15 @@ def _candidates(report: CurvatureReport, model: GrowablePreTrainedModel, config:
         if entry.criterion not in config.ranking or entry.linear not in known:
             continue
         site, module = known[entry.linear], known[entry.linear].module
-        if entry.direction.shape != (module.out_features, module.in_features + 1):
+        operator = _operator(entry, model, site, kind, config)
+        if operator is not None and entry.direction.shape != (module.neurons, row_size(site, operator)):
             raise ValueError(
                 f"The report's directions of {entry.linear} have shape {tuple(entry.direction.shape)}, the model's "
-                f"layer needs {(module.out_features, module.in_features + 1)}. Measure anew after a growth."
+                f"layer needs {(module.neurons, row_size(site, operator))}. Measure anew after a growth."
             )
-        operator = _operator(entry, site, kind, config)
         frozen = not module.weight.requires_grad
         elsewhere = (config.linears is not None and site.linear not in config.linears) or (
-            config.layers is not None and site.layer not in config.layers
+            config.layers is not None and site.block not in config.layers
         )
         if operator is None or frozen or elsewhere:
             continue

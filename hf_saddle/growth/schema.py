@@ -6,7 +6,7 @@ from typing import Any
 
 from ..models.configuration_saddle import MAX_PARAMETERS, SKIP_UNITS
 from ..models.shapes import Shapes
-from ..models.sites import LINEARS, Place, root_path
+from ..models.sites import Place
 from .config import is_int, is_number
 from .operators import OPERATORS
 
@@ -63,12 +63,12 @@ def check_versions(versions: Any, where: str) -> None:
         check_text(version, f"{where}[{package}]")
 
 
-def check_records(records: Any, operators: Any, layers: int) -> None:
+def check_records(records: Any, operators: Any, shapes: Shapes) -> None:
     """Raise a `ValueError` if the records of the linears that grew are not what an event writes."""
     if not isinstance(records, list):
         raise ValueError(f"`layers` of a growth event must be a list of records, got {records!r}.")
     for index, record in enumerate(records):
-        _check_record(record, f"layers[{index}]", layers)
+        _check_record(record, f"layers[{index}]", shapes)
     if not isinstance(operators, list) or not all(isinstance(operator, str) for operator in operators):
         raise ValueError(f"`operators` of a growth event must be a list of names, got {operators!r}.")
     wanted = sorted({record["operator"] for record in records})
@@ -76,11 +76,12 @@ def check_records(records: Any, operators: Any, layers: int) -> None:
         raise ValueError(f"`operators` of a growth event must be those of its layers, {wanted}, got {operators!r}.")
 
 
-def _check_record(record: Any, where: str, layers: int) -> None:
+def _check_record(record: Any, where: str, shapes: Shapes) -> None:
     check_fields(record, _RECORD, where)
     check_text(record["linear"], f"{where}.linear")
     try:
-        known = Place.parse(record["linear"]).layer < layers
+        block = Place.parse(record["linear"]).block
+        known = any(root.startswith(f"{block}.") for root in shapes.widths)
     except ValueError:
         known = False
     if not known:
@@ -108,26 +109,29 @@ def check_shapes_follow(before: Shapes, records: list[dict[str, Any]], after: Sh
     """
     Raise a `ValueError` if the shapes after an event are not those before it with the neurons that its records name.
 
-    A split neuron takes the units that feed it along, so that branches of a linear whose neurons were copied may gain
-    more than the records name.
+    A split neuron takes the units that feed it along, so that branches of a layer whose neurons were copied, or of
+    another one in its block with rows of the same neurons, may gain more than the records name.
     """
     if before.widths.keys() != after.widths.keys():
         raise ValueError(f"The growth history is damaged: {where} has other layers than the model before it.")
     gained: dict[tuple[str, int], int] = {}
-    copied: dict[str, int] = {}
+    copied: dict[str, int] = {}  # by root, the depth from which neurons were copied
+    widened: set[str] = set()  # blocks whose hidden neurons were copied
     for record in records:
         place, operator = Place.parse(record["linear"]), OPERATORS[record["operator"]]
-        if not operator.deepens and not place.nested and not place.readers:
+        if not operator.deepens and not place.nested and place.root not in before.widths:
             raise ValueError(f"The growth history is damaged: {record['linear']} cannot be widened, as {where} says.")
         key = (place.root, place.depth + operator.deepens)
         gained[key] = gained.get(key, 0) + operator.units * record["chosen"]
         if not operator.deepens:
             copied[place.root] = min(place.depth, copied.get(place.root, place.depth))
-    for root in (root_path(layer, linear) for layer in range(before.layers) for linear in LINEARS):
+            widened |= set() if place.nested else {place.block}
+    for root in dict.fromkeys((*before.widths, *before.skip_sizes, *after.skip_sizes)):
         sizes, sizes_after = before.sizes(root), after.sizes(root)
+        shared = root not in before.widths and any(root.startswith(f"{block}.") for block in widened)
         for level, (size, size_after) in enumerate(zip_longest(sizes, sizes_after, fillvalue=0)):
             wanted = size + gained.pop((root, level), 0)
-            more_is_fine = level > copied.get(root, level)
+            more_is_fine = level > (0 if shared else copied.get(root, level))
             if size_after < size:
                 raise ValueError(f"The growth history is damaged: {root} shrinks in {where}.")
             if size_after < wanted or (size_after > wanted and not more_is_fine):

@@ -7,19 +7,21 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from ..models.growable import GrowableLinear, SkipBranch
+from ..models.growable import Growable, SkipBranch
+from ..models.layouts import LAYOUTS
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .optimizer_state import inner_optimizer
 
 
 # Plain attributes that a growth changes. `skip` is one of them while it is None, and a registered module afterwards.
-_OF_MODULES = ("in_features", "out_features", "skip", "kind", "neurons", "shared_targets")
+_SIZES = tuple(name for layout in LAYOUTS.values() for name in (layout.inputs, layout.outputs))
+_OF_MODULES = (*_SIZES, "groups", "num_features", "skip", "kind", "neurons", "shared_targets")
 
 
 class Snapshot:
     """
-    The parameters, buffers, branches and sizes that the growable linears of a model have, its config and history, and
-    what its optimizer trains, as pointers.
+    The parameters, buffers, branches and sizes that the growable layers of a model and the norms of their neurons
+    have, its config and history, and what its optimizer trains, as pointers.
 
     Args:
         model ([`GrowablePreTrainedModel`]): The model.
@@ -34,8 +36,9 @@ class Snapshot:
         self._lists: list[tuple[list[nn.Parameter], list[nn.Parameter]]] = []
         self._hold(model.__dict__, ("growth_history",))
         self._hold(model.config.__dict__)
-        for module in model.modules():
-            if isinstance(module, (GrowableLinear, SkipBranch)):
+        norms = {norm for site in model.growable_linears() if site.neurons is not None for norm in site.neurons.norms}
+        for name, module in model.named_modules():
+            if name in norms or isinstance(module, (Growable, SkipBranch)):
                 for registered in (module._parameters, module._buffers, module._modules):
                     self._hold(registered)
                 self._hold(module.__dict__, _OF_MODULES)

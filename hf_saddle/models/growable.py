@@ -151,9 +151,12 @@ class SkipBranch(nn.Module):
         sizes (`Sequence[int]`): Number of units, then the widths of the branches nested in `linear`.
         kind (`str`): Kind of unit, one of `SKIP_UNITS`.
         activation (`str`): The activation `φ`, a name in transformers' `ACT2FN`.
+        device (`torch.device`, *optional*): Another device than that of the layer.
     """
 
-    def __init__(self, owner: Any, sizes: Sequence[int], kind: str, activation: str):
+    def __init__(
+        self, owner: Any, sizes: Sequence[int], kind: str, activation: str, device: torch.device | None = None
+    ):
         super().__init__()
         if kind not in SKIP_UNITS:
             raise ValueError(f"`skip_unit` must be one of {SKIP_UNITS}, got {kind!r}.")
@@ -161,7 +164,7 @@ class SkipBranch(nn.Module):
         self.kind = kind
         self.neurons = int(getattr(owner, layout.outputs))
         self.channel = layout.channel
-        where: dict[str, Any] = {"device": owner.weight.device, "dtype": owner.weight.dtype}
+        where: dict[str, Any] = {"device": device or owner.weight.device, "dtype": owner.weight.dtype}
         # Input channels of a unit and neurons of a group, where a unit does not see all inputs.
         self.group_inputs = self.group_neurons = 0
         self.linear: Growable
@@ -174,7 +177,7 @@ class SkipBranch(nn.Module):
         self.activation = ACT2FN[activation]
         self.gain = nn.Parameter(torch.zeros(units, **where)) if kind == "gain" else None
         self.target: Tensor
-        self.register_buffer("target", torch.arange(units, device=owner.weight.device) % self.neurons)
+        self.register_buffer("target", torch.arange(units, device=where["device"]) % self.neurons)
         self.shared_targets = units > self.neurons
 
     def _convolution(self, owner: nn.Conv2d, units: int, where: dict[str, Any]) -> "GrowableConv2d":

@@ -14,17 +14,17 @@ def follow_(new: nn.Parameter, old: nn.Parameter) -> nn.Parameter:
     return new
 
 
-def check_replaceable(path: str, linear: nn.Module) -> None:
+def check_replaceable(path: str, module: nn.Module) -> None:
     """
-    Verify that other parameters, of other shapes, can take the place of those of a layer and of its branch's gains.
+    Verify that other parameters, of other shapes, can take the place of those of a growable layer and of its branch's
+    gains, or of a batch normalisation.
 
     Raises:
         ValueError: If they were pruned or reparametrised; if they have hooks, which may depend on their shape or know
             these very objects, or tensors among their attributes.
     """
-    if isinstance(linear, Growable):
-        _check_plain(path, linear)
-    for name, parameter in own_parameters(path, linear):
+    _check_plain(path, module)
+    for name, parameter in own_parameters(path, module):
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
             raise ValueError(
                 f"{name} has hooks (`register_hook`, or `register_post_accumulate_grad_hook` for an optimizer in the "
@@ -39,26 +39,27 @@ def check_replaceable(path: str, linear: nn.Module) -> None:
             )
 
 
-def own_parameters(path: str, linear: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters of a linear and gains of its branch, by name; not those of the linear in the branch."""
-    for name, parameter in linear.named_parameters(recurse=False, remove_duplicate=False):
+def own_parameters(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters of a module and gains of its branch, by name; not those of the layer in the branch."""
+    for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
         yield f"{path}.{name}", parameter
-    if isinstance(linear, Growable) and linear.skip is not None:
-        for name, parameter in linear.skip.named_parameters(recurse=False):
+    if isinstance(module, Growable) and module.skip is not None:
+        for name, parameter in module.skip.named_parameters(recurse=False):
             yield f"{path}.skip.{name}", parameter
 
 
-def _check_plain(path: str, linear: Growable) -> None:
-    """Raise a `ValueError` unless a linear and its branch hold their parameters themselves, by their usual names."""
-    twins = {"twin_weight", "twin_bias"} if isinstance(linear, PairedLinear) else set()
+def _check_plain(path: str, module: nn.Module) -> None:
+    """Raise a `ValueError` unless a module and its branch hold their parameters themselves, by their usual names."""
+    twins = {"twin_weight", "twin_bias"} if isinstance(module, PairedLinear) else set()
+    statistics = set() if isinstance(module, Growable) else {"running_mean", "running_var", "num_batches_tracked"}
     parts: list[tuple[str, nn.Module, set[str], set[str], set[str]]] = [
-        (path, linear, {"weight", "bias"} | twins, set(), {"skip"})
+        (path, module, {"weight", "bias"} | twins, statistics, {"skip"})
     ]
-    if linear.skip is not None:
-        gain = {"gain"} if linear.skip.kind == "gain" else set()
-        parts.append((f"{path}.skip", linear.skip, gain, {"target"}, {"linear", "activation"}))
-    for name, module, parameters, buffers, children in parts:
-        extra = set(module._parameters) ^ parameters | set(module._buffers) ^ buffers | set(module._modules) - children
+    if isinstance(module, Growable) and module.skip is not None:
+        gain = {"gain"} if module.skip.kind == "gain" else set()
+        parts.append((f"{path}.skip", module.skip, gain, {"target"}, {"linear", "activation"}))
+    for name, part, parameters, buffers, children in parts:
+        extra = set(part._parameters) ^ parameters | set(part._buffers) ^ buffers | set(part._modules) - children
         if extra:
             raise ValueError(
                 f"{name} has {', '.join(sorted(extra))} beside or instead of its parameters, as pruning "

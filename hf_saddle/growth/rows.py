@@ -1,0 +1,64 @@
+"""The rows of the neurons of a layer: in which layers they are, and what directions they may change in."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..models.growable import Growable
+from ..models.modeling_saddle import GrowablePreTrainedModel
+from ..models.sites import Site
+from .operators import Operator
+
+
+def find_site(model: GrowablePreTrainedModel, path: str) -> Site:
+    """
+    The growable layer at `path`, with where it is.
+
+    Raises:
+        ValueError: If the model has none there.
+    """
+    for site in model.growable_linears():
+        if site.path == path:
+            return site
+    raise ValueError(
+        f"The model has no growable linear {path!r}. `[site.path for site in model.growable_linears()]` lists them."
+    )
+
+
+def layers_of(model: GrowablePreTrainedModel, site: Site, operator: Operator) -> list[Growable]:
+    """The layers that have a row for each of the neurons that an operator grows; one, but for gated ones."""
+    if operator.deepens or site.neurons is None:
+        return [site.module]
+    return [model.get_submodule(row) for row in site.neurons.rows]
+
+
+def row_size(site: Site, operator: Operator) -> int:
+    """Entries of the direction of a neuron that an operator grows: weights and bias, of each layer with a row."""
+    number = 1 if operator.deepens or site.neurons is None else len(site.neurons.rows)
+    return number * (site.module.weight.numel() // site.module.neurons + 1)
+
+
+def check_neurons(linear: str, neurons: Sequence[int], size: int) -> None:
+    """Raise a `ValueError` for a neuron that does not exist."""
+    wrong = [neuron for neuron in neurons if not 0 <= neuron < size]
+    if wrong:
+        raise ValueError(f"`neurons` of {linear} must be in [0, {size}), got {wrong[:5]}.")
+
+
+def random_directions(count: int, size: int, seed: int, biases: Sequence[bool] | None = None) -> Tensor:
+    """
+    Random unit vectors, shape `(count, size)`, from a generator of their own.
+
+    Args:
+        count (`int`): Number of vectors.
+        size (`int`): Number of entries.
+        seed (`int`): Seed of the generator.
+        biases (`Sequence[bool]`, *optional*):
+            For each of the equal parts of a vector, whether its last entry may differ from 0; by default all may.
+    """
+    values = torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
+    for part, free in zip(values.chunk(len(biases or [True]), dim=1), biases or [True], strict=True):
+        part[:, -1] *= free
+    directions: Tensor = values / values.norm(dim=1, keepdim=True)
+    return directions
