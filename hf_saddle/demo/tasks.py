@@ -1,6 +1,6 @@
 """What a task needs besides a model: data, preprocessing, batches, and metrics."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +17,12 @@ from transformers import (
     ViTImageProcessorPil,
     default_data_collator,
 )
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-)
 
 import hf_saddle.models as models
 
 from ..models.configuration_saddle import sides
 from ..models.families import family_of
+from ..models.modeling_saddle import auto_classes
 from .architectures import DECODERS, TEXT, VISION, Fields
 from .arguments import ModelAndDataArguments
 from .data import load_images, preprocess
@@ -41,7 +37,6 @@ class Task:
 
     Attributes:
         auto_class: The Auto class of its models, stock and growable.
-        class_names (`dict`): Names of the stock classes, by model type.
         architectures (`dict`): Families to start from scratch, the first by default, and the fields of a small config.
         dataset (`str`): The data set that needs no download.
         metric (`str`): What the report tells of the test split.
@@ -54,7 +49,6 @@ class Task:
     """
 
     auto_class: Any
-    class_names: Mapping[str, Any]
     architectures: dict[str, Fields]
     dataset: str
     metric: str
@@ -85,11 +79,12 @@ class Task:
         Raises:
             ValueError: If the family is not known, or has no models for the task.
         """
-        family_of(model_type)
-        names = self.class_names.get(model_type.removeprefix("saddle_"))
+        stock_type = model_type.removeprefix("saddle_")
+        family_of(stock_type)
+        names = dict(auto_classes(stock_type)).get(self.auto_class.__name__)
         if names is None:
             raise ValueError(f"Models of type {model_type!r} have no class for {self.auto_class.__name__}.")
-        return getattr(models, f"Saddle{names if isinstance(names, str) else names[0]}")
+        return getattr(models, f"Saddle{names[0]}")
 
 
 def _dataset(arguments: ModelAndDataArguments) -> str:
@@ -176,7 +171,6 @@ def _most_likely(logits: Any, labels: torch.Tensor) -> torch.Tensor:
 TASKS: dict[str, Task] = {
     "image-classification": Task(
         auto_class=AutoModelForImageClassification,
-        class_names=MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
         architectures=VISION,
         dataset="digits",
         metric="accuracy",
@@ -188,7 +182,6 @@ TASKS: dict[str, Task] = {
     ),
     "text-classification": Task(
         auto_class=AutoModelForSequenceClassification,
-        class_names=MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
         architectures=TEXT,
         dataset="python-docs",
         metric="accuracy",
@@ -200,7 +193,6 @@ TASKS: dict[str, Task] = {
     ),
     "causal-lm": Task(
         auto_class=AutoModelForCausalLM,
-        class_names=MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         architectures=DECODERS,
         dataset="python-docs",
         metric="perplexity",
