@@ -27,7 +27,7 @@ def count_macs(model: GrowablePreTrainedModel) -> int:
 
     A sample is an image of the config's size (224 where it says none), a sequence of 128 tokens (on both sides of an
     encoder-decoder), or as much sound as an encoder of sound takes. A model of the same config is run on the meta
-    device, so that nothing is computed, and once for each config.
+    device, so that nothing is computed, and once for each config; without its head where that depends on values.
     """
     return _of_model(model)[0]
 
@@ -48,24 +48,36 @@ def _of_model(model: GrowablePreTrainedModel) -> tuple[int, dict[str, int]]:
 @lru_cache(maxsize=64)
 def _count(model_class: type[GrowablePreTrainedModel], fields: str) -> tuple[int, dict[str, int]]:
     config = model_class.config_class.from_dict(json.loads(fields))
-    with torch.device("meta"):
-        return measure(model_class(config).eval())
+    with torch.device("meta"), torch.no_grad():
+        model = model_class(config).eval()
+        # With one, models look for padding among tokens, which have no values here.
+        model.config.pad_token_id = None
+        sample = sample_of(model)
+        try:
+            return _forward(model, model, sample)
+        except RuntimeError:
+            # A head that looks at values, as that of T5 for sequences, which it takes at their last token.
+            return _forward(model, model.base_model, sample)
 
 
-@torch.no_grad()
-def measure(model: GrowablePreTrainedModel) -> tuple[int, dict[str, int]]:
-    """Multiply-accumulates of a model on the default device, and positions of its layers, by a forward pass."""
+def _forward(model: GrowablePreTrainedModel, part: nn.Module, sample: dict[str, Tensor]) -> tuple[int, dict[str, int]]:
+    """Multiply-accumulates of a forward pass of a part of a model, and positions of the layers in it."""
     positions: dict[str, int] = {}
 
     def note(root: str, neurons: int, module: nn.Module, inputs: Any, output: Tensor) -> None:
         positions[root] += output.numel() // neurons
 
+    hooks = []
     for site in model.growable_linears():
         if not site.nested:
             positions[site.root] = 0
-            site.module.register_forward_hook(partial(note, site.root, site.module.neurons))
-    with FlopCounterMode(display=False) as counter:
-        model(**sample_of(model))
+            hooks.append(site.module.register_forward_hook(partial(note, site.root, site.module.neurons)))
+    try:
+        with FlopCounterMode(display=False) as counter:
+            part(**sample)
+    finally:
+        for hook in hooks:
+            hook.remove()
     return int(counter.get_total_flops()) // 2, positions
 
 

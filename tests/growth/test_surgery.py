@@ -197,7 +197,7 @@ def test_a_model_keeps_one_kind_of_units():
     grow_(model, plan_for(model, "residual_pair", [1]))
     with pytest.raises(ValueError, match="keeps one kind"):
         grow_(model, plan_for(model, "zero_gain", [1], ["mlp.fc2"]))
-    with pytest.raises(ValueError, match="widens mlp.fc1"):
+    with pytest.raises(ValueError, match="widens hidden neurons"):
         grow_(model, plan_for(model, "split", [0], depth=1))
 
 
