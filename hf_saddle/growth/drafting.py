@@ -97,6 +97,8 @@ def check_plan(model: GrowablePreTrainedModel, plan: GrowthPlan) -> str:
                 f"{', of each layer with rows of its neurons' if site.neurons is not None else ''}), got "
                 f"{growth.directions.shape[1]}."
             )
+        if not operator.deepens:
+            _check_biases(model, growth, site)
         again = [neuron for neuron in growth.neurons if (growth.linear, neuron) in seen]
         if again:
             raise ValueError(
@@ -142,7 +144,11 @@ def _check_width(model: GrowablePreTrainedModel, growth: LayerGrowth, site: Site
     objection = widening_objection(model, site, operator)
     if objection is not None:
         raise ValueError(f"`{growth.operator}` cannot widen {growth.linear}: {objection}. {remedy}")
-    layers = layers_of(model, site, operator)
+
+
+def _check_biases(model: GrowablePreTrainedModel, growth: LayerGrowth, site: Site) -> None:
+    """Raise a `ValueError` if the rows of neurons that are widened would change in biases that there are not."""
+    layers = layers_of(model, site, OPERATORS[growth.operator])
     parts = growth.directions.chunk(len(layers), dim=1)
     if any(layer.bias is None and bool(part[:, -1].any()) for layer, part in zip(layers, parts, strict=True)):
         raise ValueError(

@@ -50,8 +50,10 @@ def _count(model_class: type[GrowablePreTrainedModel], fields: str) -> tuple[int
     config = model_class.config_class.from_dict(json.loads(fields))
     with torch.device("meta"), torch.no_grad():
         model = model_class(config).eval()
-        # With one, models look for padding among tokens, which have no values here.
+        # Else models look for padding and for packed sequences among tokens, which have no values here.
         model.config.pad_token_id = None
+        if "past_key_values" in inspect.signature(model.base_model.forward).parameters:
+            model.config.use_cache = True
         sample = sample_of(model)
         try:
             return _forward(model, model, sample)

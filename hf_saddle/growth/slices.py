@@ -94,5 +94,9 @@ class ParameterDraft:
 
 def like_format(value: Tensor, like: Tensor) -> Tensor:
     """A tensor in the memory format of another one, as far as that is contiguous or has its channels last."""
-    last = like.dim() == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last)
+    last = (
+        value.dim() == like.dim() == 4
+        and not like.is_contiguous()
+        and like.is_contiguous(memory_format=torch.channels_last)
+    )
     return value.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)

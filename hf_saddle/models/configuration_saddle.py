@@ -32,7 +32,7 @@ MAX_VOCABULARY = 2**24
 
 # Stands for `per_layer_config` in the files of grown models: stock classes, which would build them without their
 # branches, raise with this text.
-_REFUSAL = "this model grew: load it with hf_saddle, or with trust_remote_code=True"
+REFUSAL = "this model grew: load it with hf_saddle, or with trust_remote_code=True"
 
 LAYER_FIELDS = ("num_hidden_layers", "num_layers", "n_layer", "encoder_layers", "decoder_layers", "num_decoder_layers")
 _SIZE_FIELDS = (
@@ -162,10 +162,11 @@ class SaddleConfig(PreTrainedConfig):
         if self.skip_activation is None:
             own = getattr(self, family_of(self.model_type).activation)
             self.skip_activation = own if own in ACT2FN and own not in UNSUITED else "gelu"
-        check_paths(self)
 
     def __setattr__(self, key: str, value: Any) -> None:
         check_field(key, value)
+        if key in ("widths", "skip_sizes"):
+            check_paths(self, key, value)
         try:
             super().__setattr__(key, value)
         except StrictDataclassFieldValidationError as error:
@@ -177,7 +178,7 @@ class SaddleConfig(PreTrainedConfig):
 
     @per_layer_config.setter
     def per_layer_config(self, value: Any) -> None:
-        if value is not None:
+        if value is not None and REFUSAL not in value:
             raise ValueError(
                 f"A {type(self).__name__} has no `per_layer_config`: the shapes of single layers are `widths` and "
                 "`skip_sizes`, by path."
@@ -202,15 +203,12 @@ class SaddleConfig(PreTrainedConfig):
         for field in config_dict:
             if callable(getattr(cls, field, None)):
                 raise ValueError(f"`{field}` of a config is a method of {cls.__name__}, not a field.")
-        layers = config_dict.get("per_layer_config")
-        if isinstance(layers, Mapping) and _REFUSAL in layers:
-            config_dict = {key: value for key, value in config_dict.items() if key != "per_layer_config"}
         return super().from_dict(config_dict, **kwargs)
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """As in transformers; of a grown model with an entry at which stock classes fail, see `_REFUSAL`."""
+        """As in transformers; of a grown model with an entry at which stock classes fail, see `REFUSAL`."""
         values: dict[str, Any] = super().to_diff_dict()
-        return values | ({"per_layer_config": {_REFUSAL: {}}} if self.widths or self.skip_sizes else {})
+        return values | ({"per_layer_config": {REFUSAL: {}}} if self.widths or self.skip_sizes else {})
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:

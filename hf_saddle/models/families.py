@@ -132,7 +132,7 @@ def _whisper(config: Any) -> tuple[Inside, ...]:
 
 def _t5(config: Any) -> tuple[Inside, ...]:
     itself, across = _names("layer.0.SelfAttention", "q k v o"), _names("layer.1.EncDecAttention", "q k v o")
-    rows = "{0}.wi_0 {0}.wi_1" if config.is_gated_act else "{0}.wi"
+    rows = "{0}.wi_0 {0}.wi_1" if config.feed_forward_proj.startswith("gated") else "{0}.wi"
     insides: tuple[Inside, ...] = ()
     for attention, index in ((itself, 1), (itself + across, 2)):
         dense = f"layer.{index}.DenseReluDense"

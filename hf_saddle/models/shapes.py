@@ -177,22 +177,16 @@ def check_shapes(field: str, value: Any) -> None:
             check_size(name, width)
 
 
-def check_paths(config: Any) -> None:
-    """Raise a `ValueError` if `widths` or `skip_sizes` of a config name layers that its family does not have."""
-    linears, rows = [], []
-    for block in family_of(config.model_type).blocks(config):
-        start = re.escape(f"{block.path}.").replace(r"\*", "[0-9]+")
-        linears += [start + re.escape(name) for name in block.linears]
-        rows += [start + re.escape(neurons.rows[0]) for neurons in block.neurons]
-    for name, paths, known in (
-        ("widths", config.widths, rows),
-        ("skip_sizes", config.skip_sizes, linears),
-    ):
-        pattern = re.compile("|".join(known), re.ASCII)
-        for path in paths or ():
-            if not pattern.fullmatch(path):
-                shown = ", ".join(re.sub(r"\\(.)", r"\1", text.replace("[0-9]+", "*")) for text in known)
-                raise ValueError(f"`{name}` names {path!r}; what it can name are {shown}.")
+def check_paths(config: Any, field: str, paths: Iterable[str] | None) -> None:
+    """Raise a `ValueError` if `widths` or `skip_sizes` of a config would name layers that its family does not have."""
+    known = []
+    for block in family_of(config.model_type).blocks(config) if paths else ():
+        rows = [neurons.rows[0] for neurons in block.neurons]
+        known += [f"{block.path}.{name}" for name in (rows if field == "widths" else block.linears)]
+    pattern = re.compile("|".join(re.escape(path).replace(r"\*", "[0-9]+") for path in known), re.ASCII)
+    for path in paths or ():
+        if not pattern.fullmatch(path):
+            raise ValueError(f"`{field}` names {path!r}; what it can name are {', '.join(known)}.")
 
 
 def check_skip_sizes(field: str, skip_sizes: Any) -> None:

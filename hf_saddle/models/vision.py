@@ -10,7 +10,7 @@ from transformers import DeiTConfig, ViTConfig
 from transformers import initialization as init
 
 from .branch_dropout import BranchDropout
-from .configuration_saddle import MAX_PARAMETERS, SaddleConfig, is_number, sides
+from .configuration_saddle import MAX_PARAMETERS, REFUSAL, SaddleConfig, is_number, sides
 from .shapes import FC1, LINEARS, check_layers, root_path
 
 
@@ -29,12 +29,10 @@ class VisionConfig(SaddleConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
-        if self.skip_sizes is not None and set(self.skip_sizes) <= set(LINEARS):
-            # An older form too: branches that every layer has.
-            every = self.skip_sizes.items()
-            layers = range(self.num_hidden_layers)
-            self.skip_sizes = {root_path(layer, name): sizes for layer in layers for name, sizes in every} or None
+        layers = kwargs.pop("per_layer_config", None)
         super().__post_init__(**kwargs)
+        if layers is not None and REFUSAL not in layers:
+            self._take_layers(layers, self.widths or {}, self.skip_sizes or {})
         self._check_parameter_number()
 
     def __setattr__(self, key: str, value: Any) -> None:
@@ -42,6 +40,10 @@ class VisionConfig(SaddleConfig):
             raise ValueError(f"`drop_path_rate` must be a number in [0, 1), got {value!r}.")
         if key == "attention_scaling" and not (value is None or (isinstance(value, float) and 0 < value < math.inf)):
             raise ValueError(f"`attention_scaling` must be a positive float, got {value!r}.")
+        if key == "skip_sizes" and isinstance(value, Mapping) and value and set(value) <= set(LINEARS):
+            # An older form: branches that every layer has.
+            layers = range(self.num_hidden_layers)
+            value = {root_path(layer, name): sizes for layer in layers for name, sizes in value.items()}
         super().__setattr__(key, value)
 
     @classmethod
@@ -64,20 +66,22 @@ class VisionConfig(SaddleConfig):
 
     @per_layer_config.setter
     def per_layer_config(self, value: Mapping[Any, Mapping[str, Any]] | None) -> None:
-        check_layers("per_layer_config", value or {}, self.num_hidden_layers)
-        # Only what the constructor is given is beside that.
-        building = "_post_init_done" not in self.__dict__
-        widths, skip_sizes = (dict(field or {}) if building else {} for field in (self.widths, self.skip_sizes))
-        for index, layer in (value or {}).items():
+        self._take_layers(value or {}, {}, {})
+
+    def _take_layers(
+        self, layers: Mapping[Any, Mapping[str, Any]], widths: dict[str, int], skip_sizes: dict[str, list[int]]
+    ) -> None:
+        """Take the shapes of a `per_layer_config`, and others by path for the layers that it does not name."""
+        check_layers("per_layer_config", layers, self.num_hidden_layers)
+        widths, skip_sizes = dict(widths), dict(skip_sizes)
+        for index, layer in layers.items():
             width = layer.get("intermediate_size", self.intermediate_size)
             if width != self.intermediate_size:
                 widths[root_path(int(index), FC1)] = width
-            if "skip_sizes" in layer:
-                for name in LINEARS:
-                    skip_sizes.pop(root_path(int(index), name), None)
-                skip_sizes |= {
-                    root_path(int(index), name): sizes for name, sizes in (layer["skip_sizes"] or {}).items()
-                }
+            for name in LINEARS if "skip_sizes" in layer else ():
+                skip_sizes.pop(root_path(int(index), name), None)
+            for name, sizes in (layer.get("skip_sizes") or {}).items():
+                skip_sizes[root_path(int(index), name)] = sizes
         self.widths, self.skip_sizes = widths or None, skip_sizes or None
 
     def _check_parameter_number(self) -> None:

@@ -91,7 +91,7 @@ STAGES = [
     (surgery, "install_"),
     (surgery, "carry_optimizer_state_"),
     (Shapes, "write_"),
-    (Shapes, "to_layers"),
+    (Shapes, "to_json"),
     (surgery, "plan_cost"),
     (surgery, "layer_record"),
     (surgery.GrowthHistory, "append"),

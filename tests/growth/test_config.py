@@ -18,7 +18,7 @@ BAD = {
     "interval": 0,
     "unit": "days",
     "num_events": 0,
-    "linears": ["mlp.fc3"],
+    "linears": [3],
     "layers": [-1],
     "line_search": "no",
     "quotas": 1,

@@ -101,6 +101,7 @@ def broken(change):
     return values
 
 
+FC1, LAYER = "layers.0.mlp.fc1", {"intermediate_size": 24, "skip_sizes": None}
 DAMAGE = {
     "schema": (lambda v: v.update(schema_version=99), "schema_version"),
     "no initial": (lambda v: v.pop("initial"), "lacks `initial`"),
@@ -116,16 +117,16 @@ DAMAGE = {
     "no size": (lambda v: v["initial"].update(parameters="many"), "initial.parameters"),
     "silent change": (lambda v: v["events"][1].update(parameters_after=10**9), "without layers"),
     "unit": (lambda v: v["events"][0].update(skip_unit="pair"), "skip_unit"),
-    "shrinking width": (lambda v: v["events"][2]["shapes"]["0"].update(intermediate_size=3), "shrinks"),
-    "shrinking depth": (lambda v: v["events"][2]["shapes"]["0"].update(skip_sizes=None), "shrinks"),
-    "layers": (lambda v: v["events"][2]["shapes"].pop("1"), "other layers"),
+    "shrinking width": (lambda v: v["events"][2]["shapes"]["widths"].update({FC1: 3}), "shrinks"),
+    "shrinking depth": (lambda v: v["events"][2]["shapes"].update(skip_sizes={}), "shrinks"),
+    "layers": (lambda v: v["events"][2]["shapes"]["widths"].pop("layers.1.mlp.fc1"), "other layers"),
     "shapes": (lambda v: v["events"][2].update(shapes=[]), "must map layers"),
     "history": (lambda v: v.update(note=1), "has `note` too many"),
     "schema as text": (lambda v: v.update(schema_version=True), "schema_version"),
     "initial parameters": (lambda v: v["initial"].update(parameters=10**30), r"initial\.parameters.*whole number"),
     "initial unit": (lambda v: v["initial"].update(skip_unit=["gain"]), r"initial\.skip_unit"),
-    "initial layers": (lambda v: v["initial"]["shapes"].update({"7": v["initial"]["shapes"]["0"]}), "layers 0 to 2"),
-    "digits": (lambda v: v["initial"]["shapes"].update({"１": v["initial"]["shapes"].pop("1")}), "layers 0 to 1"),
+    "initial layers": (lambda v: v["initial"]["shapes"]["widths"].update({"layers.7.mlp.fc1": 24}), "other layers"),
+    "digits": (lambda v: v["initial"].update(shapes={"0": LAYER, "１": LAYER}), "layers 0 to 1"),
     "event parameters": (lambda v: v["events"][2].update(parameters_after=10**30), "parameters_after"),
     "event is a text": (lambda v: v["events"].insert(0, "event"), "must be an object"),
     "missing first event": (lambda v: v["events"].pop(0), "An event is missing"),
@@ -146,9 +147,9 @@ DAMAGE = {
     "criterion": (lambda v: v["events"][0].update(criterion=1), "criterion"),
     "versions": (lambda v: v["events"][0].update(versions="2.8"), "versions"),
     "version": (lambda v: v["events"][0]["versions"].update(torch=2.8), r"versions\[torch\]"),
-    "width": (lambda v: v["events"][2]["shapes"]["0"].update(intermediate_size=True), "intermediate_size"),
-    "branch": (lambda v: v["events"][2]["shapes"]["0"]["skip_sizes"].update({"mlp.fc1": ["3"]}), "skip_sizes"),
-    "linear": (lambda v: v["events"][2]["shapes"]["0"].update(skip_sizes={"mlp.fc3": [1]}), "is damaged"),
+    "width": (lambda v: v["events"][2]["shapes"]["widths"].update({FC1: True}), r"widths\['layers.0.mlp.fc1'\]"),
+    "branch": (lambda v: v["events"][2]["shapes"]["skip_sizes"].update({FC1: ["3"]}), "skip_sizes"),
+    "linear": (lambda v: v["events"][2]["shapes"].update(skip_sizes={"layers.0.mlp.fc3": [1]}), "is damaged"),
 }
 
 

@@ -69,9 +69,7 @@ def draw_plan(data, model, kind):
 
 def check_consistent(model):
     """Config, modules, buffers and history say the same, and a fresh model of the config has the same tensors."""
-    for layer, shapes in model.shapes().to_layers().items():
-        found = model.config.per_layer_config[layer]
-        assert (found.intermediate_size, found.skip_sizes or None) == tuple(shapes.values())
+    assert Shapes.of_config(model.config) == model.shapes()
     with torch.device("meta"):
         fresh = type(model)(copy.deepcopy(model.config))
     assert [(n, p.shape) for n, p in fresh.named_parameters()] == [(n, p.shape) for n, p in model.named_parameters()]

@@ -51,7 +51,7 @@ def _text() -> dict[str, Tensor]:
 
 
 def _choices() -> dict[str, Tensor]:
-    return {name: tensor.unsqueeze(1).expand(-1, 2, -1) for name, tensor in _text().items()}
+    return {name: tensor.unsqueeze(1).repeat(1, 2, 1) for name, tensor in _text().items()}
 
 
 def _pixels(size: int = 16) -> dict[str, Tensor]:
@@ -153,7 +153,7 @@ def grown_model(name: str, seed: int = 1, more: int = 3, **config: Any) -> Growa
     import hf_saddle
 
     plain = hf_saddle.growable(stock_model(name, **config))
-    sites = [site for site in plain.growable_linears()]
+    sites = list(plain.growable_linears())
     hidden = [site for site in sites if site.neurons is not None]
     widths = {site.root: site.module.neurons + more for site in hidden[::2]}
     sizes = {site.root: [2, 3] if index % 2 else [site.module.neurons + 1] for index, site in enumerate(sites)}

@@ -176,24 +176,34 @@ def test_a_copy_is_independent():
     assert config != again
 
 
-def test_layers_are_sparse_in_the_file(tmp_path):
+def test_shapes_are_sparse_in_the_file_and_of_todays_form(tmp_path):
     SaddleDeiTConfig(**SHAPE, per_layer_config={1: {"intermediate_size": 80}}).save_pretrained(tmp_path)
     fields = json.loads((tmp_path / "config.json").read_text())
-    assert fields["per_layer_config"] == {"1": {"intermediate_size": 80}}
-    assert fields["model_type"] == "saddle_deit"
-    assert "allow_global_per_layer_attribute_access" not in fields
+    assert fields["widths"] == {"layers.1.mlp.fc1": 80} and fields["skip_sizes"] is None
+    assert fields["model_type"] == "saddle_deit" and fields["intermediate_size"] == 37
+    with pytest.raises(ValueError, match="this model grew: load it with hf_saddle"):
+        DeiTConfig.from_pretrained(tmp_path)
+
+
+def test_a_file_of_an_older_version_is_understood(tmp_path):
+    """Its branches have the activation of the model, whichever it is."""
+    fields = SaddleDeiTConfig(**SHAPE, hidden_act="relu").to_dict()
+    fields |= {"per_layer_config": {str(layer): shapes for layer, shapes in GROWN.items()}}
+    for name in ("widths", "skip_activation"):
+        del fields[name]
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"dtype": None}))
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config.widths == {"layers.0.mlp.fc1": 45} and config.skip_activation == "relu"
+    assert config.skip_sizes == {
+        f"layers.{layer}.{name}": sizes for layer in GROWN for name, sizes in GROWN[layer]["skip_sizes"].items()
+    }
+    assert SaddleDeiTConfig(**SHAPE, hidden_act="relu").skip_activation == "gelu"
 
 
 def test_layers_without_an_entry_have_the_global_shape():
     config = SaddleDeiTConfig(**SHAPE, skip_sizes={"mlp.fc2": [3]}, per_layer_config={1: {"intermediate_size": 80}})
     assert [config.per_layer_config[i].intermediate_size for i in range(2)] == [37, 80]
     assert [config.per_layer_config[i].skip_sizes for i in range(2)] == [{"mlp.fc2": [3]}] * 2
-
-
-def test_the_global_width_of_a_grown_config_cannot_be_misread():
-    config = SaddleDeiTConfig(**SHAPE, per_layer_config=GROWN)
-    with pytest.raises(RuntimeError, match="'intermediate_size' is a per-layer attribute"):
-        _ = config.intermediate_size
 
 
 @pytest.mark.parametrize("field", ["hidden_size", "skip_unit", "num_labels"])

@@ -8,7 +8,7 @@ import torch
 from model_cases import every_unit, randomize_
 from torch import Tensor, nn
 
-from hf_saddle.models import GrowableLinear, GrowableMLP, PairedLinear
+from hf_saddle.models import GrowableLinear, PairedLinear
 
 
 NESTINGS = {"one": [4], "nested": [4, 3, 2], "shared": [9, 8]}
@@ -146,17 +146,6 @@ def test_autocast_gives_the_dtype_of_the_linear(unit, skip_sizes):
         out = linear(x)
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.float(), linear(x), rtol=0.05, atol=0.1)
-
-
-@every_unit
-def test_mlp(unit):
-    torch.manual_seed(0)
-    sizes = {"mlp.fc1": [9], "mlp.fc2": [3, 2]}
-    mlp = GrowableMLP(5, 7, "gelu", sizes, unit).double()
-    randomize_(mlp, scale=0.5)
-    x = torch.randn(5, dtype=torch.float64)
-    hidden = nn.functional.gelu(plain(mlp.fc1, x))
-    torch.testing.assert_close(mlp(x), plain(mlp.fc2, hidden), rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("activation", ["relu", "silu", "gelu_new"])

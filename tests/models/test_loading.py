@@ -20,6 +20,7 @@ from hf_saddle import (
     SaddleViTModel,
 )
 from hf_saddle.models import GrowablePreTrainedModel
+from hf_saddle.models.shapes import Shapes
 
 
 FC1 = "deit.layers.0.mlp.fc1."
@@ -33,9 +34,7 @@ def assert_same(model: GrowablePreTrainedModel, other: GrowablePreTrainedModel, 
     assert all(torch.equal(tensors[name], others[name]) for name in tensors)
     assert model.shapes() == other.shapes()
     for each in (model, other):
-        for layer_idx, shapes in each.shapes().to_layers().items():
-            assert each.config.per_layer_config[layer_idx].intermediate_size == shapes["intermediate_size"]
-            assert each.config.per_layer_config[layer_idx].skip_sizes == shapes["skip_sizes"]
+        assert Shapes.of_config(each.config) == each.shapes()
     assert torch.equal(output(model.eval(), pixels), output(other.eval(), pixels))
 
 
@@ -222,7 +221,7 @@ BAD_FOLDERS = {
         with_tensor("deit.layers.1.mlp.fc1.skip.gain", torch.zeros(3)),
         "layers.1.mlp.fc1.skip.gain",
     ),
-    "config-without-branches": (with_config(per_layer_config={"0": {"intermediate_size": 45}}), "has tensors.*skip"),
+    "config-without-branches": (with_config(skip_sizes=None), "has tensors.*skip"),
     "config-of-other-unit": (with_config(skip_unit="residual"), r"has tensors.*skip\.gain"),
     "config-layer": (with_config(per_layer_config={"7": {"intermediate_size": 45}}), r"per_layer_config\[7\]"),
     "config-terabytes": (with_config(hidden_size=2**18, num_attention_heads=2**18), "hidden_size"),
@@ -341,7 +340,7 @@ def test_folders_of_the_other_architecture_are_refused(folder):
 
 
 def test_stock_cannot_load_a_grown_model_wrongly(folder):
-    with pytest.raises(RuntimeError, match="intermediate_size"):
+    with pytest.raises(ValueError, match="this model grew: load it with hf_saddle"):
         DeiTForImageClassification.from_pretrained(folder)
 
 

@@ -23,6 +23,7 @@ from transformers.models.vit import ViTImageProcessorPil
 
 from hf_saddle import SaddleDeiTForImageClassification, SaddleDeiTModel, SaddleViTForImageClassification
 from hf_saddle.models import GrowableLinear
+from hf_saddle.models.shapes import Shapes
 
 
 # transformers 5.23 renamed the method and deprecated the old name.
@@ -129,16 +130,14 @@ def test_growable_linears_are_in_the_order_of_the_parameters(model_class):
     found = {site.path: site.module for site in model.growable_linears()}
     expected = {name: module for name, module in model.named_modules() if isinstance(module, GrowableLinear)}
     assert found.keys() == expected.keys() and all(found[name] is expected[name] for name in expected)
-    layers = [site.layer for site in model.growable_linears()]
+    layers = [site.block for site in model.growable_linears()]
     assert layers == sorted(layers)
 
 
 def test_shapes_are_those_of_the_config():
     model = build(grown=GROWN)
-    assert model.shapes().to_layers() == {
-        0: GROWN[0],
-        1: {"intermediate_size": 37, "skip_sizes": GROWN[1]["skip_sizes"]},
-    }
+    assert model.shapes().widths == {"layers.0.mlp.fc1": 45, "layers.1.mlp.fc1": 37}
+    assert model.shapes() == Shapes.of_config(model.config)
     config = copy.deepcopy(model.config)
     model.config.per_layer_config = None
     model.update_config_()
@@ -148,7 +147,7 @@ def test_shapes_are_those_of_the_config():
 def test_an_update_of_an_ungrown_model_adds_no_layers_to_the_config():
     model = build()
     model.update_config_()
-    assert "per_layer_config" not in model.config.to_diff_dict()
+    assert model.config.widths is None and model.config.skip_sizes is None
     assert model.config.intermediate_size == 37
 
 
