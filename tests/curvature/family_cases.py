@@ -39,7 +39,11 @@ FAMILY_CASES = {
         {"hidden_sizes": [4, 6], "depths": [1, 1], "num_stages": 2, "layer_scale_init_value": 1.0, "num_labels": 3},
         "large images",
     ),
-    "resnet": ("ResNetForImageClassification", RESNET | {"hidden_sizes": [6, 8], "layer_type": "basic"}, "large images"),
+    "resnet": (
+        "ResNetForImageClassification",
+        RESNET | {"hidden_sizes": [6, 8], "layer_type": "basic"},
+        "large images",
+    ),
     "resnet bottleneck": (
         "ResNetForImageClassification",
         RESNET | {"hidden_sizes": [16, 24], "layer_type": "bottleneck"},
@@ -48,9 +52,9 @@ FAMILY_CASES = {
     "whisper": (
         "WhisperForConditionalGeneration",
         {
-            **{name: 2 for name in ("encoder_layers", "decoder_layers")},
-            **{name: 2 for name in ("encoder_attention_heads", "decoder_attention_heads")},
-            **{name: 20 for name in ("encoder_ffn_dim", "decoder_ffn_dim")},
+            **dict.fromkeys(("encoder_layers", "decoder_layers"), 2),
+            **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2),
+            **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 20),
             **{"d_model": 16, "num_mel_bins": 4, "max_source_positions": 10, "max_target_positions": 32},
             **{"vocab_size": 41, "decoder_start_token_id": 1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
         },
@@ -164,7 +168,7 @@ def family_case(name: str, samples: int = 5) -> FamilyCase:
 
 
 def respond(module: nn.Module, inputs: Tensor, row: Tensor, neuron: int) -> Tensor:
-    """`p · x̂` of a neuron at every position, by what the layer itself would do with the row; a channel of its output."""
+    """`p · x̂` of a neuron at every position, by what the layer itself would do with the row: a channel of outputs."""
     weight, bias = row[:-1], row[-1:]
     if not isinstance(module, nn.Conv2d):
         return inputs @ weight + bias
