@@ -9,11 +9,15 @@ import typer
 from torch.utils.data import DataLoader
 
 from hf_saddle.curvature import analyze_curvature
+from hf_saddle.demo.arguments import ModelAndDataArguments
 from hf_saddle.growth import GrowthHistory, count_macs, count_parameters
+from hf_saddle.hub.card_task import sample_name
 from hf_saddle.hub.pictures import check_matplotlib, save_report
 from hf_saddle.models.history_file import read_history
+from hf_saddle.models.shapes import Shapes
+from hf_saddle.models.sites import Place
 
-from .common import at, load_config, load_data, load_model, model_class, print_table, quiet
+from .common import at, load_config, load_data, load_model, model_class, print_table, quiet, task_of
 
 
 def print_facts(source: str, revision: str | None, as_json: bool) -> None:
@@ -23,10 +27,11 @@ def print_facts(source: str, revision: str | None, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
-    typer.echo(f"{facts['class']}: {facts['parameters']:,} parameters, {facts['macs']:,} MACs per image")
-    shapes = [(layer["layer"], layer["intermediate_size"], _depth(layer["skip_sizes"])) for layer in facts["layers"]]
-    rows = [[str(value) for value in shape] for shape in shapes]
-    print_table(f"Shapes (branch units: {facts['skip_unit']})", ["layer", "width", "depth"], rows)
+    typer.echo(f"{facts['class']}: {facts['parameters']:,} parameters, {facts['macs']:,} MACs per {facts['sample']}")
+    shapes = [(block["block"], _width(block["widths"]), _depth(block["skip_sizes"])) for block in facts["blocks"]]
+    print_table(
+        f"Shapes (branch units: {facts['skip_unit']})", ["block", "width", "depth"], [[*row] for row in shapes]
+    )
     history = facts["history"]
     if history is None:
         typer.echo("No growth history.")
@@ -50,23 +55,39 @@ def _facts(source: str, revision: str | None) -> dict[str, Any]:
             history.check(model)
         except ValueError as error:
             check = f"The history does not fit this model: {error}"
-    layers = [{"layer": layer, **shapes} for layer, shapes in model.shapes().to_layers().items()]
     return {
         "class": kind.__name__,
         "model_type": config.model_type,
         "parameters": count_parameters(model),
         "macs": count_macs(model),
+        "sample": sample_name(model),
         "labels": config.num_labels,
         "skip_unit": config.skip_unit,
-        "layers": layers,
+        "blocks": _blocks(model.shapes()),
         "history": model.growth_history,
         "history_check": check,
     }
 
 
-def _depth(skip_sizes: dict[str, list[int]] | None) -> str:
+def _blocks(shapes: Shapes) -> list[dict[str, Any]]:
+    """Widths and branches of every block, by the names of linears in it."""
+    found: dict[str, dict[str, Any]] = {}
+    for field, sizes in shapes.to_json().items():
+        for root, size in sizes.items():
+            place = Place.parse(root)
+            block = found.setdefault(place.block, {"block": place.block, "widths": {}, "skip_sizes": {}})
+            block[field][place.linear] = size
+    return list(found.values())
+
+
+def _width(widths: dict[str, int]) -> str:
+    """The number of hidden neurons; of each group where a block has several."""
+    return ", ".join(map(str, widths.values()))
+
+
+def _depth(skip_sizes: dict[str, list[int]]) -> str:
     """`mlp.fc1 4 › 2`: four units, fed by two more."""
-    return ", ".join(f"{linear} {' › '.join(map(str, sizes))}" for linear, sizes in (skip_sizes or {}).items())
+    return ", ".join(f"{linear} {' › '.join(map(str, sizes))}" for linear, sizes in skip_sizes.items())
 
 
 def _event_row(index: int, event: dict[str, Any]) -> list[str]:
@@ -78,12 +99,11 @@ def _event_row(index: int, event: dict[str, Any]) -> list[str]:
 
 def print_curvature(
     source: str,
-    dataset: str,
+    arguments: ModelAndDataArguments,
     criteria: list[str],
     *,
     whiten: bool,
     split: str,
-    samples: int,
     batch_size: int,
     seed: int,
     picture: Path | None,
@@ -103,11 +123,12 @@ def print_curvature(
         if picture.suffix not in (".png", ".svg"):
             raise ValueError(f"`--picture` must end in .png or .svg, got {picture}.")
     model = load_model(source, revision)
-    data = load_data(source, revision, model, dataset, split, samples)
+    arguments.task, arguments.model_name_or_path = task_of(model), source
+    data, collator = load_data(source, revision, model, arguments, split)
     paths = [site.path for site in model.growable_linears()]
     report = analyze_curvature(
         model,
-        DataLoader(data, batch_size=batch_size),
+        DataLoader(data, batch_size=batch_size, collate_fn=collator),
         criteria,
         linears=paths,
         whiten=whiten,

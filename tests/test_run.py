@@ -74,8 +74,8 @@ def test_an_unknown_architecture_is_refused():
         ModelAndDataArguments(task="translation")
 
 
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("grow_*.py")), ids=lambda path: path.stem)
-def test_examples_run(example, tmp_path):
+def test_the_example_runs(tmp_path):
+    example = ROOT / "examples" / "grow_image_classifier.py"
     command = [sys.executable, str(example), *options(output_dir=tmp_path, **TINY, **GROWTH, **TRAINING)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
