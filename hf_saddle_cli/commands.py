@@ -140,8 +140,8 @@ def push(
     message: Annotated[str, typer.Option(help="Commit message.")] = "Upload a growable model",
 ) -> None:
     """
-    Bring a saved model to the Hub: config, weights, history, code, pictures, card, image processor or tokenizer, by name, and
-    nothing else. What an earlier push left there and this model has not is deleted.
+    Bring a saved model to the Hub: config, weights, history, code, pictures, card, image processor or tokenizer, by
+    name, and nothing else. What an earlier push left there and this model has not is deleted.
 
     Log in before with `hf auth login`. Example: `hf-saddle push outputs/demo name/my-model --private`
     """

@@ -40,9 +40,9 @@ def export_model(source: str, output: Path, format: Format, tolerance: float, re
     model = load_model(source, revision)
     if model.main_input_name != "pixel_values":
         raise ValueError(
-            f"`hf-saddle export` writes models of images, and {source} is a {type(model).__name__}. `torch.export` and "
-            "`torch.onnx.export` take it with example inputs of your own; one that grew in width only can be converted "
-            "with `hf-saddle convert --to stock` for tools that know stock models."
+            f"`hf-saddle export` writes models of images, and {source} is a {type(model).__name__}. `torch.export` "
+            "and `torch.onnx.export` take it with example inputs of your own; one that grew in width only becomes a "
+            "stock model for other tools by `hf-saddle convert --to stock`."
         )
 
     torch.manual_seed(0)
