@@ -16,7 +16,7 @@ from hf_saddle import models
 from hf_saddle.demo.arguments import ModelAndDataArguments
 from hf_saddle.demo.tasks import TASKS
 from hf_saddle.growth.macs import sample_of
-from hf_saddle.models import FAMILIES, GrowablePreTrainedModel
+from hf_saddle.models import FAMILIES, GrowablePreTrainedModel, SaddleConfig
 from hf_saddle.models.json_files import read_json
 from hf_saddle.models.modeling_saddle import auto_classes
 
@@ -64,7 +64,7 @@ def model_class(config: PreTrainedConfig, source: str) -> type[GrowablePreTraine
         ValueError: If it was none.
     """
     name = (config.architectures or [""])[0]
-    if not (config.model_type.startswith("saddle_") and name.startswith("Saddle")):
+    if not isinstance(config, SaddleConfig) or not name.startswith("Saddle"):
         raise ValueError(
             f"{source} is a {name or config.model_type}, which does not grow. Make a growable model of a stock one "
             f"with `hf-saddle convert`; it knows {', '.join(FAMILIES)}."
@@ -72,7 +72,7 @@ def model_class(config: PreTrainedConfig, source: str) -> type[GrowablePreTraine
     try:
         kind: type[GrowablePreTrainedModel] = getattr(models, name)
     except AttributeError as error:
-        raise ValueError(f"{source} names the class {name}, which no family has.") from error
+        raise ValueError(f"{source} is a {name}, which is no class of hf_saddle.") from error
     return kind
 
 
@@ -145,7 +145,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table on the terminal; numbers to the right. Foreign text is not taken for markup."""
     table = Table(title=title, title_justify="left")
     for column in columns:
-        table.add_column(column, justify="left" if column in ("block", "depth", "operators") else "right")
+        table.add_column(column, justify="left" if column in ("linear", "depth", "operators") else "right")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)

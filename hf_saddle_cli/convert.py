@@ -9,9 +9,7 @@ from transformers import PreTrainedModel
 
 from hf_saddle import models
 from hf_saddle.growth import merge_pairs_
-from hf_saddle.models import GrowablePreTrainedModel
-from hf_saddle.models.configuration_saddle import SaddleConfig
-from hf_saddle.models.families import family_of
+from hf_saddle.models import FAMILIES, GrowablePreTrainedModel, SaddleConfig
 
 from .commands import Target
 from .common import at, find_processor, load_config, load_model, quiet, random_inputs
@@ -23,8 +21,6 @@ _WIDTHS = {
     "t5": {"": "d_ff"},
     "whisper": {"encoder.": "encoder_ffn_dim", "decoder.": "decoder_ffn_dim"},
 }
-# Fields of a growable config that a stock one does not have.
-_OWN_FIELDS = (*SaddleConfig.__annotations__, "auto_map", "per_layer_config")
 
 
 def convert_model(source: str, output: Path, to: Target, revision: str | None) -> float:
@@ -64,10 +60,12 @@ def convert_model(source: str, output: Path, to: Target, revision: str | None) -
 def _to_saddle(source: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedModel]:
     config = load_config(source, revision)
     name = (config.architectures or [""])[0]
-    if config.model_type.startswith("saddle_"):
-        raise ValueError(f"{source} is a {name}; only stock models become growable.")
-    family_of(config.model_type)
-    kind = getattr(models, f"Saddle{name}")
+    kind = getattr(models, f"Saddle{name}", None)
+    if isinstance(config, SaddleConfig) or kind is None:
+        raise ValueError(
+            f"{source} is a {name or config.model_type}; only stock models of these types become growable: "
+            f"{', '.join(FAMILIES)}."
+        )
     stock = kind.load_stock(source, **at(revision))
     return stock, kind.from_stock(stock)
 
@@ -81,22 +79,22 @@ def _merged(source: str, revision: str | None) -> tuple[PreTrainedModel, PreTrai
 def _to_stock(model: GrowablePreTrainedModel) -> PreTrainedModel:
     """The stock model that computes the same; narrower layers are filled up with neurons that are fed by nothing."""
     config = model.config
+    if not isinstance(config, VisionConfig):
+        raise ValueError(f"Only ViT and DeiT become stock models again, not a {type(model).__name__}.")
     branches = [site.path for site in model.growable_linears() if site.module.skip is not None]
     if branches:
         raise ValueError(f"The model has grown in depth at {branches[0]}: no stock class computes that.")
-    fields = {key: value for key, value in config.to_dict().items() if key not in _OWN_FIELDS}
     family = config.model_type.removeprefix("saddle_")
     if family in ("deit", "vit") and (
         config.head_dim * config.num_attention_heads != config.hidden_size or config.attention_scaling is not None
     ):
         raise ValueError("The model's attention has a `head_dim` or `attention_scaling` that no stock class has.")
+    fields = config.stock().to_dict()
     sizes = _WIDTHS.get(family, {"": "intermediate_size"})
     if not set(sizes.values()) <= fields.keys():
         raise ValueError(f"The config of {model.stock_class.__name__} has no field for the widths of its neurons.")
     for start, field in sizes.items():
         fields[field] = max(width for root, width in model.shapes().widths.items() if root.startswith(start))
-    for derived in ("model_type", "architectures", "transformers_version"):
-        fields.pop(derived, None)
     kind = model.stock_class
     stock = kind(kind.config_class(**fields))
     state = stock.state_dict()

@@ -14,8 +14,6 @@ from hf_saddle.growth import GrowthHistory, count_macs, count_parameters
 from hf_saddle.hub.card_task import sample_name
 from hf_saddle.hub.pictures import check_matplotlib, save_report
 from hf_saddle.models.history_file import read_history
-from hf_saddle.models.shapes import Shapes
-from hf_saddle.models.sites import Place
 
 from .common import at, load_config, load_data, load_model, model_class, print_table, quiet, task_of
 
@@ -28,10 +26,13 @@ def print_facts(source: str, revision: str | None, as_json: bool) -> None:
         typer.echo(json.dumps(facts, indent=2))
         return
     typer.echo(f"{facts['class']}: {facts['parameters']:,} parameters, {facts['macs']:,} MACs per {facts['sample']}")
-    shapes = [(block["block"], _width(block["widths"]), _depth(block["skip_sizes"])) for block in facts["blocks"]]
-    print_table(
-        f"Shapes (branch units: {facts['skip_unit']})", ["block", "width", "depth"], [[*row] for row in shapes]
-    )
+    widths, depths = facts["shapes"]["widths"], facts["shapes"]["skip_sizes"]
+    # `4 › 2`: four units, fed by two more.
+    rows = [
+        [root, str(widths.get(root, "")), " › ".join(map(str, depths.get(root, ())))]
+        for root in sorted({*widths, *depths}, key=_by_number)
+    ]
+    print_table(f"Shapes (branch units: {facts['skip_unit']})", ["linear", "width", "depth"], rows)
     history = facts["history"]
     if history is None:
         typer.echo("No growth history.")
@@ -63,31 +64,15 @@ def _facts(source: str, revision: str | None) -> dict[str, Any]:
         "sample": sample_name(model),
         "labels": config.num_labels,
         "skip_unit": config.skip_unit,
-        "blocks": _blocks(model.shapes()),
+        "shapes": model.shapes().to_json(),
         "history": model.growth_history,
         "history_check": check,
     }
 
 
-def _blocks(shapes: Shapes) -> list[dict[str, Any]]:
-    """Widths and branches of every block, by the names of linears in it."""
-    found: dict[str, dict[str, Any]] = {}
-    for field, sizes in shapes.to_json().items():
-        for root, size in sizes.items():
-            place = Place.parse(root)
-            block = found.setdefault(place.block, {"block": place.block, "widths": {}, "skip_sizes": {}})
-            block[field][place.linear] = size
-    return list(found.values())
-
-
-def _width(widths: dict[str, int]) -> str:
-    """The number of hidden neurons; of each group where a block has several."""
-    return ", ".join(map(str, widths.values()))
-
-
-def _depth(skip_sizes: dict[str, list[int]]) -> str:
-    """`mlp.fc1 4 › 2`: four units, fed by two more."""
-    return ", ".join(f"{linear} {' › '.join(map(str, sizes))}" for linear, sizes in skip_sizes.items())
+def _by_number(path: str) -> list[tuple[int, str]]:
+    """Sorts paths by their indices, as numbers."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in path.split(".")]
 
 
 def _event_row(index: int, event: dict[str, Any]) -> list[str]:

@@ -10,10 +10,6 @@ from ..models.shapes import Shapes
 from ..models.sites import Place
 
 
-# In place of a name where no linear has a branch.
-NO_LINEAR = "none"
-
-
 @dataclass(frozen=True)
 class State:
     """The size and shape of the model from `step` on."""
@@ -21,9 +17,8 @@ class State:
     step: int
     parameters: int
     macs: int
-    widths: tuple[int, ...]  # hidden neurons of each block
-    branches: tuple[dict[str, list[int]], ...]  # of each block: linear -> widths of its nested branches
-    blocks: tuple[str, ...]  # paths in the base model
+    widths: tuple[int, ...]  # hidden neurons of each layer
+    branches: tuple[dict[str, list[int]], ...]  # of each layer: linear -> widths of its nested branches
 
     def units(self, layer: int, linear: str) -> int:
         """Number of skip units of a linear, all depths together."""
@@ -34,7 +29,7 @@ class State:
 class Growth:
     """What an event did to one linear."""
 
-    layer: int  # number of its block
+    layer: int
     linear: str
     nested: int  # 0 for the linear itself, 1 for the branch that feeds it, and so on
     operator: str
@@ -73,42 +68,36 @@ def growths(event: GrowthEvent) -> list[Growth]:
         ValueError: If a record is not what a growth event writes.
     """
     try:
-        return [_growth(record, blocks_of(event.shapes)) for record in event.layers]
+        blocks = blocks_of(event.shapes)
+        return [_growth(record, blocks) for record in event.layers]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"The growth history is damaged: a record of a linear cannot be read ({error!r}).") from error
 
 
+def linears(history: GrowthHistory) -> list[str]:
+    """Names in their layers of the linears that have hidden neurons or units, or that grew."""
+    roots = [root for shapes in (history.shapes, history.initial.shapes) for root in shapes.skip_sizes]
+    names = [Place.parse(root).linear for root in (*roots, *history.initial.shapes.widths)]
+    return list(dict.fromkeys((*names, *(growth.linear for event in history.events for growth in growths(event)))))
+
+
+def blocks_of(shapes: Shapes) -> list[str]:
+    """Paths of the layers, in the order of the forward pass."""
+    return list(dict.fromkeys(Place.parse(root).block for root in shapes.widths))
+
+
 def _state(step: int, parameters: int, macs: int, shapes: Shapes) -> State:
     blocks = blocks_of(shapes)
-    widths = dict.fromkeys(blocks, 0)
-    branches: dict[str, dict[str, list[int]]] = {block: {} for block in blocks}
+    widths, branches = [0] * len(blocks), [dict[str, list[int]]() for _ in blocks]
     for root, width in shapes.widths.items():
-        widths[Place.parse(root).block] += width
+        widths[blocks.index(Place.parse(root).block)] += width
     for root, sizes in shapes.skip_sizes.items():
         place = Place.parse(root)
-        branches[place.block][place.linear] = list(sizes)
-    return State(
-        step=step,
-        parameters=parameters,
-        macs=macs,
-        widths=tuple(widths.values()),
-        branches=tuple(branches.values()),
-        blocks=blocks,
-    )
+        branches[blocks.index(place.block)][place.linear] = list(sizes)
+    return State(step, parameters, macs, tuple(widths), tuple(branches))
 
 
-def blocks_of(shapes: Shapes) -> tuple[str, ...]:
-    """Paths in the base model of the blocks, all of which have hidden neurons, in order: `"layers.0"`, …"""
-    return tuple(dict.fromkeys(Place.parse(root).block for root in shapes.widths))
-
-
-def linears_of(found: list[State]) -> list[str]:
-    """Names in a block of the linears that have branches in the end; of one at least, for a picture of none."""
-    names = [linear for branches in found[-1].branches for linear in branches]
-    return list(dict.fromkeys(names)) or [NO_LINEAR]
-
-
-def _growth(record: dict[str, Any], blocks: tuple[str, ...]) -> Growth:
+def _growth(record: dict[str, Any], blocks: list[str]) -> Growth:
     place = Place.parse(record["linear"])
     if record["operator"] not in OPERATORS:
         raise ValueError(f"{record['linear']!r} cannot grow by {record['operator']!r}")

@@ -55,7 +55,8 @@ def growable_paths(model: GrowablePreTrainedModel, config: GrowthConfig) -> list
             activation cannot do.
     """
     check_activation(model.config, config)
-    count = 1 + max(site.block for site in model.growable_linears())
+    sites = list(model.growable_linears())
+    count = sites[-1].block + 1
     beyond = [layer for layer in config.layers or () if layer >= count]
     if beyond:
         raise ValueError(
@@ -63,7 +64,7 @@ def growable_paths(model: GrowablePreTrainedModel, config: GrowthConfig) -> list
         )
     paths = [
         site.path
-        for site in model.growable_linears()
+        for site in sites
         if (config.linears is None or site.linear in config.linears)
         and (config.layers is None or site.block in config.layers)
         and site.module.weight.requires_grad

@@ -107,8 +107,8 @@ def test_inspect_as_json(deeper, capsys):
     assert run("inspect", deeper[1], "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["parameters"] == sum(parameter.numel() for parameter in deeper[0].parameters())
-    assert facts["blocks"][0] == {"block": "layers.0", "widths": {"mlp.fc1": 43}, "skip_sizes": {}}
-    assert facts["blocks"][1]["skip_sizes"] == {"mlp.fc1": [3]}
+    assert facts["layers"][0] == {"layer": 0, "intermediate_size": 43, "skip_sizes": None}
+    assert facts["layers"][1]["skip_sizes"] == {"mlp.fc1": [3]}
     assert facts["history"] == deeper[0].growth_history
 
 

@@ -38,10 +38,8 @@ from hf_saddle.growth.operators import OPERATORS
 from hf_saddle.growth.rows import row_size
 
 
-every_class = pytest.mark.parametrize("name", CASES)
 every_kind = pytest.mark.parametrize("name", KINDS)
 PREDICTED = [name for name in (*KINDS, "ViTForImageClassification") if CASES[name][0] not in ("dinov2", "whisper")]
-RELU = ("ResNetModel", "T5EncoderModel", "T5ForTokenClassification")
 
 
 @torch.no_grad()
@@ -63,8 +61,9 @@ def deepened(name, **kwargs):
     return model
 
 
-@every_class
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [(name, torch.float32) for name in CASES] + [(name, torch.bfloat16) for name in KINDS]
+)
 def test_units_of_all_layers_change_nothing_and_come_back_from_files(name, dtype, tmp_path):
     model = family_model(name, dtype, smooth=False)
     before = answers(model, name)
@@ -83,7 +82,7 @@ def test_units_of_all_layers_change_nothing_and_come_back_from_files(name, dtype
     assert history.apply(family_model(name, smooth=False).config).skip_sizes == model.config.skip_sizes
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in RELU])
+@every_kind
 def test_splits_of_all_neurons_keep_the_function_to_second_order(name, monkeypatch):
     exact_norms_(monkeypatch)
     model = deepened(name, dtype=torch.float64)
