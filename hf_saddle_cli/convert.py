@@ -79,8 +79,6 @@ def _merged(source: str, revision: str | None) -> tuple[PreTrainedModel, PreTrai
 def _to_stock(model: GrowablePreTrainedModel) -> PreTrainedModel:
     """The stock model that computes the same; narrower layers are filled up with neurons that are fed by nothing."""
     config = model.config
-    if not isinstance(config, VisionConfig):
-        raise ValueError(f"Only ViT and DeiT become stock models again, not a {type(model).__name__}.")
     branches = [site.path for site in model.growable_linears() if site.module.skip is not None]
     if branches:
         raise ValueError(f"The model has grown in depth at {branches[0]}: no stock class computes that.")

@@ -41,8 +41,8 @@ class Task:
         dataset (`str`): The data set that needs no download.
         metric (`str`): What the report tells of the test split.
         load (`Callable`): Arguments and seed to three splits.
-        processor (`Callable`): Arguments, splits and a revision to a tokenizer or image processor: the checkpoint's own,
-            or a new one.
+        processor (`Callable`): Arguments, splits and a revision to a tokenizer or image processor: that of the
+            checkpoint, or a new one.
         prepare (`Callable`): Splits, processor and arguments to columns that the model takes.
         collator (`Callable`): The processor to what makes batches.
         compute_metrics (`Callable`): As in `Trainer`, with losses included.

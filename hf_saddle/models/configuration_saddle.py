@@ -3,8 +3,9 @@
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
@@ -251,7 +252,12 @@ def config_class(model_type: str) -> type[SaddleConfig]:
         "__eq__": SaddleConfig.__eq__,
         "_auto_class": "AutoConfig",
     }
-    return type(name, (SaddleConfig, stock), body)
+    # The defaults that every config has come with `SaddleConfig`; those of the family go before them.
+    own = {item.name: item for item in fields(cast(Any, stock))}
+    general = [own[item.name] for item in fields(SaddleConfig) if item.name in own]
+    particular = [item for item in general if item.default != getattr(SaddleConfig, item.name, item.default)]
+    body["__annotations__"] = {item.name: item.type for item in particular}
+    return type(name, (SaddleConfig, stock), body | {item.name: item.default for item in particular})
 
 
 def __getattr__(name: str) -> Any:
