@@ -41,7 +41,8 @@ def test_supervised_fine_tuning_grows(packing, tmp_path):
         train_dataset=Dataset.from_dict({"text": [text[:400] for text in texts]}),
         processing_class=tokenizer,
     )
-    trainer.add_callback(GrowthCallback(growth(layers=None), trainer=trainer))
+    # Packed without padding, a batch is one sequence, and counts as one sample.
+    trainer.add_callback(GrowthCallback(growth(layers=None, probe_batch_size=1 if packing else 16), trainer=trainer))
     trainer.train()
     history = GrowthHistory.from_model(trainer.model)
     history.check(trainer.model)
