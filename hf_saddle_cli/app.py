@@ -33,7 +33,7 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Vision transformers that grow while they train: look at them, grow them, convert them, share them."""
+    """Models that grow while they train: look at them, grow them, convert them, share them."""
 
 
 def run(arguments: list[str] | None = None) -> None:

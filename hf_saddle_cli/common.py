@@ -4,18 +4,21 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from huggingface_hub.utils import disable_progress_bars
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, ViTImageProcessorPil
+from transformers import AutoConfig, AutoProcessor, PreTrainedConfig
 from transformers.utils import CONFIG_NAME, cached_file, logging
 
 from hf_saddle import models
-from hf_saddle.demo.data import load_images, preprocess
-from hf_saddle.models import GrowablePreTrainedModel, SaddleConfig
-from hf_saddle.models.configuration_saddle import sides
+from hf_saddle.demo.arguments import ModelAndDataArguments
+from hf_saddle.demo.tasks import TASKS
+from hf_saddle.growth.macs import sample_of
+from hf_saddle.models import FAMILIES, GrowablePreTrainedModel, SaddleConfig
 from hf_saddle.models.json_files import read_json
+from hf_saddle.models.modeling_saddle import auto_classes
 
 
 def quiet() -> None:
@@ -63,8 +66,8 @@ def model_class(config: PreTrainedConfig, source: str) -> type[GrowablePreTraine
     name = (config.architectures or [""])[0]
     if not isinstance(config, SaddleConfig) or not name.startswith("Saddle"):
         raise ValueError(
-            f"{source} is a {name or config.model_type}, which does not grow. "
-            "Make a growable model of a stock one with `hf-saddle convert`."
+            f"{source} is a {name or config.model_type}, which does not grow. Make a growable model of a stock one "
+            f"with `hf-saddle convert`; it knows {', '.join(FAMILIES)}."
         )
     try:
         kind: type[GrowablePreTrainedModel] = getattr(models, name)
@@ -78,39 +81,71 @@ def at(revision: str | None) -> dict[str, str]:
     return {} if revision is None else {"revision": revision}
 
 
-def find_processor(source: str, revision: str | None) -> BaseImageProcessor | None:
-    """The image processor that was saved with a model, or `None`."""
+def find_processor(source: str, revision: str | None) -> Any:
+    """The image processor, tokenizer or both that were saved with a model, or `None`."""
     try:
-        return AutoImageProcessor.from_pretrained(source, **at(revision))
+        return AutoProcessor.from_pretrained(source, **at(revision))
     except (OSError, ValueError):
         return None
 
 
 def load_data(
-    source: str, revision: str | None, model: Any, dataset: str, split: str, samples: int
-) -> datasets.Dataset:
+    source: str, revision: str | None, model: GrowablePreTrainedModel, arguments: ModelAndDataArguments, split: str
+) -> tuple[datasets.Dataset, Any]:
     """
-    Preprocessed images of a data set, with the model's own image processor where it has one.
+    Preprocessed samples of a data set, with the model's own image processor or tokenizer, and what makes batches.
 
     Raises:
         ValueError: If there is no such data set or split, or the model does not know its labels.
     """
-    height, width = sides(model.config.image_size)
-    processor = find_processor(source, revision) or ViTImageProcessorPil(size={"height": height, "width": width})
-    splits = load_images(dataset, max_samples=samples)
+    task = TASKS[arguments.task]
+    splits = task.load(arguments, 0)
     if split not in splits:
-        raise ValueError(f"The data set {dataset!r} has no split {split!r}; it has {', '.join(splits)}.")
-    labels = splits[split].features["label"].num_classes
-    if labels > model.config.num_labels:
-        raise ValueError(f"The data set {dataset!r} has {labels} labels, the model {model.config.num_labels}.")
-    return preprocess(splits, processor)[split]
+        raise ValueError(f"The data set {arguments.dataset!r} has no split {split!r}; it has {', '.join(splits)}.")
+    if "label" in splits[split].features:
+        labels = splits[split].features["label"].num_classes
+        if labels > model.config.num_labels:
+            raise ValueError(
+                f"The data set {arguments.dataset!r} has {labels} labels, the model {model.config.num_labels}."
+            )
+    processor = task.processor(arguments, splits, **at(revision))
+    return task.prepare(splits, processor, arguments)[split], task.collator(processor)
+
+
+def task_of(model: GrowablePreTrainedModel) -> str:
+    """
+    The task that a model is trained for.
+
+    Raises:
+        ValueError: If the commands have no data for it.
+    """
+    known = dict(auto_classes(model.config.model_type.removeprefix("saddle_")))
+    for name, task in TASKS.items():
+        if model.stock_class.__name__ in known.get(task.auto_class.__name__, ()):
+            return name
+    raise ValueError(
+        f"There are no data for a {type(model).__name__}: the command knows {', '.join(TASKS)}. Call "
+        "`hf_saddle.analyze_curvature` with batches of your own."
+    )
+
+
+def random_inputs(model: GrowablePreTrainedModel, number: int) -> dict[str, torch.Tensor]:
+    """Random inputs for a model, as many samples as are wanted: pixels, tokens or features of sound."""
+    found = {}
+    for name, tensor in sample_of(model).items():
+        shape = (number, *tensor.shape[1:])
+        if tensor.is_floating_point():
+            found[name] = torch.randn(shape)
+        else:
+            found[name] = torch.randint(model.config.to_dict()["vocab_size"], shape)
+    return found
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table on the terminal; numbers to the right. Foreign text is not taken for markup."""
     table = Table(title=title, title_justify="left")
     for column in columns:
-        table.add_column(column, justify="left" if column in ("depth", "operators") else "right")
+        table.add_column(column, justify="left" if column in ("linear", "depth", "operators") else "right")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)

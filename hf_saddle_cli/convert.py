@@ -10,11 +10,17 @@ from transformers import PreTrainedModel
 from hf_saddle import models
 from hf_saddle.growth import merge_pairs_
 from hf_saddle.models import FAMILIES, GrowablePreTrainedModel, SaddleConfig
-from hf_saddle.models.configuration_saddle import sides
-from hf_saddle.models.vision import VisionConfig
 
 from .commands import Target
-from .common import at, find_processor, load_config, load_model, quiet
+from .common import at, find_processor, load_config, load_model, quiet, random_inputs
+
+
+# The fields of stock configs that say how many hidden neurons there are, by the start of the paths of their layers.
+_WIDTHS = {
+    "gpt2": {"": "n_inner"},
+    "t5": {"": "d_ff"},
+    "whisper": {"encoder.": "encoder_ffn_dim", "decoder.": "decoder_ffn_dim"},
+}
 
 
 def convert_model(source: str, output: Path, to: Target, revision: str | None) -> float:
@@ -22,7 +28,7 @@ def convert_model(source: str, output: Path, to: Target, revision: str | None) -
     Write the converted model into a folder.
 
     Returns:
-        `float`: The largest difference between the outputs of both models for random images.
+        `float`: The largest difference between the outputs of both models for random inputs.
 
     Raises:
         ValueError: If the folder is not empty, or the model cannot be converted without computing something else.
@@ -73,17 +79,22 @@ def _merged(source: str, revision: str | None) -> tuple[PreTrainedModel, PreTrai
 def _to_stock(model: GrowablePreTrainedModel) -> PreTrainedModel:
     """The stock model that computes the same; narrower layers are filled up with neurons that are fed by nothing."""
     config = model.config
-    if not isinstance(config, VisionConfig):
-        raise ValueError(f"Only ViT and DeiT become stock models again, not a {type(model).__name__}.")
     branches = [site.path for site in model.growable_linears() if site.module.skip is not None]
     if branches:
         raise ValueError(f"The model has grown in depth at {branches[0]}: no stock class computes that.")
-    if config.head_dim * config.num_attention_heads != config.hidden_size or config.attention_scaling is not None:
+    family = config.model_type.removeprefix("saddle_")
+    if family in ("deit", "vit") and (
+        config.head_dim * config.num_attention_heads != config.hidden_size or config.attention_scaling is not None
+    ):
         raise ValueError("The model's attention has a `head_dim` or `attention_scaling` that no stock class has.")
-    width = max(model.shapes().widths.values())
     fields = config.stock().to_dict()
+    sizes = _WIDTHS.get(family, {"": "intermediate_size"})
+    if not set(sizes.values()) <= fields.keys():
+        raise ValueError(f"The config of {model.stock_class.__name__} has no field for the widths of its neurons.")
+    for start, field in sizes.items():
+        fields[field] = max(width for root, width in model.shapes().widths.items() if root.startswith(start))
     kind = model.stock_class
-    stock = kind(kind.config_class(**fields | {"intermediate_size": width}))
+    stock = kind(kind.config_class(**fields))
     state = stock.state_dict()
     for name, tensor in model.state_dict().items():
         target = torch.zeros_like(state[name])
@@ -95,6 +106,8 @@ def _to_stock(model: GrowablePreTrainedModel) -> PreTrainedModel:
 
 def _save_per_layer(model: GrowablePreTrainedModel, stock: PreTrainedModel, output: Path) -> None:
     """The growable model's own tensors, under the stock model's names and type, with plain per-layer widths."""
+    if stock.config.model_type not in ("deit", "vit"):
+        raise ValueError(f"Plain per-layer widths are a form of ViT and DeiT; a {type(model).__name__} has `widths`.")
     output.mkdir(parents=True, exist_ok=True)
     fields = stock.config.to_dict() | {"architectures": [type(stock).__name__]}
     default = model.config.to_dict()["intermediate_size"]
@@ -112,9 +125,10 @@ def _save_per_layer(model: GrowablePreTrainedModel, stock: PreTrainedModel, outp
     model.save_growth_history(output)
 
 
+@torch.no_grad()
 def _difference(before: PreTrainedModel, after: PreTrainedModel) -> float:
-    """Largest difference between the first outputs of two models for random images."""
-    pixels = torch.randn(2, before.config.num_channels, *sides(before.config.image_size))
-    with torch.no_grad():
-        first, second = (model.eval()(pixel_values=pixels)[0] for model in (before, after))
+    """Largest difference between the first outputs of two models, one of them growable, for random inputs."""
+    growable = before if isinstance(before, GrowablePreTrainedModel) else after
+    inputs = random_inputs(growable, 2)
+    first, second = (model.eval()(**inputs)[0] for model in (before, after))
     return float((first - second).abs().max())

@@ -9,11 +9,13 @@ import typer
 from torch.utils.data import DataLoader
 
 from hf_saddle.curvature import analyze_curvature
+from hf_saddle.demo.arguments import ModelAndDataArguments
 from hf_saddle.growth import GrowthHistory, count_macs, count_parameters
+from hf_saddle.hub.card_task import sample_name
 from hf_saddle.hub.pictures import check_matplotlib, save_report
 from hf_saddle.models.history_file import read_history
 
-from .common import at, load_config, load_data, load_model, model_class, print_table, quiet
+from .common import at, load_config, load_data, load_model, model_class, print_table, quiet, task_of
 
 
 def print_facts(source: str, revision: str | None, as_json: bool) -> None:
@@ -23,7 +25,7 @@ def print_facts(source: str, revision: str | None, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
-    typer.echo(f"{facts['class']}: {facts['parameters']:,} parameters, {facts['macs']:,} MACs per image")
+    typer.echo(f"{facts['class']}: {facts['parameters']:,} parameters, {facts['macs']:,} MACs per {facts['sample']}")
     widths, depths = facts["shapes"]["widths"], facts["shapes"]["skip_sizes"]
     # `4 › 2`: four units, fed by two more.
     rows = [
@@ -59,6 +61,7 @@ def _facts(source: str, revision: str | None) -> dict[str, Any]:
         "model_type": config.model_type,
         "parameters": count_parameters(model),
         "macs": count_macs(model),
+        "sample": sample_name(model),
         "labels": config.num_labels,
         "skip_unit": config.skip_unit,
         "shapes": model.shapes().to_json(),
@@ -81,12 +84,11 @@ def _event_row(index: int, event: dict[str, Any]) -> list[str]:
 
 def print_curvature(
     source: str,
-    dataset: str,
+    arguments: ModelAndDataArguments,
     criteria: list[str],
     *,
     whiten: bool,
     split: str,
-    samples: int,
     batch_size: int,
     seed: int,
     picture: Path | None,
@@ -106,11 +108,12 @@ def print_curvature(
         if picture.suffix not in (".png", ".svg"):
             raise ValueError(f"`--picture` must end in .png or .svg, got {picture}.")
     model = load_model(source, revision)
-    data = load_data(source, revision, model, dataset, split, samples)
+    arguments.task, arguments.model_name_or_path = task_of(model), source
+    data, collator = load_data(source, revision, model, arguments, split)
     paths = [site.path for site in model.growable_linears()]
     report = analyze_curvature(
         model,
-        DataLoader(data, batch_size=batch_size),
+        DataLoader(data, batch_size=batch_size, collate_fn=collator),
         criteria,
         linears=paths,
         whiten=whiten,

@@ -68,7 +68,7 @@ def growths(event: GrowthEvent) -> list[Growth]:
         ValueError: If a record is not what a growth event writes.
     """
     try:
-        blocks = _blocks(event.shapes)
+        blocks = blocks_of(event.shapes)
         return [_growth(record, blocks) for record in event.layers]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"The growth history is damaged: a record of a linear cannot be read ({error!r}).") from error
@@ -81,13 +81,13 @@ def linears(history: GrowthHistory) -> list[str]:
     return list(dict.fromkeys((*names, *(growth.linear for event in history.events for growth in growths(event)))))
 
 
-def _blocks(shapes: Shapes) -> list[str]:
+def blocks_of(shapes: Shapes) -> list[str]:
     """Paths of the layers, in the order of the forward pass."""
     return list(dict.fromkeys(Place.parse(root).block for root in shapes.widths))
 
 
 def _state(step: int, parameters: int, macs: int, shapes: Shapes) -> State:
-    blocks = _blocks(shapes)
+    blocks = blocks_of(shapes)
     widths, branches = [0] * len(blocks), [dict[str, list[int]]() for _ in blocks]
     for root, width in shapes.widths.items():
         widths[blocks.index(Place.parse(root).block)] += width

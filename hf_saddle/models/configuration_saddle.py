@@ -3,8 +3,9 @@
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
@@ -250,7 +251,12 @@ def config_class(model_type: str) -> type[SaddleConfig]:
         "model_type": f"saddle_{model_type}",
         "__eq__": SaddleConfig.__eq__,
     }
-    made: Any = type(name, (SaddleConfig, stock), body)
+    # The defaults that every config has come with `SaddleConfig`; those of the family go before them.
+    own = {item.name: item for item in fields(cast(Any, stock))}
+    general = [own[item.name] for item in fields(SaddleConfig) if item.name in own]
+    particular = [item for item in general if item.default != getattr(SaddleConfig, item.name, item.default)]
+    body["__annotations__"] = {item.name: item.type for item in particular}
+    made: Any = type(name, (SaddleConfig, stock), body | {item.name: item.default for item in particular})
     made.register_for_auto_class()
     return made  # type: ignore[no-any-return]
 

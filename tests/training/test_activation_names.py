@@ -35,7 +35,8 @@ def test_an_event_with_any_activation(tmp_path, criterion, name):
         assert len(history) == 1 and history.events[0].neurons > 0
         assert ("split" if criterion == "width" else "zero_gain") in history.events[0].operators
     else:
-        with pytest.raises(ValueError, match=f"cannot grow with `hidden_act='{name}'`: .*another `hidden_act`"):
+        field = "hidden_act" if criterion == "width" else "skip_activation"
+        with pytest.raises(ValueError, match=f"cannot grow with `{field}='{name}'`: .*another `{field}`"):
             trainer.train()
         assert trainer.state.global_step == 0 and not trainer.state.log_history
 
