@@ -10,6 +10,7 @@ from torch import nn
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.shapes import Shapes, check_layers
 from .costs import count_macs, count_parameters
+from .operators import OPERATORS
 from .schema import (
     MAX_MACS,
     check_count,
@@ -100,6 +101,11 @@ class GrowthEvent:
         check_layers("shapes", self.shapes.to_layers())
         check_versions(self.versions, "versions")
         check_records(self.layers, self.operators, self.shapes.layers)
+        kinds = {OPERATORS[layer["operator"]].kind for layer in self.layers} - {None, self.skip_unit}
+        if kinds:
+            raise ValueError(
+                f"`skip_unit` of a growth event is {self.skip_unit!r}, but its operators add {kinds.pop()!r}."
+            )
         added = self.parameters_after - self.parameters_before
         if not self.layers and added != 0 and not self.is_merge:
             raise ValueError("A growth event without layers changes the number of parameters; the history is damaged.")
