@@ -98,7 +98,7 @@ class LayerGrowth:
         site, kind = find_site(model, linear), OPERATORS[operator]
         chosen = tuple(int(neuron) for neuron in neurons)
         check_neurons(linear, chosen, site.module.neurons)
-        layers = layers_of(model, site, kind)
+        layers: list[Any] = layers_of(model, site, kind)
         if directions is None:
             free = None if kind.deepens else [layer.bias is not None for layer in layers]
             directions = random_directions(len(chosen), row_size(site, kind), seed, free)
