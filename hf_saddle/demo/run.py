@@ -49,9 +49,6 @@ DEFAULTS = {
     "save_strategy": "no",
     "report_to": "none",
     "dataloader_pin_memory": torch.accelerator.is_available(),
-    "warmup": 6,
-    "interval": 6,
-    "num_events": 3,
 }
 
 

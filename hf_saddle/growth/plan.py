@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -164,6 +164,8 @@ class GrowthPlan:
         parameters (`int`): Parameters that the plan adds.
         macs (`int`): Multiply-accumulates that it adds to the forward pass of one image.
         seed (`int`): Seed of what was drawn at random.
+        candidates (`dict[str, int]`): Neurons that could have been chosen, by operator.
+        held_back (`str`, *optional*): Why nothing grows, where nothing does.
     """
 
     growths: tuple[LayerGrowth, ...] = ()
@@ -172,6 +174,8 @@ class GrowthPlan:
     parameters: int = 0
     macs: int = 0
     seed: int = 0
+    candidates: dict[str, int] = field(default_factory=dict)
+    held_back: str | None = None
 
     def __bool__(self) -> bool:
         return bool(self.growths)
@@ -187,7 +191,7 @@ class GrowthPlan:
 
     def to_json(self) -> str:
         """The plan as canonical JSON."""
-        values = {name: getattr(self, name) for name in ("criterion", "budget", "parameters", "macs", "seed")}
+        values = {name: getattr(self, name) for name in _PLAN_FIELDS if name != "growths"}
         values |= {"schema": PLAN_SCHEMA, "growths": [growth.to_dict() for growth in self.growths]}
         return json.dumps(values, sort_keys=True, allow_nan=False)
 
@@ -205,7 +209,7 @@ class GrowthPlan:
             raise ValueError(
                 f"This is not a growth plan of `schema` {PLAN_SCHEMA}, got {schema!r}; make it anew with this version."
             )
-        _check_fields(values, _PLAN_FIELDS, "The growth plan")
+        _check_fields(_LATER_FIELDS | values, _PLAN_FIELDS, "The growth plan")
         growths = tuple(LayerGrowth.from_dict(growth) for growth in values.pop("growths"))
         return cls(growths=growths, **values)
 
@@ -244,7 +248,11 @@ _PLAN_FIELDS: dict[str, Callable[[Any], bool]] = {
     "parameters": _is_count,
     "macs": _is_count,
     "seed": is_int,
+    "candidates": lambda value: isinstance(value, dict) and all(map(_is_count, value.values())),
+    "held_back": lambda value: value is None or _is_text(value),
 }
+# What plans of version 0.2 do not have.
+_LATER_FIELDS: dict[str, Any] = {"candidates": {}, "held_back": None}
 _GROWTH_FIELDS: dict[str, Callable[[Any], bool]] = {
     "linear": _is_text,
     "operator": _is_text,

@@ -26,6 +26,7 @@ from .model_checks import check_growable, check_optimizer, check_parameters, gro
 from .rebind import rebind_
 from .reports import describe, growth_metrics, lr_ratio
 from .resuming import check_given, left_out, note_changes, progress, saved_history
+from .schedule import Course, announce
 from .trainer_checks import check_supported, check_training
 from .trainer_probe import trainer_batches
 from .wrappers import renew_wrapper_
@@ -131,6 +132,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self._restore(state, model)
         adopt_history_(model, self.followers)
         self._note(model)
+        self._announce(Course.of(args, state, kwargs["train_dataloader"]), args, state, model)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -156,7 +158,9 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             return
         model, optimizer, loader = kwargs["model"], kwargs["optimizer"], kwargs["train_dataloader"]
         self.follow_(args, state, model, optimizer)
-        event = self._grow(args, state, model, optimizer, loader)
+        # Those that do not fall inside of the training leave their share of the budget to the others.
+        to_come = len(Course.of(args, state, loader).events(self.config, state.global_step - 1, self.events_done))
+        event = self._grow(args, state, model, optimizer, loader, to_come)
         self._note(model)
         self.events_done += 1
         self._history = model.growth_history
@@ -203,7 +207,13 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         )
 
     def _grow(
-        self, args: TrainingArguments, state: TrainerState, model: PreTrainedModel, optimizer: Optimizer, loader: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        model: PreTrainedModel,
+        optimizer: Optimizer,
+        loader: Any,
+        to_come: int,
     ) -> GrowthEvent:
         wrapped = model if self.trainer is None else self.trainer.model_wrapped
         replicas = Replicas.of(wrapped)
@@ -233,6 +243,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
                 step=state.global_step,
                 epoch=state.epoch,
                 lr_ratio=lr_ratio(optimizer, args.learning_rate),
+                to_come=to_come,
                 loss=partial(_ticking, bar, loss),
                 followers=self.followers,
             )
@@ -251,13 +262,23 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             due = control.should_log
             self.trainer.log(metrics)
             control.should_log = due  # a log clears it, but the one of this step is still to come
-        if not state.is_world_process_zero:
-            return
-        line = describe(event, self.events_done)
-        if args.disable_tqdm:
-            logger.info(line)
-        else:
-            tqdm.write(line)
+        _say(describe(event, self.events_done), args, state)
+
+    def _announce(
+        self, course: Course, args: TrainingArguments, state: TrainerState, model: GrowablePreTrainedModel
+    ) -> None:
+        line, grows = announce(
+            self.config,
+            course,
+            model,
+            len(growable_paths(model, self.config)),
+            step=state.global_step,
+            events_done=self.events_done,
+        )
+        if grows:
+            _say(line, args, state)
+        elif state.is_world_process_zero and state.global_step < state.max_steps:
+            logger.warning(line)
 
     # --------------------------------------------------------------------------------------------------------- checks
     def _check(
@@ -286,6 +307,16 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         )
         check_optimizer(model, optimizer)
         check_parameters(inner, paths, optimizer)
+
+
+def _say(line: str, args: TrainingArguments, state: TrainerState) -> None:
+    """A line for people, beside the progress bar where there is one."""
+    if not state.is_world_process_zero:
+        return
+    if args.disable_tqdm:
+        logger.info(line)
+    else:
+        tqdm.write(line)
 
 
 def _ticking(bar: tqdm, loss: Loss, model: nn.Module, batch: Any) -> Any:

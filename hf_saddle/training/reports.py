@@ -31,7 +31,8 @@ def describe(event: GrowthEvent, number: int) -> str:
     """A line for people."""
     where = f"Growth event {number} at step {event.step} (epoch {event.epoch or 0:.2f})"
     if not event.layers:
-        return f"{where}: nothing grows, {event.parameters_after:,} parameters, {event.seconds:.1f} s"
+        why = f" {event.held_back}" if event.held_back else ""
+        return f"{where}: nothing grows, {event.parameters_after:,} parameters, {event.seconds:.1f} s.{why}"
     layers = len({layer["linear"] for layer in event.layers})
     change = ""
     if event.loss_before is not None and event.loss_after is not None:
