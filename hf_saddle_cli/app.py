@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import analyze, card, convert, export, grow, inspect, push
+from .commands import analyze, card, convert, export, grow, inspect, push, report
 
 
 app = typer.Typer(
@@ -16,6 +16,7 @@ app.command()(inspect)
 app.command()(analyze)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)(grow)
 app.command()(card)
+app.command()(report)
 app.command()(push)
 app.command()(convert)
 app.command()(export)

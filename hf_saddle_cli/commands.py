@@ -114,6 +114,28 @@ def card(
     typer.echo(f"wrote {write_card(folder, given, repo_id)}")
 
 
+def report(
+    folder: Folder,
+    output: Annotated[
+        Path | None, typer.Option(help="The page to write; growth_report.html in the folder if not given.")
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the same training without growth, to be drawn beside.", exists=True, file_okay=False
+        ),
+    ] = None,
+) -> None:
+    """
+    Write one self-contained HTML page about what grew, when and why. The weights are not read.
+
+    Example: `hf-saddle report outputs/demo`
+    """
+    from .report import write_report
+
+    typer.echo(f"wrote {write_report(folder, output, baseline)}")
+
+
 def push(
     folder: Folder,
     repo_id: Annotated[str, typer.Argument(help="Repo on the Hub, such as 'name/my-model'; made if it is not there.")],

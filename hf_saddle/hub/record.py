@@ -30,6 +30,8 @@ _ALWAYS = (
     "lr_scheduler_type",
     "seed",
 )
+# Seconds of the training so far, in entries of its log.
+CLOCK = "training_seconds"
 _KNOWN = {item.name for item in fields(TrainingArguments)}
 _UNLESS_DEFAULT = (
     "max_steps",
@@ -48,7 +50,7 @@ _UNLESS_DEFAULT = (
     # transformers 5.23 renamed the option; since then the old name is a deprecated alias.
     *[name for name in ("activation_checkpointing", "gradient_checkpointing") if name in _KNOWN][:1],
 )
-_SPEEDS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+_SPEEDS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", CLOCK)
 
 
 @dataclass
