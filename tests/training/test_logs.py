@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -94,7 +95,7 @@ def test_other_reporters_get_what_they_keep(tmp_path, monkeypatch):
             self.name, self.type = name, type
 
         def add_file(self, path):
-            seen["history"] = json.loads(open(path).read())
+            seen["history"] = json.loads(Path(path).read_text())
 
     wandb = SimpleNamespace(
         log=lambda values: seen.update(wandb=values),
