@@ -41,6 +41,7 @@ def inspect(source: Source, revision: Revision = None, as_json: AsJson = False) 
 
 
 def analyze(
+    context: typer.Context,
     source: Source,
     dataset: Annotated[str, typer.Argument(help="'digits', 'fashion-mnist', or the name of a data set on the Hub.")],
     criterion: Annotated[
@@ -61,14 +62,16 @@ def analyze(
     """
     Measure where the neurons of a model want more depth or width. The model is not changed.
 
-    Example: `hf-saddle analyze outputs/demo digits`
+    Fields of `GrowthConfig` are options too, after the data set; an event with them is planned, and not carried out.
+    Examples: `hf-saddle analyze outputs/demo digits`,
+    `hf-saddle analyze outputs/demo digits --linears mlp.fc1 --significance 3`
     """
     from .measure import print_curvature
 
     print_curvature(
         source,
         dataset,
-        criterion or ["width", "depth"],
+        criterion or [],
         whiten=whiten,
         split=split,
         samples=samples,
@@ -77,6 +80,7 @@ def analyze(
         picture=picture,
         revision=revision,
         as_json=as_json,
+        growth=context.args,
     )
 
 
@@ -85,7 +89,7 @@ def grow(context: typer.Context) -> None:
     Train an image classifier that grows, test it, save it with its card, and verify what was saved.
 
     All fields of `GrowthConfig` and `TrainingArguments` are options: `hf-saddle grow --help` lists them.
-    Example: `hf-saddle grow --output_dir outputs/demo`
+    Example: `hf-saddle grow --output-dir outputs/demo`
     """
     from hf_saddle.demo.run import run
 

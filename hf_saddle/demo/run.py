@@ -1,19 +1,20 @@
 """The whole job in one function: data, model, training with growth, evaluation, saving, and reloading as proof."""
 
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, disable_progress_bars
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
-    HfArgumentParser,
     TrainingArguments,
     ViTImageProcessorPil,
 )
+from transformers import logging as transformers_logging
 
 from ..growth import GrowthConfig, GrowthHistory
 from ..growth.old_names import refuse_options
@@ -28,6 +29,8 @@ from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..training import GrowthCallback, GrowthTrainer
 from .data import load_images, preprocess
 from .metrics import compute_accuracy
+from .options import parse
+from .used import begin_anew, is_used
 
 
 ARCHITECTURES: dict[str, tuple[type[Any], type[GrowablePreTrainedModel]]] = {
@@ -46,15 +49,30 @@ DEFAULTS = {
     "lr_scheduler_type": "cosine",
     "eval_strategy": "epoch",
     "logging_steps": 50,
-    "save_strategy": "no",
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
     "report_to": "none",
     "dataloader_pin_memory": torch.accelerator.is_available(),
 }
 
 
+EXAMPLES = """
+examples:
+  hf-saddle grow --output-dir outputs/demo
+  hf-saddle grow --output-dir outputs/demo --resume-from-checkpoint last
+  hf-saddle grow --output-dir outputs/early --preset early --max-growth 2
+  hf-saddle grow --output-dir outputs/tuned --preset finetune --model-name-or-path facebook/deit-tiny-patch16-224
+  hf-saddle grow --config options.yaml --seed 1 --output-dir outputs/seed-1
+
+All fields of TrainingArguments are options too. `--name None` empties an option.
+"""
+
+
 @dataclass
 class ModelAndDataArguments:
     """Which model starts on which data. The default is a small DeiT with a narrow MLP, from scratch."""
+
+    _argument_group_name = "model and data"
 
     dataset: str = field(
         default="digits", metadata={"help": "'digits', 'fashion-mnist', or the name of a data set on the Hub."}
@@ -70,6 +88,9 @@ class ModelAndDataArguments:
     num_hidden_layers: int = field(default=4, metadata={"help": "Number of layers, from scratch."})
     num_attention_heads: int = field(default=4, metadata={"help": "Number of heads, from scratch."})
     intermediate_size: int = field(default=32, metadata={"help": "Initial width of every MLP, from scratch."})
+    overwrite: bool = field(
+        default=False, metadata={"help": "Train anew in a folder that has a model, and remove that one."}
+    )
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
@@ -120,6 +141,11 @@ def train_and_grow(arguments: ModelAndDataArguments, growth: GrowthConfig, train
         [`RunResult`]: the trainer, metrics on the test split, the history, and the largest difference between the
         logits of the trained and the reloaded model on test images (0.0 is expected).
     """
+    resume = training.resume_from_checkpoint
+    # The first process clears the folder before the others look at it.
+    with training.main_process_first(local=False):
+        if is_used(training.output_dir) and not resume:
+            begin_anew(training.output_dir, arguments.overwrite)
     torch.manual_seed(training.seed)
     splits = load_images(arguments.dataset, seed=training.seed, max_samples=arguments.max_samples)
     model = build_model(arguments, splits)
@@ -136,7 +162,7 @@ def train_and_grow(arguments: ModelAndDataArguments, growth: GrowthConfig, train
         callbacks=[GrowthCallback(growth)],
     )
     trainer.card_facts = {"dataset": arguments.dataset, "base_model": arguments.model_name_or_path}
-    trainer.train()
+    trainer.train(resume_from_checkpoint=True if resume in ("last", "true", "True") else resume)
     metrics = trainer.evaluate(data["test"], metric_key_prefix="test")
     trainer.save_model()
     trainer.log_metrics("test", metrics)
@@ -154,6 +180,15 @@ def _difference(model: GrowablePreTrainedModel, reloaded: GrowablePreTrainedMode
     return float((logits - reloaded.to(model.device).eval()(pixel_values=pixels).logits).abs().max())
 
 
+def _lines_instead_of_bars() -> None:
+    disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    ours = logging.getLogger("hf_saddle.training")
+    ours.setLevel(logging.INFO)
+    if not ours.handlers:
+        ours.addHandler(logging.StreamHandler(sys.stdout))
+
+
 def run(arguments: Sequence[str] | None = None, prog: str | None = None) -> str:
     """
     The job as a program: options in, a report for people out.
@@ -165,10 +200,16 @@ def run(arguments: Sequence[str] | None = None, prog: str | None = None) -> str:
     Returns:
         `str`: What grew, the test accuracy, and where the model is; empty on all processes but the first.
     """
-    parser = HfArgumentParser((ModelAndDataArguments, GrowthConfig, TrainingArguments), prog=prog)
-    parser.set_defaults(**DEFAULTS)
-    refuse_options(sys.argv[1:] if arguments is None else arguments)
-    result = train_and_grow(*parser.parse_args_into_dataclasses(arguments))
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    refuse_options(words)
+    # Bars are for people who watch; a log file gets lines.
+    defaults = DEFAULTS | {"disable_tqdm": not sys.stderr.isatty()}
+    kinds = (ModelAndDataArguments, GrowthConfig, TrainingArguments)
+    usage = f"{prog or '%(prog)s'} --output-dir DIR [--preset NAME] [--config FILE] [options]"
+    model_and_data, growth, training = parse(kinds, words, defaults, prog=prog, usage=usage, epilog=EXAMPLES)
+    if training.disable_tqdm:
+        _lines_instead_of_bars()
+    result = train_and_grow(model_and_data, growth, training)
     if not result.trainer.is_world_process_zero():
         return ""
     return (

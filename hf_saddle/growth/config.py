@@ -189,6 +189,8 @@ class GrowthConfig:
     probe_batch_size: int = field(default=64, metadata=_help("Batch size of the measurement."))
     growth_seed: int = field(default=0, metadata=_help("Seed of probe samples, start vectors and random controls."))
 
+    _argument_group_name = "growth"  # of `HfArgumentParser`
+
     # What a `PaperGrowthConfig` has as fields: here every layer with a candidate may grow, and all share one budget.
     layer_threshold = 1
     quotas = False
