@@ -287,6 +287,8 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         control.should_log = due  # a log clears it, but the one of this step is still to come
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not self._held:  # an evaluation before or after the training
+            return
         entry = state.log_history[-1]
         entry[CLOCK] = self._clock()
         if "train_runtime" not in entry:

@@ -90,7 +90,8 @@ def test_a_folder_or_model_that_is_not_there_is_said_so(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["fly"], ["inspect"], ["inspect", "x", "--nonsense"], ["card", "/not/there"], GROW_UNKNOWN]
+    "arguments",
+    [["fly"], ["inspect"], ["inspect", "x", "--nonsense"], ["card", "/not/there"], ["grow", "--learning-rat", "1"]],
 )
 def test_a_command_that_is_not_understood(arguments):
     assert run(*arguments) == 2

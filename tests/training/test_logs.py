@@ -35,7 +35,9 @@ def test_sizes_budget_and_time_are_logged_from_start_to_end(tmp_path, trainer_cl
 
 def test_every_entry_says_how_long_the_training_took_until_then(tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 4}
-    trainer = train(tmp_path / "a", growth(), **saving)
+    trainer = train(tmp_path / "a", growth(), eval_dataset=Images(16), **saving)
+    trainer.evaluate()
+    assert "training_seconds" not in trainer.state.log_history.pop()
     clock = [entry["training_seconds"] for entry in trainer.state.log_history]
     assert len(clock) == len(trainer.state.log_history) and clock == sorted(clock) and clock[0] >= 0
     resumed = train(tmp_path / "b", growth(), f"{tmp_path}/a/checkpoint-8")
