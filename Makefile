@@ -42,7 +42,7 @@ $(VENV)/.study: pyproject.toml constraints.txt | $(BIN)/python
 setup: $(VENV)/.dev  ## Create the environment with all development tools.
 
 demo: $(VENV)/.demo  ## Grow a DeiT on real images, save it, reload it, show what grew.
-	$(RUN) $(BIN)/python examples/grow_image_classifier.py --output_dir outputs/demo $(ARGS)
+	$(RUN) $(BIN)/python examples/grow_image_classifier.py --output-dir outputs/demo --overwrite $(ARGS)
 
 test: $(VENV)/.dev  ## Run the tests (without the slow ones).
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)

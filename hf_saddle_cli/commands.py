@@ -41,6 +41,7 @@ def inspect(source: Source, revision: Revision = None, as_json: AsJson = False) 
 
 
 def analyze(
+    context: typer.Context,
     source: Source,
     dataset: Annotated[
         str, typer.Argument(help="'digits', 'fashion-mnist', 'python-docs', a data set on the Hub, a file or folder.")
@@ -68,7 +69,9 @@ def analyze(
     """
     Measure where the neurons of a model want more depth or width. The model is not changed.
 
-    Example: `hf-saddle analyze outputs/demo digits`
+    Fields of `GrowthConfig` are options too, after the data set; an event with them is planned, and not carried out.
+    Examples: `hf-saddle analyze outputs/demo digits`,
+    `hf-saddle analyze outputs/demo digits --linears mlp.fc1 --significance 3`
     """
     from hf_saddle.demo.arguments import ModelAndDataArguments
 
@@ -85,7 +88,7 @@ def analyze(
             block_size=block_size,
             max_samples=samples,
         ),
-        criterion or ["width", "depth"],
+        criterion or [],
         whiten=whiten,
         split=split,
         batch_size=batch_size,
@@ -93,6 +96,7 @@ def analyze(
         picture=picture,
         revision=revision,
         as_json=as_json,
+        growth=context.args,
     )
 
 
@@ -101,8 +105,8 @@ def grow(context: typer.Context) -> None:
     Train a model that grows, on images or text, test it, save it with its card, and verify what was saved.
 
     All fields of `GrowthConfig` and `TrainingArguments` are options: `hf-saddle grow --help` lists them.
-    Examples: `hf-saddle grow --output_dir outputs/demo`,
-    `hf-saddle grow --output_dir outputs/text --task causal-lm --architecture llama`
+    Examples: `hf-saddle grow --output-dir outputs/demo`,
+    `hf-saddle grow --output-dir outputs/text --task causal-lm --architecture llama`
     """
     from hf_saddle.demo.run import run
 
@@ -129,6 +133,28 @@ def card(
 
     given = {"dataset": dataset, "base_model": base_model, "license": license}
     typer.echo(f"wrote {write_card(folder, given, repo_id)}")
+
+
+def report(
+    folder: Folder,
+    output: Annotated[
+        Path | None, typer.Option(help="The page to write; growth_report.html in the folder if not given.")
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the same training without growth, to be drawn beside.", exists=True, file_okay=False
+        ),
+    ] = None,
+) -> None:
+    """
+    Write one self-contained HTML page about what grew, when and why. The weights are not read.
+
+    Example: `hf-saddle report outputs/demo`
+    """
+    from .report import write_report
+
+    typer.echo(f"wrote {write_report(folder, output, baseline)}")
 
 
 def push(

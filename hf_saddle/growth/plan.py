@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..models.json_files import parse_json
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .config import is_int
 from .operators import OPERATORS
-from .plan_fields import GROWTH_FIELDS, PLAN_FIELDS, VECTORS, check_fields
+from .plan_fields import GROWTH_FIELDS, LATER_FIELDS, PLAN_FIELDS, VECTORS, check_fields
 from .rows import check_neurons, find_site, layers_of, random_directions, row_size
 
 
@@ -173,6 +173,8 @@ class GrowthPlan:
         parameters (`int`): Parameters that the plan adds.
         macs (`int`): Multiply-accumulates that it adds to the forward pass of one sample.
         seed (`int`): Seed of what was drawn at random.
+        candidates (`dict[str, int]`): Neurons that could have been chosen, by operator.
+        held_back (`str`, *optional*): Why nothing grows, where nothing does.
     """
 
     growths: tuple[LayerGrowth, ...] = ()
@@ -181,6 +183,8 @@ class GrowthPlan:
     parameters: int = 0
     macs: int = 0
     seed: int = 0
+    candidates: dict[str, int] = field(default_factory=dict)
+    held_back: str | None = None
 
     def __bool__(self) -> bool:
         return bool(self.growths)
@@ -196,7 +200,7 @@ class GrowthPlan:
 
     def to_json(self) -> str:
         """The plan as canonical JSON."""
-        values = {name: getattr(self, name) for name in ("criterion", "budget", "parameters", "macs", "seed")}
+        values = {name: getattr(self, name) for name in PLAN_FIELDS if name != "growths"}
         values |= {"schema": PLAN_SCHEMA, "growths": [growth.to_dict() for growth in self.growths]}
         return json.dumps(values, sort_keys=True, allow_nan=False)
 
@@ -214,7 +218,7 @@ class GrowthPlan:
             raise ValueError(
                 f"This is not a growth plan of `schema` {PLAN_SCHEMA}, got {schema!r}; make it anew with this version."
             )
-        check_fields(values, PLAN_FIELDS, "The growth plan")
+        check_fields(LATER_FIELDS | values, PLAN_FIELDS, "The growth plan")
         growths = tuple(LayerGrowth.from_dict(growth) for growth in values.pop("growths"))
         return cls(growths=growths, **values)
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from .history import GrowthHistory
 from .macs import count_macs
 from .operators import OPERATORS, Operator, default_operator
 from .plan import GrowthPlan, LayerGrowth
+from .reasons import Measured, held_back
 from .rows import row_size
 
 
@@ -38,6 +39,7 @@ def plan_growth(
     *,
     event: int = 0,
     lr_ratio: float = 1.0,
+    to_come: int | None = None,
 ) -> GrowthPlan:
     """
     Choose which neurons grow, and how.
@@ -52,16 +54,18 @@ def plan_growth(
         config ([`GrowthConfig`]): Where, how and how much.
         event (`int`, *optional*, defaults to 0): Index of the event, from 0.
         lr_ratio (`float`, *optional*, defaults to 1.0): Learning rate relative to its peak, for `schedule="lr"`.
+        to_come (`int`, *optional*): Events that share what is left of the size, this one included; see
+            [`GrowthConfig.event_budget_for`].
 
     Returns:
-        [`GrowthPlan`]: Possibly empty.
+        [`GrowthPlan`]: Possibly empty; `held_back` says why then.
 
     Raises:
         ValueError: If the report does not fit the model, or the config asks for an operator that the model's branches
             do not allow, or names linears or layers that the model does not have.
     """
     check_where(model, config)
-    allowed = event_budget(model, config, event, lr_ratio)
+    allowed = event_budget(model, config, event, lr_ratio, to_come)
     kind = branch_kind(model)
     deepens = config.operator != "auto" and OPERATORS[config.operator].deepens
     if deepens and kind not in (None, OPERATORS[config.operator].kind):
@@ -69,8 +73,11 @@ def plan_growth(
             f"`operator={config.operator!r}` makes other branch units than the model has ({kind!r}). A model keeps "
             "one kind: use `operator='auto'`."
         )
-    candidates = list(_candidates(report, model, config))
-    chosen = _choose(candidates, CostBook(model), config, allowed)
+    measured = list(_measured(report, model, config))
+    candidates = list(_candidates(measured, config))
+    book = CostBook(model)
+    cheapest = min((_price(book, candidate, config) for candidate in candidates), default=0)
+    chosen = _choose(candidates, book, config, allowed)
     growths = tuple(_growths(chosen, report, model, config, Counter(map(_layer, candidates))))
     cost = plan_cost(model, growths)
     return GrowthPlan(
@@ -80,25 +87,31 @@ def plan_growth(
         parameters=cost.parameters,
         macs=cost.macs,
         seed=config.growth_seed,
+        candidates=dict(Counter(candidate.operator.name for candidate in candidates)),
+        held_back=None if chosen else held_back(measured, report, config, allowed, cheapest),
     )
 
 
-def event_budget(model: GrowablePreTrainedModel, config: GrowthConfig, event: int, lr_ratio: float = 1.0) -> float:
+def event_budget(
+    model: GrowablePreTrainedModel,
+    config: GrowthConfig,
+    event: int,
+    lr_ratio: float = 1.0,
+    to_come: int | None = None,
+) -> float:
     """What an event may add to a model, in `config.budget_unit`; infinite without a limit."""
-    return config.event_budget_for(event, remaining=remaining_budget(model, config), lr_ratio=lr_ratio)
+    size, initial, final = sizes(model, config)
+    return config.event_budget_for(event, remaining=final - size, lr_ratio=lr_ratio, to_come=to_come)
 
 
-def remaining_budget(model: GrowablePreTrainedModel, config: GrowthConfig) -> float:
-    """
-    What is left of the final size of a model, in `config.budget_unit`; infinite without a limit, negative if it is
-    larger already.
-    """
+def sizes(model: GrowablePreTrainedModel, config: GrowthConfig) -> tuple[int, int, float]:
+    """The size of a model as it is, before its first event, and at most, in `config.budget_unit`."""
     by_macs = config.budget_unit == "macs"
     size = initial = count_macs(model) if by_macs else count_parameters(model)
     if model.growth_history is not None:
         start = GrowthHistory.from_model(model).initial
         initial = start.macs if by_macs else start.parameters
-    return config.final_budget(initial) - size
+    return size, initial, config.final_budget(initial)
 
 
 def _layer(candidate: _Candidate) -> tuple[str, str]:
@@ -142,8 +155,8 @@ def _operator(
     return operator if fits else None
 
 
-def _candidates(report: CurvatureReport, model: GrowablePreTrainedModel, config: GrowthConfig) -> Iterator[_Candidate]:
-    """Significant neurons of the layers that may grow, in the order of the report."""
+def _measured(report: CurvatureReport, model: GrowablePreTrainedModel, config: GrowthConfig) -> Iterator[Measured]:
+    """The entries of a report that rank neurons, in its order, with how they would grow or why they may not."""
     known = {site.path: site for site in model.growable_linears()}
     kind = branch_kind(model)
     for entry in report.layers:
@@ -156,25 +169,42 @@ def _candidates(report: CurvatureReport, model: GrowablePreTrainedModel, config:
                 f"The report's directions of {entry.linear} have shape {tuple(entry.direction.shape)}, the model's "
                 f"layer needs {(module.neurons, row_size(site, operator))}. Measure anew after a growth."
             )
-        frozen = not module.weight.requires_grad
-        elsewhere = (config.linears is not None and site.linear not in config.linears) or (
-            config.layers is not None and site.block not in config.layers
-        )
-        if operator is None or frozen or elsewhere:
+        limit = ""
+        if config.linears is not None and site.linear not in config.linears:
+            limit = "not in `linears`"
+        elif config.layers is not None and site.block not in config.layers:
+            limit = "not in `layers`"
+        elif not module.weight.requires_grad:
+            limit = "frozen"
+        elif operator is None:
+            limit = (
+                f"as deep as `max_depth={config.max_depth}` allows" if entry.criterion != "width" else "not widenable"
+            )
+        yield Measured(entry, site, operator, limit)
+
+
+def _candidates(measured: Iterable[Measured], config: GrowthConfig) -> Iterator[_Candidate]:
+    """Significant neurons of the layers that may grow, in the order of the report."""
+    for each in measured:
+        if each.limit or each.operator is None:
             continue
-        fit = entry.significant & torch.isfinite(entry.gain) & (entry.gain > 0)
-        neurons = torch.nonzero(fit).flatten().tolist()
+        neurons = torch.nonzero(each.fit).flatten().tolist()
         if len(neurons) >= config.layer_threshold:
-            gains = entry.gain.tolist()
-            yield from (_Candidate(entry, site, operator, neuron, gains[neuron]) for neuron in neurons)
+            gains = each.entry.gain.tolist()
+            yield from (_Candidate(each.entry, each.site, each.operator, neuron, gains[neuron]) for neuron in neurons)
+
+
+def _price(book: CostBook, candidate: _Candidate, config: GrowthConfig) -> int:
+    """What a candidate costs beside those that are booked, in `config.budget_unit`."""
+    price = book.cost(candidate.entry.linear, candidate.operator, candidate.neuron)
+    return price.macs if config.budget_unit == "macs" else price.parameters
 
 
 def _choose(candidates: list[_Candidate], book: CostBook, config: GrowthConfig, allowed: float) -> list[_Candidate]:
     """Greedy by gain per cost, which depends on what was chosen before; what does not fit is passed over."""
 
     def cost(candidate: _Candidate) -> int:
-        price = book.cost(candidate.entry.linear, candidate.operator, candidate.neuron)
-        return price.macs if config.budget_unit == "macs" else price.parameters
+        return _price(book, candidate, config)
 
     shares = [allowed / len(QUOTAS)] * len(QUOTAS) if config.quotas else [allowed]
     quota_of = {linear: index for index, group in enumerate(QUOTAS) for linear in group}

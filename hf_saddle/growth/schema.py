@@ -64,6 +64,16 @@ def check_versions(versions: Any, where: str) -> None:
         check_text(version, f"{where}[{package}]")
 
 
+def check_candidates(candidates: Any, where: str) -> None:
+    """Raise a `ValueError` if a value does not map operators to numbers of neurons."""
+    if not isinstance(candidates, Mapping) or not all(name in OPERATORS for name in candidates):
+        raise ValueError(
+            f"`{where}` of a growth history must map operators to numbers of neurons, got {candidates!r}."
+        )
+    for operator, count in candidates.items():
+        check_count(count, f"{where}[{operator}]")
+
+
 def check_records(records: Any, operators: Any, shapes: Shapes) -> None:
     """Raise a `ValueError` if the records of the linears that grew are not what an event writes."""
     if not isinstance(records, list):

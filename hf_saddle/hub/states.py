@@ -1,13 +1,23 @@
 """A growth history as cards and pictures need it: the sizes of the model in order, and what each event did where."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..growth import GrowthEvent, GrowthHistory
 from ..growth.operators import OPERATORS
+from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.shapes import Shapes
 from ..models.sites import Place
+from .record import CLOCK
+
+
+# How to read eigenvalues, on pictures and pages.
+READING = (
+    "Farther from zero: the loss would fall more per squared length of a step. Width needs values below zero, depth "
+    "takes either sign."
+)
 
 
 @dataclass(frozen=True)
@@ -23,6 +33,14 @@ class State:
     def units(self, layer: int, linear: str) -> int:
         """Number of skip units of a linear, all depths together."""
         return sum(self.branches[layer].get(linear, []))
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The same training without growth."""
+
+    parameters: int
+    log: list[dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -53,6 +71,47 @@ def states(history: GrowthHistory) -> list[State]:
         step = found[-1].step + 1 if event.step is None else event.step
         found.append(_state(step, event.parameters_after, event.macs_after, event.shapes))
     return found
+
+
+def neuron_counts(model: GrowablePreTrainedModel) -> dict[str, int]:
+    """Number of neurons of every linear that is no branch, by its path in the encoder."""
+    return {site.root: site.module.neurons for site in model.growable_linears() if not site.nested}
+
+
+def series(log: Sequence[Mapping[str, float]], key: str) -> list[tuple[int, float]]:
+    """Steps and values of a metric in a log."""
+    return [(int(entry["step"]), float(entry[key])) for entry in log if key in entry and "step" in entry]
+
+
+def last_step(log: Sequence[Mapping[str, float]]) -> int:
+    """The step at which a training ended; 0 where its log does not tell."""
+    return max((int(entry["step"]) for entry in log if "step" in entry), default=0)
+
+
+def seconds_at(log: Sequence[Mapping[str, float]], *, grew: bool) -> dict[int, float]:
+    """
+    Seconds of a training at the steps of its log; empty where it does not tell.
+
+    Args:
+        log (`Sequence[Mapping]`): The `log_history` of the training.
+        grew (`bool`): Whether the model grew. If not, all steps take equally long, so that the duration is enough.
+    """
+    clock = {int(entry["step"]): entry[CLOCK] for entry in log if CLOCK in entry and "step" in entry}
+    if clock or grew:
+        return clock
+    total = next((entry["train_runtime"] for entry in reversed(log) if "train_runtime" in entry), None)
+    end = last_step(log)
+    if total is None or not end:
+        return {}
+    return {step: total * step / end for step in {int(entry["step"]) for entry in log if "step" in entry}}
+
+
+def reached(found: list[State], values: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Parameters and the last value of a metric at each size of a model: before the next event, and at the end."""
+    last: dict[int, float] = {}
+    for step, value in values:
+        last[parameters_at(found, step)] = value
+    return sorted(last.items())
 
 
 def parameters_at(found: list[State], step: int) -> int:

@@ -26,6 +26,8 @@ from ..growth import (
     probe_loss,
     record_,
 )
+from ..growth.planner import sizes
+from ..growth.reasons import no_budget
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .distributed import Replicas
 from .followers import adopt_history_, check_followers
@@ -44,6 +46,7 @@ def growth_event_(
     step: int | None = None,
     epoch: float | None = None,
     lr_ratio: float = 1.0,
+    to_come: int | None = None,
     loss: Loss | None = None,
     group: "dist.ProcessGroup | None" = None,
     followers: Sequence[GrowablePreTrainedModel] = (),
@@ -64,6 +67,8 @@ def growth_event_(
         step (`int`, *optional*): Training step, for the record.
         epoch (`float`, *optional*): Epoch, for the record.
         lr_ratio (`float`, *optional*, defaults to 1.0): Learning rate relative to its peak, for `schedule="lr"`.
+        to_come (`int`, *optional*): Events that the training still has room for, this one included, which share what
+            is left of the size. Defaults to all that `config` asks for.
         loss (`Callable`, *optional*): Maps model and batch to the mean loss; the loss of the training. Defaults to
             `model(**batch).loss`, of models that predict tokens such that it is a mean over all tokens with a label.
         group (`torch.distributed.ProcessGroup`, *optional*): The processes that train the model. Defaults to those of
@@ -92,7 +97,7 @@ def growth_event_(
         replicas.together("Checking what follows the model", check)
         replicas.check_same_model("model and optimizer before the growth", inner, optimizer)
         plan, loss_before = decide(
-            inner, batches, config, event=event, lr_ratio=lr_ratio, loss=loss, replicas=replicas
+            inner, batches, config, event=event, lr_ratio=lr_ratio, to_come=to_come, loss=loss, replicas=replicas
         )
         done = grow_together_(
             model,
@@ -105,6 +110,8 @@ def growth_event_(
             step=step,
             epoch=epoch,
             loss_before=loss_before,
+            candidates=plan.candidates,
+            held_back=plan.held_back,
         )
         if plan:
             replicas.check_same_model("model and optimizer after the growth", inner, optimizer)
@@ -121,12 +128,14 @@ def decide(
     *,
     event: int,
     lr_ratio: float,
+    to_come: int | None,
     loss: Loss,
     replicas: Replicas,
 ) -> tuple[GrowthPlan, float | None]:
     """The plan that all processes agree on, and the probe's loss before it; nothing is measured without a budget."""
-    if event_budget(model, config, event, lr_ratio) <= 0:
-        return GrowthPlan(criterion=config.criterion, budget=0.0, seed=config.growth_seed), None
+    if event_budget(model, config, event, lr_ratio, to_come) <= 0:
+        why = no_budget(*sizes(model, config), config, event)
+        return GrowthPlan(criterion=config.criterion, budget=0.0, seed=config.growth_seed, held_back=why), None
     report = analyze_curvature(
         model,
         batches,
@@ -143,7 +152,7 @@ def decide(
     )
 
     def make_plan() -> GrowthPlan:
-        plan = plan_growth(report, model, config, event=event, lr_ratio=lr_ratio)
+        plan = plan_growth(report, model, config, event=event, lr_ratio=lr_ratio, to_come=to_come)
         # The probe samples of the first process decide how far to go: a random part of all.
         return line_search(model, plan, batches, loss=loss) if config.line_search else plan
 

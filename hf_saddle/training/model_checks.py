@@ -15,7 +15,7 @@ from ..growth.costs import CostBook
 from ..growth.drafting import branch_kind
 from ..growth.operators import DEPTH_OPERATORS, OPERATORS, Operator, default_operator
 from ..growth.optimizer_state import held_parameters, inner_optimizer
-from ..growth.planner import check_where, remaining_budget
+from ..growth.planner import check_where, sizes
 from ..models.configuration_saddle import SaddleConfig
 from ..models.families import family_of
 from ..models.modeling_saddle import GrowablePreTrainedModel
@@ -134,7 +134,8 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
         )
     # Quotas are shares of an event; the last event may take all that is left.
     share = len(QUOTAS) if config.quotas else 1
-    left, price, unit = remaining_budget(model, config), min(prices) * share, "MACs" if by_macs else "parameters"
+    size, _, final = sizes(model, config)
+    left, price, unit = final - size, min(prices) * share, "MACs" if by_macs else "parameters"
     if left < price:
         limit = next(
             name for name in ("max_growth", "max_macs", "max_parameters") if getattr(config, name) is not None
