@@ -124,7 +124,7 @@ def _downhill(
             assert module.skip is not None and module.skip.gain is not None
             moving[path] = [module.skip.gain, *module.parameters(recurse=False)]
         gradients = _gradients(model, [tensor for tensors in moving.values() for tensor in tensors], batches, loss)
-    slope_of_unit = slope_at_zero(model.config.skip_activation)
+    slope_of_unit = slope_at_zero(str(model.config.skip_activation))
     slopes: dict[LayerGrowth, Tensor] = {}
     for path, tensors in moving.items():
         by_gain, by_weight, *by_bias = (gradients.pop(0).cpu() for _ in tensors)

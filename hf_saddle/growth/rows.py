@@ -30,13 +30,13 @@ def layers_of(model: GrowablePreTrainedModel, site: Site, operator: Operator) ->
     """The layers that have a row for each of the neurons that an operator grows; one, but for gated ones."""
     if operator.deepens or site.neurons is None:
         return [site.module]
-    return [model.get_submodule(row) for row in site.neurons.rows]
+    return [find_site(model, row).module for row in site.neurons.rows]
 
 
 def row_size(site: Site, operator: Operator) -> int:
     """Entries of the direction of a neuron that an operator grows: weights and bias, of each layer with a row."""
     number = 1 if operator.deepens or site.neurons is None else len(site.neurons.rows)
-    return number * (site.module.weight.numel() // site.module.neurons + 1)
+    return number * (int(site.module.weight.numel()) // int(site.module.neurons) + 1)
 
 
 def check_neurons(linear: str, neurons: Sequence[int], size: int) -> None:

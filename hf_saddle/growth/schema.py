@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
-from ..models.configuration_saddle import MAX_PARAMETERS, SKIP_UNITS
+from ..models.configuration_saddle import MAX_PARAMETERS
+from ..models.growable import SKIP_UNITS
 from ..models.shapes import Shapes
 from ..models.sites import Place
 from .config import is_int, is_number

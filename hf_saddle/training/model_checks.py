@@ -12,6 +12,7 @@ from ..growth import GrowthConfig
 from ..growth.attachments import check_attachments
 from ..growth.operators import DEPTH_OPERATORS
 from ..growth.optimizer_state import held_parameters, inner_optimizer
+from ..growth.planner import check_where
 from ..models.configuration_saddle import SaddleConfig
 from ..models.families import family_of
 from ..models.modeling_saddle import GrowablePreTrainedModel
@@ -51,20 +52,14 @@ def growable_paths(model: GrowablePreTrainedModel, config: GrowthConfig) -> list
     Paths of the linears that may grow.
 
     Raises:
-        ValueError: If there are none, the config names layers that the model lacks, or it asks for what the model's
-            activation cannot do.
+        ValueError: If there are none, the config names linears or layers that the model lacks, or it asks for what the
+            model's activation cannot do.
     """
     check_activation(model.config, config)
-    sites = list(model.growable_linears())
-    count = sites[-1].block + 1
-    beyond = [layer for layer in config.layers or () if layer >= count]
-    if beyond:
-        raise ValueError(
-            f"`layers` of the GrowthConfig names {beyond}, but the model has {count} blocks, counted from 0."
-        )
+    check_where(model, config)
     paths = [
         site.path
-        for site in sites
+        for site in model.growable_linears()
         if (config.linears is None or site.linear in config.linears)
         and (config.layers is None or site.block in config.layers)
         and site.module.weight.requires_grad
