@@ -250,14 +250,15 @@ def config_class(model_type: str) -> type[SaddleConfig]:
         "    [`SaddleConfig`].",
         "model_type": f"saddle_{model_type}",
         "__eq__": SaddleConfig.__eq__,
-        "_auto_class": "AutoConfig",
     }
     # The defaults that every config has come with `SaddleConfig`; those of the family go before them.
     own = {item.name: item for item in fields(cast(Any, stock))}
     general = [own[item.name] for item in fields(SaddleConfig) if item.name in own]
     particular = [item for item in general if item.default != getattr(SaddleConfig, item.name, item.default)]
     body["__annotations__"] = {item.name: item.type for item in particular}
-    return type(name, (SaddleConfig, stock), body | {item.name: item.default for item in particular})
+    made: Any = type(name, (SaddleConfig, stock), body | {item.name: item.default for item in particular})
+    made.register_for_auto_class()
+    return made  # type: ignore[no-any-return]
 
 
 def __getattr__(name: str) -> Any:
@@ -267,4 +268,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["SaddleConfig", "config_class", "sides"]
+__all__ = ["SKIP_UNITS", "SaddleConfig", "config_class", "sides"]
