@@ -22,7 +22,8 @@ GROWS["auto"] = GROWS["depth"]
 GROWS["width"] = GROWS["depth"] - {"hardswish", *UNSUITED}
 GROWS["width"] |= {"laplace", "relu", "relu2", "sigmoid", "sqrtsoftplus", "tanh"}
 CASES = [("auto", name) for name in ACT2FN]
-CASES += [("width", name) for name in sorted(set(ACT2FN) - SMOOTH - {"relu"} | {"gelu_new", "hardswish"})]
+CASES += [("width", name) for name in sorted(set(ACT2FN) - GROWS["depth"] | {"gelu_new", "hardswish"})]
+CASES += [("width", name) for name in UNSUITED if name != "relu"]
 CASES += [("depth", "hardswish"), ("depth", "tanh"), ("random", "leaky_relu"), ("random", "prelu")]
 
 
