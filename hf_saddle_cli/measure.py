@@ -129,7 +129,7 @@ def print_curvature(
         linears=paths,
         step_size=config.step_size,
         significance=config.significance,
-        unit_activation=ACT2FN[model.config.hidden_act],
+        unit_activation=ACT2FN[model.config.skip_activation],
         whiten=whiten and config.directions != "eigenvectors",
         seed=seed,
     )

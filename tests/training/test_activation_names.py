@@ -5,19 +5,25 @@ from training_cases import growth, tiny, trainer_for
 from transformers.activations import ACT2FN
 
 from hf_saddle.growth import GrowthHistory
+from hf_saddle.models.configuration_saddle import UNSUITED
 
 
 GROWS = {
-    # Where the model's own is piecewise linear, or has parameters, units have a GELU.
-    "depth": set(ACT2FN) - {"laplace", "relu2", "sigmoid", "sqrtsoftplus", "tanh"},
+    "depth": {
+        "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh",
+        "gelu_pytorch_tanh", "hardswish", "mish", "quick_gelu", "relu", "silu", "swish",
+    },
     "random": set(ACT2FN),
-}
+}  # fmt: skip
+# Units start as GELUs where the activation of the model is piecewise linear or has parameters.
+GROWS["depth"] |= set(UNSUITED)
 GROWS["auto"] = GROWS["depth"]
 # Neurons with a kink cannot be split; those of a Tanh can, but there is no curvature where its units would begin.
-SMOOTH = GROWS["depth"] - {"leaky_relu", "linear", "prelu", "relu", "relu6", "xielu"}
-GROWS["width"] = SMOOTH - {"hardswish"} | {"laplace", "relu2", "sigmoid", "sqrtsoftplus", "tanh"}
+GROWS["width"] = GROWS["depth"] - {"hardswish", *UNSUITED}
+GROWS["width"] |= {"laplace", "relu", "relu2", "sigmoid", "sqrtsoftplus", "tanh"}
 CASES = [("auto", name) for name in ACT2FN]
-CASES += [("width", name) for name in sorted(set(ACT2FN) - SMOOTH - {"relu"} | {"gelu_new", "hardswish"})]
+CASES += [("width", name) for name in sorted(set(ACT2FN) - GROWS["depth"] | {"gelu_new", "hardswish"})]
+CASES += [("width", name) for name in UNSUITED if name != "relu"]
 CASES += [("depth", "hardswish"), ("depth", "tanh"), ("random", "leaky_relu"), ("random", "prelu")]
 
 
