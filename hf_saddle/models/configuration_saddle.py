@@ -249,9 +249,10 @@ def config_class(model_type: str) -> type[SaddleConfig]:
         "    [`SaddleConfig`].",
         "model_type": f"saddle_{model_type}",
         "__eq__": SaddleConfig.__eq__,
-        "_auto_class": "AutoConfig",
     }
-    return type(name, (SaddleConfig, stock), body)
+    made: Any = type(name, (SaddleConfig, stock), body)
+    made.register_for_auto_class()
+    return made  # type: ignore[no-any-return]
 
 
 def __getattr__(name: str) -> Any:
@@ -261,4 +262,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["SaddleConfig", "config_class", "sides"]
+__all__ = ["SKIP_UNITS", "SaddleConfig", "config_class", "sides"]

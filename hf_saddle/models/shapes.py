@@ -126,8 +126,9 @@ class Shapes:
 
 def stock_widths(config: Any) -> dict[str, int]:
     """The widths that the hidden neurons of a growable config have before anything grows."""
-    stock = config.stock()
-    return dict(_widths(type(stock), stock.to_json_string(use_diff=False)))
+    stock: Any = config.stock()
+    kind: Any = type(stock)
+    return dict(_widths(kind, stock.to_json_string(use_diff=False)))
 
 
 @lru_cache(maxsize=64)

@@ -164,4 +164,4 @@ def sites_in(base: nn.Module, prefix: str) -> Iterator[Site]:
                 module = None if found is None or found.skip is None else found.skip.linear
 
 
-__all__ = ["HiddenNeurons", "Place", "Site", "inner_path", "sites_in"]
+__all__ = ["FC1", "LINEARS", "HiddenNeurons", "Place", "Site", "inner_path", "root_path", "sites_in"]

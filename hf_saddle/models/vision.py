@@ -11,7 +11,8 @@ from transformers import initialization as init
 
 from .branch_dropout import BranchDropout
 from .configuration_saddle import MAX_PARAMETERS, REFUSAL, SaddleConfig, is_number, sides
-from .shapes import FC1, LINEARS, check_layers, root_path
+from .shapes import check_layers
+from .sites import FC1, LINEARS, root_path
 
 
 class VisionConfig(SaddleConfig):
@@ -132,7 +133,6 @@ class SaddleDeiTConfig(VisionConfig, DeiTConfig):
     ```"""
 
     model_type = "saddle_deit"
-    _auto_class = "AutoConfig"
     __eq__ = SaddleConfig.__eq__
 
 
@@ -152,7 +152,6 @@ class SaddleViTConfig(VisionConfig, ViTConfig):
     ```"""
 
     model_type = "saddle_vit"
-    _auto_class = "AutoConfig"
     __eq__ = SaddleConfig.__eq__
 
     @classmethod
@@ -172,6 +171,9 @@ class SaddleViTConfig(VisionConfig, ViTConfig):
         }
         return cls(**shapes, **kwargs)
 
+
+SaddleDeiTConfig.register_for_auto_class()
+SaddleViTConfig.register_for_auto_class()
 
 # Of checkpoints with two heads, a class with one continues with that of the class token.
 STOCK_KEYS = {"DeiTForImageClassification": {r"^cls_classifier\.": "classifier."}}

@@ -13,6 +13,7 @@ from ..growth.attachments import check_attachments
 from ..growth.operators import DEPTH_OPERATORS
 from ..growth.optimizer_state import held_parameters, inner_optimizer
 from ..growth.planner import check_where
+from ..models.families import family_of
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .wrappers import find_ddp, follows, is_sharded, unwrap
 
@@ -53,7 +54,8 @@ def growable_paths(model: GrowablePreTrainedModel, config: GrowthConfig) -> list
         ValueError: If there are none, the config names linears or layers that the model lacks, or it asks for what the
             model's activation cannot do.
     """
-    check_activation(str(model.config.skip_activation), config)
+    own = str(getattr(model.config, family_of(model.config.model_type).activation))
+    check_activation(own if config.ranking == ("width",) else str(model.config.skip_activation), config)
     check_where(model, config)
     paths = [
         site.path

@@ -107,8 +107,8 @@ def test_inspect_as_json(deeper, capsys):
     assert run("inspect", deeper[1], "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["parameters"] == sum(parameter.numel() for parameter in deeper[0].parameters())
-    assert facts["layers"][0] == {"layer": 0, "intermediate_size": 43, "skip_sizes": None}
-    assert facts["layers"][1]["skip_sizes"] == {"mlp.fc1": [3]}
+    assert facts["shapes"]["widths"]["layers.0.mlp.fc1"] == 43
+    assert facts["shapes"]["skip_sizes"] == {"layers.1.mlp.fc1": [3]}
     assert facts["history"] == deeper[0].growth_history
 
 

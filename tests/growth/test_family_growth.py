@@ -380,6 +380,8 @@ def entry_for(model, site, criterion):
     operator = OPERATORS["split" if criterion == "width" else "zero_gain"]
     neurons = site.module.neurons
     zeros, gain = torch.zeros(neurons), torch.rand(neurons, generator=torch.Generator().manual_seed(site.block))
+    if criterion == "width":
+        gain[::2] *= 20  # a split costs more than a unit
     return LayerCurvature(
         linear=site.path,
         criterion=criterion,

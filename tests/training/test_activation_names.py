@@ -8,17 +8,16 @@ from hf_saddle.growth import GrowthHistory
 
 
 GROWS = {
-    "depth": {
-        "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh",
-        "gelu_pytorch_tanh", "hardswish", "mish", "quick_gelu", "relu", "silu", "swish",
-    },
-    "random": set(ACT2FN) - {"prelu", "xielu"},
-}  # fmt: skip
+    # Where the model's own is piecewise linear, or has parameters, units have a GELU.
+    "depth": set(ACT2FN) - {"laplace", "relu2", "sigmoid", "sqrtsoftplus", "tanh"},
+    "random": set(ACT2FN),
+}
 GROWS["auto"] = GROWS["depth"]
 # Neurons with a kink cannot be split; those of a Tanh can, but there is no curvature where its units would begin.
-GROWS["width"] = GROWS["depth"] - {"hardswish"} | {"laplace", "relu2", "sigmoid", "sqrtsoftplus", "tanh"}
+SMOOTH = GROWS["depth"] - {"leaky_relu", "linear", "prelu", "relu", "relu6", "xielu"}
+GROWS["width"] = SMOOTH - {"hardswish"} | {"laplace", "relu2", "sigmoid", "sqrtsoftplus", "tanh"}
 CASES = [("auto", name) for name in ACT2FN]
-CASES += [("width", name) for name in sorted(set(ACT2FN) - GROWS["auto"] | {"gelu_new", "hardswish"})]
+CASES += [("width", name) for name in sorted(set(ACT2FN) - SMOOTH - {"relu"} | {"gelu_new", "hardswish"})]
 CASES += [("depth", "hardswish"), ("depth", "tanh"), ("random", "leaky_relu"), ("random", "prelu")]
 
 
