@@ -381,7 +381,7 @@ def entry_for(model, site, criterion):
     neurons = site.module.neurons
     zeros, gain = torch.zeros(neurons), torch.rand(neurons, generator=torch.Generator().manual_seed(site.block))
     if criterion == "width":
-        gain[::2] *= 20  # a split costs more than a unit
+        gain[0], gain[1:] = 100.0, 0.0  # worth its cost, which is more than that of a unit
     return LayerCurvature(
         linear=site.path,
         criterion=criterion,
