@@ -103,8 +103,8 @@ class LayerGrowth:
             free = None if kind.deepens else [layer.bias is not None for layer in layers]
             directions = random_directions(len(chosen), row_size(site, kind), seed, free)
         if steps is None:
-            squares = sum(layer.weight.detach().float().square().sum() for layer in layers)
-            steps = 0.2 * math.sqrt(float(squares) / site.module.neurons)
+            norms = [float(layer.weight.detach().float().norm()) for layer in layers]
+            steps = 0.2 * math.hypot(*norms) / math.sqrt(site.module.neurons)
         if gains is None:
             gains = kind.gain
         zeros = torch.zeros(len(chosen))

@@ -1,11 +1,11 @@
 """The rows of the neurons of a layer: in which layers they are, and what directions they may change in."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..models.growable import Growable
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.sites import Site
 from .operators import Operator
@@ -26,7 +26,7 @@ def find_site(model: GrowablePreTrainedModel, path: str) -> Site:
     )
 
 
-def layers_of(model: GrowablePreTrainedModel, site: Site, operator: Operator) -> list[Growable]:
+def layers_of(model: GrowablePreTrainedModel, site: Site, operator: Operator) -> list[Any]:
     """The layers that have a row for each of the neurons that an operator grows; one, but for gated ones."""
     if operator.deepens or site.neurons is None:
         return [site.module]

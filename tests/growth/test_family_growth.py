@@ -380,6 +380,8 @@ def entry_for(model, site, criterion):
     operator = OPERATORS["split" if criterion == "width" else "zero_gain"]
     neurons = site.module.neurons
     zeros, gain = torch.zeros(neurons), torch.rand(neurons, generator=torch.Generator().manual_seed(site.block))
+    if criterion == "width":
+        gain[0], gain[1:] = 100.0, 0.0  # worth its cost, which is more than that of a unit
     return LayerCurvature(
         linear=site.path,
         criterion=criterion,
