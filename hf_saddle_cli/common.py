@@ -40,6 +40,8 @@ def load_config(source: str, revision: str | None = None) -> PreTrainedConfig:
     try:
         file = cached_file(source, CONFIG_NAME, **at(revision))
     except OSError as error:
+        if Path(source).is_dir():
+            raise
         raise ValueError(f"There is no folder {source}, and no such model was found on the Hub: {error}") from error
     if file is not None:
         read_json(file, "The config")  # transformers' own errors for what is no JSON object name no file
