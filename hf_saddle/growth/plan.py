@@ -18,7 +18,7 @@ from .config import is_int, is_number
 from .operators import OPERATORS
 
 
-PLAN_SCHEMA = 1
+PLAN_SCHEMA = 2
 _VECTORS = ("steps", "gains", "predicted_gain", "eigenvalues")
 
 
@@ -205,11 +205,13 @@ class GrowthPlan:
         """
         values = parse_json(text, "The growth plan")
         schema = values.pop("schema", None)
+        if is_int(schema) and schema == 1:
+            values, schema = _LATER_FIELDS | values, PLAN_SCHEMA
         if not is_int(schema) or schema != PLAN_SCHEMA:
             raise ValueError(
                 f"This is not a growth plan of `schema` {PLAN_SCHEMA}, got {schema!r}; make it anew with this version."
             )
-        _check_fields(_LATER_FIELDS | values, _PLAN_FIELDS, "The growth plan")
+        _check_fields(values, _PLAN_FIELDS, "The growth plan")
         growths = tuple(LayerGrowth.from_dict(growth) for growth in values.pop("growths"))
         return cls(growths=growths, **values)
 
@@ -251,7 +253,7 @@ _PLAN_FIELDS: dict[str, Callable[[Any], bool]] = {
     "candidates": lambda value: isinstance(value, dict) and all(map(_is_count, value.values())),
     "held_back": lambda value: value is None or _is_text(value),
 }
-# What plans of version 0.2 do not have.
+# What plans of schema 1 do not have.
 _LATER_FIELDS: dict[str, Any] = {"candidates": {}, "held_back": None}
 _GROWTH_FIELDS: dict[str, Callable[[Any], bool]] = {
     "linear": _is_text,
