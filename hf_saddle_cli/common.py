@@ -38,14 +38,14 @@ def load_config(source: str, revision: str | None = None) -> PreTrainedConfig:
     """
     if not Path(source).is_dir() and (Path(source).exists() or source.count("/") > 1 or source.startswith((".", "/"))):
         raise ValueError(f"{source} is not a folder with a saved model.")
+    if Path(source).is_dir() and not Path(source, CONFIG_NAME).exists():
+        raise ValueError(f"The folder {source} has no {CONFIG_NAME}: no model was saved there.")
     try:
         file = cached_file(source, CONFIG_NAME, **at(revision))
     except OSError as error:
         if Path(source).is_dir():
-            raise ValueError(f"The folder {source} has no {CONFIG_NAME}: no model was saved there.") from error
-        raise ValueError(
-            f"There is no folder {source}, and no such model could be found on the Hub: {error}"
-        ) from error
+            raise
+        raise ValueError(f"There is no folder {source}, and no such model was found on the Hub: {error}") from error
     if file is not None:
         read_json(file, "The config")  # transformers' own errors for what is no JSON object name no file
     return AutoConfig.from_pretrained(source, **at(revision), trust_remote_code=False)

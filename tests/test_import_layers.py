@@ -16,7 +16,7 @@ BELOW = {
     "growth": {"models", "curvature", "version"},
     "hub": {"models", "curvature", "growth"},
     "training": {"models", "curvature", "growth", "hub"},
-    "demo": {"models", "growth", "training"},
+    "demo": {"models", "growth", "training", "hub"},
 }
 # Uploaded code may import only what every user of transformers has.
 ALONE = {

@@ -157,13 +157,20 @@ def reload_difference(model: PreTrainedModel, reloaded: PreTrainedModel, data: D
     return float((logits - others).abs().max())
 
 
+class _Lines(logging.Handler):
+    """Writes to whatever is the output of the program at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stdout.write(f"{self.format(record)}\n")
+
+
 def _lines_instead_of_bars() -> None:
     disable_progress_bars()
     transformers_logging.disable_progress_bar()
     ours = logging.getLogger("hf_saddle.training")
     ours.setLevel(logging.INFO)
     if not ours.handlers:
-        ours.addHandler(logging.StreamHandler(sys.stdout))
+        ours.addHandler(_Lines())
 
 
 def run(arguments: Sequence[str] | None = None, prog: str | None = None) -> str:

@@ -20,7 +20,7 @@ from .plan_fields import GROWTH_FIELDS, LATER_FIELDS, PLAN_FIELDS, VECTORS, chec
 from .rows import check_neurons, find_site, layers_of, random_directions, row_size
 
 
-PLAN_SCHEMA = 1
+PLAN_SCHEMA = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,11 +214,13 @@ class GrowthPlan:
         """
         values = parse_json(text, "The growth plan")
         schema = values.pop("schema", None)
+        if is_int(schema) and schema == 1:
+            values, schema = LATER_FIELDS | values, PLAN_SCHEMA
         if not is_int(schema) or schema != PLAN_SCHEMA:
             raise ValueError(
                 f"This is not a growth plan of `schema` {PLAN_SCHEMA}, got {schema!r}; make it anew with this version."
             )
-        check_fields(LATER_FIELDS | values, PLAN_FIELDS, "The growth plan")
+        check_fields(values, PLAN_FIELDS, "The growth plan")
         growths = tuple(LayerGrowth.from_dict(growth) for growth in values.pop("growths"))
         return cls(growths=growths, **values)
 

@@ -42,7 +42,7 @@ PLAN_FIELDS: dict[str, Callable[[Any], bool]] = {
     "candidates": lambda value: isinstance(value, dict) and all(map(_is_count, value.values())),
     "held_back": lambda value: value is None or _is_text(value),
 }
-# What plans of version 0.2 do not have.
+# What plans of schema 1 do not have.
 LATER_FIELDS: dict[str, Any] = {"candidates": {}, "held_back": None}
 GROWTH_FIELDS: dict[str, Callable[[Any], bool]] = {
     "linear": _is_text,

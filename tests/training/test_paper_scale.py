@@ -290,7 +290,15 @@ def test_work_is_counted_at_the_size_of_the_time():
 
 
 def _result(arm: str, seed: int, accuracy: float, **fields) -> dict:
-    sizes = {"parameters": 10, "macs": 20, "training_flops": 3e9, "seconds": 7200, "epochs": 300, "batch": 1024}
+    sizes = {
+        "events": 9,
+        "parameters": 10,
+        "macs": 20,
+        "training_flops": 3e9,
+        "seconds": 7200,
+        "epochs": 300,
+        "batch": 1024,
+    }
     accuracies = {"accuracy": accuracy, "top5_accuracy": accuracy + 0.1, "best_accuracy": accuracy + 0.01}
     return {"arm": arm, "seed": seed, "dataset": "digits"} | accuracies | sizes | fields
 
