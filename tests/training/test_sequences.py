@@ -74,7 +74,7 @@ def collator_for(name: str, tokenizer, model):
     if name.startswith("seq2seq"):
         return DataCollatorForSeq2Seq(tokenizer, model=model)
     masked = name.startswith("masked")
-    return DataCollatorForLanguageModeling(tokenizer, mlm=masked, mlm_probability=0.5 if masked else None, seed=0)
+    return DataCollatorForLanguageModeling(tokenizer, mlm=masked, mlm_probability=0.5 if masked else None)
 
 
 def trainer_for(name, folder, tokenizer, config=None, trainer_class=None, **fields):
