@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from architecture_cases import family_case, family_loss
 from curvature_cases import EXACT, captured_by
-from family_cases import family_case, family_loss
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from architecture_cases import family_case, family_loss
 from curvature_cases import EXACT, MLP, cross_entropy, transformer_case
-from family_cases import family_case, family_loss
 
 from hf_saddle.curvature import SolverOptions, analyze_curvature
 

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
+from architecture_cases import FAMILY_CASES, deepened, family_case, family_loss, halved
 from curvature_cases import EXACT, captured_by
-from family_cases import FAMILY_CASES, deepened, family_case, family_loss, halved
 from torch import nn
 
 from hf_saddle.curvature import analyze_curvature
