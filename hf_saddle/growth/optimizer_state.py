@@ -25,7 +25,7 @@ def carry_optimizer_state_(optimizer: Optimizer, changes: Changes, order: Sequen
       Where steps are counted by group, new parameters start in the same way, from the mean over their sibling.
     - Factored second moments (Adafactor) are carried so that the estimate of every untouched entry stays the same.
     - A vector does not join a group that is for matrices only (Muon), but one that holds vectors. The bias of a branch
-      whose layer has none joins a group of vectors alone, as Trainer has one without weight decay, if there is one.
+      whose layer has none joins the biases and norms, where they have a group that differs in weight decay only, as Trainer's.
 
     Args:
         optimizer (`Optimizer` or `AcceleratedOptimizer`): The optimizer.
@@ -88,8 +88,12 @@ def held_parameters(optimizer: Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _only_vectors(group: dict[str, Any]) -> bool:
-    return bool(group["params"]) and all(parameter.dim() < 2 for parameter in group["params"])
+def _is_without_decay(group: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether most of a group are vectors, and all its settings but weight decay are those of another one."""
+    named = (group.keys() | other.keys()) - {"params", "param_names", "weight_decay"}
+    alike = all(group.get(name) == other.get(name) for name in named)
+    vectors = sum(parameter.dim() < 2 for parameter in group["params"])
+    return alike and 2 * vectors > len(group["params"])
 
 
 def _grown_groups(
@@ -107,7 +111,7 @@ def _grown_groups(
             own = vectors
         elif own is not None and change.name.endswith("bias") and change.sibling.dim() > 1:
             # Of a layer that has no bias: it goes where biases and norms are, if they have a group without decay.
-            own = next((each for each in optimizer.param_groups if _only_vectors(each)), own)
+            own = next((each for each in optimizer.param_groups if _is_without_decay(each, own)), own)
         return change.new.requires_grad and own is group
 
     for group in optimizer.param_groups:
