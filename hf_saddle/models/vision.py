@@ -103,7 +103,8 @@ class VisionConfig(SaddleConfig):
         if total > MAX_PARAMETERS:
             raise ValueError(
                 f"The config asks for more than {MAX_PARAMETERS:.1e} parameters. Check `hidden_size`, "
-                "`num_hidden_layers`, `intermediate_size`, `head_dim`, `image_size`, `widths` and `skip_sizes`."
+                "`num_hidden_layers`, `intermediate_size`, `head_dim`, `image_size`, `widths` and `skip_sizes`, or "
+                "the `per_layer_config` of an older file."
             )
 
 

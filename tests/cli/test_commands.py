@@ -99,7 +99,7 @@ def test_inspect_as_table(deeper, capsys):
     assert run("inspect", deeper[1]) == 0
     printed = capsys.readouterr().out
     assert f"{sum(parameter.numel() for parameter in deeper[0].parameters()):,} parameters" in printed
-    assert "mlp.fc1 3" in printed
+    assert "layers.1.mlp.fc1" in printed
     assert "1 growth events, 6 neurons" in printed
 
 
