@@ -25,7 +25,8 @@ def carry_optimizer_state_(optimizer: Optimizer, changes: Changes, order: Sequen
       Where steps are counted by group, new parameters start in the same way, from the mean over their sibling.
     - Factored second moments (Adafactor) are carried so that the estimate of every untouched entry stays the same.
     - A vector does not join a group that is for matrices only (Muon), but one that holds vectors. The bias of a branch
-      whose layer has none joins the biases and norms, where they have a group that differs in weight decay only, as Trainer's.
+      whose layer has none joins biases and norms, where they have a group that differs in weight decay only, as
+      Trainer's.
 
     Args:
         optimizer (`Optimizer` or `AcceleratedOptimizer`): The optimizer.
