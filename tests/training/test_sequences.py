@@ -111,7 +111,8 @@ def trainer_for(name, folder, tokenizer, config=None, trainer_class=None, **fiel
     return trainer
 
 
-@pytest.mark.parametrize("name", MODELS)
+# The masks of BERT are drawn when a batch is made, one ahead of the step: a resumed run draws others, in stock too.
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("masked")])
 def test_a_resumed_run_is_the_straight_one(name, tmp_path, tokenizer):
     config = growth(layers=None)
     straight = trainer_for(name, tmp_path / "straight", tokenizer, config, save_strategy="steps", save_steps=5)
@@ -176,7 +177,10 @@ def test_plain_trainers_let_them_grow(name, tmp_path, tokenizer):
 
 def test_seq2seq_predicts_by_generating_after_growth(tmp_path, tokenizer):
     trainer = trainer_for("seq2seq-t5", tmp_path, tokenizer, growth(layers=None), predict_with_generate=True)
-    trainer.compute_metrics = None
+    trainer.compute_metrics = trainer.preprocess_logits_for_metrics = None
     trainer.train()
-    predictions = trainer.predict(trainer.eval_dataset, max_new_tokens=5).predictions
-    assert predictions.shape[0] == 16 and predictions.shape[1] <= 6
+    predictions = torch.as_tensor(trainer.predict(trainer.eval_dataset, max_new_tokens=5).predictions)
+    batch = trainer.data_collator(trainer.eval_dataset[:8])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    expected = trainer.model.eval().generate(**inputs, max_new_tokens=5)
+    assert len(predictions) == 16 and torch.equal(predictions[:8, : expected.shape[1]], expected)
