@@ -31,8 +31,8 @@ UNSUITED = ("leaky_relu", "linear", "prelu", "relu", "relu6", "xielu")
 MAX_PARAMETERS = 2**35
 MAX_VOCABULARY = 2**24
 
-# Stands for `per_layer_config` in the files of grown models: stock classes, which would build them without their
-# branches, raise with this text.
+# The activation of the first layer in the `per_layer_config` of the files of grown models: stock classes, which would
+# build them without their branches, raise when they read what differs between layers.
 REFUSAL = "this model grew: load it with hf_saddle, or with trust_remote_code=True"
 
 LAYER_FIELDS = ("num_hidden_layers", "num_layers", "n_layer", "encoder_layers", "decoder_layers", "num_decoder_layers")
@@ -179,7 +179,7 @@ class SaddleConfig(PreTrainedConfig):
 
     @per_layer_config.setter
     def per_layer_config(self, value: Any) -> None:
-        if value is not None and REFUSAL not in value:
+        if value is not None:
             raise ValueError(
                 f"A {type(self).__name__} has no `per_layer_config`: the shapes of single layers are `widths` and "
                 "`skip_sizes`, by path."
@@ -204,12 +204,27 @@ class SaddleConfig(PreTrainedConfig):
         for field in config_dict:
             if callable(getattr(cls, field, None)):
                 raise ValueError(f"`{field}` of a config is a method of {cls.__name__}, not a field.")
+        if _is_refusal(config_dict.get("per_layer_config")):
+            known = {field.name for field in fields(cast(Any, cls))} | set(cls.attribute_map)
+            drop = {"per_layer_config"} | ({"num_hidden_layers"} - known)
+            config_dict = {field: value for field, value in config_dict.items() if field not in drop}
         return super().from_dict(config_dict, **kwargs)
 
     def to_diff_dict(self) -> dict[str, Any]:
         """As in transformers; of a grown model with an entry at which stock classes fail, see `REFUSAL`."""
         values: dict[str, Any] = super().to_diff_dict()
-        return values | ({"per_layer_config": {REFUSAL: {}}} if self.widths or self.skip_sizes else {})
+        if not self.widths and not self.skip_sizes:
+            return values
+        own = {field.name for field in fields(cast(Any, self))}
+        counted = "num_hidden_layers" in own | set(self.attribute_map)
+        activation = family_of(self.model_type).activation
+        first: dict[str, Any] = {activation: REFUSAL}
+        # DINOv2 does not read its activation where neurons are gated.
+        first |= {"hidden_size": self.hidden_size + 1} if "hidden_size" in own else {}
+        # `Trainer` reads the file as a plain `PreTrainedConfig`, which wants to know what other layers have.
+        common = {field: getattr(self, field) for field in first}
+        common |= {"num_hidden_layers": self.num_hidden_layers if counted else 1}
+        return values | common | {"per_layer_config": {"0": first}}
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
@@ -221,6 +236,12 @@ class SaddleConfig(PreTrainedConfig):
         if type(self) is not type(other):
             return False
         return bool(self.to_dict() | {"_name_or_path": ""} == other.to_dict() | {"_name_or_path": ""})
+
+
+def _is_refusal(layers: Any) -> bool:
+    return isinstance(layers, Mapping) and any(
+        isinstance(layer, Mapping) and REFUSAL in layer.values() for layer in layers.values()
+    )
 
 
 def _annotations(kind: type) -> Mapping[str, Any]:

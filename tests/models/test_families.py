@@ -10,7 +10,7 @@ import transformers
 from families_cases import CASES, grown_model, inputs, outputs, stock_model
 from model_cases import CHECKPOINTING
 from torch import nn
-from transformers import AutoConfig, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 import hf_saddle
 from hf_saddle.models import FAMILIES, Growable, families
@@ -199,6 +199,17 @@ def test_saved_and_loaded_by_the_auto_class(name, tmp_path):
     assert_equal(outputs(again, batch), outputs(model, batch))
     with pytest.raises(ValueError, match="this model grew: load it with hf_saddle"):
         getattr(transformers, name).from_pretrained(tmp_path)
+
+
+@every_case
+def test_stock_classes_refuse_what_has_grown(name, tmp_path):
+    model = grown_model(name)
+    model.save_pretrained(tmp_path)
+    # As `Trainer` reads the file when it resumes.
+    PreTrainedConfig.from_json_file(tmp_path / "config.json")
+    with pytest.raises(RuntimeError, match="is a per-layer attribute"):
+        model.stock_class.from_pretrained(tmp_path)
+    assert type(model).from_pretrained(tmp_path).config == model.config
 
 
 @every_case
