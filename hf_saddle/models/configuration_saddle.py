@@ -159,6 +159,10 @@ class SaddleConfig(PreTrainedConfig):
                 call(self.model_type)
         # Before transformers makes a name for every label.
         check_field("num_labels", kwargs.get("num_labels"))
+        if is_refusal(kwargs.get("per_layer_config")):
+            kwargs = {
+                key: value for key, value in kwargs.items() if key not in ("per_layer_config", "num_hidden_layers")
+            }
         super().__post_init__(**kwargs)
         if self.skip_activation is None:
             own = getattr(self, family_of(self.model_type).activation)
@@ -204,10 +208,6 @@ class SaddleConfig(PreTrainedConfig):
         for field in config_dict:
             if callable(getattr(cls, field, None)):
                 raise ValueError(f"`{field}` of a config is a method of {cls.__name__}, not a field.")
-        if _is_refusal(config_dict.get("per_layer_config")):
-            known = {field.name for field in fields(cast(Any, cls))} | set(cls.attribute_map)
-            drop = {"per_layer_config"} | ({"num_hidden_layers"} - known)
-            config_dict = {field: value for field, value in config_dict.items() if field not in drop}
         return super().from_dict(config_dict, **kwargs)
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -238,7 +238,8 @@ class SaddleConfig(PreTrainedConfig):
         return bool(self.to_dict() | {"_name_or_path": ""} == other.to_dict() | {"_name_or_path": ""})
 
 
-def _is_refusal(layers: Any) -> bool:
+def is_refusal(layers: Any) -> bool:
+    """Whether a `per_layer_config` is the one that the files of grown models have."""
     return isinstance(layers, Mapping) and any(
         isinstance(layer, Mapping) and REFUSAL in layer.values() for layer in layers.values()
     )

@@ -10,7 +10,7 @@ from transformers import DeiTConfig, ViTConfig
 from transformers import initialization as init
 
 from .branch_dropout import BranchDropout
-from .configuration_saddle import MAX_PARAMETERS, SaddleConfig, is_number, sides
+from .configuration_saddle import MAX_PARAMETERS, SaddleConfig, is_number, is_refusal, sides
 from .shapes import check_layers
 from .sites import FC1, LINEARS, root_path
 
@@ -32,7 +32,7 @@ class VisionConfig(SaddleConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         layers = kwargs.pop("per_layer_config", None)
         super().__post_init__(**kwargs)
-        if layers is not None:
+        if layers is not None and not is_refusal(layers):
             self._take_layers(layers, self.widths or {}, self.skip_sizes or {})
         self._check_parameter_number()
 
