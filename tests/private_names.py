@@ -10,6 +10,8 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "torch": ("_dynamo",),
     "torch._dynamo.OptimizedModule": ("_orig_mod",),
     # Whether an activation wrote into its input; hooks of a parameter, which would not fit another shape.
+    # Padding in the order that `functional.pad` takes.
+    "torch.nn.Conv2d": ("_reversed_padding_repeated_twice",),
     "torch.Tensor": ("_post_accumulate_grad_hooks", "_version"),
     # Quantised weights are tensors that wrap others.
     "torch.utils": ("_python_dispatch",),
