@@ -54,6 +54,7 @@ def test_padded_stock_models_compute_the_same_and_become_growable_again(name, tm
     difference, padding = convert_model(str(tmp_path / "grown"), tmp_path / "stock", Target.stock, None)
     stock, info = getattr(transformers, name).from_pretrained(tmp_path / "stock", output_loading_info=True)
     assert type(stock) is getattr(transformers, name) and not info["missing_keys"] | info["unexpected_keys"]
+    assert "saddle" not in (tmp_path / "stock" / "config.json").read_text().lower()
     assert padding == zeros(stock) - zeros(model) > 0 and difference < 1e-6
     if name in GENERATING:
         prompt = {key: value for key, value in batch.items() if not key.startswith("decoder")}
