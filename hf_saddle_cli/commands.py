@@ -197,8 +197,10 @@ def convert(
     """
     from .convert import convert_model
 
-    difference = convert_model(source, output, to, revision)
+    difference, padding = convert_model(source, output, to, revision)
     typer.echo(f"wrote {output}; largest difference of the outputs on random inputs: {difference:.2g}")
+    if to is Target.stock:
+        typer.echo(f"{padding:,} of its parameters are padding: zeros that make every layer as wide as the widest")
 
 
 def export(

@@ -138,13 +138,20 @@ def task_of(model: GrowablePreTrainedModel) -> str:
 
 def random_inputs(model: GrowablePreTrainedModel, number: int) -> dict[str, torch.Tensor]:
     """Random inputs for a model, as many samples as are wanted: pixels, tokens or features of sound."""
-    found = {}
+    found, fields = {}, model.config.to_dict()
     for name, tensor in sample_of(model).items():
-        shape = (number, *tensor.shape[1:])
         if tensor.is_floating_point():
-            found[name] = torch.randn(shape)
-        else:
-            found[name] = torch.randint(model.config.to_dict()["vocab_size"], shape)
+            found[name] = torch.randn(number, *tensor.shape[1:])
+            continue
+        # Not of all positions: those of RoBERTa begin behind its padding token.
+        length = (tensor.shape[-1] + 1) // 2
+        tokens = torch.randint(fields["vocab_size"], (number, *tensor.shape[1:-1], length))
+        end = fields.get("eos_token_id")
+        if isinstance(end, int) and fields["vocab_size"] > 1:
+            # T5 classifies at the end of sequences, and wants as many ends in each.
+            tokens[tokens == end] = (end + 1) % fields["vocab_size"]
+            tokens[..., -1] = end
+        found[name] = tokens
     return found
 
 

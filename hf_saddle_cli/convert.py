@@ -1,34 +1,38 @@
 """`hf-saddle convert`: between stock and growable models, always verified before anything is written."""
 
+import copy
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from hf_saddle import models
-from hf_saddle.growth import merge_pairs_
+from hf_saddle.growth import merge_pairs_, to_stock
 from hf_saddle.models import FAMILIES, GrowablePreTrainedModel, SaddleConfig
 
 from .commands import Target
 from .common import at, find_processor, load_config, load_model, quiet, random_inputs
 
 
-# The fields of stock configs that say how many hidden neurons there are, by the start of the paths of their layers.
-_WIDTHS = {
-    "gpt2": {"": "n_inner"},
-    "t5": {"": "d_ff"},
-    "whisper": {"encoder.": "encoder_ffn_dim", "decoder.": "decoder_ffn_dim"},
-}
-
-
-def convert_model(source: str, output: Path, to: Target, revision: str | None) -> float:
+class Converted(NamedTuple):
     """
-    Write the converted model into a folder.
+    What a conversion came to.
 
-    Returns:
-        `float`: The largest difference between the outputs of both models for random inputs.
+    Attributes:
+        difference (`float`): The largest difference between the outputs of both models for random inputs.
+        padding (`int`): Parameters of the stock model that are zeros in neurons which the growable one has not.
+    """
+
+    difference: float
+    padding: int
+
+
+def convert_model(source: str, output: Path, to: Target, revision: str | None) -> Converted:
+    """
+    Write the converted model, with its tokenizer or processor, into a folder.
 
     Raises:
         ValueError: If the folder is not empty, or the model cannot be converted without computing something else.
@@ -43,7 +47,7 @@ def convert_model(source: str, output: Path, to: Target, revision: str | None) -
         before, after = _merged(source, revision)
     else:
         before = load_model(source, revision)
-        after = _to_stock(before)
+        after = to_stock(before)
     difference = _difference(before, after)
     if difference > 1e-4:
         raise ValueError(f"The converted model computes something else (by {difference:.2g}); nothing is written.")
@@ -54,7 +58,8 @@ def convert_model(source: str, output: Path, to: Target, revision: str | None) -
     processor = find_processor(source, revision)
     if processor is not None:
         processor.save_pretrained(output)
-    return difference
+    parameters = [sum(parameter.numel() for parameter in model.parameters()) for model in (before, after)]
+    return Converted(difference, parameters[1] - parameters[0] if to is Target.stock else 0)
 
 
 def _to_saddle(source: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -74,34 +79,6 @@ def _merged(source: str, revision: str | None) -> tuple[PreTrainedModel, PreTrai
     before, after = load_model(source, revision), load_model(source, revision)
     merge_pairs_(after)
     return before, after
-
-
-def _to_stock(model: GrowablePreTrainedModel) -> PreTrainedModel:
-    """The stock model that computes the same; narrower layers are filled up with neurons that are fed by nothing."""
-    config = model.config
-    branches = [site.path for site in model.growable_linears() if site.module.skip is not None]
-    if branches:
-        raise ValueError(f"The model has grown in depth at {branches[0]}: no stock class computes that.")
-    family = config.model_type.removeprefix("saddle_")
-    if family in ("deit", "vit") and (
-        config.head_dim * config.num_attention_heads != config.hidden_size or config.attention_scaling is not None
-    ):
-        raise ValueError("The model's attention has a `head_dim` or `attention_scaling` that no stock class has.")
-    fields = config.stock().to_dict()
-    sizes = _WIDTHS.get(family, {"": "intermediate_size"})
-    if not set(sizes.values()) <= fields.keys():
-        raise ValueError(f"The config of {model.stock_class.__name__} has no field for the widths of its neurons.")
-    for start, field in sizes.items():
-        fields[field] = max(width for root, width in model.shapes().widths.items() if root.startswith(start))
-    kind = model.stock_class
-    stock = kind(kind.config_class(**fields))
-    state = stock.state_dict()
-    for name, tensor in model.state_dict().items():
-        target = torch.zeros_like(state[name])
-        target[tuple(slice(size) for size in tensor.shape)] = tensor
-        state[name] = target
-    stock.load_state_dict(state)
-    return stock.eval()
 
 
 def _save_per_layer(model: GrowablePreTrainedModel, stock: PreTrainedModel, output: Path) -> None:
@@ -127,8 +104,22 @@ def _save_per_layer(model: GrowablePreTrainedModel, stock: PreTrainedModel, outp
 
 @torch.no_grad()
 def _difference(before: PreTrainedModel, after: PreTrainedModel) -> float:
-    """Largest difference between the first outputs of two models, one of them growable, for random inputs."""
+    """Largest difference between the outputs of two models, one of them growable, for random inputs."""
     growable = before if isinstance(before, GrowablePreTrainedModel) else after
     inputs = random_inputs(growable, 2)
-    first, second = (model.eval()(**inputs)[0] for model in (before, after))
-    return float((first - second).abs().max())
+    first, second = (_outputs(model, inputs) for model in (before, after))
+    if len(first) != len(second):
+        raise ValueError(f"One of the models has {len(first)} outputs, the other {len(second)}; nothing is written.")
+    return max(float((one - other).abs().max()) for one, other in zip(first, second, strict=True))
+
+
+def _outputs(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """All floating point outputs; those of a model in half precision in single, where rounding hides nothing."""
+    exact = model if model.dtype in (torch.float32, torch.float64) else copy.deepcopy(model).float()
+    found, waiting = [], list(exact.eval()(**inputs, return_dict=True).values())
+    for value in waiting:
+        if isinstance(value, (tuple, list)):
+            waiting.extend(value)
+        elif isinstance(value, torch.Tensor) and value.is_floating_point():
+            found.append(value)
+    return found

@@ -9,6 +9,7 @@ from .macs import count_macs
 from .merge import merge_pairs_
 from .optimizer_rebind import rebind_optimizer_
 from .optimizer_state import carry_optimizer_state_
+from .padding import to_stock
 from .plan import GrowthPlan, LayerGrowth
 from .planner import event_budget, plan_growth
 from .surgery import PreparedGrowth, grow_, prepare_growth, record_
@@ -35,4 +36,5 @@ __all__ = [
     "probe_loss",
     "rebind_optimizer_",
     "record_",
+    "to_stock",
 ]

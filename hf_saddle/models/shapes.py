@@ -126,7 +126,11 @@ class Shapes:
 
 def stock_widths(config: Any) -> dict[str, int]:
     """The widths that the hidden neurons of a growable config have before anything grows."""
-    stock: Any = config.stock()
+    return widths_of(config.stock())
+
+
+def widths_of(stock: Any) -> dict[str, int]:
+    """The widths of the hidden neurons that a stock config asks for."""
     kind: Any = type(stock)
     return dict(_widths(kind, stock.to_json_string(use_diff=False)))
 
@@ -251,4 +255,5 @@ __all__ = [
     "check_skip_sizes",
     "is_index",
     "stock_widths",
+    "widths_of",
 ]

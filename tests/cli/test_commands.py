@@ -214,8 +214,9 @@ def test_convert_stock_to_growable(tmp_path):
     assert np.array_equal(logits(growable), logits(stock))
 
 
-def test_convert_a_wider_model_to_stock(wider, tmp_path):
+def test_convert_a_wider_model_to_stock(wider, tmp_path, capsys):
     assert run("convert", wider[1], tmp_path / "stock", "--to", "stock") == 0
+    assert f"{3 * (32 + 1 + 32)} of its parameters are padding" in capsys.readouterr().out
     stock = AutoModelForImageClassification.from_pretrained(tmp_path / "stock")
     assert type(stock) is ViTForImageClassification
     assert stock.config.intermediate_size == 43
