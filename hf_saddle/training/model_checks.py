@@ -111,7 +111,7 @@ def check_activation(model: SaddleConfig, config: GrowthConfig) -> None:
 
 def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config: GrowthConfig) -> None:
     """
-    Verify that a training which begins can add a neuron at all: its events would be empty without a word.
+    Verify that a training which begins can add a neuron at all; else its events would be empty.
 
     Args:
         model ([`GrowablePreTrainedModel`]): The model.
@@ -119,7 +119,8 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
         config ([`GrowthConfig`]): How, and how much.
 
     Raises:
-        ValueError: If no operator fits these linears, or the budget is below what the cheapest neuron adds.
+        ValueError: If no operator fits these linears, or the budget of a model that has not grown is below what the cheapest
+            neuron adds.
     """
     book, by_macs, prices = CostBook(model), config.budget_unit == "macs", []
     for site in model.growable_linears():
@@ -136,7 +137,8 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
     share = len(QUOTAS) if config.quotas else 1
     size, _, final = sizes(model, config)
     left, price, unit = final - size, min(prices) * share, "MACs" if by_macs else "parameters"
-    if left < price:
+    # A model that has grown may go on without growth; that its budget is spent is said when the training begins.
+    if left < price and model.growth_history is None:
         limit = next(
             name for name in ("max_growth", "max_macs", "max_parameters") if getattr(config, name) is not None
         )
