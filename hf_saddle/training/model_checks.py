@@ -119,8 +119,8 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
         config ([`GrowthConfig`]): How, and how much.
 
     Raises:
-        ValueError: If no operator fits these linears, or the budget of a model that has not grown is below what the cheapest
-            neuron adds.
+        ValueError: If no operator fits these linears, or the budget of a model that has not grown is below what the
+            cheapest neuron adds.
     """
     book, by_macs, prices = CostBook(model), config.budget_unit == "macs", []
     for site in model.growable_linears():
