@@ -10,7 +10,8 @@ from torch import nn
 @dataclass(frozen=True)
 class Neurons:
     """
-    Hidden neurons of a block, whose outputs reach the network through linear readers only. Names are relative to it.
+    Hidden neurons of a block, whose outputs reach the network through linear readers only. Names are relative to it in
+    a description, and those of a model where it has been found there.
 
     Attributes:
         rows (`tuple[str, ...]`): The layer that they are the rows of, or gate and up of `h = act(gate) * up`.
@@ -23,6 +24,13 @@ class Neurons:
     readers: tuple[str, ...]
     activation: str
     norms: tuple[str, ...] = ()
+
+    def at(self, path: str) -> "Neurons":
+        """The neurons of the block at a path, with the names that they have from there on."""
+        rows, readers, norms = (
+            tuple(f"{path}.{name}" for name in names) for names in (self.rows, self.readers, self.norms)
+        )
+        return Neurons(rows, readers, f"{path}.{self.activation}", norms)
 
 
 @dataclass(frozen=True)
