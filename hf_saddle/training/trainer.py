@@ -9,12 +9,12 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 
 from ..growth.optimizer_state import held_parameters
 from ..hub import ModelCardMixin
 from .callback import GrowthCallback
-from .checkpoints import discard, last_whole_checkpoint, missing_parts, rotate, write_manifest
+from .checkpoints import discard, last_whole_checkpoint, missing_parts, write_manifest
 from .restart import note_start
 from .wrappers import renew_wrapper_
 
@@ -139,7 +139,9 @@ class GrowthTrainer(ModelCardMixin, Trainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             write_manifest(folder)
-            rotate(self._get_output_dir(trial=trial), limit, self.state.best_model_checkpoint)
+            rotate_checkpoints(
+                self._get_output_dir(trial=trial), limit, self.state.best_model_checkpoint, use_mtime=True
+            )
 
     # ------------------------------------------------------------------------------------------- optimizer and wrapper
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
