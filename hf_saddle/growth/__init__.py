@@ -1,8 +1,10 @@
 """Growing: planning under a budget, surgery, optimizer state and history. Nothing here knows a trainer."""
 
+from .block_records import NewBlock
 from .config import PAPER_START, GrowthConfig, PaperGrowthConfig
 from .costs import count_parameters
 from .event import GrowthEvent
+from .expand import insert_blocks_
 from .history import GrowthHistory
 from .line_search import line_search, probe_loss
 from .macs import count_macs
@@ -22,6 +24,7 @@ __all__ = [
     "GrowthHistory",
     "GrowthPlan",
     "LayerGrowth",
+    "NewBlock",
     "PaperGrowthConfig",
     "PreparedGrowth",
     "carry_optimizer_state_",
@@ -29,6 +32,7 @@ __all__ = [
     "count_parameters",
     "event_budget",
     "grow_",
+    "insert_blocks_",
     "line_search",
     "merge_pairs_",
     "plan_growth",
