@@ -1,5 +1,7 @@
 """Growing: planning under a budget, surgery, optimizer state and history. Nothing here knows a trainer."""
 
+from .block_gains import BlockCandidate, block_candidates
+from .block_planner import plan_blocks
 from .block_records import NewBlock
 from .config import PAPER_START, GrowthConfig, PaperGrowthConfig
 from .costs import count_parameters
@@ -19,6 +21,7 @@ from .surgery import PreparedGrowth, grow_, prepare_growth, record_
 
 __all__ = [
     "PAPER_START",
+    "BlockCandidate",
     "GrowthConfig",
     "GrowthEvent",
     "GrowthHistory",
@@ -27,6 +30,7 @@ __all__ = [
     "NewBlock",
     "PaperGrowthConfig",
     "PreparedGrowth",
+    "block_candidates",
     "carry_optimizer_state_",
     "count_macs",
     "count_parameters",
@@ -35,6 +39,7 @@ __all__ = [
     "insert_blocks_",
     "line_search",
     "merge_pairs_",
+    "plan_blocks",
     "plan_growth",
     "prepare_growth",
     "probe_loss",

@@ -1,13 +1,15 @@
 """What plans and histories say of new blocks, and the shapes and configs that follow from it."""
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..models.blocks import Orders, new_places, orders_after, reorder_config_, reordered, split_path
+from ..models.configuration_saddle import is_number
 from ..models.shapes import Shapes
 from ..models.sites import Place
-from .config import is_number
 
 
 # How a new block comes to be. All but the last leave what the model computes unchanged.
@@ -53,6 +55,7 @@ class NewBlock:
             and set(values) == {"after", "how", "predicted_gain"}
             and all(isinstance(values[name], str) for name in ("after", "how"))
             and is_number(values["predicted_gain"])
+            and math.isfinite(values["predicted_gain"])
         )
         if not fits:
             raise ValueError(f"A new block must have `after`, `how` and `predicted_gain`, got {values!r}.")
@@ -62,6 +65,12 @@ class NewBlock:
 def operators_of(blocks: Iterable[NewBlock]) -> list[str]:
     """The operators of new blocks, by name."""
     return sorted({f"block_{block.how}" for block in blocks})
+
+
+def block_texts(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What people are told of inserted blocks, as `+1 block after layers.3`, of the records of an event."""
+    counted = Counter(record["after"] for record in records)
+    return [f"+{number} block{'s' if number > 1 else ''} after {after}" for after, number in counted.items()]
 
 
 def new_blocks(records: Any, where: str) -> tuple[NewBlock, ...]:

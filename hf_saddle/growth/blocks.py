@@ -17,6 +17,7 @@ from ..models.restacking import Restacking, restack
 from .attachments import check_attachments
 from .block_records import NewBlock, bare_of, places_of
 from .changes import Added, Changes
+from .history import GrowthHistory
 from .plan import GrowthPlan
 
 
@@ -69,6 +70,13 @@ def trained_outside(model: GrowablePreTrainedModel, blocks: Sequence[str]) -> li
     """Parameters that require a gradient and are in none of some blocks, which are named by their paths."""
     inside = {parameter for path in blocks for parameter in model.base_model.get_submodule(path).parameters()}
     return [parameter for parameter in model.parameters() if parameter.requires_grad and parameter not in inside]
+
+
+def freeze_as_before_(model: GrowablePreTrainedModel, history: GrowthHistory) -> None:
+    """Let a model that was loaded train only its inserted blocks, if an event has asked for that."""
+    if any(event.frozen for event in history.events):
+        for parameter in trained_outside(model, history.inserted_blocks()):
+            parameter.requires_grad_(False)
 
 
 def rename_in_optimizer_(optimizer: Optimizer, model: nn.Module, before: dict[nn.Parameter, str]) -> None:

@@ -45,8 +45,8 @@ def carry_optimizer_state_(optimizer: Optimizer, changes: Changes, order: Sequen
     for change in changes.added:
         if change.new.requires_grad and not change.sibling.requires_grad and change.sibling not in held:
             raise ValueError(
-                f"{change.name} is to be trained, but what it is like is frozen and not held by the optimizer, so that "
-                "it has no group. Make the optimizer anew after the growth, or before anything is frozen."
+                f"{change.name} is to be trained, but what it is like is frozen and not held by the optimizer: it "
+                "has no group. Make the optimizer anew after the growth, or before anything is frozen."
             )
     for name, parameter in needed:
         if parameter.requires_grad and parameter not in held:

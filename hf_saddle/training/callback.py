@@ -16,6 +16,7 @@ from transformers.trainer_callback import ExportableState
 
 from ..curvature.loss import Loss
 from ..growth import GrowthConfig, GrowthEvent, GrowthHistory
+from ..growth.blocks import freeze_as_before_
 from ..growth.line_search import FACTORS
 from ..growth.optimizer_rebind import same_parameters, watch_modules
 from ..hub.record import CLOCK
@@ -123,6 +124,8 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         history = GrowthHistory.from_model(model)
         if not history.matches(model):
             history.check(model)
+        if state.global_step > 0:
+            freeze_as_before_(model, history)
         state.stateful_callbacks[name] = self.state()
 
     # -------------------------------------------------------------------------------------------------------- events
@@ -258,7 +261,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
                 loss=partial(_ticking, bar, loss),
                 followers=self.followers,
             )
-        if args.torch_compile and self.trainer is None and event.layers:
+        if args.torch_compile and self.trainer is None and (event.layers or event.blocks):
             torch.compiler.reset()  # as `growth_event_` does where it sees the wrapper
         return event
 
