@@ -80,6 +80,6 @@ def _held_back(candidates: Sequence[BlockCandidate], config: GrowthConfig, allow
             f"{cheapest:,}. {told}"
         )
     return (
-        f"Gain: none of {len(candidates)} blocks that fit into the budget of {allowed:,.0f} {config.budget_unit} would "
+        f"Gain: of {len(candidates)} blocks none that the budget of {allowed:,.0f} {config.budget_unit} allows would "
         f"gain anything on held-out samples. {told}"
     )

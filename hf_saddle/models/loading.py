@@ -76,8 +76,8 @@ def check_loaded(model: Any, info: Mapping[str, Any], path: str, *, ignore_sizes
 
 def resize_to_(model: Any, state_dict: Mapping[str, Tensor], prefix: str) -> None:
     """
-    Give a model as many blocks as a checkpoint has, and its growable linears the shapes; everything is checked before it
-    is changed.
+    Give a model as many blocks as a checkpoint has, and its growable linears the shapes; everything is checked before
+    it is changed.
 
     Args:
         model ([`GrowablePreTrainedModel`]): The model.

@@ -142,6 +142,7 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
     # Quotas are shares of an event; the last event may take all that is left.
     share = len(QUOTAS) if config.quotas else 1
     size, _, final = sizes(model, config)
+    what = "a block" if config.inserts_blocks else "a neuron"
     left, price, unit = final - size, min(prices) * share, "MACs" if by_macs else "parameters"
     # A model that has grown may go on without growth; that its budget is spent is said when the training begins.
     if left < price and model.growth_history is None:
@@ -150,13 +151,13 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
         )
         raise ValueError(
             f"Nothing would grow: `{limit}={getattr(config, limit)}` leaves {left:,.0f} {unit}, and an event needs "
-            f"{price:,} for {'a block' if config.inserts_blocks else 'a neuron'}. It is the final size, counted from that before the model's first event. Raise "
+            f"{price:,} for {what}. It is the final size, counted from that before the model's first event. Raise "
             "it, or train without a GrowthCallback."
         )
     if config.event_budget is not None and config.event_budget < price:
         raise ValueError(
             f"Nothing would grow: `event_budget={config.event_budget}` is below the {price:,} {unit} that an event "
-            f"needs for {'a block' if config.inserts_blocks else 'a neuron'}. Raise it, or leave it out."
+            f"needs for {what}. Raise it, or leave it out."
         )
 
 
