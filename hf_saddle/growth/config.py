@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from ..models.shapes import MAX_SKIP_DEPTH
+from .block_records import BLOCK_OPERATORS
 from .old_names import accepts_old_names, current_names, refuse
 from .operators import DEPTH_OPERATORS, OPERATORS, WIDTH_OPERATORS
 
@@ -85,7 +86,9 @@ class GrowthConfig:
             depth.
         operator (`str`, *optional*, defaults to `"auto"`):
             How neurons grow, of auto, zero_gain, residual_pair, opposed_pair, split, net2net, gradmax; 'auto' fits the
-            criterion.
+            criterion. Or how whole blocks are inserted: block_copy, block_identity, block_average, block_stack.
+        freeze (`bool`, *optional*, defaults to `False`):
+            Train only inserted blocks from the first event on; for the operators of blocks.
         step_size (`float`, *optional*, defaults to 0.2):
             Width: step along a direction, relative to the pre-activation for whitened directions, else to the norm of
             the neuron's row.
@@ -148,7 +151,15 @@ class GrowthConfig:
     )
     operator: str = field(
         default="auto",
-        metadata=_help(f"How neurons grow, of auto, {', '.join(OPERATORS)}; 'auto' fits the criterion."),
+        metadata=_help(
+            f"How neurons grow, of auto, {', '.join(OPERATORS)}; 'auto' fits the criterion. Or how whole blocks are "
+            f"inserted: {', '.join(BLOCK_OPERATORS)}."
+        ),
+    )
+    freeze: bool = field(
+        default=False,
+        kw_only=True,
+        metadata=_help("Train only inserted blocks from the first event on; for the operators of blocks."),
     )
     step_size: float = field(
         default=0.2,
@@ -214,6 +225,23 @@ class GrowthConfig:
                 "`criterion='depth'`, or `operator='split'`."
             )
 
+        self._check_blocks()
+
+    def _check_blocks(self) -> None:
+        """Refuse options of neurons for blocks, and the other way round."""
+        if self.freeze and not self.inserts_blocks:
+            raise ValueError(f"`freeze=True` goes with an operator of blocks: {', '.join(BLOCK_OPERATORS)}.")
+        if not self.inserts_blocks:
+            return
+        given = {"criterion": self.criterion != "auto", "linears": self.linears is not None}
+        given |= {"line_search": self.line_search, "quotas": self.quotas}
+        wrong = [f"`{name}`" for name, is_given in given.items() if is_given]
+        if wrong:
+            raise ValueError(
+                f"`operator={self.operator!r}` inserts whole blocks, which are ranked by their own gain: leave out "
+                f"{', '.join(wrong)}. `layers` says behind which blocks."
+            )
+
     def _settle_schedule(self) -> None:
         """Fill in one of the two schedules and refuse both at once; what is given takes the place of the default."""
         given = {name: getattr(self, name) for name in _PERIODIC if getattr(self, name) is not None}
@@ -248,7 +276,7 @@ class GrowthConfig:
         choices: dict[str, tuple[str | None, ...]] = {
             "unit": UNITS if self.at is None else (None,),
             "criterion": CRITERIA,
-            "operator": ("auto", *OPERATORS),
+            "operator": ("auto", *OPERATORS, *BLOCK_OPERATORS),
             "directions": DIRECTIONS,
             "schedule": SCHEDULES,
         }
@@ -257,7 +285,7 @@ class GrowthConfig:
                 raise ValueError(
                     f"`{name}` must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}."
                 )
-        for name in ("line_search", "quotas"):
+        for name in ("freeze", "line_search", "quotas"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
         # Lists, as a checkpoint keeps them.
@@ -346,6 +374,11 @@ class GrowthConfig:
         return "parameters" if self.max_macs is None else "macs"
 
     @property
+    def inserts_blocks(self) -> bool:
+        """Whether events insert whole blocks; otherwise neurons grow."""
+        return self.operator in BLOCK_OPERATORS
+
+    @property
     def criteria(self) -> tuple[str, ...]:
         """What [`analyze_curvature`] has to measure."""
         drawn = self.directions == "random" and self.criterion != "random"
@@ -356,6 +389,8 @@ class GrowthConfig:
         """The criteria that rank the neurons."""
         if self.criterion != "auto":
             return (self.criterion,)
+        if self.inserts_blocks:
+            return ("the gain of blocks",)
         if self.operator in WIDTH_OPERATORS:
             return ("width",)
         return ("depth",) if self.operator in DEPTH_OPERATORS else ("width", "depth")

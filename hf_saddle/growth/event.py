@@ -9,6 +9,7 @@ from torch import nn
 
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.shapes import Shapes
+from .block_records import new_blocks, operators_of
 from .costs import count_parameters
 from .macs import count_macs
 from .operators import OPERATORS
@@ -28,8 +29,8 @@ from .schema import (
 _NOT_SAVED = ("replaced", "added")
 _OPTIONAL_NUMBERS = ("budget", "epoch", "loss_before", "loss_after")
 _NOT_NEGATIVE = ("budget", "epoch", "seconds")
-# What histories of version 0.2 do not have.
-_LATER: dict[str, Any] = {"candidates": {}, "held_back": None}
+# What histories of earlier versions do not have.
+_LATER: dict[str, Any] = {"candidates": {}, "held_back": None, "blocks": [], "frozen": False}
 
 
 @dataclass
@@ -59,6 +60,8 @@ class GrowthEvent:
     skip_unit: str = "gain"
     shapes: Shapes = field(default_factory=Shapes)  # after the event
     versions: dict[str, str] = field(default_factory=dict)
+    blocks: list[dict[str, Any]] = field(default_factory=list)  # that were inserted, see `NewBlock.to_dict`
+    frozen: bool = False  # whether only blocks that were inserted have been trained since
     replaced: dict[nn.Parameter, nn.Parameter] = field(default_factory=dict, repr=False, compare=False)
     added: dict[str, nn.Parameter] = field(default_factory=dict, repr=False, compare=False)
 
@@ -111,14 +114,22 @@ class GrowthEvent:
         check_candidates(self.candidates, "candidates")
         if self.held_back is not None:
             check_text(self.held_back, "held_back")
-        check_records(self.layers, self.operators, self.shapes)
+        blocks = new_blocks(self.blocks, "a growth event")
+        if not isinstance(self.frozen, bool) or (self.frozen and not blocks) or (self.layers and blocks):
+            raise ValueError(
+                f"A growth event with {len(blocks)} new blocks, {len(self.layers)} layers and "
+                f"`frozen={self.frozen!r}` cannot be; the history is damaged."
+            )
+        check_records(self.layers, self.operators, self.shapes, operators_of(blocks))
         kinds = {OPERATORS[layer["operator"]].kind for layer in self.layers} - {None, self.skip_unit}
         if kinds:
             raise ValueError(
                 f"`skip_unit` of a growth event is {self.skip_unit!r}, but its operators add {kinds.pop()!r}."
             )
         added = self.parameters_after - self.parameters_before
-        if not self.layers and added != 0 and not self.is_merge:
+        if blocks and (added <= 0 or self.macs_after < self.macs_before):
+            raise ValueError("New blocks of a growth event add parameters and MACs; the history is damaged.")
+        if not self.layers and not blocks and added != 0 and not self.is_merge:
             raise ValueError("A growth event without layers changes the number of parameters; the history is damaged.")
         if self.is_merge and (added >= 0 or self.macs_after != self.macs_before):
             raise ValueError("A merge of residual pairs must lower `parameters_after`; the history is damaged.")

@@ -12,6 +12,7 @@ from ..models.configuration_saddle import SaddleConfig
 from ..models.json_files import read_json
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.shapes import Shapes
+from .block_records import blocks_with, config_with_, new_blocks, shapes_with
 from .config import is_int
 from .costs import count_parameters
 from .event import GrowthEvent, ModelSize
@@ -60,7 +61,11 @@ class GrowthHistory:
         """
         event.check()
         where = f"event {len(self.events)}"
-        check_shapes_follow(self.shapes, event.layers, event.shapes, where)
+        try:
+            before = shapes_with(self.shapes, new_blocks(event.blocks, where))
+        except ValueError as error:
+            raise ValueError(f"The growth history is damaged: {where} cannot follow. {error}") from error
+        check_shapes_follow(before, event.layers, event.shapes, where)
         kind = "residual" if event.is_merge else self.skip_unit
         if self.shapes.skip_sizes and event.skip_unit != kind:
             raise ValueError(
@@ -98,6 +103,15 @@ class GrowthHistory:
     def skip_unit(self) -> str:
         """Kind of the branch units after the last event."""
         return self.events[-1].skip_unit if self.events else self.initial.skip_unit
+
+    def inserted_blocks(self) -> list[str]:
+        """Paths in the base model of the blocks that events have inserted."""
+        found: list[str] = []
+        shapes = self.initial.shapes
+        for event in self.events:
+            found = blocks_with(found, shapes, new_blocks(event.blocks, "a growth event"))
+            shapes = event.shapes
+        return found
 
     def matches(self, model: GrowablePreTrainedModel) -> bool:
         """Whether the history ends at the shapes that a model has."""
@@ -152,6 +166,10 @@ class GrowthHistory:
         widths = {root: width for root, width in asked.widths.items() if root.partition(".")[0] in sides}
         if Shapes(widths, asked.skip_sizes) != initial:
             raise ValueError(f"The shapes of the config are not what the history starts from: {initial.to_json()}.")
+        before = initial
+        for event in self.events:
+            config_with_(grown, before, new_blocks(event.blocks, "a growth event"))
+            before = event.shapes
         self.shapes.write_(grown, self.skip_unit)
         return grown
 

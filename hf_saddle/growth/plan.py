@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ..models.json_files import parse_json
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from .block_records import NewBlock, new_blocks
 from .config import is_int
 from .operators import OPERATORS
 from .plan_fields import GROWTH_FIELDS, LATER_FIELDS, PLAN_FIELDS, VECTORS, check_fields
 from .rows import check_neurons, find_site, layers_of, random_directions, row_size
 
 
-PLAN_SCHEMA = 2
+PLAN_SCHEMA = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +176,8 @@ class GrowthPlan:
         seed (`int`): Seed of what was drawn at random.
         candidates (`dict[str, int]`): Neurons that could have been chosen, by operator.
         held_back (`str`, *optional*): Why nothing grows, where nothing does.
+        blocks (`tuple[NewBlock, ...]`): Whole blocks that are inserted, in a plan without `growths`.
+        freeze (`bool`): Whether only inserted blocks are trained from then on.
     """
 
     growths: tuple[LayerGrowth, ...] = ()
@@ -185,9 +188,17 @@ class GrowthPlan:
     seed: int = 0
     candidates: dict[str, int] = field(default_factory=dict)
     held_back: str | None = None
+    blocks: tuple[NewBlock, ...] = ()
+    freeze: bool = False
+
+    def __post_init__(self) -> None:
+        if self.growths and self.blocks:
+            raise ValueError("A plan grows neurons or inserts blocks: make two events, one after the other.")
+        if self.freeze and not self.blocks:
+            raise ValueError("`freeze` leaves new blocks to be trained, of which the plan has none.")
 
     def __bool__(self) -> bool:
-        return bool(self.growths)
+        return bool(self.growths or self.blocks)
 
     @property
     def predicted_gain(self) -> float:
@@ -196,12 +207,14 @@ class GrowthPlan:
         a line search has started have it at once, zero-gain units once they answer as much as the analysis assumed (a
         gain of ±1 at its `step`).
         """
-        return sum(float(growth.predicted_gain.sum()) for growth in self.growths)
+        gains = (float(growth.predicted_gain.sum()) for growth in self.growths)
+        return sum(gains) + sum(block.predicted_gain for block in self.blocks)
 
     def to_json(self) -> str:
         """The plan as canonical JSON."""
-        values = {name: getattr(self, name) for name in PLAN_FIELDS if name != "growths"}
+        values = {name: getattr(self, name) for name in PLAN_FIELDS if name not in ("growths", "blocks")}
         values |= {"schema": PLAN_SCHEMA, "growths": [growth.to_dict() for growth in self.growths]}
+        values["blocks"] = [block.to_dict() for block in self.blocks]
         return json.dumps(values, sort_keys=True, allow_nan=False)
 
     @classmethod
@@ -214,7 +227,7 @@ class GrowthPlan:
         """
         values = parse_json(text, "The growth plan")
         schema = values.pop("schema", None)
-        if is_int(schema) and schema == 1:
+        if is_int(schema) and 1 <= schema < PLAN_SCHEMA:
             values, schema = LATER_FIELDS | values, PLAN_SCHEMA
         if not is_int(schema) or schema != PLAN_SCHEMA:
             raise ValueError(
@@ -222,7 +235,7 @@ class GrowthPlan:
             )
         check_fields(values, PLAN_FIELDS, "The growth plan")
         growths = tuple(LayerGrowth.from_dict(growth) for growth in values.pop("growths"))
-        return cls(growths=growths, **values)
+        return cls(growths=growths, blocks=new_blocks(values.pop("blocks"), "the growth plan"), **values)
 
     def digest(self) -> str:
         """SHA-256 of the plan; equal on all ranks if they are about to do the same."""

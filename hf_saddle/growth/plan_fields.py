@@ -41,9 +41,11 @@ PLAN_FIELDS: dict[str, Callable[[Any], bool]] = {
     "seed": is_int,
     "candidates": lambda value: isinstance(value, dict) and all(map(_is_count, value.values())),
     "held_back": lambda value: value is None or _is_text(value),
+    "blocks": lambda value: isinstance(value, list),
+    "freeze": lambda value: isinstance(value, bool),
 }
-# What plans of schema 1 do not have.
-LATER_FIELDS: dict[str, Any] = {"candidates": {}, "held_back": None}
+# What plans of earlier schemas do not have.
+LATER_FIELDS: dict[str, Any] = {"candidates": {}, "held_back": None, "blocks": [], "freeze": False}
 GROWTH_FIELDS: dict[str, Callable[[Any], bool]] = {
     "linear": _is_text,
     "operator": _is_text,

@@ -1,6 +1,6 @@
 """What a growth history may say: types, ranges, and events each of which leads from one shape to the next."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -74,16 +74,19 @@ def check_candidates(candidates: Any, where: str) -> None:
         check_count(count, f"{where}[{operator}]")
 
 
-def check_records(records: Any, operators: Any, shapes: Shapes) -> None:
-    """Raise a `ValueError` if the records of the linears that grew are not what an event writes."""
+def check_records(records: Any, operators: Any, shapes: Shapes, others: Sequence[str] = ()) -> None:
+    """
+    Raise a `ValueError` if the records of the linears that grew are not what an event writes; `others` are operators
+    that have no such records.
+    """
     if not isinstance(records, list):
         raise ValueError(f"`layers` of a growth event must be a list of records, got {records!r}.")
     for index, record in enumerate(records):
         _check_record(record, f"layers[{index}]", shapes)
     if not isinstance(operators, list) or not all(isinstance(operator, str) for operator in operators):
         raise ValueError(f"`operators` of a growth event must be a list of names, got {operators!r}.")
-    wanted = sorted({record["operator"] for record in records})
-    if operators != wanted and (records or operators != ["merge_pairs"]):
+    wanted = sorted({*others, *(record["operator"] for record in records)})
+    if operators != wanted and (wanted or operators != ["merge_pairs"]):
         raise ValueError(f"`operators` of a growth event must be those of its layers, {wanted}, got {operators!r}.")
 
 

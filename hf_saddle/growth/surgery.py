@@ -9,15 +9,19 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from ..models.restacking import assign_
 from ..version import __version__
 from .attachments import check_attachments
+from .block_records import operators_of
+from .blocks import draft_blocks, rename_in_optimizer_, trained_outside
 from .changes import Changes
-from .costs import count_parameters, plan_cost
+from .costs import Cost, count_parameters, plan_cost
 from .drafting import check_plan, draft_growths
 from .event import GrowthEvent
 from .history import GrowthHistory
 from .install import check_changes, install_
-from .optimizer_state import carry_optimizer_state_
+from .macs import count_macs
+from .optimizer_state import carry_optimizer_state_, inner_optimizer
 from .plan import GrowthPlan, LayerGrowth
 from .snapshot import Snapshot
 
@@ -99,16 +103,8 @@ def grow_(
     return prepare_growth(model, plan, optimizer, **record).commit_()
 
 
-@torch.no_grad()
-def prepare_growth(
-    model: GrowablePreTrainedModel, plan: GrowthPlan, optimizer: Optimizer | None = None, **record: Any
-) -> PreparedGrowth:
-    """
-    Compute a growth without changing anything. Arguments and errors are those of [`grow_`].
-
-    Where several processes train one model, each prepares, all compare, and then each commits.
-    """
-    started = time.perf_counter()
+def check_model(model: GrowablePreTrainedModel) -> None:
+    """Raise a `ValueError` for a model that is not growable, or that is sharded, wrapped or quantised."""
     if not isinstance(model, GrowablePreTrainedModel):
         raise ValueError(
             f"Only Saddle models grow, got a {type(model).__name__}. Unwrap it (`accelerator.unwrap_model(model)`), "
@@ -120,19 +116,36 @@ def prepare_growth(
             "one process, and resume from it."
         )
     model.check_linears()
+
+
+@torch.no_grad()
+def prepare_growth(
+    model: GrowablePreTrainedModel, plan: GrowthPlan, optimizer: Optimizer | None = None, **record: Any
+) -> PreparedGrowth:
+    """
+    Compute a growth without changing anything. Arguments and errors are those of [`grow_`].
+
+    Where several processes train one model, each prepares, all compare, and then each commits.
+    """
+    started = time.perf_counter()
+    check_model(model)
     history = GrowthHistory.from_model(model)
     if not history.matches(model):
         raise ValueError(
             "The growth history of the model does not lead to its shapes. If it went back to an earlier checkpoint, "
             "attach `GrowthHistory.from_model(model).rewound_to(model)`; else set `model.growth_history = None`."
         )
+    stacks, changes = draft_blocks(model, plan)
     check_attachments(model, {growth.linear for growth in plan.growths})
     kind = check_plan(model, plan)
     parameters, macs, cost = count_parameters(model), history.macs, plan_cost(model, plan.growths)
-    changes = Changes()
+    named = {parameter: name for name, parameter in model.named_parameters()}
+    also = [(holder, names) for holder, _, names in stacks.assignments]
+    macs_of_model = count_macs(model) if plan.blocks else 0
     # The model grows and goes back, so that what can fail has not failed, and two sets of pointers are what is left.
-    before = Snapshot(model, optimizer)
+    before = Snapshot(model, optimizer, also)
     try:
+        assign_(stacks.assignments)
         for draft in draft_growths(model, plan):
             install_(draft, kind, str(model.config.skip_activation), changes)
         check_changes(changes)
@@ -140,9 +153,12 @@ def prepare_growth(
         shapes.write_(model.config, kind)
         if optimizer is not None:
             carry_optimizer_state_(optimizer, changes, list(model.parameters()))
+            rename_in_optimizer_(inner_optimizer(optimizer), model, named)
+        if plan.blocks:
+            cost = Cost(count_parameters(model) - parameters, count_macs(model) - macs_of_model)
         event = GrowthEvent(
             criterion=plan.criterion,
-            operators=sorted({growth.operator for growth in plan.growths}),
+            operators=sorted({growth.operator for growth in plan.growths}) or operators_of(plan.blocks),
             layers=[layer_record(growth) for growth in plan.growths],
             predicted_gain=plan.predicted_gain,
             budget=plan.budget,
@@ -155,12 +171,16 @@ def prepare_growth(
             versions=versions(),
             replaced={change.old: change.new for change in changes.replaced},
             added={change.name: change.new for change in changes.added},
+            blocks=[block.to_dict() for block in plan.blocks],
+            frozen=plan.freeze,
             **record,
         )
         event.seconds = time.perf_counter() - started
         history.append(event)
+        if plan.freeze:
+            changes.frozen += trained_outside(model, history.inserted_blocks())
         history.attach_(model)
-        after = Snapshot(model, optimizer)
+        after = Snapshot(model, optimizer, also)
     finally:
         before.restore()
     return PreparedGrowth(event, changes, before, after)

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..growth import GrowthEvent, GrowthHistory, count_macs, count_parameters
+from ..growth.block_records import block_texts
 from ..growth.surgery import versions
 from ..models.configuration_saddle import TRANSFORMERS_RANGE
 from ..models.modeling_saddle import GrowablePreTrainedModel
@@ -179,7 +180,7 @@ def _event(index: int, event: GrowthEvent) -> dict[str, str]:
         "step": _optional(event.step),
         "epoch": _optional(event.epoch),
         "criterion": markdown(event.criterion or "by hand"),
-        "operators": markdown(", ".join(map(str, event.operators)) or "none"),
+        "operators": markdown(", ".join([*map(str, event.operators), *block_texts(event.blocks)]) or "none"),
         "neurons": number(sum(growth.chosen for growth in growths(event))),
         "gain": number(event.predicted_gain) if event.criterion else "",
         "losses": " → ".join(text or "?" for text in losses) if any(losses) else "",

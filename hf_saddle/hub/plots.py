@@ -15,7 +15,19 @@ from matplotlib.figure import Figure
 from ..growth import GrowthEvent, GrowthHistory
 from .cost_plot import draw_cost
 from .pictures import SUFFIXES
-from .states import READING, Baseline, Growth, State, blocks_of, growths, last_step, linears, series, states
+from .states import (
+    READING,
+    Baseline,
+    Growth,
+    State,
+    blocks_of,
+    growths,
+    last_step,
+    linears,
+    series,
+    states,
+    width_text,
+)
 from .style import (
     BLUE,
     BLUES,
@@ -82,7 +94,7 @@ def draw_architecture(history: GrowthHistory, neurons: Mapping[str, int]) -> Fig
     width = max(5.5, 1.6 + 0.8 * len(layers))
     figure, (top, bottom) = new_figure(width, 4.2, nrows=2, height_ratios=[1.6, len(names)], sharex=True)
     added = np.array([[last.widths[i] - first.widths[i] for i in layers]], dtype=float)
-    texts = [[f"+{int(added[0, i])} of {first.widths[i]}" if added[0, i] else str(last.widths[i]) for i in layers]]
+    texts = [[width_text(first.widths[i], last.widths[i]) for i in layers]]
     _heat(top, added, texts, BLUES)
     top.set_title("Width: hidden neurons added to each layer, of those at the start")
     top.set_yticks([0], ["hidden"])

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from ..growth import GrowthEvent, GrowthHistory
+from ..growth.block_records import block_texts
 from .escape import markup, number, quantity
 from .record import TrainingRecord
 from .report_style import STYLE
@@ -18,6 +19,7 @@ from .states import (
     seconds_at,
     series,
     states,
+    width_text,
 )
 from .svg import Line, chart
 
@@ -85,7 +87,10 @@ def _sizes(found: Sequence[State], history: GrowthHistory) -> str:
     tiles = [
         ("parameters", f"{quantity(first.parameters)} → {quantity(last.parameters)}"),
         ("multiply-accumulates", f"{quantity(first.macs)} → {quantity(last.macs)}"),
-        ("events that grew", f"{sum(bool(event.layers) for event in history.events)} of {len(history.events)}"),
+        (
+            "events that grew",
+            f"{sum(bool(event.layers or event.blocks) for event in history.events)} of {len(history.events)}",
+        ),
         ("seconds of growth", number(float(seconds))),
     ]
     return '<dl class="tiles">' + "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in tiles) + "</dl>"
@@ -102,7 +107,7 @@ def _architecture(history: GrowthHistory, first: State, last: State, neurons: Ma
 
     rows = []
     added = [last.widths[i] - first.widths[i] for i in layers]
-    texts = [f"+{added[i]} of {first.widths[i]}" if added[i] else str(last.widths[i]) for i in layers]
+    texts = [width_text(first.widths[i], last.widths[i]) for i in layers]
     cells = "".join(cell("width", added[i], widest, texts[i]) for i in layers)
     rows.append(f'<tr><th scope="row">hidden neurons</th>{cells}</tr>')
     for linear in names:
@@ -189,6 +194,7 @@ def _event(index: int, event: GrowthEvent) -> list[str]:
         f"{markup(name)} {chosen.get(name, 0)}" + (f" of {event.candidates[name]}" if name in event.candidates else "")
         for name in operators
     )
+    told = ", ".join([*([told] if told else []), *map(markup, block_texts(event.blocks))])
     losses = ["?" if loss is None else number(loss, 4) for loss in (event.loss_before, event.loss_after)]
     return [
         str(index),

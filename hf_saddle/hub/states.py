@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..growth import GrowthEvent, GrowthHistory
+from ..growth.block_records import blocks_with, new_blocks
 from ..growth.operators import OPERATORS
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.shapes import Shapes
@@ -63,14 +64,39 @@ class Growth:
 
 
 def states(history: GrowthHistory) -> list[State]:
-    """The states of a history in order; the first is the model before any growth."""
-    initial = history.initial
-    found = [_state(0, initial.parameters, initial.macs, initial.shapes)]
-    for event in history.events:
+    """
+    The states of a history in order; the first is the model before any growth. Layers are counted as in the last one:
+    blocks that are not there yet have no neurons.
+    """
+    initial, places = history.initial, _last_places(history)
+    number = len(places[-1])
+    found = [_state(0, initial.parameters, initial.macs, initial.shapes, places[0], number)]
+    for event, own in zip(history.events, places[1:], strict=True):
         # An event by hand knows no step: it is drawn one step after the one before it.
         step = found[-1].step + 1 if event.step is None else event.step
-        found.append(_state(step, event.parameters_after, event.macs_after, event.shapes))
+        found.append(_state(step, event.parameters_after, event.macs_after, event.shapes, own, number))
     return found
+
+
+def _last_places(history: GrowthHistory) -> list[list[int]]:
+    """For the model before each event and after the last, where its blocks are in the last one, by their order."""
+    last = blocks_of(history.shapes)
+    shapes = [history.initial.shapes, *(event.shapes for event in history.events)]
+    found = []
+    for index, own in enumerate(shapes):
+        paths = blocks_of(own)
+        for before, event in zip(shapes[index:], history.events[index:], strict=False):
+            number = len(paths)
+            paths = blocks_with(paths, before, new_blocks(event.blocks, "a growth event"))[:number]
+        found.append([last.index(path) for path in paths])
+    return found
+
+
+def width_text(first: int, last: int) -> str:
+    """`+10 of 64`: ten neurons of a layer with 64 at the start; `new, 64` of one that was not there."""
+    if not first:
+        return f"new, {last}"
+    return f"+{last - first} of {first}" if last > first else str(last)
 
 
 def neuron_counts(model: GrowablePreTrainedModel) -> dict[str, int]:
@@ -145,14 +171,14 @@ def blocks_of(shapes: Shapes) -> list[str]:
     return list(dict.fromkeys(Place.parse(root).block for root in shapes.widths))
 
 
-def _state(step: int, parameters: int, macs: int, shapes: Shapes) -> State:
-    blocks = blocks_of(shapes)
-    widths, branches = [0] * len(blocks), [dict[str, list[int]]() for _ in blocks]
+def _state(step: int, parameters: int, macs: int, shapes: Shapes, places: list[int], number: int) -> State:
+    where = dict(zip(blocks_of(shapes), places, strict=True))
+    widths, branches = [0] * number, [dict[str, list[int]]() for _ in range(number)]
     for root, width in shapes.widths.items():
-        widths[blocks.index(Place.parse(root).block)] += width
+        widths[where[Place.parse(root).block]] += width
     for root, sizes in shapes.skip_sizes.items():
         place = Place.parse(root)
-        branches[blocks.index(place.block)][place.linear] = list(sizes)
+        branches[where[place.block]][place.linear] = list(sizes)
     return State(step, parameters, macs, tuple(widths), tuple(branches))
 
 

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from .blocks import block_paths, check_kept, orders_of_tensors, reorder_config_
 from .branch_guard import check_quantised
 from .checkpoint_checks import check_number_of_layers, check_values, find_weights, whole_numbers
 from .growable import Growable, SkipBranch, check_targets
 from .parameters import check_replaceable
-from .resizing import take_shapes_
+from .resizing import expect_, retire_, take_shapes_
+from .restacking import Restacking, assign_, restack
 from .shapes import Shapes
 from .stock import is_head
 
@@ -74,7 +76,8 @@ def check_loaded(model: Any, info: Mapping[str, Any], path: str, *, ignore_sizes
 
 def resize_to_(model: Any, state_dict: Mapping[str, Tensor], prefix: str) -> None:
     """
-    Give the growable linears of a model the shapes of a checkpoint; everything is checked before it is changed.
+    Give a model as many blocks as a checkpoint has, and its growable linears the shapes; everything is checked before
+    it is changed.
 
     Args:
         model ([`GrowablePreTrainedModel`]): The model.
@@ -89,20 +92,55 @@ def resize_to_(model: Any, state_dict: Mapping[str, Tensor], prefix: str) -> Non
         # Adapters or a quantiser have taken the place of linears, so that tensors have to fit as they are.
         _check_tensors(state_dict, prefix, model.state_dict())
         return
-    sites = list(model.growable_linears())
-    current, present = Shapes.of_modules(sites), model.config.skip_unit
-    incoming, kinds = Shapes.of_tensors(state_dict, inner, sites)
+    sites, present = list(model.growable_linears()), model.config.skip_unit
+    blocks = block_paths(model.base_model, model.config)
+    orders = orders_of_tensors(state_dict, inner, blocks) if _has_rest(model, blocks, state_dict, inner) else {}
+    check_kept(model.config, orders)
+    config = copy.deepcopy(model.config)
+    reorder_config_(config, orders)
+    incoming, kinds = Shapes.of_tensors(
+        state_dict, inner, _twin(model, config).growable_linears() if orders else sites
+    )
     if len(kinds) > 1:
         raise ValueError(f"The checkpoint mixes kinds of branch units: {sorted(kinds)}.")
     kind = kinds.pop() if kinds else present
-    if incoming == current and kind == present:
+    if not orders and incoming == Shapes.of_modules(sites) and kind == present:
         _check_tensors(state_dict, prefix, model.state_dict())
         return
-    config = copy.deepcopy(model.config)
+    stacks = restack(model, orders, config) if orders else Restacking()
     incoming.write_(config, kind)
-    with torch.device("meta"):
-        twin = type(model)(config)
+    twin = _twin(model, config)
     _check_tensors(state_dict, prefix, twin.state_dict())
+    undo = assign_(stacks.assignments)
+    try:
+        _take_shapes_(model, twin, incoming, kind)
+    except BaseException:
+        assign_(undo)
+        raise
+    retire_(parameter for block in stacks.removed for parameter in block.parameters())
+    for made, like in stacks.made.values():
+        known = dict(like.named_parameters())
+        expect_((new, known[name]) for name, new in made.named_parameters() if name in known)
+
+
+def _has_rest(model: Any, blocks: list[str], state_dict: Mapping[str, Tensor], inner: str) -> bool:
+    """Whether a checkpoint has all parameters of a base model but those in blocks, and is not a part of one."""
+    found: dict[nn.Parameter, bool] = {}
+    for name, parameter in model.base_model.named_parameters(remove_duplicate=False):
+        if not name.startswith(tuple(f"{path}." for path in blocks)):
+            found[parameter] = found.get(parameter, False) or f"{inner}{name}" in state_dict
+    return all(found.values())
+
+
+def _twin(model: Any, config: Any) -> Any:
+    """A model of a config that takes no memory."""
+    with torch.device("meta"):
+        return type(model)(config)
+
+
+def _take_shapes_(model: Any, twin: Any, shapes: Shapes, kind: str) -> None:
+    """Give the growable layers of a model, and the norms of their neurons, the shapes of a twin."""
+    sites = list(model.growable_linears())
     roots = [site.path for site in sites if not site.nested]
     layers = [*roots, *(path for site in sites if site.neurons is not None for path in site.neurons.norms)]
     changed = [path for path in layers if _differ(model.get_submodule(path), twin.get_submodule(path))]
@@ -110,7 +148,7 @@ def resize_to_(model: Any, state_dict: Mapping[str, Tensor], prefix: str) -> Non
         nested = (site for site in sites if site.path.startswith(f"{path}."))
         for name, layer in ((path, model.get_submodule(path)), *((site.path, site.module) for site in nested)):
             check_replaceable(name, layer)
-    incoming.write_(model.config, kind)
+    shapes.write_(model.config, kind)
     for path in changed:
         take_shapes_(model.get_submodule(path), twin.get_submodule(path))
 

@@ -13,6 +13,7 @@ from transformers.trainer_callback import ExportableState
 
 from ..curvature.loss import Loss
 from ..growth import GrowthConfig, GrowthEvent, GrowthHistory
+from ..growth.blocks import freeze_as_before_
 from ..hub.record import CLOCK
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .artefacts import share_artefacts
@@ -107,6 +108,8 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         history = GrowthHistory.from_model(model)
         if not history.matches(model):
             history.check(model)
+        if state.global_step > 0:
+            freeze_as_before_(model, history)
         state.stateful_callbacks[name] = self.state()
 
     # -------------------------------------------------------------------------------------------------------- events

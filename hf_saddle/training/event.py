@@ -19,8 +19,10 @@ from ..growth import (
     GrowthEvent,
     GrowthPlan,
     PreparedGrowth,
+    block_candidates,
     event_budget,
     line_search,
+    plan_blocks,
     plan_growth,
     prepare_growth,
     probe_loss,
@@ -136,6 +138,12 @@ def decide(
     if event_budget(model, config, event, lr_ratio, to_come) <= 0:
         why = no_budget(*sizes(model, config), config, event)
         return GrowthPlan(criterion=config.criterion, budget=0.0, seed=config.growth_seed, held_back=why), None
+    if config.inserts_blocks:
+        how = config.operator.removeprefix("block_")
+        candidates = block_candidates(model, batches, loss=loss, places=config.layers, how=how, ranks=replicas)
+        plan = plan_blocks(candidates, model, config, event=event, lr_ratio=lr_ratio, to_come=to_come)
+        before = replicas.mean(probe_loss(model, batches, loss), sum(map(sample_count, batches)))
+        return replicas.agree_on(plan), before
     report = analyze_curvature(
         model,
         batches,

@@ -75,7 +75,7 @@ def growth_event_sharded_(
         to_come=to_come,
         loss=loss,
     )
-    if not record.layers:
+    if not record.layers and not record.blocks:
         model.growth_history = whole.growth_history
         return model, record
     names = {parameter: name for name, parameter in whole.named_parameters()}

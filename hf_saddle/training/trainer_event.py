@@ -87,7 +87,7 @@ def trainer_event_(
             loss=partial(_ticking, bar, loss),
             followers=followers,
         )
-    if args.torch_compile and trainer is None and grown.layers:
+    if args.torch_compile and trainer is None and (grown.layers or grown.blocks):
         torch.compiler.reset()  # as `growth_event_` does where it sees the wrapper
     return grown
 
