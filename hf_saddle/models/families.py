@@ -1,7 +1,7 @@
 """Where the neurons of each architecture are: all that a family needs to grow."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -34,6 +34,36 @@ class Neurons:
 
 
 @dataclass(frozen=True)
+class Heads:
+    """
+    Self-attention heads of a block, each a group of neurons of several layers, that one layer reads. With grouped
+    queries a key-value head and the query heads that it serves are one. Names are as those of [`Neurons`].
+
+    Attributes:
+        path (`str`): The attention module.
+        rows (`tuple[str, ...]`): The layers that have rows of each head, that of values last; one if it has all three.
+        reader (`str`): The layer that has their columns.
+        size (`str`): Attribute of the module: channels of a head.
+        counts (`tuple[str, ...]`): Those that say how many there are.
+        widths (`tuple[str, ...]`): Those that say how many channels all have together.
+        table (`str`, *optional*): A parameter with an entry for each head on its last axis.
+    """
+
+    path: str
+    rows: tuple[str, ...]
+    reader: str
+    size: str = "head_dim"
+    counts: tuple[str, ...] = ()
+    widths: tuple[str, ...] = ()
+    table: str | None = None
+
+    def at(self, path: str) -> "Heads":
+        """The heads of the block at a path, with the names that they have from there on."""
+        rows, table = tuple(f"{path}.{name}" for name in self.rows), self.table and f"{path}.{self.table}"
+        return replace(self, path=f"{path}.{self.path}", rows=rows, reader=f"{path}.{self.reader}", table=table)
+
+
+@dataclass(frozen=True)
 class Block:
     """
     A kind of block.
@@ -42,11 +72,13 @@ class Block:
         path (`str`): Path in the base model; `*` stands for any index.
         linears (`tuple[str, ...]`): Layers that skip branches may feed, in the order of the forward pass.
         neurons (`tuple[Neurons, ...]`): Neurons that may be split.
+        heads ([`Heads`], *optional*): Attention heads that may be.
     """
 
     path: str
     linears: tuple[str, ...]
     neurons: tuple[Neurons, ...] = ()
+    heads: Heads | None = None
 
 
 Inside = tuple[tuple[str, ...], tuple[Neurons, ...]]  # linears and neurons of a block
@@ -65,20 +97,29 @@ class Family:
         widths (`tuple[str, ...]`):
             The field of the stock config that says how many neurons there are, for each of `paths`; none if they
             follow from others.
+        heads (`Heads` or `str`): The attention heads of each of these kinds, or why heads cannot grow.
     """
 
     paths: tuple[str, ...]
     insides: Callable[[Any], tuple[Inside, ...]]
     activation: str = "hidden_act"
     widths: tuple[str, ...] = ("intermediate_size",)
+    heads: Heads | str = "they have no attention heads"
 
     def blocks(self, config: Any) -> tuple[Block, ...]:
         """The kinds of blocks of a config of the type."""
-        return tuple(Block(path, *inside) for path, inside in zip(self.paths, self.insides(config), strict=True))
+        heads = self.heads if isinstance(self.heads, Heads) else None
+        insides = zip(self.paths, self.insides(config), strict=True)
+        return tuple(Block(path, *inside, heads) for path, inside in insides)
 
 
 def _names(prefix: str, names: str) -> tuple[str, ...]:
     return tuple(f"{prefix}.{name}" for name in names.split())
+
+
+def _heads(path: str, names: str = "q_proj k_proj v_proj o_proj", **attributes: Any) -> Heads:
+    *rows, reader = _names(path, names)
+    return Heads(path, tuple(rows), reader, **attributes)
 
 
 def _mlp(linears: tuple[str, ...], rows: str, reader: str, activation: str) -> tuple[Inside]:
@@ -153,29 +194,49 @@ def _t5(config: Any) -> tuple[Inside, ...]:
 
 
 _LAYERS = ("layers.*",)
+_GROUPED = _heads("self_attn")
+_VISION = _heads("attention", counts=("num_attention_heads",))
+_BERT = Heads(
+    "attention.self",
+    _names("attention.self", "query key value"),
+    "attention.output.dense",
+    size="attention_head_size",
+    counts=("num_attention_heads",),
+    widths=("all_head_size",),
+)
+_GPT2 = Heads("attn", ("attn.c_attn",), "attn.c_proj", counts=("num_heads",), widths=("split_size",))
+_CLIP = _heads("self_attn", "q_proj k_proj v_proj out_proj", counts=("num_heads",))
+_SWIN = replace(_VISION, table="attention.relative_position_bias.relative_position_bias_table")
 
 FAMILIES: dict[str, Family] = {
-    "bert": Family(("encoder.layer.*",), _bert),
-    "clip_vision_model": Family(("encoder.layers.*",), _clip),
+    "bert": Family(("encoder.layer.*",), _bert, heads=_BERT),
+    "clip_vision_model": Family(("encoder.layers.*",), _clip, heads=_CLIP),
     "convnext": Family(("encoder.stages.*.layers.*",), _convnext, widths=()),
-    "deit": Family(_LAYERS, _vit),
-    "dinov2": Family(("encoder.layer.*",), _dinov2, widths=("mlp_ratio",)),
-    "dinov2_with_registers": Family(("encoder.layer.*",), _dinov2, widths=("mlp_ratio",)),
-    "gemma3_text": Family(_LAYERS, _llama, activation="hidden_activation"),
-    "gpt2": Family(("h.*",), _gpt2, activation="activation_function", widths=("n_inner",)),
-    "llama": Family(_LAYERS, _llama),
-    "mistral": Family(_LAYERS, _llama),
-    "qwen3": Family(_LAYERS, _llama),
+    "deit": Family(_LAYERS, _vit, heads=_VISION),
+    "dinov2": Family(("encoder.layer.*",), _dinov2, widths=("mlp_ratio",), heads=_VISION),
+    "dinov2_with_registers": Family(("encoder.layer.*",), _dinov2, widths=("mlp_ratio",), heads=_VISION),
+    "gemma3_text": Family(_LAYERS, _llama, activation="hidden_activation", heads=_GROUPED),
+    "gpt2": Family(("h.*",), _gpt2, activation="activation_function", widths=("n_inner",), heads=_GPT2),
+    "llama": Family(_LAYERS, _llama, heads=_GROUPED),
+    "mistral": Family(_LAYERS, _llama, heads=_GROUPED),
+    "qwen3": Family(_LAYERS, _llama, heads=_GROUPED),
     "resnet": Family(("encoder.stages.*.layers.*",), _resnet, widths=()),
-    "roberta": Family(("encoder.layer.*",), _bert),
-    "swin": Family(("encoder.layers.*.blocks.*",), _vit, widths=("mlp_ratio",)),
-    "t5": Family(("encoder.block.*", "decoder.block.*"), _t5, activation="dense_act_fn", widths=("d_ff", "d_ff")),
-    "vit": Family(_LAYERS, _vit),
+    "roberta": Family(("encoder.layer.*",), _bert, heads=_BERT),
+    "swin": Family(("encoder.layers.*.blocks.*",), _vit, widths=("mlp_ratio",), heads=_SWIN),
+    "t5": Family(
+        ("encoder.block.*", "decoder.block.*"),
+        _t5,
+        activation="dense_act_fn",
+        widths=("d_ff", "d_ff"),
+        heads="all layers of a stack add the same relative positions, which have an entry for each head",
+    ),
+    "vit": Family(_LAYERS, _vit, heads=_VISION),
     "whisper": Family(
         ("encoder.layers.*", "decoder.layers.*"),
         _whisper,
         activation="activation_function",
         widths=("encoder_ffn_dim", "decoder_ffn_dim"),
+        heads=_CLIP,
     ),
 }
 
@@ -216,4 +277,4 @@ def blocks_in(base: nn.Module, config: Any) -> Iterator[tuple[str, Block]]:
         yield from ((path, block) for path in found)
 
 
-__all__ = ["FAMILIES", "Block", "Family", "Neurons", "blocks_in", "family_of"]
+__all__ = ["FAMILIES", "Block", "Family", "Heads", "Neurons", "blocks_in", "family_of"]

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from .branch_guard import check_quantised
 from .checkpoint_checks import check_number_of_layers, check_values, find_weights, whole_numbers
 from .growable import Growable, SkipBranch, check_targets
+from .heads import heads_of, resize_table_
 from .parameters import check_replaceable
 from .resizing import take_shapes_
 from .shapes import Shapes
@@ -90,8 +91,8 @@ def resize_to_(model: Any, state_dict: Mapping[str, Tensor], prefix: str) -> Non
         _check_tensors(state_dict, prefix, model.state_dict())
         return
     sites = list(model.growable_linears())
-    current, present = Shapes.of_modules(sites), model.config.skip_unit
-    incoming, kinds = Shapes.of_tensors(state_dict, inner, sites)
+    current, present = model.shapes(), model.config.skip_unit
+    incoming, kinds = Shapes.of_tensors(state_dict, inner, sites, model.base_model)
     if len(kinds) > 1:
         raise ValueError(f"The checkpoint mixes kinds of branch units: {sorted(kinds)}.")
     kind = kinds.pop() if kinds else present
@@ -113,6 +114,10 @@ def resize_to_(model: Any, state_dict: Mapping[str, Tensor], prefix: str) -> Non
     incoming.write_(model.config, kind)
     for path in changed:
         take_shapes_(model.get_submodule(path), twin.get_submodule(path))
+    numbers = heads_of(model.base_model)
+    for attention in model.attentions():
+        resize_table_(attention, model.base_model, numbers[attention.root])
+        attention.fit_(numbers[attention.root])
 
 
 def _differ(layer: nn.Module, other: nn.Module) -> bool:
