@@ -3,6 +3,7 @@
 from .config import PAPER_START, GrowthConfig, PaperGrowthConfig
 from .costs import count_parameters
 from .event import GrowthEvent
+from .heads import grow_heads_, head_growth
 from .history import GrowthHistory
 from .line_search import line_search, probe_loss
 from .macs import count_macs
@@ -29,6 +30,8 @@ __all__ = [
     "count_parameters",
     "event_budget",
     "grow_",
+    "grow_heads_",
+    "head_growth",
     "line_search",
     "merge_pairs_",
     "plan_growth",

@@ -112,7 +112,8 @@ class GrowthEvent:
         if self.held_back is not None:
             check_text(self.held_back, "held_back")
         check_records(self.layers, self.operators, self.shapes)
-        kinds = {OPERATORS[layer["operator"]].kind for layer in self.layers} - {None, self.skip_unit}
+        deepening = [OPERATORS[layer["operator"]] for layer in self.layers if layer["operator"] in OPERATORS]
+        kinds = {operator.kind for operator in deepening} - {None, self.skip_unit}
         if kinds:
             raise ValueError(
                 f"`skip_unit` of a growth event is {self.skip_unit!r}, but its operators add {kinds.pop()!r}."

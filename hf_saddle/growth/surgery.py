@@ -8,15 +8,18 @@ import transformers
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from ..models.heads import fit_heads_
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..version import __version__
 from .attachments import check_attachments
 from .changes import Changes
-from .costs import count_parameters, plan_cost
+from .costs import Cost, count_parameters, plan_cost
 from .drafting import check_plan, draft_growths
 from .event import GrowthEvent
+from .head_drafts import is_of_heads, layers_of_growth
 from .history import GrowthHistory
 from .install import check_changes, install_
+from .macs import count_macs
 from .optimizer_state import carry_optimizer_state_
 from .plan import GrowthPlan, LayerGrowth
 from .snapshot import Snapshot
@@ -126,9 +129,12 @@ def prepare_growth(
             "The growth history of the model does not lead to its shapes. If it went back to an earlier checkpoint, "
             "attach `GrowthHistory.from_model(model).rewound_to(model)`; else set `model.growth_history = None`."
         )
-    check_attachments(model, {growth.linear for growth in plan.growths})
+    heads = [growth for growth in plan.growths if is_of_heads(growth)]
+    check_attachments(model, {layer for growth in plan.growths for layer in layers_of_growth(model, growth)})
     kind = check_plan(model, plan)
-    parameters, macs, cost = count_parameters(model), history.macs, plan_cost(model, plan.growths)
+    parameters, macs = count_parameters(model), history.macs
+    cost = plan_cost(model, [growth for growth in plan.growths if not is_of_heads(growth)])
+    counted = count_macs(model) if heads else 0
     changes = Changes()
     # The model grows and goes back, so that what can fail has not failed, and two sets of pointers are what is left.
     before = Snapshot(model, optimizer)
@@ -136,8 +142,12 @@ def prepare_growth(
         for draft in draft_growths(model, plan):
             install_(draft, kind, str(model.config.skip_activation), changes)
         check_changes(changes)
+        if heads:
+            fit_heads_(model.base_model)
         shapes = model.shapes()
         shapes.write_(model.config, kind)
+        if heads:
+            cost = Cost(count_parameters(model) - parameters, count_macs(model) - counted)
         if optimizer is not None:
             carry_optimizer_state_(optimizer, changes, list(model.parameters()))
         event = GrowthEvent(

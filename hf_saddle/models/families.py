@@ -47,6 +47,9 @@ class Heads:
         counts (`tuple[str, ...]`): Those that say how many there are.
         widths (`tuple[str, ...]`): Those that say how many channels all have together.
         table (`str`, *optional*): A parameter with an entry for each head on its last axis.
+        fields (`tuple[str, ...]`):
+            The fields of the stock config for numbers of heads, and of those that serve queries, where the channels of
+            a head do not follow from them.
     """
 
     path: str
@@ -56,6 +59,7 @@ class Heads:
     counts: tuple[str, ...] = ()
     widths: tuple[str, ...] = ()
     table: str | None = None
+    fields: tuple[str, ...] = ()
 
     def at(self, path: str) -> "Heads":
         """The heads of the block at a path, with the names that they have from there on."""
@@ -194,7 +198,7 @@ def _t5(config: Any) -> tuple[Inside, ...]:
 
 
 _LAYERS = ("layers.*",)
-_GROUPED = _heads("self_attn")
+_GROUPED = _heads("self_attn", fields=("num_key_value_heads", "num_attention_heads"))
 _VISION = _heads("attention", counts=("num_attention_heads",))
 _BERT = Heads(
     "attention.self",

@@ -84,6 +84,14 @@ def heads_of(base: nn.Module) -> dict[str, int]:
     return found
 
 
+def fit_heads_(base: nn.Module) -> None:
+    """Let the attention modules of a base model say, and their tables have, as many heads as their layers have."""
+    numbers = heads_of(base)
+    for attention in attentions_in(base):
+        resize_table_(attention, base, numbers[attention.root])
+        attention.fit_(numbers[attention.root])
+
+
 def heads_in_tensors(base: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, int]:
     """The same of a checkpoint for a model, with what precedes the base model's names in it."""
     found = heads_of(base)
@@ -109,4 +117,4 @@ def resize_table_(attention: Attention, base: nn.Module, number: int) -> None:
         retire_([old])
 
 
-__all__ = ["Attention", "attentions_in", "heads_in_tensors", "heads_of", "resize_table_"]
+__all__ = ["Attention", "attentions_in", "fit_heads_", "heads_in_tensors", "heads_of", "resize_table_"]

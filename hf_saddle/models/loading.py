@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from .branch_guard import check_quantised
 from .checkpoint_checks import check_number_of_layers, check_values, find_weights, whole_numbers
 from .growable import Growable, SkipBranch, check_targets
-from .heads import heads_of, resize_table_
+from .heads import fit_heads_
 from .parameters import check_replaceable
 from .resizing import take_shapes_
 from .shapes import Shapes
@@ -114,10 +114,7 @@ def resize_to_(model: Any, state_dict: Mapping[str, Tensor], prefix: str) -> Non
     incoming.write_(model.config, kind)
     for path in changed:
         take_shapes_(model.get_submodule(path), twin.get_submodule(path))
-    numbers = heads_of(model.base_model)
-    for attention in model.attentions():
-        resize_table_(attention, model.base_model, numbers[attention.root])
-        attention.fit_(numbers[attention.root])
+    fit_heads_(model.base_model)
 
 
 def _differ(layer: nn.Module, other: nn.Module) -> bool:
