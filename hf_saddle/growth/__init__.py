@@ -7,6 +7,7 @@ from .config import PAPER_START, GrowthConfig, PaperGrowthConfig
 from .costs import count_parameters
 from .event import GrowthEvent
 from .expand import insert_blocks_
+from .heads import grow_heads_, head_growth
 from .history import GrowthHistory
 from .line_search import line_search, probe_loss
 from .macs import count_macs
@@ -36,6 +37,8 @@ __all__ = [
     "count_parameters",
     "event_budget",
     "grow_",
+    "grow_heads_",
+    "head_growth",
     "insert_blocks_",
     "line_search",
     "merge_pairs_",

@@ -121,7 +121,8 @@ class GrowthEvent:
                 f"`frozen={self.frozen!r}` cannot be; the history is damaged."
             )
         check_records(self.layers, self.operators, self.shapes, operators_of(blocks))
-        kinds = {OPERATORS[layer["operator"]].kind for layer in self.layers} - {None, self.skip_unit}
+        deepening = [OPERATORS[layer["operator"]] for layer in self.layers if layer["operator"] in OPERATORS]
+        kinds = {operator.kind for operator in deepening} - {None, self.skip_unit}
         if kinds:
             raise ValueError(
                 f"`skip_unit` of a growth event is {self.skip_unit!r}, but its operators add {kinds.pop()!r}."

@@ -164,7 +164,7 @@ class GrowthHistory:
         # An encoder or decoder alone has a config of both.
         sides = {root.partition(".")[0] for root in initial.widths}
         widths = {root: width for root, width in asked.widths.items() if root.partition(".")[0] in sides}
-        if Shapes(widths, asked.skip_sizes) != initial:
+        if Shapes(widths, asked.skip_sizes, asked.heads) != initial:
             raise ValueError(f"The shapes of the config are not what the history starts from: {initial.to_json()}.")
         before = initial
         for event in self.events:

@@ -16,7 +16,7 @@ from ..models.json_files import parse_json
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .block_records import NewBlock, new_blocks
 from .config import is_int
-from .operators import OPERATORS
+from .operators import HEAD_OPERATORS, OPERATORS
 from .plan_fields import GROWTH_FIELDS, LATER_FIELDS, PLAN_FIELDS, VECTORS, check_fields
 from .rows import check_neurons, find_site, layers_of, random_directions, row_size
 
@@ -31,7 +31,8 @@ class LayerGrowth:
 
     What an operator does to neuron `i` with `p = step · direction`, its function in `growth/operators.py` says. A
     direction is in coordinates `x̂ = [x; 1]` of the layer's input, or of a patch of a convolution's. Hidden neurons
-    that are widened have a part `d + 1` for each of the `R` layers that have a row of theirs, as gate and up.
+    that are widened have a part `d + 1` for each of the `R` layers that have a row of theirs, as gate and up. Of heads
+    (`HEAD_OPERATORS`) the layer is the attention module, and directions have all rows of a head, layer by layer.
 
     Raises:
         ValueError: If there are duplicate neurons, a tensor of another length, or one that is not finite.
@@ -48,8 +49,9 @@ class LayerGrowth:
     candidates: int  # neurons of the linear that could have been chosen
 
     def __post_init__(self) -> None:
-        if self.operator not in OPERATORS:
-            raise ValueError(f"`operator` must be one of {', '.join(OPERATORS)}, got {self.operator!r}.")
+        if self.operator not in (*OPERATORS, *HEAD_OPERATORS):
+            names = ", ".join((*OPERATORS, *HEAD_OPERATORS))
+            raise ValueError(f"`operator` must be one of {names}, got {self.operator!r}.")
         count = len(self.neurons)
         if count == 0:
             raise ValueError(f"`neurons` of {self.linear} is empty: leave the layer out of the plan.")

@@ -50,6 +50,10 @@ class Snapshot:
                 for registered in (module._parameters, module._buffers, module._modules):
                     self._hold(registered)
                 self._hold(module.__dict__, _OF_MODULES)
+        for attention in model.attentions():
+            self._hold(attention.module.__dict__, (*attention.heads.counts, *attention.heads.widths))
+            if attention.heads.table is not None:
+                self._hold(model.get_submodule(attention.heads.table.rpartition(".")[0])._parameters)
         if optimizer is not None:
             inner = inner_optimizer(optimizer)
             self._hold(inner.state)

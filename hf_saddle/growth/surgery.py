@@ -8,6 +8,7 @@ import transformers
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from ..models.heads import fit_heads_
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.restacking import assign_
 from ..version import __version__
@@ -18,6 +19,7 @@ from .changes import Changes
 from .costs import Cost, count_parameters, plan_cost
 from .drafting import check_plan, draft_growths
 from .event import GrowthEvent
+from .head_drafts import is_of_heads, layers_of_growth
 from .history import GrowthHistory
 from .install import check_changes, install_
 from .macs import count_macs
@@ -136,12 +138,14 @@ def prepare_growth(
             "attach `GrowthHistory.from_model(model).rewound_to(model)`; else set `model.growth_history = None`."
         )
     stacks, changes = draft_blocks(model, plan)
-    check_attachments(model, {growth.linear for growth in plan.growths})
+    heads = [growth for growth in plan.growths if is_of_heads(growth)]
+    check_attachments(model, {layer for growth in plan.growths for layer in layers_of_growth(model, growth)})
     kind = check_plan(model, plan)
-    parameters, macs, cost = count_parameters(model), history.macs, plan_cost(model, plan.growths)
+    parameters, macs = count_parameters(model), history.macs
+    cost = plan_cost(model, [growth for growth in plan.growths if not is_of_heads(growth)])
     named = {parameter: name for name, parameter in model.named_parameters()}
     also = [(holder, names) for holder, _, names in stacks.assignments]
-    macs_of_model = count_macs(model) if plan.blocks else 0
+    counted = count_macs(model) if heads or plan.blocks else 0
     # The model grows and goes back, so that what can fail has not failed, and two sets of pointers are what is left.
     before = Snapshot(model, optimizer, also)
     try:
@@ -149,13 +153,15 @@ def prepare_growth(
         for draft in draft_growths(model, plan):
             install_(draft, kind, str(model.config.skip_activation), changes)
         check_changes(changes)
+        if heads:
+            fit_heads_(model.base_model)
         shapes = model.shapes()
         shapes.write_(model.config, kind)
         if optimizer is not None:
             carry_optimizer_state_(optimizer, changes, list(model.parameters()))
             rename_in_optimizer_(inner_optimizer(optimizer), model, named)
-        if plan.blocks:
-            cost = Cost(count_parameters(model) - parameters, count_macs(model) - macs_of_model)
+        if heads or plan.blocks:
+            cost = Cost(count_parameters(model) - parameters, count_macs(model) - counted)
         event = GrowthEvent(
             criterion=plan.criterion,
             operators=sorted({growth.operator for growth in plan.growths}) or operators_of(plan.blocks),

@@ -83,8 +83,9 @@ def reorder_config_(config: Any, orders: Orders, bare: Iterable[str] = ()) -> No
         orders (`Mapping[str, Sequence[int]]`): The orders of lists.
         bare (`Iterable[str]`, *optional*): Paths of new blocks that have no branches.
     """
-    widths, sizes = (None if held is None else dict(held) for held in (config.widths, config.skip_sizes))
-    config.widths = config.skip_sizes = None
+    fields = (config.widths, config.skip_sizes, config.heads)
+    widths, sizes, heads = (None if held is None else dict(held) for held in fields)
+    config.widths = config.skip_sizes = config.heads = None
     for stack, order in orders.items():
         field, stage = _count_field(config.model_type, stack)
         if stage is not None:
@@ -104,6 +105,7 @@ def reorder_config_(config: Any, orders: Orders, bare: Iterable[str] = ()) -> No
             config.stage_names = ["stem", *(f"stage{index}" for index in range(1, len(order) + 1))]
             config.set_output_features_output_indices(None, named)
     config.widths = reordered(widths, orders) if widths else None
+    config.heads = reordered(heads, orders) if heads else None
     config.skip_sizes = (reordered(sizes, orders, bare) or None) if sizes else None
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from .families import blocks_in
 from .growable import Growable, SkipBranch, check_growable, make_growable_
+from .heads import attentions_in, heads_of, resize_table_
 from .layouts import layout_of
 from .vision import finish_vision_
 
@@ -28,7 +29,7 @@ def inject_(base: Any, config: Any) -> bool:
         ValueError: If a module of the description is not there, or is of another kind, or if the config names layers
             that the model does not have.
     """
-    widths, branches = dict(config.widths or {}), dict(config.skip_sizes or {})
+    widths, branches, heads = dict(config.widths or {}), dict(config.skip_sizes or {}), dict(config.heads or {})
     blocks = list(blocks_in(base, config))
     found: dict[str, nn.Module] = {}
     for path, block in blocks:
@@ -43,7 +44,8 @@ def inject_(base: Any, config: Any) -> bool:
                 raise ValueError(_mismatch(base, f"{path}.{name}", error)) from error
     if not blocks:
         raise ValueError(_mismatch(base, "any block", None))
-    unknown = sorted({*widths, *branches} - found.keys())
+    attentions = {attention.root: attention for attention in attentions_in(base)}
+    unknown = sorted({*widths, *branches} - found.keys()) + sorted(heads.keys() - attentions.keys())
     if unknown:
         raise ValueError(f"The config names {', '.join(unknown[:5])}, which a {type(base).__name__} does not have.")
     layers = {root: make_growable_(module) for root, module in found.items()}
@@ -54,12 +56,22 @@ def inject_(base: Any, config: Any) -> bool:
                 _resize_(base.get_submodule(f"{path}.{name}"), rows=width)
             for name in neurons.readers if width is not None else ():
                 _resize_(layers[f"{path}.{name}"], columns=width)
+    present = heads_of(base) if heads else {}
+    for root, number in heads.items():
+        own = attentions[root].heads
+        for name in own.rows:
+            _resize_(layers[name], rows=layers[name].neurons // present[root] * number)
+        reader = layers[own.reader]
+        columns = reader.weight.shape[reader.layout.columns]
+        _resize_(reader, columns=columns // present[root] * number)
+        resize_table_(attentions[root], base, number)
+        attentions[root].fit_(number)
     for root, layer in layers.items():
         sizes = branches.get(root, ())
         if list(sizes) != layer.skip_sizes:
             layer.skip = SkipBranch(layer, sizes, config.skip_unit, config.skip_activation)
     finish_vision_(base, config)
-    return bool(widths or branches) or config.model_type == "saddle_deit"
+    return bool(widths or branches or heads) or config.model_type == "saddle_deit"
 
 
 def _mismatch(base: Any, name: str, error: Exception | None) -> str:

@@ -13,6 +13,7 @@ from .blocks import block_paths, check_kept, orders_of_tensors, reorder_config_
 from .branch_guard import check_quantised
 from .checkpoint_checks import check_number_of_layers, check_values, find_weights, whole_numbers
 from .growable import Growable, SkipBranch, check_targets
+from .heads import fit_heads_
 from .parameters import check_replaceable
 from .resizing import expect_, retire_, take_shapes_
 from .restacking import Restacking, assign_, restack
@@ -98,13 +99,14 @@ def resize_to_(model: Any, state_dict: Mapping[str, Tensor], prefix: str) -> Non
     check_kept(model.config, orders)
     config = copy.deepcopy(model.config)
     reorder_config_(config, orders)
+    reordered = _twin(model, config) if orders else model
     incoming, kinds = Shapes.of_tensors(
-        state_dict, inner, _twin(model, config).growable_linears() if orders else sites
+        state_dict, inner, reordered.growable_linears() if orders else sites, reordered.base_model
     )
     if len(kinds) > 1:
         raise ValueError(f"The checkpoint mixes kinds of branch units: {sorted(kinds)}.")
     kind = kinds.pop() if kinds else present
-    if not orders and incoming == Shapes.of_modules(sites) and kind == present:
+    if not orders and incoming == model.shapes() and kind == present:
         _check_tensors(state_dict, prefix, model.state_dict())
         return
     stacks = restack(model, orders, config) if orders else Restacking()
@@ -151,6 +153,7 @@ def _take_shapes_(model: Any, twin: Any, shapes: Shapes, kind: str) -> None:
     shapes.write_(model.config, kind)
     for path in changed:
         take_shapes_(model.get_submodule(path), twin.get_submodule(path))
+    fit_heads_(model.base_model)
 
 
 def _differ(layer: nn.Module, other: nn.Module) -> bool:

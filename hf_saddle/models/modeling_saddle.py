@@ -24,6 +24,7 @@ from .checkpoint_checks import check_headers, check_values, whole_numbers
 from .configuration_saddle import SaddleConfig, config_class
 from .families import FAMILIES, family_of
 from .growable import Growable, PairedLinear, SkipBranch, linear_at
+from .heads import Attention, attentions_in, heads_of
 from .history_file import read_history, write_history
 from .injection import inject_
 from .loading import check_files, check_loaded, resize_to_
@@ -143,7 +144,12 @@ class GrowablePreTrainedModel(PreTrainedModel):
 
     def shapes(self) -> Shapes:
         """The shapes that the modules have."""
-        return Shapes.of_modules(self.growable_linears())
+        return Shapes.of_modules(self.growable_linears(), heads_of(self.base_model), self.config)
+
+    def attentions(self) -> Iterator[Attention]:
+        """Yield every self-attention module whose heads can grow."""
+        prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
+        yield from attentions_in(self.base_model, prefix)
 
     def update_config_(self) -> None:
         """Write the shapes of the modules into the config."""
