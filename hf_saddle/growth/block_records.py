@@ -113,7 +113,11 @@ def shapes_with(shapes: Shapes, blocks: Sequence[NewBlock]) -> Shapes:
         ValueError: If a block comes after one that is not there.
     """
     orders = _orders(shapes, blocks)
-    return Shapes(reordered(shapes.widths, orders), reordered(shapes.skip_sizes, orders, bare_of(orders, blocks)))
+    return Shapes(
+        reordered(shapes.widths, orders),
+        reordered(shapes.skip_sizes, orders, bare_of(orders, blocks)),
+        reordered(shapes.heads, orders),
+    )
 
 
 def config_with_(config: Any, shapes: Shapes, blocks: Sequence[NewBlock]) -> None:

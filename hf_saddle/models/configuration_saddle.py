@@ -12,7 +12,7 @@ from transformers.activations import ACT2FN
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils.versions import require_version
 
-from .config_fields import check_field
+from .config_fields import SHAPE_FIELDS, check_field
 from .families import FAMILIES, family_of
 from .growable import SKIP_UNITS
 from .json_files import read_json
