@@ -13,8 +13,9 @@ from .activations import ACTIVATIONS
 from .capture import capture
 from .choice import add_reason, choose, nothing_to_analyse
 from .controls import CONTROLS
+from .described import describe
 from .eigenpairs import SolverOptions
-from .loss import Loss, own_loss
+from .loss import Loss
 from .ranks import Ranks
 from .recognition import curvature_at_zero
 from .report import CurvatureReport, LayerCurvature, NullModel, nominal_rate
@@ -188,7 +189,8 @@ def _analyze(
     _check(criteria, settings)
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
-    chosen, skipped = choose(model, linears)
+    described = describe(model)
+    chosen, skipped = choose(model, linears, described)
     if not chosen:
         raise nothing_to_analyse(criteria, skipped)
     by_kind = {"width": [name for name in criteria if name == "width"]}
@@ -200,11 +202,12 @@ def _analyze(
             model,
             chosen,
             batches,
-            loss or own_loss,
+            loss,
             kinds=kinds,
             max_tokens=settings.max_tokens,
             seed=settings.seed,
             ranks=ranks,
+            described=described,
         )
         skipped |= captured.skipped
         for layer in captured:

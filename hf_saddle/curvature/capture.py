@@ -1,4 +1,4 @@
-"""All forward and backward passes of an analysis: what they show of each linear layer, token by token."""
+"""All forward and backward passes of an analysis: what they show of each affine layer, token by token."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from .calls import Call
 from .choice import add_reason
+from .described import Described
 from .hooks import LOSS_SCALE, Hooks
-from .loss import Loss, check_loss
+from .inputs import Affine, group_count, input_size, neuron_count
+from .loss import Loss, check_loss, own_loss_of
 from .moments import Moments
+from .padding import masks_of
 from .ranks import Ranks, seed_of
 from .samples import Samples, collect
 from .tokens import Tokens
@@ -21,17 +24,25 @@ from .tokens import Tokens
 
 logger = logging.getLogger(__name__)
 
+# Entries of a kernel up to which as many patches are kept as tokens of other layers; of a larger one as many numbers.
+_KERNEL = 9
+
 
 @dataclass
 class CapturedLayer:
-    """What one linear layer showed of its neurons, on this rank."""
+    """What one affine layer showed of its neurons, on this rank."""
 
     linear: str
-    module: nn.Linear
+    modules: tuple[Affine, ...]  # that the neurons are the rows of: the layer, or gate and up
     kind: str  # "width": gradients at φ(z), of neurons that can be split; "depth": gradients at z
     parts: list[Tokens]  # of one use of the layer each
     moments: Moments  # over all ranks, once the layer is handed out
-    consumer_width: int  # `d_out` of what reads the neurons
+    column: int  # number of weights that what reads the neurons has for each
+    norms: int  # number of parameters that a batch normalisation has for each
+
+    @property
+    def module(self) -> Affine:
+        return self.modules[0]
 
     def tokens(self) -> Tokens:
         """All tokens in one record, which takes the place of its parts."""
@@ -56,14 +67,15 @@ class Captured:
 
 def capture(
     model: nn.Module,
-    linears: dict[str, nn.Linear],
+    linears: dict[str, Affine],
     batches: Iterable[Any],
-    loss: Loss,
+    loss: Loss | None,
     *,
     kinds: set[str],
     max_tokens: int,
     seed: int,
     ranks: Ranks,
+    described: Described | None = None,
 ) -> Captured:
     """
     Run a model forwards and backwards on all batches, and keep some tokens of each layer.
@@ -73,13 +85,15 @@ def capture(
 
     Args:
         model (`nn.Module`): The model; it is used as it is (eval mode is the caller's business).
-        linears (`dict[str, nn.Linear]`): The layers, by name.
+        linears (`dict[str, Affine]`): The layers, by name.
         batches (`Iterable`): The probe batches of this rank.
-        loss (`Callable`): Maps model and batch to the mean loss over the samples of the batch.
+        loss (`Callable`, *optional*): Maps model and batch to the mean loss over the samples of the batch. Defaults to
+            the model's own, see [`own_loss_of`].
         kinds (`set[str]`): `"width"`, `"depth"` or both.
         max_tokens (`int`): Number of tokens that are kept per layer, all ranks and batches together.
         seed (`int`): Seed of folds and of the tokens that are kept.
         ranks (`Ranks`): Processes that share the analysis.
+        described ([`Described`], *optional*): What is known of the model.
 
     Raises:
         ValueError: If there are too few samples, a loss is not finite, or the ranks' batches use different layers.
@@ -89,35 +103,45 @@ def capture(
     device = torch.device("cpu") if parameter is None else parameter.device
     collected, sizes = ranks.together("Collecting the probe batches", partial(collect, batches))
     samples = Samples.divide(sum(sizes), seed, ranks, device)
+    measured = own_loss_of(model, collected, ranks) if loss is None else loss
     layers: dict[tuple[str, str], CapturedLayer] = {}
 
-    def receive(call: Call, kind: str, inputs: Tensor, gradient: Tensor, pre_activation: Tensor | None) -> None:
-        if kind not in kinds or (kind == "width" and call.why_no_width() is not None):
+    def receive(
+        call: Call, kind: str, value: Tensor, gradient: Tensor, pre_activation: Tensor | None, factor: Tensor | None
+    ) -> None:
+        width = kind == "width"
+        if kind not in kinds or call.linear not in linears or (width and call.why_no_width() is not None):
             return
         key = (call.linear, kind)
-        sample = torch.arange(call.samples, device=inputs.device) + (call.first - samples.first)
-        tokens = Tokens(
-            inputs=inputs,
-            gradient=gradient,
+        sample = torch.arange(call.samples, device=value.device) + (call.first - samples.first)
+        tokens = Tokens.draw(
+            call.module,
+            value,
+            gradient,
+            owner=sample.repeat_interleave(call.tokens // call.samples),
+            budget=max(1, _token_limit(call.module, max_tokens) * call.samples // samples.total),
+            seed=seed_of(seed, *key, call.first),
             gradient_scale=LOSS_SCALE,
-            owner=sample.repeat_interleave(len(inputs) // call.samples),
+            mask=call.mask,
             pre_activation=pre_activation,
-            activation=call.activation if kind == "width" else None,
+            factor=factor,
+            activation=call.activation if width else None,
+            slope=call.slope if width else None,
         )
-        budget = max(1, max_tokens * call.samples // samples.total)
-        tokens = tokens.at_most(budget, seed_of(seed, *key, call.first))
-        moments = Moments.of(inputs, call.samples, call.first, call.pre_activation_square)
-        earlier, width = layers.get(key), sum(call.consumers.values())
+        square = call.width_square if width and call.width_square is not None else call.pre_activation_square
+        moments = Moments.of(value, call.module, call.rows, square)
+        earlier = layers.get(key)
         if earlier is not None:
             moments = earlier.moments.add(moments)
-        parts = [tokens] if earlier is None else [*earlier.parts, tokens]
+        partner = () if not width or call.partner is None else (call.partner.module,)
         layers[key] = CapturedLayer(
             linear=call.linear,
-            module=linears[call.linear],
+            modules=(call.module, *partner),
             kind=kind,
-            parts=parts,
+            parts=[tokens] if earlier is None else [*earlier.parts, tokens],
             moments=moments,
-            consumer_width=width,
+            column=sum(call.consumers.values()),
+            norms=call.norms,
         )
 
     seen = dict.fromkeys(linears, 0)
@@ -125,15 +149,18 @@ def capture(
 
     def passes() -> tuple[float, dict[str, str]]:
         total, first = 0.0, samples.first
-        with Hooks(model, linears, receive, "width" in kinds) as hooks:
+        with Hooks(model, linears, receive, "width" in kinds, described) as hooks:
             for batch, size in zip(collected, sizes, strict=True):
-                value = check_loss(hooks.forward(partial(loss, model, batch), size, device, first))
+                forward = partial(measured, model, batch)
+                value = check_loss(hooks.forward(forward, size, device, first, masks_of(batch, size)))
                 if first == samples.first:
-                    _announce(hooks.calls, linears, kinds, samples.local / size, max_tokens)
+                    _announce(hooks.calls, kinds, samples.local / size, max_tokens)
                 total, first = total + float(value.detach()) * size, first + size
                 hooks.backward(value)
                 for name, calls in hooks.calls.items():
-                    seen[name] += sum(call.tokens for call in calls)
+                    if name not in linears:
+                        continue  # the second layer of gated neurons
+                    seen[name] += sum(call.valid() for call in calls)
                     # Functional readers of z show only when its gradient has come, after that behind the activation.
                     reasons = [reason for call in calls if (reason := call.why_no_width()) is not None]
                     if reasons and "width" in kinds:
@@ -178,17 +205,22 @@ def _agreed(
     return kept, reasons
 
 
-def _announce(
-    calls: dict[str, list[Call]], linears: dict[str, nn.Linear], kinds: set[str], batches: float, max_tokens: int
-) -> None:
+def _token_limit(module: Affine, max_tokens: int) -> int:
+    """How many tokens of a layer are kept: of convolutions with large kernels fewer."""
+    kernel = module.kernel_size[0] * module.kernel_size[1] if isinstance(module, nn.Conv2d) else 1
+    return max(1, max_tokens * _KERNEL // max(kernel, _KERNEL))
+
+
+def _announce(calls: dict[str, list[Call]], kinds: set[str], batches: float, max_tokens: int) -> None:
     """Say how much memory the kept tokens will take, before they do; `batches` are of the size of the one that ran."""
     kept = 0.0
-    for name, uses in calls.items():
-        module = linears[name]
-        tokens = min(sum(call.tokens for call in uses) * batches, max_tokens)
-        kept += tokens * (module.in_features + module.out_features) * ("depth" in kinds)
+    for uses in calls.values():
+        module = uses[0].module
+        tokens = min(sum(call.tokens for call in uses) * batches, _token_limit(module, max_tokens))
+        inputs, outputs = group_count(module) * input_size(module), neuron_count(module)
+        kept += tokens * (inputs + outputs) * ("depth" in kinds)
         if "width" in kinds and all(call.why_no_width() is None for call in uses):
-            kept += tokens * (module.in_features + 2 * module.out_features)
+            kept += tokens * (inputs + (2 if uses[0].partner is None else 3) * outputs)
     logger.info(
         "Curvature of %d layers: up to %.0f MiB of tokens are kept beside what a forward and backward pass takes.",
         len(calls),

@@ -1,29 +1,47 @@
-"""Which linear layers of a model are analysed, and why others are not."""
+"""Which affine layers of a model are analysed, and why others are not."""
 
 from collections import Counter
 from collections.abc import Sequence
 
 from torch import nn
 
+from .described import Described
+from .inputs import Affine
 
-def choose(model: nn.Module, names: Sequence[str] | None) -> tuple[dict[str, nn.Linear], dict[str, str]]:
+
+def choose(
+    model: nn.Module, names: Sequence[str] | None, described: Described | None = None
+) -> tuple[dict[str, Affine], dict[str, str]]:
     """
-    The linear layers to be analysed, by name, and the reasons for leaving out others.
+    The affine layers to be analysed, by name, and the reasons for leaving out others.
 
     Args:
         model (`nn.Module`): The model.
-        names (`Sequence[str]`, *optional*): What is wanted. Defaults to all that are not frozen.
+        names (`Sequence[str]`, *optional*): What is wanted. Defaults to all that can grow by the description of the
+            model's type, with what is nested in them, or to all where there is none; frozen ones are left out.
+        described ([`Described`], *optional*): What is known of the model.
 
     Raises:
-        ValueError: If a name is not that of an `nn.Linear`.
+        ValueError: If a name is not that of an affine layer.
     """
-    modules = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, Affine)}
     unknown = [] if names is None else [name for name in names if name not in modules]
     if unknown:
-        raise ValueError(f"`linears` names {unknown}, which are no `nn.Linear` of the model. It has {list(modules)}.")
+        raise ValueError(
+            f"`linears` names {unknown}, which are no `nn.Linear`, `Conv1D` or `nn.Conv2d` of the model. It has "
+            f"{list(modules)}."
+        )
     uses = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
-    chosen, skipped = {}, {}
-    for name in modules if names is None else names:
+    chosen: dict[str, Affine] = {}
+    skipped: dict[str, str] = {}
+    if names is not None:
+        wanted = list(names)
+    elif described is None:
+        wanted = list(modules)
+    else:
+        known = set(described.linears)
+        wanted = [name for name in modules if not known.isdisjoint(_around(name))]
+    for name in wanted:
         module = modules[name]
         if uses[id(module.weight)] > 1:
             skipped[name] = "its weight is tied to another module's, which growing one of them would undo"
@@ -32,6 +50,12 @@ def choose(model: nn.Module, names: Sequence[str] | None) -> tuple[dict[str, nn.
         else:
             chosen[name] = module
     return chosen, skipped
+
+
+def _around(name: str) -> list[str]:
+    """A path and those of all modules around it."""
+    parts = name.split(".")
+    return [".".join(parts[: count + 1]) for count in range(len(parts))]
 
 
 def add_reason(skipped: dict[str, str], name: str, reason: str) -> None:
@@ -45,5 +69,5 @@ def add_reason(skipped: dict[str, str], name: str, reason: str) -> None:
 
 def nothing_to_analyse(criteria: tuple[str, ...], skipped: dict[str, str]) -> ValueError:
     """The error that tells why no layer is left."""
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items()) or "it has no `nn.Linear`"
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items()) or "it has none"
     return ValueError(f"No layer of the model can be analysed for {', '.join(criteria)}. {reasons}.")

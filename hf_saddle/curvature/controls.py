@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .inputs import input_size
+from .operator import add_products_
 from .ranks import Ranks
 from .tokens import Tokens
 
@@ -21,9 +23,9 @@ def weight_gradient(tokens: Tokens, samples: int, ranks: Ranks) -> Tensor:
         samples (`int`): Number of samples on all ranks.
     """
     device = tokens.inputs.device
-    result = torch.zeros(tokens.inputs.shape[1] + 1, tokens.neurons, dtype=tokens.dtype, device=device)
+    result = torch.zeros(input_size(tokens.module) + 1, tokens.neurons, dtype=tokens.dtype, device=device)
     for rows in torch.split(torch.arange(len(tokens), device=device), _SLICE):
-        result.addmm_(tokens.extended_inputs(rows).t(), tokens.coefficients(rows))
+        add_products_(result, *tokens.segment(rows))
     return ranks.sum(result.div_(samples))
 
 
@@ -58,7 +60,9 @@ CONTROLS: dict[str, Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Te
 }
 
 
-def control(name: str, gradient: Tensor, weight: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def control(
+    name: str, gradient: Tensor, weight: Tensor, generator: torch.Generator, biased: bool = True
+) -> tuple[Tensor, Tensor]:
     """
     Score and unit direction of every neuron under a control criterion.
 
@@ -67,13 +71,17 @@ def control(name: str, gradient: Tensor, weight: Tensor, generator: torch.Genera
         gradient (`Tensor`): From [`weight_gradient`], shape `(d + 1, n)`.
         weight (`Tensor`): `[W, b]` transposed, shape `(d + 1, n)`.
         generator (`torch.Generator`): Source of the random control.
+        biased (`bool`, *optional*, defaults to `True`): Whether the layer has a bias; else the directions end in 0.
 
     Returns:
-        `tuple[Tensor, Tensor]`: Shapes `(n,)` and `(d + 1, n)`. A vanishing direction is replaced by the bias
-        direction.
+        `tuple[Tensor, Tensor]`: Shapes `(n,)` and `(d + 1, n)`. A vanishing direction is replaced by that of the bias,
+        or of the first input where there is none.
     """
     score, direction = CONTROLS[name](gradient, weight, generator)
+    direction = direction.clone()
+    if not biased:
+        direction[-1] = 0
     norm = direction.norm(dim=0)
-    bias = torch.zeros_like(direction)
-    bias[-1] = 1
-    return score, torch.where(norm > 0, direction / norm.clamp_min(torch.finfo(norm.dtype).tiny), bias)
+    instead = torch.zeros_like(direction)
+    instead[-1 if biased else 0] = 1
+    return score, torch.where(norm > 0, direction / norm.clamp_min(torch.finfo(norm.dtype).tiny), instead)

@@ -62,7 +62,7 @@ class Eigenpairs:
     held_out: Tensor  # (n,)
     standard_error: Tensor  # (n,)
     value: Tensor  # (n,) Rayleigh quotient of `vector` on all the tokens used
-    vector: Tensor  # (d + 1, n)
+    vector: Tensor  # (d + 1, n), of gated neurons (2 (d + 1), n)
     residual: Tensor  # (n,)
     largest: Tensor  # (n,) bool, which end
     refined: Tensor  # (n,) bool, all tokens were used
@@ -107,28 +107,27 @@ def extreme_pairs(
     Args:
         tokens (`Tokens`): What was captured at the layer.
         importance (`Tensor`): Of the tokens, float64, shape `(tokens,)`.
-        start (`Tensor`): Start vectors, shape `(d + 1, n)`.
-        score (`Callable`): Maps eigenvalues `(n,)` and vectors `(d + 1, n)` to what neurons are shortlisted by.
+        start (`Tensor`): Start vectors, shape `(d + 1, n)`, of gated neurons `(2 (d + 1), n)`.
+        score (`Callable`): Maps eigenvalues `(n,)` and vectors of the shape of `start` to what neurons are
+            shortlisted by.
         samples (`Samples`): Folds of the samples.
         ranks (`Ranks`): Processes over which the sums run.
         options (`SolverOptions`): Work to be done.
         generator (`torch.Generator`): Source of what is drawn; the same on every rank.
         smallest_only (`bool`): Whether only the lower end matters (width), or the end of larger magnitude (depth).
         flip (`bool`): Whether every sample's coefficients get a random sign (null model).
-        transform (`Callable`, *optional*): Applied to the inputs `x̂`, shape `(tokens, d + 1)`; vectors are then in
-            the coordinates of what it returns.
+        transform (`Callable`, *optional*): Applied to the inputs `x̂`; vectors are then in the coordinates of what it
+            returns.
     """
 
     def fold(index: int, rows: Tensor, neurons: Tensor | None = None, weight: Tensor | None = None) -> _Fold:
         owner = tokens.owner.index_select(0, rows)
-        coefficients = tokens.coefficients(rows, neurons)
+        inputs, coefficients = tokens.segment(rows, neurons, transform)
+        of_token = [-1] + [1] * (coefficients.dim() - 1)
         if weight is not None:
-            coefficients.mul_(weight.to(coefficients.dtype)[:, None])
+            coefficients.mul_(weight.to(coefficients.dtype).view(of_token))
         if flip:
-            coefficients.mul_(samples.sign[owner].to(coefficients.dtype)[:, None])
-        inputs = tokens.extended_inputs(rows)
-        if transform is not None:
-            inputs = transform(inputs)
+            coefficients.mul_(samples.sign[owner].to(coefficients.dtype).view(of_token))
         return _Fold(CurvatureOperator([(inputs, coefficients)], 1 / samples.size(index), ranks), owner)
 
     neurons, device = tokens.neurons, importance.device

@@ -1,10 +1,16 @@
 """The loss of a probe batch: the model's own by default, and what it must be to be differentiated."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.loss.loss_utils import ForCausalLMLoss
+
+from .padding import IGNORED
+from .ranks import Ranks
+from .samples import sample_count
 
 
 # Maps model and batch to the mean loss over the samples of the batch.
@@ -15,6 +21,50 @@ def own_loss(model: nn.Module, batch: Any) -> Tensor:
     """The loss that a transformers model computes from labels in the batch."""
     loss: Tensor = model(**batch).loss
     return loss
+
+
+def own_loss_of(model: nn.Module, batches: Sequence[Any], ranks: Ranks) -> Loss:
+    """
+    The loss that a transformers model computes from labels, such that its mean over the samples of all batches is what
+    one batch of all samples would give.
+
+    A model that predicts tokens takes the mean over those of a batch that have a label. Batches with more of them
+    count for more here: a batch's loss is multiplied by its tokens per sample, relative to those of all batches.
+
+    Args:
+        model (`nn.Module`): The model.
+        batches (`Sequence`): The probe batches of this rank.
+        ranks (`Ranks`): Processes that share the probe.
+    """
+    counts = [_label_count(model, batch) for batch in batches]
+    parts = ranks.gather((sum(count or 0 for count in counts), sum(map(sample_count, batches))))
+    labels, samples = (sum(column) for column in zip(*parts, strict=True))
+    if labels == 0:
+        return own_loss
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        count = _label_count(model, batch)
+        if count is None:
+            return own_loss(model, batch)
+        if count == 0:
+            raise ValueError("A probe batch has no label that counts (all are -100). Leave such batches out.")
+        share = count * samples / (labels * sample_count(batch))
+        return own_loss(model, batch) * float(share)
+
+    return loss
+
+
+def _label_count(model: nn.Module, batch: Any) -> int | None:
+    """Number of labels that a batch's loss is a mean over; `None` if that is the number of its samples."""
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    if not isinstance(labels, Tensor) or labels.dim() != 2 or labels.is_floating_point():
+        return None
+    if isinstance(model, PreTrainedModel) and not getattr(model.config, "is_encoder_decoder", False):
+        if batch.get("shift_labels") is not None:
+            labels = batch["shift_labels"]
+        elif model.loss_function is ForCausalLMLoss:
+            labels = labels[:, 1:]  # the first token is not predicted
+    return int((labels != IGNORED).sum())
 
 
 def check_loss(loss: Any) -> Tensor:

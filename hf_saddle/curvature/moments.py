@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .inputs import Affine, extended, inputs_at, neurons_at
 from .ranks import Ranks
 
 
@@ -13,52 +14,55 @@ _LARGEST_CHANGE = 0.5
 # What whitening adds to the diagonal of the inputs' moments, as a share of its mean: directions in which the inputs
 # hardly vary are not stretched without limit.
 _RIDGE = 1e-3
-# Tokens per sample that are used where a root mean square is enough.
-_TOKENS_FOR_SCALE = 16
 
 
-def tokens_for_scale(value: Tensor, samples: int, first: int) -> Tensor:
-    """
-    Every so many tokens of each sample, from another one on in each, so that all positions have their share, a class
-    token too; `(samples · t, f)` to `(samples · t', f)`. Samples are counted from `first`.
-    """
-    per_sample = value.reshape(samples, -1, value.shape[-1])
-    count = per_sample.shape[1]
-    stride = max(1, count // _TOKENS_FOR_SCALE)
-    if stride == 1:
-        return value.reshape(-1, value.shape[-1])
-    sample = torch.arange(samples, device=value.device)[:, None]
-    positions = (first + sample + stride * torch.arange(count // stride, device=value.device)) % count
-    return per_sample[sample, positions].reshape(-1, value.shape[-1])
-
-
-def pre_activation_square(value: Tensor, samples: int, first: int) -> Tensor:
-    """Sum of squares of pre-activations `(tokens, n)` over the tokens used for scales, shape `(n,)`."""
+def pre_activation_square(value: Tensor, module: Affine, rows: Tensor) -> Tensor:
+    """Sum of squares of a layer's output over the positions used for scales, shape `(1, n)`."""
     dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
-    return tokens_for_scale(value, samples, first).to(dtype).square().sum(dim=0)
+    return neurons_at(value, module, rows).to(dtype).square().sum(dim=0, keepdim=True)
+
+
+def in_groups(vectors: Tensor, groups: int, size: int) -> Tensor:
+    """
+    Directions `(rows · size, n)` by the inputs that they meet, shape `(groups, size, rows · n / groups)`; the rows of
+    gated neurons meet the same ones.
+    """
+    return vectors.reshape(-1, size, groups, vectors.shape[1] // groups).permute(2, 1, 0, 3).flatten(2)
+
+
+def out_of_groups(grouped: Tensor, neurons: int) -> Tensor:
+    """The inverse of [`in_groups`]; also of quantities without `size`, which get one row per row of a neuron."""
+    groups, size, _ = grouped.shape
+    parts = grouped.view(groups, size, -1, neurons // groups)
+    return parts.permute(2, 1, 0, 3).reshape(-1, neurons)
 
 
 @dataclass
 class Moments:
     """Second moments of a layer's inputs and pre-activations over evenly spaced tokens, for step sizes."""
 
-    inputs: Tensor  # (d + 1, d + 1), sum of x̂ x̂ᵀ
-    pre_activation: Tensor  # (n,), sum of z²
+    inputs: Tensor  # (groups, d + 1, d + 1), sum of x̂ x̂ᵀ
+    pre_activation: Tensor  # (rows, n), sum of z²
 
     @classmethod
-    def of(cls, inputs: Tensor, samples: int, first: int, pre_activation: Tensor) -> "Moments":
+    def of(cls, value: Tensor, module: Affine, rows: Tensor, pre_activation: Tensor) -> "Moments":
         """
         Moments of one use of a layer.
 
         Args:
-            inputs (`Tensor`): Of all tokens, shape `(tokens, d)`.
-            samples (`int`): How many samples they belong to.
-            first (`int`): Number of samples before these.
+            value (`Tensor`): Its input.
+            module (`nn.Linear`, `Conv1D` or `nn.Conv2d`): The layer.
+            rows (`Tensor`): The positions used for scales, see [`rows_for_scale`].
             pre_activation (`Tensor`): Its part of the moments, see [`pre_activation_square`].
         """
-        chosen = tokens_for_scale(inputs, samples, first).to(pre_activation.dtype)
-        extended = torch.nn.functional.pad(chosen, (0, 1), value=1.0)
-        return cls(extended.t() @ extended, pre_activation)
+        inputs = extended(inputs_at(value, module, rows).to(pre_activation.dtype))
+        grouped = inputs.unsqueeze(0) if inputs.dim() == 2 else inputs.transpose(0, 1)
+        return cls(grouped.mT @ grouped, pre_activation)
+
+    @property
+    def count(self) -> Tensor:
+        """Number of tokens, shape `()`."""
+        return self.inputs[0, -1, -1]
 
     def add(self, other: "Moments") -> "Moments":
         """The moments of both token sets together."""
@@ -70,14 +74,18 @@ class Moments:
 
     def constant_inputs(self) -> bool:
         """Whether all tokens have the same input, up to rounding."""
-        count = self.inputs[-1, -1]
-        square = self.inputs.diagonal()[:-1] / count
-        variance = square - (self.inputs[-1, :-1] / count).square()
+        square = self.inputs.diagonal(dim1=1, dim2=2)[:, :-1] / self.count
+        variance = square - (self.inputs[:, -1, :-1] / self.count).square()
         return bool((variance <= 100 * torch.finfo(square.dtype).eps * square).all())
+
+    def scaled(self, vectors: Tensor) -> Tensor:
+        """The vectors `(rows · (d + 1), n)` times the sums of `x̂ x̂ᵀ`."""
+        groups, size, _ = self.inputs.shape
+        return out_of_groups(self.inputs @ in_groups(vectors, groups, size), vectors.shape[1])
 
     def step(self, vectors: Tensor, row_norm: Tensor, step_size: float) -> Tensor:
         """
-        The step `ε = step_size · ‖[w; b]‖` along unit vectors `(d + 1, n)`, shortened where it would change the
+        The step `ε = step_size · ‖[w; b]‖` along unit vectors `(rows · (d + 1), n)`, shortened where it would change a
         pre-activation by more than half of its root mean square.
 
         Relative to the row, a step makes the gain a multiple of the eigenvalue, which the eigenvector is optimal for;
@@ -85,29 +93,34 @@ class Moments:
         second order model ends where `z` changes by its own size, and inputs with a large mean reach that within a
         small step.
         """
-        return torch.minimum(step_size * row_norm, _LARGEST_CHANGE * self.size() / self.response(vectors))
+        return torch.minimum(step_size * row_norm, self.whitened_step(vectors, _LARGEST_CHANGE))
 
     def whitened_step(self, vectors: Tensor, step_size: float) -> Tensor:
         """
-        The step that changes the pre-activation by `step_size` times its root mean square, at most by half of it.
+        The step that changes the pre-activation by `step_size` times its root mean square, at most by half of it. Of
+        the two pre-activations of a gated neuron the one that allows less counts.
 
         Relative to the pre-activation, a step makes the gain a multiple of `vᵀ S v / vᵀ M v`, which whitened
         directions are optimal for.
         """
-        return min(step_size, _LARGEST_CHANGE) * self.size() / self.response(vectors)
+        size = (self.pre_activation / self.count).sqrt()
+        steps = min(step_size, _LARGEST_CHANGE) * size / self._responses(vectors)
+        return steps.amin(dim=0)
 
     def factor(self, layer: str) -> Tensor:
         """
-        The Cholesky factor `L` of `M = E[x̂ x̂ᵀ]` with a small ridge, shape `(d + 1, d + 1)`.
+        The Cholesky factors `L` of `M = E[x̂ x̂ᵀ]` with a small ridge, shape `(groups, d + 1, d + 1)`.
 
         Raises:
             ValueError: If `M` is not finite, or not positive definite by rounding.
         """
-        moments = self.inputs / self.inputs[-1, -1]
-        ridge = _RIDGE * moments.diagonal().mean()
+        moments = self.inputs / self.count
+        ridge = _RIDGE * moments.diagonal(dim1=1, dim2=2).mean(dim=1)
         factor: Tensor
-        factor, failed = torch.linalg.cholesky_ex(moments + ridge * torch.eye(len(moments)).to(moments))
-        if bool(failed) or not bool(torch.isfinite(factor).all()):
+        factor, failed = torch.linalg.cholesky_ex(
+            moments + ridge[:, None, None] * torch.eye(moments.shape[-1]).to(moments)
+        )
+        if bool(failed.any()) or not bool(torch.isfinite(factor).all()):
             raise ValueError(
                 f"The inputs of {layer} cannot be whitened: their second moments are out of the range of "
                 f"{moments.dtype}. Check the model's activations, probe in float64, or use `whiten=False` "
@@ -115,12 +128,18 @@ class Moments:
             )
         return factor
 
-    def size(self) -> Tensor:
-        """Root mean square of the pre-activations, shape `(n,)`."""
-        return (self.pre_activation / self.inputs[-1, -1]).sqrt()
-
     def response(self, vectors: Tensor) -> Tensor:
-        """Root mean square of `v · x̂` for vectors `(d + 1, n)`, bounded away from zero, shape `(n,)`."""
-        square = (vectors * (self.inputs @ vectors)).sum(dim=0)
-        floor = torch.finfo(square.dtype).eps * self.inputs.diagonal().sum()
-        return (square.clamp_min(floor) / self.inputs[-1, -1]).sqrt()
+        """
+        Root mean square of `v · x̂` for vectors `(rows · (d + 1), n)`, of both rows of a gated neuron together, bounded
+        away from zero, shape `(n,)`.
+        """
+        response: Tensor = torch.linalg.vector_norm(self._responses(vectors), dim=0)
+        return response
+
+    def _responses(self, vectors: Tensor) -> Tensor:
+        """Root mean squares of `v · x̂` by rows of the neurons, bounded away from zero, shape `(rows, n)`."""
+        groups, size, _ = self.inputs.shape
+        parts = in_groups(vectors, groups, size)
+        square = (parts * (self.inputs @ parts)).sum(dim=1, keepdim=True)
+        floor = torch.finfo(square.dtype).eps * self.inputs.diagonal(dim1=1, dim2=2).sum(dim=1)
+        return (out_of_groups(square.clamp_min(floor[:, None, None]), vectors.shape[1]) / self.count).sqrt()

@@ -40,7 +40,7 @@ def activation_of(module: nn.Module) -> Activation:
     The derivatives of an element-wise activation.
 
     A closed form is used where it agrees with what the module does, whatever its class is called; else the module is
-    differentiated twice by autograd. A ReLU has the second derivative of a named surrogate.
+    differentiated twice by autograd.
 
     Args:
         module (`nn.Module`): Such as `nn.GELU()`, an entry of transformers' `ACT2FN`, or one of your own.
@@ -57,7 +57,7 @@ def activation_of(module: nn.Module) -> Activation:
     points = torch.cat([-_points(), _points()])
     first, second = _derivatives(module, points)
     closed = _closed_form(first, second, points)
-    if closed is not None:
+    if closed is not None and closed is not RELU:
         return closed
     grid = torch.arange(-_LARGEST, _LARGEST, _GRID_STEP, dtype=torch.float64)
     first, second = _derivatives(module, grid)

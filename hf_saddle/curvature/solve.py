@@ -6,9 +6,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ..models.layouts import layout_of
 from .capture import CapturedLayer
 from .controls import CONTROLS, control, weight_gradient
 from .eigenpairs import SolverOptions, extreme_pairs
+from .inputs import Affine, input_size
 from .ranks import Ranks, seed_of
 from .recognition import curvature_at_zero
 from .report import CurvatureReport, LayerCurvature, check_finite
@@ -76,13 +78,16 @@ def solve(
             ranks=ranks,
             generator=generator,
         )
-    size = layer.module.in_features
-    width = (size + 1 + layer.consumer_width, size + layer.consumer_width)
-    costs = width if criterion == "width" else (size + 2, size + 1)
+    weights = sum(map(input_size, layer.modules))
+    biases = sum(module.bias is not None for module in layer.modules)
+    if criterion == "width":
+        weights, biases = weights + layer.column, biases + layer.norms
+    else:
+        weights += 1  # the gain
     found["direction"] = found["direction"].t().contiguous()
     fields = {name: value.cpu() for name, value in found.items()}
     return check_finite(
-        LayerCurvature(layer.linear, criterion, **fields, cost_parameters=costs[0], cost_macs=costs[1])
+        LayerCurvature(layer.linear, criterion, **fields, cost_parameters=weights + biases, cost_macs=weights)
     )
 
 
@@ -98,7 +103,7 @@ def _curvature(
 ) -> dict[str, Tensor]:
     tokens, moments, width = layer.tokens(), layer.moments, criterion == "width"
     bend = 1.0 if width else abs(curvature_at_zero(settings.unit_activation))
-    row_norm = _rows(layer.module, tokens.dtype).norm(dim=0)
+    row_norm = torch.cat([_rows(module, tokens.dtype) for module in layer.modules]).norm(dim=0)
     whitening = moments.factor(layer.linear) if settings.whiten else None
 
     def step_along(vectors: Tensor) -> Tensor:
@@ -148,7 +153,7 @@ def _control(
     layer: CapturedLayer, criterion: str, gradient: Tensor, *, step_size: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
     rows = _rows(layer.module, gradient.dtype)
-    score, direction = control(criterion, gradient, rows, generator)
+    score, direction = control(criterion, gradient, rows, generator, layer.module.bias is not None)
     score = score.double()
     step = layer.moments.step(direction, rows.norm(dim=0), step_size).double()
     first_order = criterion in ("grad_norm", "gradmax")
@@ -167,9 +172,9 @@ def _control(
     }
 
 
-def _rows(module: nn.Linear, dtype: torch.dtype) -> Tensor:
+def _rows(module: Affine, dtype: torch.dtype) -> Tensor:
     """`[W, b]` transposed, shape `(d + 1, n)`."""
-    weight = module.weight.detach().to(dtype).t()
+    weight = layout_of(module).matrix(module.weight.detach()).to(dtype).t()
     last = torch.zeros_like(weight[:1]) if module.bias is None else module.bias.detach().to(dtype)[None]
     return torch.cat([weight, last])
 
@@ -177,17 +182,19 @@ def _rows(module: nn.Linear, dtype: torch.dtype) -> Tensor:
 def _start(
     layer: CapturedLayer, criterion: str, whitening: Tensor | None, settings: Settings, generator: torch.Generator
 ) -> Tensor:
-    """Start vectors, shape `(d + 1, n)`, whitened where the problem is."""
-    tokens, size = layer.tokens(), layer.module.in_features + 1
+    """Start vectors, shape `(rows · (d + 1), n)`, whitened where the problem is."""
+    tokens, size = layer.tokens(), len(layer.modules) * (input_size(layer.module) + 1)
     device = tokens.inputs.device
     start = torch.randn(size, tokens.neurons, generator=generator, dtype=torch.float64).to(device, tokens.dtype)
     if whitening is None:
         # Random vectors that lean towards where the inputs are large: eigenvectors of large eigenvalues lie there.
-        start = layer.moments.inputs @ start
+        start = layer.moments.scaled(start)
     # Neurons that an earlier event analysed start at what was found then.
     earlier = None if settings.warm_start is None else settings.warm_start.get(layer.linear, criterion)
     if earlier is not None and earlier.direction.shape[1] == size:
         known = min(tokens.neurons, earlier.neurons)
         found = earlier.direction[:known].t().to(device, tokens.dtype)
         start[:, :known] = found if whitening is None else whitened(whitening, found)
+    if layer.module.bias is None:
+        start.view(len(layer.modules), -1, tokens.neurons)[:, -1] = 0
     return start

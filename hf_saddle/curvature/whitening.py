@@ -7,7 +7,8 @@ extreme of `vᵀ S v / vᵀ M v`: the curvature per change of the pre-activation
 inputs have a mean or a few large components, plain eigenvectors lie along these for every neuron of a layer; relative
 to `M` they lie where gradient and input vary together, and a linear change of the inputs that the weights undo leaves
 them as they are. For centred inputs and `c` the residual of a regression they are the principal Hessian directions
-(Li 1992, J. Am. Stat. Assoc. 87, 1025-1039). `L` is lower triangular, shape `(d + 1, d + 1)`.
+(Li 1992, J. Am. Stat. Assoc. 87, 1025-1039). `L` is lower triangular, shape `(groups, d + 1, d + 1)`: neurons of
+different groups of a convolution read different inputs, and both rows of a gated neuron read the same ones.
 """
 
 from dataclasses import replace
@@ -16,22 +17,27 @@ import torch
 from torch import Tensor
 
 from .eigenpairs import Eigenpairs
+from .moments import in_groups, out_of_groups
 
 
 def whitened_inputs(factor: Tensor, inputs: Tensor) -> Tensor:
-    """`L⁻¹ x̂` of inputs `x̂`, shapes `(tokens, d + 1)`."""
-    solved: Tensor = torch.linalg.solve_triangular(factor.t(), inputs, upper=True, left=False)
-    return solved
+    """`L⁻¹ x̂` of inputs `x̂`, shapes `(tokens, d + 1)`, or `(tokens, groups, d + 1)`."""
+    grouped = inputs.unsqueeze(1) if inputs.dim() == 2 else inputs
+    solved: Tensor = torch.linalg.solve_triangular(factor.mT, grouped.transpose(0, 1), upper=True, left=False)
+    return solved.transpose(0, 1).reshape(inputs.shape)
 
 
 def whitened(factor: Tensor, directions: Tensor) -> Tensor:
-    """Whitened coordinates `Lᵀ v` of directions, shapes `(d + 1, n)`."""
-    return factor.t() @ directions
+    """Whitened coordinates `Lᵀ v` of directions, shapes `(rows · (d + 1), n)`."""
+    groups, size, _ = factor.shape
+    return out_of_groups(factor.mT @ in_groups(directions, groups, size), directions.shape[1])
 
 
 def unit_directions(factor: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit directions `(d + 1, n)` of whitened vectors, and what their lengths were before, `(n,)`."""
-    found = torch.linalg.solve_triangular(factor.t(), vectors, upper=True)
+    """Unit directions `(rows · (d + 1), n)` of whitened vectors, and what their lengths were before, `(n,)`."""
+    groups, size, _ = factor.shape
+    solved = torch.linalg.solve_triangular(factor.mT, in_groups(vectors, groups, size), upper=True)
+    found = out_of_groups(solved, vectors.shape[1])
     length = found.norm(dim=0)
     return found / length, length
 

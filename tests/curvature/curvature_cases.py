@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from hf_saddle.curvature import CurvatureOperator, SolverOptions
 from hf_saddle.curvature.capture import capture
+from hf_saddle.curvature.described import describe
+from hf_saddle.curvature.loss import Loss
 from hf_saddle.curvature.ranks import Ranks
 
 
@@ -84,11 +86,24 @@ def transformer_case(seed: int = 0, samples: int = 8, tokens: int = 5, **kwargs)
 
 def captured(case: Case, linear: str, kind: str) -> CurvatureOperator:
     """The operator of what is captured of one layer; `kind` is `"width"` or `"depth"`."""
-    linears = {linear: case.model.eval().get_submodule(linear)}
+    return captured_by(case.model.eval(), case.batch, cross_entropy, linear, kind)
+
+
+def captured_by(model: nn.Module, batch: dict[str, Tensor], loss: Loss, linear: str, kind: str) -> CurvatureOperator:
+    """The operator of what is captured of one layer of any model."""
+    linears = {linear: model.get_submodule(linear)}
     found = capture(
-        case.model, linears, [case.batch], cross_entropy, kinds={kind}, max_tokens=10**9, seed=0, ranks=Ranks()
+        model,
+        linears,
+        [batch],
+        loss,
+        kinds={kind},
+        max_tokens=10**9,
+        seed=0,
+        ranks=Ranks(),
+        described=describe(model),
     )
-    tokens = next(iter(found)).tokens()
-    rows = torch.arange(len(tokens))
-    segments = [(tokens.extended_inputs(rows), tokens.coefficients(rows))]
-    return CurvatureOperator(segments, 1 / found.samples.total, Ranks())
+    layers = list(found)
+    assert layers, found.skipped
+    tokens = layers[0].tokens()
+    return CurvatureOperator([tokens.segment(torch.arange(len(tokens)))], 1 / found.samples.total, Ranks())

@@ -21,6 +21,7 @@ WITHOUT = {
     "leaky_relu": "LeakyReLU is piecewise linear",
     "linear": "LinearActivation is piecewise linear",
     "prelu": "PReLU has parameters",
+    "relu": "ReLU is piecewise linear",
     "relu6": "ReLU6 is piecewise linear",
     "xielu": "XIELUActivation has parameters",
 }
@@ -51,6 +52,7 @@ TORCH_WITHOUT = {
     "LeakyReLU": (nn.LeakyReLU(), "piecewise linear"),
     "LogSoftmax": (nn.LogSoftmax(-1), "not element-wise"),
     "PReLU": (nn.PReLU(), "parameters of its own"),
+    "ReLU": (nn.ReLU(), "piecewise linear"),
     "ReLU6": (nn.ReLU6(), "piecewise linear"),
     "RReLU": (nn.RReLU().eval(), "piecewise linear"),
     "SELU": (nn.SELU(), "jumps at"),
@@ -84,7 +86,7 @@ def assert_derivatives(module, tolerance=1e-12):
 
 
 def test_every_activation_of_transformers_is_listed():
-    assert set(ACT2FN) <= SMOOTH | set(WITHOUT) | {"relu"}
+    assert set(ACT2FN) <= SMOOTH | set(WITHOUT)
 
 
 @pytest.mark.parametrize("name", SMOOTH_HERE)
@@ -100,7 +102,7 @@ def test_derivatives_of_torch_activations_are_those_of_autograd(name):
 
 def test_every_activation_of_torch_is_listed():
     known = {type(module).__name__ for module in [*TORCH.values(), *(case[0] for case in TORCH_WITHOUT.values())]}
-    assert set(torch_activations.__all__) == known | {"ReLU", "MultiheadAttention"}
+    assert set(torch_activations.__all__) == known | {"MultiheadAttention"}
 
 
 @pytest.mark.parametrize(
@@ -113,12 +115,13 @@ def test_activations_without_curvature_say_why(module, reason):
         activation_of(ACT2FN[module] if isinstance(module, str) else module)
 
 
-def test_relu_uses_a_named_softplus_surrogate():
-    for module in (nn.ReLU(), ACT2FN["relu"]):
-        formula = activation_of(module)
-        assert "softplus surrogate" in formula.name
-        _, second = derivatives(nn.Softplus(beta=4, threshold=100), Z)
-        torch.testing.assert_close(formula.second(Z), second, rtol=0, atol=1e-12)
+def test_units_of_relu_use_a_named_softplus_surrogate():
+    formula = ACTIVATIONS["relu"]
+    assert "softplus surrogate" in formula.name
+    _, second = derivatives(nn.Softplus(beta=4, threshold=100), Z)
+    torch.testing.assert_close(formula.second(Z), second, rtol=0, atol=1e-12)
+    for unit in ("relu", nn.ReLU(), ACT2FN["relu"]):
+        assert curvature_at_zero(unit) == float(formula.second(torch.zeros((), dtype=torch.float64)))
 
 
 class Swish(nn.Module):

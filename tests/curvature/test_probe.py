@@ -219,7 +219,7 @@ class TwoConsumers(MLP):
     [
         ("mlp.fc2", lambda mlp: None, "no activation"),
         ("mlp.fc1", lambda mlp: setattr(mlp, "__class__", FunctionalReader), "not a module"),
-        ("mlp.fc1", lambda mlp: setattr(mlp, "activation", nn.ReLU(inplace=True)), "inplace=False"),
+        ("mlp.fc1", lambda mlp: setattr(mlp, "activation", nn.SiLU(inplace=True)), "inplace=False"),
     ],
     ids=["linear neurons", "functional reader", "in-place activation"],
 )
@@ -328,5 +328,8 @@ def test_transformers_models_need_no_loss_function():
     assert {layer.linear for layer in report if layer.criterion == "width"} == {
         f"vit.layers.{i}.mlp.fc1" for i in range(2)
     }
-    assert len([layer for layer in report if layer.criterion == "depth"]) == 2 * 6 + 1
+    # What the description of the architecture says: the classifier is none of the layers that can grow.
+    assert len([layer for layer in report if layer.criterion == "depth"]) == 2 * 6
     assert report.tokens == 8 * 26
+    named = analyze_curvature(model, [batch], "depth", linears=["classifier"])
+    assert [layer.linear for layer in named] == ["classifier"]

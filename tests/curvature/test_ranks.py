@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from curvature_cases import EXACT, MLP, cross_entropy, transformer_case
+from family_cases import family_case, family_loss
 
 from hf_saddle.curvature import SolverOptions, analyze_curvature
 
@@ -67,6 +68,40 @@ def test_two_ranks_give_the_result_of_one_process(name, tmp_path):
     expected = analyze([part(slice(0, 20))], **OPTIONS[name])
     for rank in range(2):
         assert_same(torch.load(tmp_path / f"{rank}.pt", weights_only=False), expected)
+
+
+# A gated model and one with convolutions, a depthwise one among them, and with batch normalisations.
+FAMILIES = ("dinov2 swiglu", "convnext", "resnet")
+
+
+def analyze_family(name, rows, options, **kwargs):
+    case = family_case(name, samples=20)
+    batches = [{key: value[part] for key, value in case.batch.items()} for part in rows]
+    return analyze_curvature(
+        case.model, batches, ("width", "depth", "random"), loss=family_loss, seed=3, **OPTIONS[options], **kwargs
+    )
+
+
+def run_family_rank(rank, path, store):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    rows = [[slice(0, 7)], [slice(7, 11), slice(11, 20)]][rank]
+    for name in FAMILIES:
+        for options in ("screened", "whitened"):
+            report = analyze_family(name, rows, options, distributed=True, max_tokens=10**6)
+            torch.save(report, f"{path}/{name} {options} {rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.distributed
+def test_two_ranks_give_the_result_of_one_process_for_every_kind_of_neuron(tmp_path):
+    multiprocessing.spawn(run_family_rank, args=(str(tmp_path), str(tmp_path / "store")), nprocs=2)
+    for name in FAMILIES:
+        for options in ("screened", "whitened"):
+            expected = analyze_family(name, [slice(0, 20)], options, max_tokens=10**6)
+            for rank in range(2):
+                report = torch.load(tmp_path / f"{name} {options} {rank}.pt", weights_only=False)
+                assert_same(report, expected)
 
 
 class FailingBackward(torch.autograd.Function):

@@ -9,7 +9,7 @@ from torch import nn
 
 import hf_saddle.curvature.moments as moments_module
 from hf_saddle.curvature import SolverOptions, analyze_curvature, check_null_model
-from hf_saddle.curvature.moments import tokens_for_scale
+from hf_saddle.curvature.padding import rows_for_scale
 
 
 LINEARS = [("mlp.fc1", "width"), ("mlp.fc1", "depth"), ("mlp.fc2", "depth")]
@@ -165,15 +165,16 @@ def test_a_warm_start_begins_where_the_last_analysis_ended():
 def test_tokens_for_scales_are_drawn_from_every_position():
     """Also where a sequence is longer than what is taken of it; and batches are only a way to cut the samples."""
     samples, tokens = 60, 50
-    value = torch.arange(samples * tokens, dtype=torch.float64)[:, None]
-    chosen = tokens_for_scale(value, samples, 0).flatten().long()
+    chosen = rows_for_scale(samples, tokens, 0, None, torch.device("cpu"))
     assert len(chosen.unique()) == len(chosen) == samples * (tokens // 3)
     assert (chosen // tokens).bincount().unique().tolist() == [tokens // 3]
     positions = (chosen % tokens).bincount(minlength=tokens)
     assert positions.min() > 0.8 * positions.double().mean()  # the first is the class token
-    parts = [tokens_for_scale(value[first * tokens : last * tokens], last - first, first) for first, last in
-             ((0, 7), (7, 60))]  # fmt: skip
-    assert torch.equal(torch.cat(parts).flatten().long(), chosen)
+    parts = [
+        rows_for_scale(last - first, tokens, first, None, torch.device("cpu")) + first * tokens
+        for first, last in ((0, 7), (7, 60))
+    ]
+    assert torch.equal(torch.cat(parts), chosen)
 
 
 def test_batches_of_long_sequences_give_the_result_of_one():
@@ -189,4 +190,4 @@ def test_batches_of_long_sequences_give_the_result_of_one():
 @pytest.mark.parametrize("moments", [torch.full((3, 3), torch.inf), torch.diag(torch.tensor([1.0, -1.0, 1.0]))])
 def test_moments_that_cannot_be_factored_name_the_layer(moments):
     with pytest.raises(ValueError, match="inputs of mlp.fc1 cannot be whitened: .* range of torch.float32"):
-        moments_module.Moments(moments, torch.ones(2)).factor("mlp.fc1")
+        moments_module.Moments(moments[None], torch.ones(1, 2)).factor("mlp.fc1")

@@ -1,0 +1,79 @@
+"""What is known of a transformers model by its type: the layers that can grow, and which of them are gates."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..models.families import FAMILIES, Block
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Gated neurons `h = φ(gate(x)) · up(x)` by paths in the model: the rows of two layers, and what reads `h`."""
+
+    gate: str
+    up: str
+    readers: tuple[str, ...]
+    activation: nn.Module
+
+
+@dataclass(frozen=True)
+class Described:
+    """
+    What is known of a model.
+
+    Attributes:
+        linears (`tuple[str, ...]`): Paths of the layers that can grow.
+        gates (`tuple[Gate, ...]`): Its gated neurons.
+        decoder (`nn.Module`, *optional*): What works on the second kind of positions of an encoder-decoder model.
+    """
+
+    linears: tuple[str, ...]
+    gates: tuple[Gate, ...]
+    decoder: nn.Module | None
+
+
+def describe(model: nn.Module) -> Described | None:
+    """
+    What the description of a model's type says of a model; `None` where there is none.
+
+    Raises:
+        ValueError: If it names a module that the model does not have.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return None
+    family = FAMILIES.get(model.config.model_type.removeprefix("saddle_"))
+    if family is None:
+        return None
+    linears: list[str] = []
+    gates: list[Gate] = []
+    for block in family.blocks(model.config):
+        for path, module in _blocks(model, block):
+            names = {name for name, _ in module.named_modules()}
+            known = {*block.linears}.union(*((*n.rows, *n.readers, *n.norms, n.activation) for n in block.neurons))
+            missing = sorted(known - names)
+            if missing:
+                raise ValueError(
+                    f"The description of {model.config.model_type!r} names {', '.join(missing)} in {path}, which this "
+                    "model does not have: other versions of transformers name modules otherwise. Correct its entry "
+                    "in hf_saddle/models/families.py, or pass layers of your own as `linears`."
+                )
+            linears += [f"{path}.{name}" for name in block.linears]
+            for neurons in block.neurons:
+                if len(neurons.rows) == 2:
+                    gate, up = (f"{path}.{row}" for row in neurons.rows)
+                    readers = tuple(f"{path}.{reader}" for reader in neurons.readers)
+                    gates.append(Gate(gate, up, readers, module.get_submodule(neurons.activation)))
+    decoder = model.get_decoder() if getattr(model.config, "is_encoder_decoder", False) else None
+    return Described(tuple(linears), tuple(gates), decoder)
+
+
+def _blocks(model: PreTrainedModel, block: Block) -> Iterator[tuple[str, nn.Module]]:
+    """The blocks of a kind, with their paths in the model."""
+    base = next(name for name, module in model.named_modules() if module is model.base_model)
+    prefix = f"{base}." if base else ""
+    pattern = re.compile(re.escape(prefix + block.path).replace(r"\*", "[0-9]+"))
+    return ((name, module) for name, module in model.named_modules() if pattern.fullmatch(name))
