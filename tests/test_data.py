@@ -3,6 +3,7 @@
 import gzip
 
 import numpy as np
+import PIL.Image
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from sklearn.datasets import load_digits
@@ -70,7 +71,7 @@ def test_any_data_set_with_images_and_fine_labels_can_be_named(tmp_path):
 
 def test_a_data_set_without_labels_is_refused(tmp_path):
     name = _save_parquet(tmp_path / "set", Features({"image": Image(), "caption": Value("int64")}))
-    with pytest.raises(ValueError, match="one image column and a label column"):
+    with pytest.raises(ValueError, match="one label column"):
         load_images(name)
 
 
@@ -88,3 +89,22 @@ def test_a_data_set_that_cannot_be_reached_says_what_works_offline():
 def test_accuracy_counts_the_largest_logit():
     prediction = EvalPrediction(predictions=np.eye(4), label_ids=np.array([0, 1, 3, 3]))
     assert compute_accuracy(prediction) == {"accuracy": 0.75}
+
+
+def test_images_in_folders_by_class(tmp_path):
+    for name in ("cats", "dogs"):
+        (tmp_path / name).mkdir()
+        for index in range(10):
+            PIL.Image.new("RGB", (4, 4), (index, 0, 0)).save(tmp_path / name / f"{index}.png")
+    splits = load_images(str(tmp_path))
+    assert splits["train"].features["label"].names == ["cats", "dogs"]
+    assert {name: len(split) for name, split in splits.items()} == {"train": 14, "validation": 2, "test": 4}
+
+
+def test_columns_can_be_named(tmp_path):
+    kinds = Features({"front": Image(), "back": Image(), "good": ClassLabel(3), "rare": ClassLabel(3)})
+    name = _save_parquet(tmp_path / "set", kinds)
+    with pytest.raises(ValueError, match="one image column: name it by `image_column`"):
+        load_images(name)
+    splits = load_images(name, image_column="back", label_column="rare")
+    assert splits["train"].column_names == ["image", "label"]

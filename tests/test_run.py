@@ -67,8 +67,11 @@ def test_a_saddle_checkpoint_starts_as_it_is(tmp_path):
 
 
 def test_an_unknown_architecture_is_refused():
-    with pytest.raises(ValueError, match="architecture"):
-        ModelAndDataArguments(architecture="resnet")
+    data = load_images("digits", max_samples=20)
+    with pytest.raises(ValueError, match="`architecture` must be one of deit, vit, .* for image-classification"):
+        build_model(ModelAndDataArguments(architecture="llama"), data)
+    with pytest.raises(ValueError, match="`task` must be one of"):
+        ModelAndDataArguments(task="translation")
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("grow_*.py")), ids=lambda path: path.stem)

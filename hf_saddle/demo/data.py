@@ -1,12 +1,14 @@
-"""Real image data sets as `DatasetDict`s of preprocessed pixels: two that need no download, any other from the Hub."""
+"""Labelled images as `DatasetDict`s of preprocessed pixels: two sets that need no download, any other by its name."""
 
 import gzip
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from transformers import BaseImageProcessor
+
+from .sources import pick_column, pick_label, read_source, three_splits, with_classes
 
 
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -15,18 +17,21 @@ _FASHION_LABELS = [
 ]  # fmt: skip
 
 
-def load_images(name: str, seed: int = 0, max_samples: int | None = None) -> DatasetDict:
+def load_images(name: str, seed: int = 0, max_samples: int | None = None, **columns: str | None) -> DatasetDict:
     """
     Load a data set of labelled images with the splits `train`, `validation` and `test`.
 
     Args:
         name (`str`):
             `"digits"` (scikit-learn's 1,797 hand-written digits of 8 × 8 pixels), `"fashion-mnist"` (the Debian
-            package `dataset-fashion-mnist`), or the name of a data set on the Hub with an image and a label column.
+            package `dataset-fashion-mnist`), the name of a data set on the Hub with an image and a label column, or a
+            folder with a folder of images for each class.
         seed (`int`, *optional*, defaults to 0):
             Seed of the split, where the source has none.
         max_samples (`int`, *optional*):
             Keep at most that many samples of each split.
+        columns (`str`, *optional*):
+            `dataset_config`, `image_column` and `label_column` of a data set that leaves a choice.
 
     Returns:
         `DatasetDict`: columns `image` (PIL) and `label` (`ClassLabel`).
@@ -34,33 +39,29 @@ def load_images(name: str, seed: int = 0, max_samples: int | None = None) -> Dat
     Raises:
         ValueError: If the data set is not installed, has no images with labels or no `train`, or cannot be found.
     """
-    splits = published_splits(name)
-    if "test" not in splits:
-        held_out = splits["train"].train_test_split(0.2, seed=seed, stratify_by_column="label")
-        splits = DatasetDict(train=held_out["train"], test=held_out["test"])
-    if "validation" not in splits:
-        held_out = splits["train"].train_test_split(0.1, seed=seed, stratify_by_column="label")
-        splits = DatasetDict(splits | {"train": held_out["train"], "validation": held_out["test"]})
-    if max_samples is not None:
-        splits = DatasetDict(
-            {k: v.shuffle(seed=seed).select(range(min(max_samples, len(v)))) for k, v in splits.items()}
-        )
-    return splits
+    return three_splits(published_splits(name, **columns), seed, max_samples)
 
 
-def published_splits(name: str) -> DatasetDict:
+def published_splits(
+    name: str, dataset_config: str | None = None, image_column: str | None = None, label_column: str | None = None
+) -> DatasetDict:
     """
     The splits that a data set's authors made, `train` at least, with the columns of [`load_images`].
 
     Args:
         name (`str`): As in [`load_images`].
+        dataset_config (`str`, *optional*): Configuration, where a data set on the Hub has several.
+        image_column (`str`, *optional*): The column of images, where there are several.
+        label_column (`str`, *optional*): The column of labels, where there are several.
 
     Raises:
         ValueError: If the data set is not installed, has no images with labels or no `train`, or cannot be found.
     """
     if name == "digits":
         return _digits()
-    return _fashion_mnist() if name == "fashion-mnist" else _from_hub(name)
+    if name == "fashion-mnist":
+        return _fashion_mnist()
+    return _named_images(name, dataset_config, image_column, label_column)
 
 
 def preprocess(splits: DatasetDict, processor: BaseImageProcessor) -> DatasetDict:
@@ -113,21 +114,10 @@ def _read_idx(file: str) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 
-def _from_hub(name: str) -> DatasetDict:
-    try:
-        splits = load_dataset(name)
-    except (ConnectionError, FileNotFoundError, OSError) as error:
-        raise ValueError(
-            f"The data set {name!r} could not be loaded: {error}. Without a connection use 'digits' or "
-            "'fashion-mnist'."
-        ) from error
-    if "train" not in splits:
-        raise ValueError(f"The data set {name!r} has no split `train`, only {', '.join(splits)}.")
+def _named_images(name: str, config: str | None, image: str | None, label: str | None) -> DatasetDict:
+    splits = read_source(name, config)
     features = splits["train"].features
-    images = [column for column, feature in features.items() if isinstance(feature, Image)]
-    labels = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
-    if len(images) != 1 or not labels:
-        raise ValueError(f"The data set {name!r} needs one image column and a label column, it has {features}.")
-    # The finest labels come last where a set has several, as in CIFAR-100 (coarse and fine).
-    label = "fine_label" if "fine_label" in labels else labels[0]
-    return splits.select_columns([images[0], label]).rename_columns({images[0]: "image", label: "label"})
+    image = pick_column(name, features, "image", lambda _, feature: isinstance(feature, Image), ("image",), image)
+    label = pick_label(name, features, label)
+    splits = splits.select_columns([image, label]).rename_columns({image: "image", label: "label"})
+    return with_classes(name, splits)

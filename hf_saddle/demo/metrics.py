@@ -1,4 +1,6 @@
-"""Accuracy as an `evaluate` metric that needs no download."""
+"""Accuracy as an `evaluate` metric that needs no download, and perplexity."""
+
+import math
 
 import datasets
 import evaluate
@@ -23,9 +25,14 @@ class Accuracy(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
 
 
 def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """`compute_metrics` for an image classifier: accuracy of the largest logit."""
+    """`compute_metrics` for a classifier: accuracy of the largest logit."""
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     result: dict[str, float] = Accuracy().compute(
         predictions=np.argmax(logits, axis=-1), references=prediction.label_ids
     )
     return result
+
+
+def compute_perplexity(prediction: EvalPrediction) -> dict[str, float]:
+    """`compute_metrics` for a language model: `exp` of the evaluation loss; wants `include_for_metrics=["loss"]`."""
+    return {"perplexity": math.exp(float(np.mean(prediction.losses)))}

@@ -2,38 +2,19 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import (
-    AutoConfig,
-    AutoModelForImageClassification,
-    HfArgumentParser,
-    TrainingArguments,
-    ViTImageProcessorPil,
-)
+from transformers import AutoConfig, HfArgumentParser, PreTrainedModel, TrainingArguments
 
 from ..growth import GrowthConfig, GrowthHistory
 from ..growth.old_names import refuse_options
-from ..models import (
-    SaddleDeiTConfig,
-    SaddleDeiTForImageClassification,
-    SaddleViTConfig,
-    SaddleViTForImageClassification,
-)
-from ..models.configuration_saddle import sides
-from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..training import GrowthCallback, GrowthTrainer
-from .data import load_images, preprocess
-from .metrics import compute_accuracy
+from .arguments import ModelAndDataArguments
+from .tasks import TASKS, Task
 
-
-ARCHITECTURES: dict[str, tuple[type[Any], type[GrowablePreTrainedModel]]] = {
-    "deit": (SaddleDeiTConfig, SaddleDeiTForImageClassification),
-    "vit": (SaddleViTConfig, SaddleViTForImageClassification),
-}
 
 # What suits the default model and data; every one of them is an option.
 DEFAULTS = {
@@ -55,30 +36,6 @@ DEFAULTS = {
 }
 
 
-@dataclass
-class ModelAndDataArguments:
-    """Which model starts on which data. The default is a small DeiT with a narrow MLP, from scratch."""
-
-    dataset: str = field(
-        default="digits", metadata={"help": "'digits', 'fashion-mnist', or the name of a data set on the Hub."}
-    )
-    max_samples: int | None = field(default=None, metadata={"help": "Keep at most that many samples of each split."})
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Stock or Saddle checkpoint (folder or repo id) to start from."}
-    )
-    architecture: str = field(default="deit", metadata={"help": "'deit' or 'vit', for a model from scratch."})
-    image_size: int = field(default=16, metadata={"help": "Side of the model's input in pixels, from scratch."})
-    patch_size: int = field(default=4, metadata={"help": "Side of a patch in pixels, from scratch."})
-    hidden_size: int = field(default=64, metadata={"help": "Width of the residual stream, from scratch."})
-    num_hidden_layers: int = field(default=4, metadata={"help": "Number of layers, from scratch."})
-    num_attention_heads: int = field(default=4, metadata={"help": "Number of heads, from scratch."})
-    intermediate_size: int = field(default=32, metadata={"help": "Initial width of every MLP, from scratch."})
-
-    def __post_init__(self) -> None:
-        if self.architecture not in ARCHITECTURES:
-            raise ValueError(f"`architecture` must be one of {', '.join(ARCHITECTURES)}, got {self.architecture!r}.")
-
-
 @dataclass(frozen=True)
 class RunResult:
     """What [`train_and_grow`] leaves behind."""
@@ -89,56 +46,77 @@ class RunResult:
     reload_difference: float
 
 
-def build_model(arguments: ModelAndDataArguments, splits: DatasetDict) -> GrowablePreTrainedModel:
-    """A growable classifier for the labels of `splits`: from scratch, from a stock checkpoint, or a Saddle one."""
-    names = splits["train"].features["label"].names
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+def build_model(arguments: ModelAndDataArguments, splits: DatasetDict, processor: Any = None) -> PreTrainedModel:
+    """
+    A growable model for the labels of `splits`: from scratch, from a stock checkpoint, or a Saddle one.
+
+    Args:
+        arguments ([`ModelAndDataArguments`]): Which model, for which task.
+        splits (`DatasetDict`): Data with a column `label`, where the task has labels.
+        processor (*optional*): The tokenizer, for a language model from scratch.
+
+    Raises:
+        ValueError: If the family has no models for the task, or the checkpoint's positions are fewer than the tokens.
+    """
+    task = TASKS[arguments.task]
+    labels: dict[str, Any] = {}
+    if "label" in splits["train"].features:
+        names = splits["train"].features["label"].names
+        labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     if arguments.model_name_or_path is None:
-        config_class, model_class = ARCHITECTURES[arguments.architecture]
-        shapes = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-        fields = {name: getattr(arguments, name) for name in (*shapes, "intermediate_size")}
-        return model_class(config_class(**fields, **labels))
-    model_type = AutoConfig.from_pretrained(arguments.model_name_or_path).model_type
-    if model_type in ARCHITECTURES:
-        model: GrowablePreTrainedModel = ARCHITECTURES[model_type][1].from_stock(
-            arguments.model_name_or_path, **labels
-        )
+        model_type, fields = task.fields(arguments, processor)
+        model_class = task.model_class(model_type)
+        model: PreTrainedModel = model_class(model_class.config_class(**fields, **labels))
+        return model
+    return load_growable(arguments.model_name_or_path, task, **labels)
+
+
+def load_growable(source: str, task: Task, **labels: Any) -> PreTrainedModel:
+    """The growable model of a checkpoint, stock or Saddle, with a new head where it has another number of labels."""
+    model_type = AutoConfig.from_pretrained(source).model_type
+    model_class = task.model_class(model_type)
+    if model_type != model_class.config_class.model_type:
+        model: PreTrainedModel = model_class.from_stock(source, **labels)
     else:
-        model = AutoModelForImageClassification.from_pretrained(
-            arguments.model_name_or_path, **labels, ignore_mismatched_sizes=True
-        )
+        model = model_class.from_pretrained(source, **labels, ignore_mismatched_sizes=True)
     return model
 
 
 def train_and_grow(arguments: ModelAndDataArguments, growth: GrowthConfig, training: TrainingArguments) -> RunResult:
     """
-    Train a classifier that grows, test it, save it, and verify that the saved model computes the same.
+    Train a model that grows, test it, save it, and verify that the saved model computes the same.
 
     Args:
-        arguments ([`ModelAndDataArguments`]): Model and data.
+        arguments ([`ModelAndDataArguments`]): Task, model and data.
         growth ([`~hf_saddle.GrowthConfig`]): When, where, how and how much to grow.
         training (`TrainingArguments`): As for any `Trainer`.
 
     Returns:
         [`RunResult`]: the trainer, metrics on the test split, the history, and the largest difference between the
-        logits of the trained and the reloaded model on test images (0.0 is expected).
+        logits of the trained and the reloaded model on test samples (0.0 is expected).
+
+    Raises:
+        ValueError: If data, model and task do not fit each other.
     """
     torch.manual_seed(training.seed)
-    splits = load_images(arguments.dataset, seed=training.seed, max_samples=arguments.max_samples)
-    model = build_model(arguments, splits)
-    height, width = sides(model.config.image_size)
-    processor = ViTImageProcessorPil(size={"height": height, "width": width})
-    data = preprocess(splits, processor)
+    task = TASKS[arguments.task]
+    training.include_for_metrics = sorted({*training.include_for_metrics, "loss"})
+    splits = task.load(arguments, training.seed)
+    processor = task.processor(arguments, splits)
+    model = build_model(arguments, splits, processor)
+    data = task.prepare(splits, processor, arguments)
     trainer = GrowthTrainer(
         model=model,
         args=training,
         train_dataset=data["train"],
         eval_dataset=data["validation"],
+        data_collator=task.collator(processor),
         processing_class=processor,
-        compute_metrics=compute_accuracy,
+        compute_metrics=task.compute_metrics,
+        preprocess_logits_for_metrics=task.shrink_logits,
         callbacks=[GrowthCallback(growth)],
     )
-    trainer.card_facts = {"dataset": arguments.dataset, "base_model": arguments.model_name_or_path}
+    trainer.card_facts = {"dataset": arguments.dataset or task.dataset, "base_model": arguments.model_name_or_path}
     trainer.train()
     metrics = trainer.evaluate(data["test"], metric_key_prefix="test")
     trainer.save_model()
@@ -146,15 +124,18 @@ def train_and_grow(arguments: ModelAndDataArguments, growth: GrowthConfig, train
     trainer.save_metrics("test", metrics)
     trainer.save_state()
     trainer.create_model_card()
-    reloaded = AutoModelForImageClassification.from_pretrained(training.output_dir)
-    return RunResult(trainer, metrics, GrowthHistory.from_model(model), _difference(model, reloaded, data["test"]))
+    reloaded = task.auto_class.from_pretrained(training.output_dir)
+    difference = reload_difference(model, reloaded, data["test"], trainer.data_collator)
+    return RunResult(trainer, metrics, GrowthHistory.from_model(model), difference)
 
 
 @torch.no_grad()
-def _difference(model: GrowablePreTrainedModel, reloaded: GrowablePreTrainedModel, data: Dataset) -> float:
-    pixels = data[:64]["pixel_values"].to(model.device)
-    logits = model.eval()(pixel_values=pixels).logits
-    return float((logits - reloaded.to(model.device).eval()(pixel_values=pixels).logits).abs().max())
+def reload_difference(model: PreTrainedModel, reloaded: PreTrainedModel, data: Dataset, collator: Any) -> float:
+    """Largest difference of the logits of two models on one batch."""
+    batch = collator([data[index] for index in range(min(16, len(data)))])
+    inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    logits, others = (each.to(model.device).eval()(**inputs).logits for each in (model, reloaded))
+    return float((logits - others).abs().max())
 
 
 def run(arguments: Sequence[str] | None = None, prog: str | None = None) -> str:
@@ -166,15 +147,18 @@ def run(arguments: Sequence[str] | None = None, prog: str | None = None) -> str:
         prog (`str`, *optional*): Name of the program in `--help`.
 
     Returns:
-        `str`: What grew, the test accuracy, and where the model is; empty on all processes but the first.
+        `str`: What grew, the metric of the task on the test split, and where the model is; empty on all processes
+            but the first.
     """
     parser = HfArgumentParser((ModelAndDataArguments, GrowthConfig, TrainingArguments), prog=prog)
     parser.set_defaults(**DEFAULTS)
     refuse_options(sys.argv[1:] if arguments is None else arguments)
-    result = train_and_grow(*parser.parse_args_into_dataclasses(arguments))
+    model_and_data, growth, training = parser.parse_args_into_dataclasses(arguments)
+    result = train_and_grow(model_and_data, growth, training)
     if not result.trainer.is_world_process_zero():
         return ""
+    metric = TASKS[model_and_data.task].metric
     return (
-        f"{result.history.table()}\n\ntest accuracy: {result.metrics['test_accuracy']:.4f}\nsaved to "
+        f"{result.history.table()}\n\ntest {metric}: {result.metrics[f'test_{metric}']:.4f}\nsaved to "
         f"{result.trainer.args.output_dir}; largest difference of logits after reloading: {result.reload_difference}"
     )

@@ -9,20 +9,22 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..growth import GrowthEvent, GrowthHistory, count_macs, count_parameters
 from ..growth.surgery import versions
-from ..models.configuration_saddle import TRANSFORMERS_RANGE, sides
+from ..models.configuration_saddle import TRANSFORMERS_RANGE
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from .card_task import card_task, sample_name, usage
 from .escape import markdown, number, plain, quantity
 from .record import TrainingRecord, is_repo_id
-from .states import growths
+from .states import blocks_of, growths
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 PICTURES = "pictures"
 MARK = "<!-- Written by hf-saddle"
-_AUTO_CLASSES = {"ForImageClassification": "AutoModelForImageClassification", "Model": "AutoModel"}
-_TASKS = {"AutoModelForImageClassification": "image-classification", "AutoModel": "image-feature-extraction"}
-_TAGS = ("hf-saddle", "growing-network", "vision", "arxiv:2402.12418")
-_KINDS = {"saddle_deit": "distilled DeiT (class and distillation token)", "saddle_vit": "ViT"}
+_TAGS = ("hf-saddle", "growing-network")
+_KINDS = {"deit": "distilled DeiT (class and distillation token)"}
+_PAPER = "arxiv:2402.12418"
+# What a metric is called, where the Hub has a name for it.
+_METRICS = {"accuracy": "Accuracy", "perplexity": "Perplexity"}
 _MAX_LABELS = 20
 _NO_CODE = str.maketrans("`|", "''")
 
@@ -46,7 +48,7 @@ def render_model_card(
         name (`str`): Title of the card, and the folder to load from where there is no `repo_id`.
         repo_id (`str`, *optional*): The repo on the Hub.
         pictures (`list[str]`, *optional*): Names of the pictures in the folder `pictures` beside the card.
-        has_processor (`bool`, *optional*, defaults to `False`): Whether an image processor is beside the card.
+        has_processor (`bool`, *optional*, defaults to `False`): Whether its processor or tokenizer is beside the card.
         tags (`list[str]`, *optional*): More tags.
 
     Raises:
@@ -55,8 +57,8 @@ def render_model_card(
     history = GrowthHistory.from_model(model)
     if not history.matches(model):
         history.check(model)
-    config = model.config
-    height, width = sides(config.image_size)
+    config, task = model.config, card_task(model)
+    source = json.dumps(repo_id if repo_id is not None else plain(name), ensure_ascii=False).replace("`", "'")
     context: dict[str, Any] = {
         "title": markdown(name),
         "summary": _summary(model, history),
@@ -64,14 +66,13 @@ def render_model_card(
         "folder": PICTURES,
         "sizes": _sizes(model, history),
         "repo_id": repo_id,
-        "source": json.dumps(repo_id if repo_id is not None else plain(name), ensure_ascii=False).replace("`", "'"),
-        "auto_class": _auto_class(model),
-        "has_processor": has_processor,
-        "image_height": height,
-        "image_width": width,
+        "usage": usage(model, source, has_processor),
+        "task": task,
         "transformers_range": TRANSFORMERS_RANGE,
         "transformers_version": versions()["transformers"],
-        "labels": _labels(config.id2label) if model.config.num_labels else "",
+        "labels": _labels(config.id2label) if task.labelled and config.num_labels else "",
+        "stock_class": model.stock_class.__name__,
+        "is_deit": config.model_type in ("saddle_deit", "saddle_vit"),
         "growth_sentence": history.summary(),
         "events": [_event(index, event) for index, event in enumerate(history.events, 1)],
         "rows": [row for index, event in enumerate(history.events, 1) for row in _rows(index, event)],
@@ -86,11 +87,11 @@ def render_model_card(
 def _metadata(
     model: GrowablePreTrainedModel, record: TrainingRecord | None, name: str, tags: list[str]
 ) -> ModelCardData:
-    task = _TASKS[_auto_class(model)]
-    own = [*_TAGS, model.config.model_type.removeprefix("saddle_")]
+    task = card_task(model)
+    own = [*_TAGS, task.modality, _PAPER, model.config.model_type.removeprefix("saddle_")]
     fields: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": task,
+        "pipeline_tag": task.pipeline,
         "tags": [*own, *(plain(tag) for tag in tags if tag not in own)],
     }
     if record is None:
@@ -107,33 +108,43 @@ def _metadata(
         kind = "pre-training" if record.base_model is None else "fine-tuning"
         emissions = {"emissions": record.emissions_grams, "source": "codecarbon", "training_type": kind}
         fields["co2_eq_emissions"] = emissions
-    if record.dataset is not None and "accuracy" in record.results and task == "image-classification":
-        fields |= {"metrics": ["accuracy"], "model_name": plain(name)}
+    measured = [metric for metric in _METRICS if metric in record.results and task.metric == metric]
+    if record.dataset is not None and measured:
+        fields |= {"metrics": measured, "model_name": plain(name)}
         fields["eval_results"] = [
             EvalResult(
-                task_type=task,
-                task_name="Image Classification",
+                task_type=task.pipeline,
+                task_name=task.title,
                 dataset_type=plain(record.dataset),
                 dataset_name=plain(record.dataset),
                 dataset_split=plain(record.split),
-                metric_type="accuracy",
-                metric_name="Accuracy",
-                metric_value=float(record.results["accuracy"]),
+                metric_type=metric,
+                metric_name=_METRICS[metric],
+                metric_value=float(record.results[metric]),
             )
+            for metric in measured
         ]
     return ModelCardData(**fields)
 
 
-def _auto_class(model: GrowablePreTrainedModel) -> str:
-    return next(auto for ending, auto in _AUTO_CLASSES.items() if ending in type(model).__name__)
+def _shape(model: GrowablePreTrainedModel) -> str:
+    """`A ViT of 4 blocks, 64 wide, 4 heads`, as far as the config has such fields."""
+    config = model.config
+    family = config.model_type.removeprefix("saddle_")
+    kind = _KINDS.get(family, model.stock_class.config_class.__name__.removesuffix("Config"))
+    blocks = 1 + max(site.block for site in model.growable_linears())
+    fields = config.to_dict()
+    width, heads = (
+        fields.get(config.attribute_map.get(name, name)) for name in ("hidden_size", "num_attention_heads")
+    )
+    told = [f"A {kind} of {blocks} blocks"]
+    told += [f"{width} wide"] if isinstance(width, int) else []
+    told += [f"{heads} heads"] if isinstance(heads, int) else []
+    return ", ".join(told)
 
 
 def _summary(model: GrowablePreTrainedModel, history: GrowthHistory) -> str:
-    config, size = model.config, history.initial.parameters
-    shape = (
-        f"A {_KINDS[config.model_type]} of {config.num_hidden_layers} layers, {config.hidden_size} wide, "
-        f"{config.num_attention_heads} heads"
-    )
+    shape, size = _shape(model), history.initial.parameters
     if not history.events:
         return f"{shape}, with {quantity(size)} parameters. It is growable and has not grown."
     return (
@@ -146,7 +157,7 @@ def _sizes(model: GrowablePreTrainedModel, history: GrowthHistory) -> list[tuple
     first = history.initial
     rows = (
         ("parameters", first.parameters, count_parameters(model)),
-        ("multiply-accumulates per image", first.macs, count_macs(model)),
+        (f"multiply-accumulates per {sample_name(model)}", first.macs, count_macs(model)),
     )
     return [(name, number(start), number(end), f"{end / start:.3f}") for name, start, end in rows]
 
@@ -178,10 +189,11 @@ def _event(index: int, event: GrowthEvent) -> dict[str, str]:
 
 
 def _rows(index: int, event: GrowthEvent) -> list[dict[str, str]]:
+    event_blocks = blocks_of(event.shapes)
     return [
         {
             "event": str(index),
-            "layer": number(growth.layer),
+            "block": f"`{event_blocks[growth.layer]}`",
             "linear": f"`{growth.linear}{'.skip.linear' * growth.nested}`",
             "operator": f"`{growth.operator}`",
             "chosen": f"{number(growth.chosen)} of {number(growth.candidates)}",

@@ -13,9 +13,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from ..growth import GrowthEvent, GrowthHistory
-from ..models.sites import LINEARS
 from .pictures import SUFFIXES
-from .states import State, growths, parameters_at, states
+from .states import State, growths, linears_of, parameters_at, states
 from .style import (
     BLUE,
     BLUES,
@@ -71,21 +70,22 @@ def _heat(axes: Axes, values: np.ndarray, texts: list[list[str]], colours: Linea
 def draw_architecture(history: GrowthHistory) -> Figure:
     """The final shape: width of the MLP and skip units of every linear, layer by layer."""
     first, *_, last = [*states(history)] * 2
+    linears = linears_of([last])
     layers = range(len(last.widths))
     width = max(5.5, 1.6 + 0.62 * len(layers))
-    figure, (top, bottom) = new_figure(width, 3.6, nrows=2, height_ratios=[1.6, len(LINEARS)], sharex=True)
+    figure, (top, bottom) = new_figure(width, 3.6, nrows=2, height_ratios=[1.6, len(linears)], sharex=True)
     added = np.array([[last.widths[i] - first.widths[i] for i in layers]], dtype=float)
     texts = [[f"{last.widths[i]}\n(+{int(added[0, i])})" if added[0, i] else str(last.widths[i]) for i in layers]]
     _heat(top, added, texts, BLUES)
-    top.set_title("Width: hidden neurons of each MLP (in brackets: added)")
+    top.set_title("Width: hidden neurons of each block (in brackets: added)")
     top.set_yticks([0], ["mlp"])
-    units = np.array([[last.units(i, linear) for i in layers] for linear in LINEARS], dtype=float)
-    texts = [[" › ".join(map(str, last.branches[i].get(linear, []))) for i in layers] for linear in LINEARS]
+    units = np.array([[last.units(i, linear) for i in layers] for linear in linears], dtype=float)
+    texts = [[" › ".join(map(str, last.branches[i].get(linear, []))) for i in layers] for linear in linears]
     _heat(bottom, units, texts, ORANGES)
     bottom.set_title("Depth: skip units of each linear (a › b: b units feed the a units)")
-    bottom.set_yticks(range(len(LINEARS)), [linear.split(".")[1] for linear in LINEARS])
+    bottom.set_yticks(range(len(linears)), [linear.removesuffix(".convolution") for linear in linears])
     bottom.set_xticks(layers, [str(i) for i in layers])
-    bottom.set_xlabel("layer")
+    bottom.set_xlabel("block")
     return figure
 
 
@@ -106,7 +106,7 @@ def draw_timeline(history: GrowthHistory) -> Figure:
     top.margins(y=0.15)
     top.grid(axis="y")
     widths = np.array([[s.widths[i] - found[0].widths[i] for s in found] for i in range(layers)], dtype=float)
-    units = np.array([[sum(s.units(i, name) for name in LINEARS) for s in found] for i in range(layers)], dtype=float)
+    units = np.array([[sum(map(sum, s.branches[i].values())) for s in found] for i in range(layers)], dtype=float)
     for axes, values, title, colours in (
         (left, widths, "Added hidden neurons", BLUES),
         (right, units, "Added skip units", ORANGES),
@@ -116,7 +116,7 @@ def draw_timeline(history: GrowthHistory) -> Figure:
         axes.set_xticks(range(len(found)), ["start", *(str(i) for i in range(1, len(found)))])
         axes.set_yticks(range(layers), [str(i) for i in range(layers)])
         axes.set_xlabel("after event")
-    left.set_ylabel("layer")
+    left.set_ylabel("block")
     return figure
 
 
@@ -137,13 +137,14 @@ def draw_eigenvalues(history: GrowthHistory) -> Figure:
     columns = min(3, len(events))
     rows = math.ceil(len(events) / columns)
     layers = len(states(history)[0].widths)
+    linears = list(dict.fromkeys(growth.linear for _, event in events for growth in growths(event)))
     size = (max(5.5, 0.8 + columns * max(2.0, 0.24 * layers)), 0.9 + 2.1 * rows)
     figure, panels = new_figure(*size, nrows=rows, ncols=columns, squeeze=False, sharex=True, sharey=True)
     for panel in panels.flat[len(events) :]:
         panel.set_visible(False)
     for panel, (number, event) in zip(panels.flat, events, strict=False):
         for growth in growths(event):
-            place = growth.layer + (LINEARS.index(growth.linear) - 2.5) / (len(LINEARS) + 1)
+            place = growth.layer + (linears.index(growth.linear) + 0.5 - len(linears) / 2) / (len(linears) + 1)
             low, mean, high = growth.eigenvalues
             colour, marker = (BLUE, "o") if growth.widens else (ORANGE, "s")
             panel.plot([place, place], [low, high], color=colour, linewidth=2.5, alpha=0.45)
@@ -155,7 +156,7 @@ def draw_eigenvalues(history: GrowthHistory) -> Figure:
         panel.set_xticks(range(layers))
         panel.grid(axis="y")
     panels[0, 0].set_yscale("symlog", linthresh=linear_range(value for _, event in events for value in _values(event)))
-    figure.supxlabel("layer (marks: mean, bars: range)", color=MUTED, fontsize=9)
+    figure.supxlabel("block (marks: mean, bars: range)", color=MUTED, fontsize=9)
     figure.supylabel("eigenvalue", color=MUTED, fontsize=9)
     panels[0, 0].plot([], [], "o", color=BLUE, label="width")
     panels[0, 0].plot([], [], "s", color=ORANGE, label="depth")

@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 
 from ..curvature import CurvatureReport
+from ..models.sites import Place
 from .style import BLUE, GRID, INK, MUTED, ORANGE, STYLE, linear_range, new_figure, save_figure
 
 
@@ -44,6 +45,7 @@ def draw_report(path: Path, report: CurvatureReport) -> None:
 
 
 def _short(path: str) -> str:
-    """`deit.layers.3.mlp.fc1.skip.linear` as `3 fc1›`."""
-    parts = path.split("layers.")[-1].split(".")
-    return f"{parts[0]} {parts[2]}{'›' * parts.count('skip')}"
+    """`deit.layers.3.mlp.fc1.skip.linear` as `layers.3 fc1›`."""
+    place = Place.parse(path)
+    name = place.linear.removesuffix(".convolution").removesuffix(".dense").split(".")[-1]
+    return f"{place.block} {name}{'›' * place.depth}"

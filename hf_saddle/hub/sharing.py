@@ -16,6 +16,7 @@ from transformers.utils.hub import hf_api
 from ..growth import GrowthHistory
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.pushing import MODEL_FILES
+from .card_task import has_processor
 from .model_card import MARK, PICTURES, render_model_card
 from .pictures import DRAWINGS, SUFFIXES, can_draw, save_pictures
 from .record import RECORD_NAME, TrainingRecord, fingerprint
@@ -81,7 +82,7 @@ def write_model_card(
         name=(repo_id or folder.resolve().name).split("/")[-1],
         repo_id=repo_id,
         pictures=pictures,
-        has_processor=(folder / "preprocessor_config.json").is_file(),
+        has_processor=has_processor(folder, model),
         tags=[*known_tags, *(tags or [])],
     )
     partial = card_path.with_name(f".{CARD_NAME}.partial")

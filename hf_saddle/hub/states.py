@@ -10,6 +10,10 @@ from ..models.shapes import Shapes
 from ..models.sites import Place
 
 
+# In place of a name where no linear has a branch.
+NO_LINEAR = "none"
+
+
 @dataclass(frozen=True)
 class State:
     """The size and shape of the model from `step` on."""
@@ -17,8 +21,9 @@ class State:
     step: int
     parameters: int
     macs: int
-    widths: tuple[int, ...]  # hidden neurons of the MLP of each layer
-    branches: tuple[dict[str, list[int]], ...]  # of each layer: linear -> widths of its nested branches
+    widths: tuple[int, ...]  # hidden neurons of each block
+    branches: tuple[dict[str, list[int]], ...]  # of each block: linear -> widths of its nested branches
+    blocks: tuple[str, ...]  # paths in the base model
 
     def units(self, layer: int, linear: str) -> int:
         """Number of skip units of a linear, all depths together."""
@@ -29,7 +34,7 @@ class State:
 class Growth:
     """What an event did to one linear."""
 
-    layer: int
+    layer: int  # number of its block
     linear: str
     nested: int  # 0 for the linear itself, 1 for the branch that feeds it, and so on
     operator: str
@@ -68,23 +73,42 @@ def growths(event: GrowthEvent) -> list[Growth]:
         ValueError: If a record is not what a growth event writes.
     """
     try:
-        return [_growth(record) for record in event.layers]
+        return [_growth(record, blocks_of(event.shapes)) for record in event.layers]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"The growth history is damaged: a record of a linear cannot be read ({error!r}).") from error
 
 
 def _state(step: int, parameters: int, macs: int, shapes: Shapes) -> State:
-    layers = shapes.to_layers().values()
+    blocks = blocks_of(shapes)
+    widths = dict.fromkeys(blocks, 0)
+    branches: dict[str, dict[str, list[int]]] = {block: {} for block in blocks}
+    for root, width in shapes.widths.items():
+        widths[Place.parse(root).block] += width
+    for root, sizes in shapes.skip_sizes.items():
+        place = Place.parse(root)
+        branches[place.block][place.linear] = list(sizes)
     return State(
         step=step,
         parameters=parameters,
         macs=macs,
-        widths=tuple(layer["intermediate_size"] for layer in layers),
-        branches=tuple(dict(layer["skip_sizes"] or {}) for layer in layers),
+        widths=tuple(widths.values()),
+        branches=tuple(branches.values()),
+        blocks=blocks,
     )
 
 
-def _growth(record: dict[str, Any]) -> Growth:
+def blocks_of(shapes: Shapes) -> tuple[str, ...]:
+    """Paths in the base model of the blocks, all of which have hidden neurons, in order: `"layers.0"`, …"""
+    return tuple(dict.fromkeys(Place.parse(root).block for root in shapes.widths))
+
+
+def linears_of(found: list[State]) -> list[str]:
+    """Names in a block of the linears that have branches in the end; of one at least, for a picture of none."""
+    names = [linear for branches in found[-1].branches for linear in branches]
+    return list(dict.fromkeys(names)) or [NO_LINEAR]
+
+
+def _growth(record: dict[str, Any], blocks: tuple[str, ...]) -> Growth:
     place = Place.parse(record["linear"])
     if record["operator"] not in OPERATORS:
         raise ValueError(f"{record['linear']!r} cannot grow by {record['operator']!r}")
@@ -92,7 +116,7 @@ def _growth(record: dict[str, Any]) -> Growth:
     if not all(math.isfinite(number) for number in numbers):
         raise ValueError(f"{numbers} are not finite")
     return Growth(
-        layer=place.layer,
+        layer=blocks.index(place.block),
         linear=place.linear,
         nested=place.depth,
         operator=record["operator"],

@@ -136,7 +136,7 @@ def decide(
         step_size=config.step_size,
         whiten=config.directions == "whitened",
         significance=config.significance,
-        unit_activation=ACT2FN[model.config.hidden_act],
+        unit_activation=ACT2FN[str(model.config.skip_activation)],
         seed=event_seed(config, event),
         distributed=replicas.size > 1,
         group=replicas.group,

@@ -12,6 +12,8 @@ from ..growth import GrowthConfig
 from ..growth.attachments import check_attachments
 from ..growth.operators import DEPTH_OPERATORS
 from ..growth.optimizer_state import held_parameters, inner_optimizer
+from ..models.configuration_saddle import SaddleConfig
+from ..models.families import family_of
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .wrappers import find_ddp, follows, is_sharded, unwrap
 
@@ -32,7 +34,7 @@ def check_growable(model: nn.Module) -> GrowablePreTrainedModel:
     if not isinstance(inner, GrowablePreTrainedModel):
         raise ValueError(
             f"Only Saddle models grow, got a {type(inner).__name__}. Convert a stock model with "
-            "`SaddleViTForImageClassification.from_stock(model)`; merge adapters of PEFT into their model first "
+            "`hf_saddle.growable(model)`; merge adapters of PEFT into their model first "
             "(`model.merge_and_unload()`); DeepSpeed and FSDP1 wrappers are not supported, use DDP."
         )
     if inner._hf_peft_config_loaded:
@@ -52,16 +54,18 @@ def growable_paths(model: GrowablePreTrainedModel, config: GrowthConfig) -> list
         ValueError: If there are none, the config names layers that the model lacks, or it asks for what the model's
             activation cannot do.
     """
-    check_activation(model.config.hidden_act, config)
-    count = model.config.num_hidden_layers
+    check_activation(model.config, config)
+    count = 1 + max(site.block for site in model.growable_linears())
     beyond = [layer for layer in config.layers or () if layer >= count]
     if beyond:
-        raise ValueError(f"`layers` of the GrowthConfig names {beyond}, but the model has {count}, counted from 0.")
+        raise ValueError(
+            f"`layers` of the GrowthConfig names {beyond}, but the model has {count} blocks, counted from 0."
+        )
     paths = [
         site.path
         for site in model.growable_linears()
         if (config.linears is None or site.linear in config.linears)
-        and (config.layers is None or site.layer in config.layers)
+        and (config.layers is None or site.block in config.layers)
         and site.module.weight.requires_grad
     ]
     if not paths:
@@ -69,21 +73,26 @@ def growable_paths(model: GrowablePreTrainedModel, config: GrowthConfig) -> list
     return paths
 
 
-def check_activation(name: str, config: GrowthConfig) -> None:
+def check_activation(model: SaddleConfig, config: GrowthConfig) -> None:
     """
-    Verify that an activation may be that of branch units, and has the curvature that neurons are ranked by.
+    Verify that the activations of a model may be those of branch units and of neurons that are split, and have the
+    curvature that they are ranked by.
 
     Args:
-        name (`str`): A name in transformers' `ACT2FN`.
+        model ([`SaddleConfig`]): The model's config.
         config ([`GrowthConfig`]): How the model is to grow.
 
     Raises:
         ValueError: If not; the message tells why and what to do.
     """
-    activation = ACT2FN[name]
     as_measured = config.operator == "auto"
     deepens = config.operator in DEPTH_OPERATORS or (as_measured and not {*config.ranking} <= {"width", "gradmax"})
-    remedy = "Use an operator of width, or another `hidden_act`."
+    field, name = "skip_activation", str(model.skip_activation)
+    if not deepens:
+        field = family_of(model.model_type).activation
+        name = getattr(model, field)
+    activation = ACT2FN[name]
+    remedy = f"Use an operator of width, or another `{field}`."
     try:
         if deepens and any(True for _ in activation.parameters()):
             raise ValueError("branch units with an activation that has parameters of its own are not supported")
@@ -91,13 +100,13 @@ def check_activation(name: str, config: GrowthConfig) -> None:
         if pairs and float(activation(torch.zeros(()))) != 0:
             raise ValueError("residual pairs keep the function only for activations that are 0 at 0")
         if "depth" in config.ranking:
-            remedy = "Use `criterion='width'`, or another `hidden_act`."
+            remedy = f"Use `criterion='width'`, or another `{field}`."
             curvature_at_zero(activation)
         elif config.ranking == ("width",):
-            remedy = "Use `criterion='depth'` where depth units may have this activation, or another `hidden_act`."
+            remedy = f"Use `criterion='depth'` where depth units may have this activation, or another `{field}`."
             activation_of(activation)
     except ValueError as error:
-        raise ValueError(f"The model cannot grow with `hidden_act={name!r}`: {error}. {remedy}") from error
+        raise ValueError(f"The model cannot grow with `{field}={name!r}`: {error}. {remedy}") from error
 
 
 def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:

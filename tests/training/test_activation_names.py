@@ -5,6 +5,7 @@ from training_cases import growth, tiny, trainer_for
 from transformers.activations import ACT2FN
 
 from hf_saddle.growth import GrowthHistory
+from hf_saddle.models.configuration_saddle import UNSUITED
 
 
 GROWS = {
@@ -12,11 +13,13 @@ GROWS = {
         "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh",
         "gelu_pytorch_tanh", "hardswish", "mish", "quick_gelu", "relu", "silu", "swish",
     },
-    "random": set(ACT2FN) - {"prelu", "xielu"},
+    "random": set(ACT2FN),
 }  # fmt: skip
+# Units start as GELUs where the activation of the model is piecewise linear or has parameters.
+GROWS["depth"] |= set(UNSUITED)
 GROWS["auto"] = GROWS["depth"]
 # Neurons with a kink cannot be split; those of a Tanh can, but there is no curvature where its units would begin.
-GROWS["width"] = GROWS["depth"] - {"hardswish"} | {"laplace", "relu2", "sigmoid", "sqrtsoftplus", "tanh"}
+GROWS["width"] = GROWS["depth"] - {"hardswish", *UNSUITED} | {"relu"} | {"laplace", "relu2", "sigmoid", "sqrtsoftplus", "tanh"}
 CASES = [("auto", name) for name in ACT2FN]
 CASES += [("width", name) for name in sorted(set(ACT2FN) - GROWS["auto"] | {"gelu_new", "hardswish"})]
 CASES += [("depth", "hardswish"), ("depth", "tanh"), ("random", "leaky_relu"), ("random", "prelu")]
@@ -36,7 +39,8 @@ def test_an_event_with_any_activation(tmp_path, criterion, name):
         assert len(history) == 1 and history.events[0].neurons > 0
         assert ("split" if criterion == "width" else "zero_gain") in history.events[0].operators
     else:
-        with pytest.raises(ValueError, match=f"cannot grow with `hidden_act='{name}'`: .*another `hidden_act`"):
+        field = "hidden_act" if criterion == "width" else "skip_activation"
+        with pytest.raises(ValueError, match=f"cannot grow with `{field}='{name}'`: .*another `{field}`"):
             trainer.train()
         assert trainer.state.global_step == 0 and not trainer.state.log_history
 

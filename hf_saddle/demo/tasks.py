@@ -1,0 +1,206 @@
+"""What a task needs besides a model: data, preprocessing, batches, and metrics."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import DatasetDict
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    ViTImageProcessorPil,
+    default_data_collator,
+)
+
+import hf_saddle.models as models
+
+from ..models.configuration_saddle import sides
+from ..models.families import family_of
+from ..models.modeling_saddle import auto_classes
+from .architectures import DECODERS, TEXT, VISION, Fields
+from .arguments import ModelAndDataArguments
+from .data import load_images, preprocess
+from .metrics import compute_accuracy, compute_perplexity
+from .text import load_text, pack, tokenize, train_tokenizer
+
+
+@dataclass(frozen=True)
+class Task:
+    """
+    A kind of training.
+
+    Attributes:
+        auto_class: The Auto class of its models, stock and growable.
+        architectures (`dict`): Families to start from scratch, the first by default, and the fields of a small config.
+        dataset (`str`): The data set that needs no download.
+        metric (`str`): What the report tells of the test split.
+        load (`Callable`): Arguments and seed to three splits.
+        processor (`Callable`): Arguments and splits to a tokenizer or image processor: the checkpoint's, or a new one.
+        prepare (`Callable`): Splits, processor and arguments to columns that the model takes.
+        collator (`Callable`): The processor to what makes batches.
+        compute_metrics (`Callable`): As in `Trainer`, with losses included.
+        shrink_logits (`Callable`, *optional*): What metrics keep of the logits of a batch.
+    """
+
+    auto_class: Any
+    architectures: dict[str, Fields]
+    dataset: str
+    metric: str
+    load: Callable[[ModelAndDataArguments, int], DatasetDict]
+    processor: Callable[[ModelAndDataArguments, DatasetDict], Any]
+    prepare: Callable[[DatasetDict, Any, ModelAndDataArguments], DatasetDict]
+    collator: Callable[[Any], Any]
+    compute_metrics: Callable[[Any], dict[str, float]]
+    shrink_logits: Callable[[Any, Any], Any] | None = None
+
+    def fields(self, arguments: ModelAndDataArguments, processor: Any) -> tuple[str, dict[str, Any]]:
+        """
+        Model type and fields of a small config from scratch.
+
+        Raises:
+            ValueError: If the family has no models for the task.
+        """
+        name = arguments.architecture or next(iter(self.architectures))
+        if name not in self.architectures:
+            known = ", ".join(self.architectures)
+            raise ValueError(f"`architecture` must be one of {known} for {arguments.task}, got {name!r}.")
+        return name, self.architectures[name](arguments, processor)
+
+    def model_class(self, model_type: str) -> Any:
+        """
+        The growable class for a model type, stock or growable.
+
+        Raises:
+            ValueError: If the family is not known, or has no models for the task.
+        """
+        stock_type = model_type.removeprefix("saddle_")
+        family_of(stock_type)
+        names = dict(auto_classes(stock_type)).get(self.auto_class.__name__)
+        if names is None:
+            raise ValueError(f"Models of type {model_type!r} have no class for {self.auto_class.__name__}.")
+        return getattr(models, f"Saddle{names[0]}")
+
+
+def _dataset(arguments: ModelAndDataArguments) -> str:
+    return arguments.dataset or TASKS[arguments.task].dataset
+
+
+def _columns(arguments: ModelAndDataArguments, *names: str) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in ("dataset_config", *names)}
+
+
+def _load_images(arguments: ModelAndDataArguments, seed: int) -> DatasetDict:
+    columns = _columns(arguments, "image_column", "label_column")
+    return load_images(_dataset(arguments), seed, arguments.max_samples, **columns)
+
+
+def _load_labelled(arguments: ModelAndDataArguments, seed: int) -> DatasetDict:
+    columns = _columns(arguments, "text_column", "label_column")
+    return load_text(_dataset(arguments), seed, arguments.max_samples, labelled=True, **columns)
+
+
+def _load_plain(arguments: ModelAndDataArguments, seed: int) -> DatasetDict:
+    columns = _columns(arguments, "text_column")
+    return load_text(_dataset(arguments), seed, arguments.max_samples, **columns)
+
+
+def image_processor(source: str | None, size: tuple[int, int], **where: Any) -> Any:
+    """The image processor of a checkpoint; where it has none, or there is none, one that scales to `size`."""
+    if source is not None:
+        try:
+            return AutoImageProcessor.from_pretrained(source, **where)
+        except (OSError, ValueError):
+            pass  # the checkpoint was saved without
+    return ViTImageProcessorPil(size=dict(zip(("height", "width"), size, strict=True)))
+
+
+def text_tokenizer(source: str, **where: Any) -> Any:
+    """
+    The tokenizer of a checkpoint, which pads with its end of text where it has no padding token.
+
+    Raises:
+        ValueError: If the checkpoint has none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **where)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{source} has no tokenizer that can be loaded: {error}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _image_processor(arguments: ModelAndDataArguments, splits: DatasetDict) -> Any:
+    source, size = arguments.model_name_or_path, arguments.image_size
+    if source is not None:
+        size = AutoConfig.from_pretrained(source).to_dict().get("image_size", size)
+    return image_processor(source, sides(size))
+
+
+def _tokenizer(arguments: ModelAndDataArguments, splits: DatasetDict) -> Any:
+    if arguments.model_name_or_path is not None:
+        return text_tokenizer(arguments.model_name_or_path)
+    enclose = arguments.task == "text-classification"
+    return train_tokenizer(splits["train"]["text"], arguments.vocab_size, enclose=enclose)
+
+
+def _to_pixels(splits: DatasetDict, processor: Any, arguments: ModelAndDataArguments) -> DatasetDict:
+    return preprocess(splits, processor)
+
+
+def _to_tokens(splits: DatasetDict, tokenizer: Any, arguments: ModelAndDataArguments) -> DatasetDict:
+    return tokenize(splits, tokenizer, arguments.block_size)
+
+
+def _to_blocks(splits: DatasetDict, tokenizer: Any, arguments: ModelAndDataArguments) -> DatasetDict:
+    return pack(splits, tokenizer, arguments.block_size)
+
+
+def _most_likely(logits: Any, labels: torch.Tensor) -> torch.Tensor:
+    """Tokens in place of logits, which take as much memory for each token as the vocabulary is large."""
+    found: torch.Tensor = (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
+    return found
+
+
+TASKS: dict[str, Task] = {
+    "image-classification": Task(
+        auto_class=AutoModelForImageClassification,
+        architectures=VISION,
+        dataset="digits",
+        metric="accuracy",
+        load=_load_images,
+        processor=_image_processor,
+        prepare=_to_pixels,
+        collator=lambda processor: default_data_collator,
+        compute_metrics=compute_accuracy,
+    ),
+    "text-classification": Task(
+        auto_class=AutoModelForSequenceClassification,
+        architectures=TEXT,
+        dataset="python-docs",
+        metric="accuracy",
+        load=_load_labelled,
+        processor=_tokenizer,
+        prepare=_to_tokens,
+        collator=DataCollatorWithPadding,
+        compute_metrics=compute_accuracy,
+    ),
+    "causal-lm": Task(
+        auto_class=AutoModelForCausalLM,
+        architectures=DECODERS,
+        dataset="python-docs",
+        metric="perplexity",
+        load=_load_plain,
+        processor=_tokenizer,
+        prepare=_to_blocks,
+        collator=lambda tokenizer: default_data_collator,
+        compute_metrics=compute_perplexity,
+        shrink_logits=_most_likely,
+    ),
+}
