@@ -33,6 +33,26 @@ def test_a_read_elsewhere_is_refused(read, path, reads):
     reads.clear()
 
 
+@pytest.mark.parametrize("read", [READS["open"], READS["os.open"]], ids=["open", "os.open"])
+def test_a_link_leads_no_further(read, tmp_path, reads):
+    (tmp_path / "link").symlink_to("/srv")
+    with pytest.raises(PermissionError, match="Tests may not open"):
+        read(tmp_path / "link" / "data")
+    assert reads == [str(tmp_path / "link" / "data")]
+    reads.clear()
+
+
+def test_a_process_of_a_test_is_guarded(tmp_path):
+    done = subprocess.run([sys.executable, "-c", "open('/srv/data')"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "PermissionError: Tests may not open /srv/data" in done.stderr
+
+
+@pytest.mark.parametrize("environment", [{}, {"PYTHONPATH": str(ROOT)}], ids=["empty", "other"])
+def test_a_process_without_the_guard_is_refused(environment):
+    with pytest.raises(PermissionError, match="guarded processes only"):
+        subprocess.run([sys.executable, "-c", ""], env=environment)
+
+
 def test_what_a_test_may_read(tmp_path, reads):
     (tmp_path / "own").write_text("mine")
     for path in (tmp_path / "own", ROOT / "pyproject.toml", Path(os.__file__), Path(pytest.__file__)):
@@ -59,8 +79,6 @@ def test_the_test_that_reads_elsewhere_fails(body, tmp_path):
         f"def test_bad():\n    {body}\n\ndef test_good():\n    assert Path(__file__).read_text()\n"
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "conftest", "-p", "no:cacheprovider", "-rfE", "test_it.py"]
-    run = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT / "tests")}, capture_output=True, text=True
-    )
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 1, run.stdout + run.stderr
     assert "/srv/data" in run.stdout and "::test_bad" in run.stdout and "::test_good" not in run.stdout

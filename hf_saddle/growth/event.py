@@ -11,6 +11,7 @@ from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.shapes import Shapes
 from .costs import count_parameters
 from .macs import count_macs
+from .operators import OPERATORS
 from .schema import (
     MAX_MACS,
     check_count,
@@ -101,6 +102,11 @@ class GrowthEvent:
         Shapes.of_json(self.shapes.to_json(), "shapes")
         check_versions(self.versions, "versions")
         check_records(self.layers, self.operators, self.shapes)
+        kinds = {OPERATORS[layer["operator"]].kind for layer in self.layers} - {None, self.skip_unit}
+        if kinds:
+            raise ValueError(
+                f"`skip_unit` of a growth event is {self.skip_unit!r}, but its operators add {kinds.pop()!r}."
+            )
         added = self.parameters_after - self.parameters_before
         if not self.layers and added != 0 and not self.is_merge:
             raise ValueError("A growth event without layers changes the number of parameters; the history is damaged.")

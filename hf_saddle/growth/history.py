@@ -61,6 +61,12 @@ class GrowthHistory:
         event.check()
         where = f"event {len(self.events)}"
         check_shapes_follow(self.shapes, event.layers, event.shapes, where)
+        kind = "residual" if event.is_merge else self.skip_unit
+        if self.shapes.skip_sizes and event.skip_unit != kind:
+            raise ValueError(
+                f"The growth history is damaged: `skip_unit` of {where} is {event.skip_unit!r}, but the branches "
+                f"before it lead to {kind!r}."
+            )
         # Parameters may have changed in between: a head is exchanged without an event. MACs are counted on.
         if event.macs_before != self.macs and not event.is_merge:
             raise ValueError(

@@ -85,13 +85,20 @@ def plan_growth(
 
 def event_budget(model: GrowablePreTrainedModel, config: GrowthConfig, event: int, lr_ratio: float = 1.0) -> float:
     """What an event may add to a model, in `config.budget_unit`; infinite without a limit."""
+    return config.event_budget_for(event, remaining=remaining_budget(model, config), lr_ratio=lr_ratio)
+
+
+def remaining_budget(model: GrowablePreTrainedModel, config: GrowthConfig) -> float:
+    """
+    What is left of the final size of a model, in `config.budget_unit`; infinite without a limit, negative if it is
+    larger already.
+    """
     by_macs = config.budget_unit == "macs"
     size = initial = count_macs(model) if by_macs else count_parameters(model)
     if model.growth_history is not None:
         start = GrowthHistory.from_model(model).initial
         initial = start.macs if by_macs else start.parameters
-    remaining = config.final_budget(initial) - size
-    return config.event_budget_for(event, remaining=remaining, lr_ratio=lr_ratio)
+    return config.final_budget(initial) - size
 
 
 def _layer(candidate: _Candidate) -> tuple[str, str]:

@@ -86,6 +86,7 @@ def _check_record(record: Any, where: str, shapes: Shapes) -> None:
         known = False
     if not known:
         raise ValueError(f"`{where}.linear` of a growth history names no growable linear: {record['linear']!r}.")
+    check_text(record["operator"], f"{where}.operator")
     if record["operator"] not in OPERATORS:
         raise ValueError(f"`{where}.operator` of a growth history must be one of {', '.join(OPERATORS)}.")
     neurons = record["neurons"]
@@ -99,9 +100,19 @@ def _check_record(record: Any, where: str, shapes: Shapes) -> None:
         raise ValueError(
             f"`{where}.chosen` of a growth history is {record['chosen']}, but `neurons` has {len(set(neurons))}."
         )
-    check_fields(record["eigenvalue"], {"min", "mean", "max"}, f"{where}.eigenvalue")
-    for name, value in record["eigenvalue"].items():
+    if record["candidates"] < len(neurons):
+        raise ValueError(
+            f"`{where}.candidates` of a growth history is {record['candidates']}, but {len(neurons)} were chosen."
+        )
+    eigenvalue = record["eigenvalue"]
+    check_fields(eigenvalue, {"min", "mean", "max"}, f"{where}.eigenvalue")
+    for name, value in eigenvalue.items():
         check_number(value, f"{where}.eigenvalue.{name}")
+    slack = 1e-6 * max(abs(eigenvalue["min"]), abs(eigenvalue["max"]))  # the mean of equal numbers is rounded
+    if not eigenvalue["min"] - slack <= eigenvalue["mean"] <= eigenvalue["max"] + slack:
+        raise ValueError(
+            f"`{where}.eigenvalue` of a growth history must rise from `min` over `mean` to `max`, got {eigenvalue}."
+        )
     check_number(record["predicted_gain"], f"{where}.predicted_gain")
 
 
@@ -121,6 +132,13 @@ def check_shapes_follow(before: Shapes, records: list[dict[str, Any]], after: Sh
         place, operator = Place.parse(record["linear"]), OPERATORS[record["operator"]]
         if not operator.deepens and not place.nested and place.root not in before.widths:
             raise ValueError(f"The growth history is damaged: {record['linear']} cannot be widened, as {where} says.")
+        sizes = before.sizes(place.root)
+        size = sizes[place.depth] if place.depth < len(sizes) else 0
+        if (size or place.nested) and max(record["neurons"]) >= size:
+            raise ValueError(
+                f"The growth history is damaged: {where} names neuron {max(record['neurons'])} of {record['linear']}, "
+                f"which had {size}."
+            )
         key = (place.root, place.depth + operator.deepens)
         gained[key] = gained.get(key, 0) + operator.units * record["chosen"]
         if not operator.deepens:

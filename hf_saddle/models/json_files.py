@@ -14,17 +14,20 @@ MAX_INTEGER = 2**63
 
 def parse_json(text: str | bytes, name: str) -> dict[str, Any]:
     """
-    The JSON object in a text, without numbers that JSON cannot write.
+    The JSON object in a text, without numbers that JSON cannot write and without names that are there twice.
 
     Args:
         text (`str` or `bytes`): The document.
         name (`str`): How messages call it, as "The growth history runs/a/growth_history.json".
 
     Raises:
-        ValueError: If it is not valid JSON, not an object, nested too deeply, or has a number out of range.
+        ValueError: If it is not valid JSON, not an object, nested too deeply, has a number out of range, or a name
+            twice in one object.
     """
     try:
-        value = json.loads(text, parse_int=_integer, parse_float=_finite, parse_constant=_finite)
+        value = json.loads(
+            text, parse_int=_integer, parse_float=_finite, parse_constant=_finite, object_pairs_hook=_object
+        )
     except RecursionError:
         raise ValueError(f"{name} is nested more than {MAX_DEPTH} levels deep.") from None
     except ValueError as error:
@@ -46,6 +49,14 @@ def read_json(file: str | os.PathLike[str], what: str = "") -> dict[str, Any]:
 
 def _children(value: Any) -> list[Any]:
     return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return values
 
 
 def _integer(text: str) -> int:

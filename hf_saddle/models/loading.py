@@ -63,9 +63,9 @@ def check_loaded(model: Any, info: Mapping[str, Any], path: str, *, ignore_sizes
             raise ValueError(
                 f"The checkpoint {path} {complaint}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}."
             )
-    for path, module in model.named_modules():
+    for name, module in model.named_modules():
         if isinstance(module, SkipBranch):
-            module.check_targets_(f"{path}.target")
+            module.check_targets_(f"{name}.target")
     if model.hf_quantizer is not None:
         check_quantised(model)
     else:

@@ -22,7 +22,7 @@ from .distributed import Replicas
 from .event import growth_event_
 from .followers import adopt_history_, check_followers
 from .loss import training_loss
-from .model_checks import check_growable, check_optimizer, check_parameters, growable_paths
+from .model_checks import check_budget, check_growable, check_optimizer, check_parameters, growable_paths
 from .rebind import rebind_
 from .reports import describe, growth_metrics, lr_ratio
 from .resuming import check_given, left_out, note_changes, progress, saved_history
@@ -286,6 +286,8 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         )
         check_optimizer(model, optimizer)
         check_parameters(inner, paths, optimizer)
+        if state.global_step == 0:  # a resumed one may have spent its budget
+            check_budget(inner, paths, self.config)
 
 
 def _ticking(bar: tqdm, loss: Loss, model: nn.Module, batch: Any) -> Any:

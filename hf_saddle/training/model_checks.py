@@ -10,11 +10,16 @@ from transformers.activations import ACT2FN
 from ..curvature import activation_of, curvature_at_zero
 from ..growth import GrowthConfig
 from ..growth.attachments import check_attachments
-from ..growth.operators import DEPTH_OPERATORS
+from ..growth.config import QUOTAS
+from ..growth.costs import CostBook
+from ..growth.drafting import branch_kind
+from ..growth.operators import DEPTH_OPERATORS, OPERATORS, Operator, default_operator
 from ..growth.optimizer_state import held_parameters, inner_optimizer
+from ..growth.planner import remaining_budget
 from ..models.configuration_saddle import SaddleConfig
 from ..models.families import family_of
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from ..models.sites import Site
 from .wrappers import find_ddp, follows, is_sharded, unwrap
 
 
@@ -107,6 +112,62 @@ def check_activation(model: SaddleConfig, config: GrowthConfig) -> None:
             activation_of(activation)
     except ValueError as error:
         raise ValueError(f"The model cannot grow with `{field}={name!r}`: {error}. {remedy}") from error
+
+
+def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config: GrowthConfig) -> None:
+    """
+    Verify that a training which begins can add a neuron at all: its events would be empty without a word.
+
+    Args:
+        model ([`GrowablePreTrainedModel`]): The model.
+        paths (`Collection[str]`): The linears that may grow.
+        config ([`GrowthConfig`]): How, and how much.
+
+    Raises:
+        ValueError: If no operator fits these linears, or the budget is below what the cheapest neuron adds.
+    """
+    book, by_macs, prices = CostBook(model), config.budget_unit == "macs", []
+    for site in model.growable_linears():
+        for operator in _operators(model, site, config) if site.path in paths else ():
+            costs = [book.cost(site.path, operator, neuron) for neuron in range(site.module.neurons)]
+            prices += [cost.macs if by_macs else cost.parameters for cost in costs]
+    if not prices:
+        raise ValueError(
+            "No linear may grow in the way that the GrowthConfig asks for: only hidden neurons (`mlp.fc1`) and units "
+            "with gains widen, and branches are nested at most `max_depth` deep. Change `criterion`, `operator`, "
+            "`linears` or `max_depth`."
+        )
+    # Quotas are shares of an event; the last event may take all that is left.
+    share = len(QUOTAS) if config.quotas else 1
+    left, price, unit = remaining_budget(model, config), min(prices) * share, "MACs" if by_macs else "parameters"
+    if left < price:
+        limit = next(
+            name for name in ("max_growth", "max_macs", "max_parameters") if getattr(config, name) is not None
+        )
+        raise ValueError(
+            f"Nothing would grow: `{limit}={getattr(config, limit)}` leaves {left:,.0f} {unit}, and an event needs "
+            f"{price:,} for a neuron. It is the final size, counted from that before the model's first event. Raise "
+            "it, or train without a GrowthCallback."
+        )
+    if config.event_budget is not None and config.event_budget < price:
+        raise ValueError(
+            f"Nothing would grow: `event_budget={config.event_budget}` is below the {price:,} {unit} that an event "
+            "needs for a neuron. Raise it, or leave it out."
+        )
+
+
+def _operators(model: GrowablePreTrainedModel, site: Site, config: GrowthConfig) -> list[Operator]:
+    """How the neurons of a linear may grow."""
+    kind = branch_kind(model)
+    names = (
+        {default_operator(name, kind) for name in config.ranking} if config.operator == "auto" else {config.operator}
+    )
+    operators = [OPERATORS[name] for name in names if name is not None]
+    return [
+        operator
+        for operator in operators
+        if (site.depth < config.max_depth if operator.deepens else operator.can_widen(site, kind))
+    ]
 
 
 def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:

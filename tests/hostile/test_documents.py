@@ -56,6 +56,8 @@ def test_a_plan_lacks_a_field():
         ('{"a": 1e999}', "not finite"),
         ('{"a": -Infinity}', "not finite"),
         ('{"a": NaN}', "not finite"),
+        ('{"a": 1, "b": 2, "a": 1}', "the name 'a' is there twice"),
+        ('{"a": [{"b": 1, "b": 2}]}', "the name 'b' is there twice"),
         (b"\xff", "not valid JSON"),
         ("null", "must be a JSON object, got NoneType"),
     ],

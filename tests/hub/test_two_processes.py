@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hub_client as actions
 import pytest
+from read_guard import with_guard
 
 
 pytestmark = [pytest.mark.hub, pytest.mark.distributed, pytest.mark.slow]
@@ -17,7 +18,7 @@ WORKER = Path(__file__).with_name("push_worker.py")
 
 def test_two_processes_push_once(hub, client, folder, tmp_path, pixels):
     settings = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_write", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-    paths = os.pathsep.join([str(WORKER.parents[2]), str(WORKER.parent)])
+    paths = with_guard(WORKER.parents[2], WORKER.parent)
     environment = os.environ | settings | {"HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launch, str(WORKER), str(folder), "tester/two"]

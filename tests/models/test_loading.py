@@ -232,7 +232,7 @@ BAD_FOLDERS = {
         with_tensor(FC1 + "bias", torch.zeros(45).to(torch.float8_e4m3fn)),
         FC1 + "bias.*F8_E4M3 in .*safetensors",
     ),
-    "nan": (with_tensor(FC1 + "bias", torch.full((45,), torch.nan)), FC1 + "bias.*not finite"),
+    "nan": (with_tensor(FC1 + "bias", torch.full((45,), torch.nan)), FC1 + "bias` in .*folder.*not finite"),
     "infinite": (with_tensor("deit.layernorm.bias", torch.arange(32) / 0), "deit.layernorm.bias.*not finite"),
     "config-dtype": (with_config(dtype="int64"), "`dtype` must be one of float16"),
     "config-method": (with_config(to_dict=1), "`to_dict` of a config is a method"),

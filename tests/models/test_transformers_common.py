@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 import transformers
+from read_guard import with_guard
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -39,7 +40,8 @@ CASES = [
 
 
 def pip(*arguments: str) -> None:
-    command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--no-deps", "--disable-pip-version-check"]
+    # Isolated, so also of the guard: pip reads its settings and caches where the machine has them.
+    command = [sys.executable, "-I", "-m", "pip", *arguments, "--quiet", "--no-deps", "--disable-pip-version-check"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if result.returncode:
         pytest.skip(f"cannot fetch transformers' tests: {(result.stderr.strip().splitlines() or ['no reason'])[-1]}")
@@ -94,7 +96,7 @@ def test_common(case, upstream, tmp_path, record_property):
             "ignore",
         ],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        env=os.environ | {"PYTHONPATH": with_guard(*paths)},
         capture_output=True,
         text=True,
         timeout=800,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
+from read_guard import with_guard
 from safetensors.torch import load_file
 
 from hf_saddle.growth import GrowthHistory
@@ -31,7 +32,7 @@ def test_the_loop_with_accelerate(tmp_path, processes):
         "--output_dir",
         str(tmp_path),
     ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": with_guard(ROOT), "OMP_NUM_THREADS": "1"}
 
     def launch(*options):
         command = [sys.executable, *launcher, *script, *options]

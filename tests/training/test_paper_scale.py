@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
 from PIL import Image
+from read_guard import with_guard
 from torch.utils.data import BatchSampler
 from training_cases import assert_same_weights
 
@@ -146,7 +147,7 @@ def test_images_are_mixed_for_training_only_and_embeddings_do_not_decay(tmp_path
 def test_two_processes(tmp_path):
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2"]
     rendezvous = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": with_guard(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, *rendezvous, str(SCRIPTS / "train.py"), *words(tmp_path, "default")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]

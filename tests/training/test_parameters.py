@@ -4,14 +4,19 @@ import pytest
 import torch
 from torch.nn.utils import prune
 from training_cases import assert_same_weights, growth, no_growth, tiny, train, trainer_for
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
-from hf_saddle.growth import grow_
+from hf_saddle.growth import count_macs, count_parameters, grow_
 from hf_saddle.growth.plan import GrowthPlan, LayerGrowth
 from hf_saddle.training import GrowthTrainer
 
 
 FC1 = "vit.layers.0.mlp.fc1"
+
+
+class MustNotStep(TrainerCallback):
+    def on_step_begin(self, *args, **kwargs):
+        pytest.fail("a step was begun")
 
 
 def with_branches(**fields):
@@ -51,6 +56,50 @@ def test_what_hangs_on_a_parameter_is_refused_before_the_first_step(tmp_path, ca
     with pytest.raises(ValueError, match=message):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+SIZE, MACS = count_parameters(tiny()), count_macs(tiny())
+# A neuron of fc1 adds 65 parameters when it is split and 34 with a unit, one of another linear 34 or 26.
+SPENT = {
+    "parameters": ({"max_parameters": SIZE}, f"`max_parameters={SIZE}` leaves 0 parameters"),
+    "fewer parameters": ({"max_parameters": SIZE - 100}, "leaves -100 parameters"),
+    "no neuron": ({"max_parameters": SIZE + 25}, "leaves 25 parameters, and an event needs 26"),
+    "no wider neuron": ({"max_parameters": SIZE + 64, "criterion": "width"}, "leaves 64 parameters, .* needs 65"),
+    "MACs": ({"max_macs": MACS}, f"`max_macs={MACS}` leaves 0 MACs"),
+    "event": ({"event_budget": 25}, "`event_budget=25` is below the 26 parameters"),
+    "wide attention": ({"criterion": "width", "linears": ["attention.q_proj"]}, "No linear may grow in the way"),
+    "no depth": ({"criterion": "depth", "max_depth": 0}, "No linear may grow in the way|`max_depth`"),
+}
+
+
+@pytest.mark.parametrize("trainer_class", [Trainer, GrowthTrainer])
+@pytest.mark.parametrize("case", SPENT)
+def test_a_budget_for_no_neuron_is_refused_before_the_first_step(tmp_path, case, trainer_class):
+    fields, message = SPENT[case]
+    limit = {} if {"max_parameters", "max_macs"}.isdisjoint(fields) else {"max_growth": None}
+    with pytest.raises(ValueError, match=message):
+        trainer = trainer_for(tmp_path, growth(**limit | fields), trainer_class=trainer_class)
+        trainer.add_callback(MustNotStep())
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("fields", "added"),
+    [
+        ({"max_parameters": SIZE + 26, "linears": ["mlp.fc2"]}, 26),
+        ({"max_parameters": SIZE + 65, "criterion": "width"}, 65),
+    ],
+)
+def test_a_budget_for_one_neuron_is_spent(tmp_path, fields, added):
+    trainer = train(tmp_path, growth(max_growth=None, significance=0.0, **fields))
+    assert count_parameters(trainer.model) == SIZE + added
+
+
+def test_a_training_that_has_spent_its_budget_is_resumed(tmp_path):
+    config = growth(max_growth=None, max_parameters=SIZE + 65, criterion="width", significance=0.0)
+    train(tmp_path, config, save_strategy="steps", save_steps=8)
+    resumed = train(tmp_path, config, resume=str(tmp_path / "checkpoint-8"))
+    assert resumed.state.global_step == 12 and count_parameters(resumed.model) == SIZE + 65
 
 
 def test_layers_that_do_not_grow_may_have_hooks(tmp_path):

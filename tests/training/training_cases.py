@@ -7,6 +7,7 @@ from dataclasses import fields as fields_of
 from pathlib import Path
 
 import torch
+from read_guard import with_guard
 from torch.utils.data import Dataset, IterableDataset
 from transformers import Trainer, TrainingArguments, set_seed
 
@@ -154,6 +155,6 @@ def launch(script: str, *words: str, processes: int = 2, timeout: float = 240) -
     path = Path(__file__).parent / script
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0"]
     root = Path(__file__).parents[2]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root}{os.pathsep}{path.parent}"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": with_guard(root, path.parent)}
     command[4:] = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(path), *words]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
