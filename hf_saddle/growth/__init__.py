@@ -4,13 +4,14 @@ from .config import PAPER_START, GrowthConfig, PaperGrowthConfig
 from .costs import count_parameters
 from .event import GrowthEvent
 from .history import GrowthHistory
-from .line_search import line_search, probe_loss
 from .macs import count_macs
 from .merge import merge_pairs_
+from .natural_step import score_growths, take_natural_step
 from .optimizer_rebind import rebind_optimizer_
 from .optimizer_state import carry_optimizer_state_
 from .plan import GrowthPlan, LayerGrowth
-from .planner import event_budget, plan_growth
+from .planner import candidate_growths, event_budget, plan_growth
+from .probe_loss import probe_loss
 from .surgery import PreparedGrowth, grow_, prepare_growth, record_
 
 
@@ -23,16 +24,18 @@ __all__ = [
     "LayerGrowth",
     "PaperGrowthConfig",
     "PreparedGrowth",
+    "candidate_growths",
     "carry_optimizer_state_",
     "count_macs",
     "count_parameters",
     "event_budget",
     "grow_",
-    "line_search",
     "merge_pairs_",
     "plan_growth",
     "prepare_growth",
     "probe_loss",
     "rebind_optimizer_",
     "record_",
+    "score_growths",
+    "take_natural_step",
 ]

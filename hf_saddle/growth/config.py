@@ -13,6 +13,7 @@ from .operators import DEPTH_OPERATORS, OPERATORS, WIDTH_OPERATORS
 
 UNITS = ("epochs", "steps")
 CRITERIA = ("auto", "width", "depth", "random", "grad_norm", "gradmax", "paper_score")
+SELECTIONS = ("auto", "pursuit", "gain")
 DIRECTIONS = ("whitened", "eigenvectors", "random")
 SCHEDULES = ("constant", "linear", "lr")
 
@@ -27,6 +28,8 @@ QUOTAS = (
 # Nothing grows by more than that: what is larger was meant as a size, and a size that is smaller as a multiple.
 MAX_MULTIPLE = 100
 _MAX_GROWTH = 1.5
+# Share of the probe samples that directions and steps are not fitted to, but judged on.
+JUDGES = 0.25
 
 # The reduced DeiT-S that arXiv 2402.12418 starts from, as fields of a `SaddleViTConfig`.
 PAPER_START = {
@@ -77,8 +80,11 @@ class GrowthConfig:
         step_size (`float`, *optional*, defaults to 0.2):
             Width: step along a direction, relative to the pre-activation for whitened directions, else to the norm of
             the neuron's row.
-        line_search (`bool`, *optional*, defaults to `False`):
-            Scale the steps of an event by a line search of the probe loss.
+        selection (`str`, *optional*, defaults to `"auto"`):
+            How neurons are chosen: 'pursuit', by what they add to those already chosen, as long as held-out samples
+            gain; 'gain', one by one, until the budget is spent; 'auto' is pursuit where it is possible.
+        natural_step (`float`, *optional*, defaults to 0.5):
+            Share of the natural step that splits and new gains take at once; with 0 new units start at rest.
         directions (`str`, *optional*, defaults to `"whitened"`):
             Along what neurons grow: 'whitened', eigenvectors relative to the second moments of the inputs;
             'eigenvectors'; 'random', for neurons chosen by eigenvalue. Controls have their own.
@@ -132,8 +138,18 @@ class GrowthConfig:
             "of the neuron's row."
         ),
     )
-    line_search: bool = field(
-        default=False, metadata=_help("Scale the steps of an event by a line search of the probe loss.")
+    selection: str = field(
+        default="auto",
+        metadata=_help(
+            "How neurons are chosen: 'pursuit', by what they add to those already chosen, as long as held-out samples "
+            "gain; 'gain', one by one, until the budget is spent; 'auto' is pursuit where it is possible."
+        ),
+    )
+    natural_step: float = field(
+        default=0.5,
+        metadata=_help(
+            "Share of the natural step that splits and new gains take at once; with 0 new units start at rest."
+        ),
     )
     directions: str = field(
         default="whitened",
@@ -180,6 +196,11 @@ class GrowthConfig:
                 f"`operator={self.operator!r}` widens, but `criterion='depth'` ranks for depth: use "
                 "`criterion='width'` or an operator of depth."
             )
+        if self.selection == "pursuit" and not self.pursues:
+            raise ValueError(
+                f"`selection='pursuit'` chooses splits and zero-gain units by curvature, not "
+                f"`criterion={self.criterion!r}` with `operator={self.operator!r}`: use `selection='gain'`."
+            )
         if self.operator in DEPTH_OPERATORS and self.criterion == "width":
             raise ValueError(
                 f"`operator={self.operator!r}` deepens, but `criterion='width'` ranks for width: use "
@@ -192,14 +213,14 @@ class GrowthConfig:
             "criterion": CRITERIA,
             "operator": ("auto", *OPERATORS),
             "directions": DIRECTIONS,
+            "selection": SELECTIONS,
             "schedule": SCHEDULES,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
-        for name in ("line_search", "quotas"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
+        if not isinstance(self.quotas, bool):
+            raise ValueError(f"`quotas` must be True or False, got {self.quotas!r}.")
         # Lists, as a checkpoint keeps them.
         for name in ("linears", "layers"):
             if isinstance(getattr(self, name), tuple):
@@ -215,6 +236,7 @@ class GrowthConfig:
             "num_events": (1, math.inf, True),
             "max_depth": (0, MAX_SKIP_DEPTH, True),
             "significance": (0, math.inf, False),
+            "natural_step": (0, 1, False),
             "event_budget": (0, math.inf, False),
             "layer_threshold": (1, math.inf, True),
             "probe_samples": (4, math.inf, True),
@@ -297,6 +319,20 @@ class GrowthConfig:
         if self.operator in WIDTH_OPERATORS:
             return ("width",)
         return ("depth",) if self.operator in DEPTH_OPERATORS else ("width", "depth")
+
+    @property
+    def pursues(self) -> bool:
+        """Whether neurons are chosen by what they add to others; controls are ranked by their own scores."""
+        by_curvature = self.criterion in ("auto", "width", "depth")
+        return by_curvature and self.operator in ("auto", "zero_gain", "split") and self.selection != "gain"
+
+    @property
+    def kept_back(self) -> float:
+        """Share of the probe samples that judge what the others have chosen; none where nothing moves at once."""
+        moves = OPERATORS[self.operator].scaled is not None if self.operator != "auto" else True
+        return (
+            JUDGES if moves and not (self.operator == "auto" and self.criterion in ("paper_score", "gradmax")) else 0
+        )
 
     def event_due(self, progress: float, events_done: int) -> bool:
         """

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -120,6 +120,11 @@ class LayerGrowth:
             candidates=len(chosen),
         )
 
+    def of(self, places: Sequence[int]) -> "LayerGrowth":
+        """The growth of some of the neurons, by their places."""
+        parts = {name: getattr(self, name)[list(places)] for name in ("directions", *VECTORS)}
+        return replace(self, neurons=tuple(self.neurons[place] for place in places), **parts)
+
     def to_dict(self) -> dict[str, Any]:
         """The growth, fit for JSON: directions as base64 of little-endian float32, with their SHA-256."""
         raw = np.ascontiguousarray(self.directions.numpy(), dtype="<f4").tobytes()
@@ -188,9 +193,12 @@ class GrowthPlan:
     @property
     def predicted_gain(self) -> float:
         """
-        Decrease of the loss that the plan predicts; gains of several neurons add to first order. Splits and units that
-        a line search has started have it at once, zero-gain units once they answer as much as the analysis assumed (a
-        gain of ±1 at its `step`).
+        Decrease of the loss that the plan predicts, the sum over its growths.
+
+        After a natural step it is what held-out samples of the probe say that the event will do at once, see
+        [`take_natural_step`]. Where units start at rest it is what the next half natural step would bring: the event
+        itself changes nothing then. Plans that nobody has judged have the gains of their report, of neurons that grow
+        alone, by which they were ranked; they are no forecast.
         """
         return sum(float(growth.predicted_gain.sum()) for growth in self.growths)
 

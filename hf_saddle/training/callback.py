@@ -15,7 +15,6 @@ from transformers.trainer_callback import ExportableState
 
 from ..curvature.loss import Loss
 from ..growth import GrowthConfig, GrowthEvent, GrowthHistory
-from ..growth.line_search import FACTORS
 from ..growth.optimizer_rebind import same_parameters, watch_modules
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .distributed import Replicas
@@ -221,8 +220,8 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             loss = training_loss(self.trainer, batches, replicas)
         assert loss is not None  # `check_training`
         silent = args.disable_tqdm or not state.is_world_process_zero
-        # Before and after; and at most the slopes, the factors and the factor 0 of a line search.
-        total = len(batches) * (2 + (len(FACTORS) + 2) * self.config.line_search)
+        # Analysis and loss afterwards, and the scores in between.
+        total = len(batches) * (3 if self.config.kept_back else 2)
         with tqdm(total=total, desc="Growth", delay=_BAR_DELAY_SECONDS, leave=False, disable=silent) as bar:
             event = growth_event_(
                 wrapped,

@@ -14,18 +14,24 @@ from transformers.activations import ACT2FN
 from ..curvature import analyze_curvature
 from ..curvature.loss import Loss, own_loss
 from ..curvature.samples import sample_count
+from ..curvature.scores import UnitScores
 from ..growth import (
     GrowthConfig,
     GrowthEvent,
     GrowthPlan,
+    LayerGrowth,
     PreparedGrowth,
+    candidate_growths,
     event_budget,
-    line_search,
     plan_growth,
     prepare_growth,
     probe_loss,
     record_,
+    score_growths,
+    take_natural_step,
 )
+from ..growth.natural_step import moves
+from ..growth.planner import priced
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .distributed import Replicas
 from .followers import adopt_history_, check_followers
@@ -138,16 +144,50 @@ def decide(
         significance=config.significance,
         unit_activation=ACT2FN[str(model.config.skip_activation)],
         seed=event_seed(config, event),
+        kept_back=config.kept_back,
         distributed=replicas.size > 1,
         group=replicas.group,
     )
 
-    def make_plan() -> GrowthPlan:
-        plan = plan_growth(report, model, config, event=event, lr_ratio=lr_ratio)
-        # The probe samples of the first process decide how far to go: a random part of all.
-        return line_search(model, plan, batches, loss=loss) if config.line_search else plan
+    def scores_of(growths: Sequence[LayerGrowth]) -> UnitScores:
+        return score_growths(
+            model,
+            growths,
+            batches,
+            loss=loss,
+            seed=report.seed,
+            kept_back=report.kept_back,
+            distributed=replicas.size > 1,
+            group=replicas.group,
+        )
 
-    return replicas.agree_on(replicas.together("Planning the growth", make_plan)), report.loss
+    def candidates() -> Sequence[LayerGrowth]:
+        found = candidate_growths(report, model, config) if config.pursues else ()
+        resting = {growth.operator for growth in found if not moves(growth)}
+        if resting and config.selection == "pursuit":
+            raise ValueError(
+                f"`selection='pursuit'` cannot choose `{resting.pop()}`, the kind of units that the model has: use "
+                "`selection='gain'`, or merge its pairs after the last event."
+            )
+        return found
+
+    # Where a model's own kind of units has no natural step, its neurons are ranked one by one.
+    offered = replicas.together("Looking for what may grow", candidates)
+    pursued = scores_of(offered) if offered and all(map(moves, offered)) else None
+
+    def make_plan() -> GrowthPlan:
+        return plan_growth(report, model, config, event=event, lr_ratio=lr_ratio, scores=pursued)
+
+    plan = replicas.agree_on(replicas.together("Planning the growth", make_plan))
+    moving = [growth for growth in plan.growths if moves(growth)]
+    if pursued is None and moving:
+        judged = scores_of(moving)
+
+        def step() -> GrowthPlan:
+            return priced(model, take_natural_step(plan, judged, config.natural_step))
+
+        plan = replicas.agree_on(replicas.together("Planning the growth", step))
+    return plan, report.loss
 
 
 def grow_together_(
@@ -182,7 +222,7 @@ def grow_together_(
         if not math.isfinite(value):
             raise ValueError(
                 f"The loss of the probe set is {value} after the growth, which was undone: the model is as before. "
-                "Use `line_search=True`, or a smaller `step_size`."
+                "Use a smaller `natural_step` or `step_size`."
             )
         return value
 

@@ -1,0 +1,199 @@
+"""How far units go at once, and what held-out samples say that it will do: one currency for splits and new units."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers.activations import ACT2FN
+
+from ..curvature import Units, UnitScores, score_units
+from ..curvature.loss import Loss
+from ..models.modeling_saddle import GrowablePreTrainedModel
+from .config import JUDGES
+from .operators import OPERATORS
+from .plan import GrowthPlan, LayerGrowth
+
+
+# What is added to the diagonal of the Fisher information of the units, as a share of its mean.
+_RIDGE = 0.3
+# The share of the natural step that is judged where units start at rest.
+NEXT_STEP = 0.5
+
+
+def moves(growth: LayerGrowth) -> bool:
+    """Whether a growth has a natural step: splits, and units whose gains may be finite."""
+    return OPERATORS[growth.operator].scaled is not None
+
+
+def score_growths(
+    model: GrowablePreTrainedModel,
+    growths: Sequence[LayerGrowth],
+    batches: Iterable[Any],
+    *,
+    loss: Loss | None = None,
+    seed: int = 0,
+    kept_back: float = JUDGES,
+    distributed: bool = False,
+    group: "dist.ProcessGroup | None" = None,
+) -> UnitScores:
+    """
+    Score splits and zero-gain units of growths, by one forward and backward pass.
+
+    Args:
+        model ([`GrowablePreTrainedModel`]): The model before the growth.
+        growths (`Sequence[LayerGrowth]`): What may grow, by operators that have a natural step.
+        batches (`Iterable`): The probe batches of this rank, those of the analysis.
+        loss, seed, kept_back, distributed, group: As in [`score_units`]; seed and share of the analysis.
+
+    Returns:
+        [`UnitScores`]: The units in the order of the growths and of their neurons.
+    """
+    groups: dict[tuple[str, str], list[int]] = {}
+    starts = torch.tensor([0, *(len(growth.neurons) for growth in growths)]).cumsum(0).tolist()
+    for index, growth in enumerate(growths):
+        if not moves(growth):
+            raise ValueError(f"`{growth.operator}` of {growth.linear} has no natural step, so it cannot be scored.")
+        groups.setdefault((growth.linear, "depth" if OPERATORS[growth.operator].deepens else "width"), []).append(
+            index
+        )
+    units, order = [], []
+    for (linear, kind), members in groups.items():
+        parts = [growths[index] for index in members]
+        rows = torch.cat([part.directions * part.steps[:, None] for part in parts])
+        neurons = torch.tensor([neuron for part in parts for neuron in part.neurons])
+        units.append(Units(linear, kind, neurons, rows))
+        order += [column for index in members for column in range(starts[index], starts[index + 1])]
+    scores = score_units(
+        model,
+        batches,
+        units,
+        ACT2FN[str(model.config.skip_activation)],
+        loss=loss,
+        seed=seed,
+        kept_back=kept_back,
+        distributed=distributed,
+        group=group,
+    )
+    return scores.of(torch.tensor(order).argsort().tolist())
+
+
+def scaled(scores: UnitScores) -> Tensor:
+    """Scores at the largest coefficient of each unit, float64: in this scale a coefficient is at most 1."""
+    return scores.values.double() * scores.largest.double()
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """
+    What held-out samples say of a step.
+
+    Attributes:
+        coefficients (`Tensor`): The step that was judged, as in [`UnitScores`], shape `(units,)`.
+        gains (`Tensor`): Shares of the units in the decrease of the loss, shape `(units,)`; they add up to `gain`.
+        gain (`float`): Estimated decrease of the loss.
+        error (`float`): Its standard error.
+    """
+
+    coefficients: Tensor
+    gains: Tensor
+    gain: float
+    error: float
+
+
+def judge(scores: UnitScores, share: float) -> Judgement:
+    """
+    A share of the natural step, fitted to the samples that choose and judged on the others.
+
+    The step `c = -(E[u uᵀ] + ridge)⁻¹ E[u]` stays within the bounds of the coefficients. The loss of a sample changes
+    by `d = Σ_j u_j c_j`, and the decrease is `-E[d + ½ d²]`: to first order what the units do, less the empirical
+    Fisher information for what they do to each other.
+    """
+    values = scaled(scores)
+    fitted, held_out = values[~scores.judges], values[scores.judges]
+    step = share * _bounded_step(fitted, scores.splits)
+    parts = held_out * step
+    change = parts.sum(dim=1)
+    decrease = -(change + 0.5 * change.square())
+    return Judgement(
+        coefficients=step * scores.largest.double(),
+        gains=-(parts * (1 + 0.5 * change)[:, None]).mean(dim=0),
+        gain=float(decrease.mean()),
+        error=float(decrease.std() / len(decrease) ** 0.5),
+    )
+
+
+def _bounded_step(values: Tensor, splits: Tensor) -> Tensor:
+    """The natural step in `[-1, 1]`, of splits in `[0, 1]`; what meets a bound stays there, and the rest is solved."""
+    fisher, slope = values.t() @ values / len(values), values.mean(dim=0)
+    fisher.diagonal().add_(_RIDGE * fisher.diagonal().mean().clamp_min(torch.finfo(fisher.dtype).tiny))
+    low = torch.where(splits, 0.0, -1.0).to(values)
+    step, free = torch.zeros_like(slope), torch.ones_like(splits)
+    while bool(free.any()):
+        inner = fisher[free][:, free]
+        step[free] = -torch.linalg.solve(inner, slope[free] + fisher[free][:, ~free] @ step[~free])
+        beyond = free & ((step < low) | (step > 1))
+        step = step.clamp(max=1).maximum(low)
+        if not bool(beyond.any()):
+            break
+        free &= ~beyond
+    return step
+
+
+def supported(scores: UnitScores, order: Sequence[int], share: float, significance: float) -> list[int]:
+    """
+    As many of the units, in their order, as held-out samples gain most by; none where that gain is not significant.
+
+    Args:
+        scores ([`UnitScores`]): Of all units.
+        order (`Sequence[int]`): Units, the best first.
+        share (`float`): Share of the natural step.
+        significance (`float`): Standard errors by which the gain must exceed 0.
+    """
+    sizes, size = [], 1.0
+    while round(size) < len(order):
+        sizes.append(round(size))
+        size = max(size * 1.2, size + 1)
+    judged = [(judge(scores.of(order[:number]), share), number) for number in (*sizes, len(order)) if number]
+    if not judged:
+        return []
+    best, number = max(judged, key=lambda found: found[0].gain)
+    return list(order[:number]) if best.gain > significance * best.error else []
+
+
+def take_natural_step(plan: GrowthPlan, scores: UnitScores, share: float) -> GrowthPlan:
+    """
+    Let a plan take a share of the natural step, and predict what held-out samples say that it will do.
+
+    Args:
+        plan ([`GrowthPlan`]): What is to grow.
+        scores ([`UnitScores`]): Of its growths that have a natural step, see [`score_growths`].
+        share (`float`): Share of the step. With 0 units stay at rest and splits keep their steps; what is predicted is
+            then what the next half natural step would bring.
+
+    Returns:
+        [`GrowthPlan`]: The plan with gains, steps and predicted gains. Splits that the samples do not want are left
+        out of it.
+    """
+    found = judge(scores, share or NEXT_STEP)
+    coefficients, gains = found.coefficients.float().cpu(), found.gains.float().cpu()
+    growths, start = [], 0
+    for growth in plan.growths:
+        if not moves(growth):
+            growths.append(growth)
+            continue
+        own = slice(start, start + len(growth.neurons))
+        start = own.stop
+        step, gain = coefficients[own], gains[own]
+        if not share:
+            growths.append(replace(growth, predicted_gain=gain))
+        elif OPERATORS[growth.operator].scaled == "gains":
+            growths.append(replace(growth, gains=step, predicted_gain=gain))
+        else:
+            wanted = (step > 0).nonzero()[:, 0].tolist()
+            if wanted:
+                moved = replace(growth, steps=growth.steps * step.clamp_min(0).sqrt(), predicted_gain=gain)
+                growths.append(moved.of(wanted))
+    return replace(plan, growths=tuple(growths))
