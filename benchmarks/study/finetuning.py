@@ -66,11 +66,14 @@ CURVATURE = {
     "directions": "eigenvectors",
     "probe_samples": 1_024,
     "probe_batch_size": 256,
+    "selection": "gain",
+    "natural_step": 0.0,
 }
 WHITENED = CURVATURE | {"directions": "whitened"}
 # Random growth takes nothing but the scale of its units from the probe.
 RANDOM = CURVATURE | {"criterion": "random", "probe_samples": 256}
-SEARCH = {"line_search": True, "probe_samples": 512}
+# As in `experiments.py`: the recorded runs took a line search instead.
+SEARCH = {"natural_step": 0.5, "probe_samples": 512}
 QUERY_VALUE = {"linears": ["attention.q_proj", "attention.v_proj"]}
 METHODS = {
     "head only": Method(),

@@ -16,7 +16,7 @@ from hf_saddle.growth import GrowthConfig, GrowthEvent, count_macs, count_parame
 from hf_saddle.training import growth_event_
 
 from .matched import matched_event_
-from .task import TASKS, Split, evaluate, fashion_mnist, make_model
+from .task import TASKS, Split, digits, evaluate, make_model
 
 
 BATCH = 128
@@ -184,7 +184,7 @@ def passes_of_an_event(fields: str) -> float:
     config = GrowthConfig(**json.loads(fields) | limits)
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14}
     model = make_model(0, shape | {"intermediate_size": 16})
-    macs, batches = count_macs(model), probe(fashion_mnist()["train"], config, 0, 0)
+    macs, batches = count_macs(model), probe(digits()["train"], config, 0, 0)
     with FlopCounterMode(display=False) as counter:
         growth_event_(model, torch.optim.AdamW(model.parameters()), batches, config, event=0, step=0)
     return counter.get_total_flops() / 2 / config.probe_samples / macs
