@@ -13,7 +13,7 @@ from .calls import Call
 from .described import describe
 from .hooks import LOSS_SCALE, Hooks
 from .inputs import Affine, inputs_at, neurons_at
-from .loss import Loss, check_loss, own_loss_of
+from .loss import Loss, check_loss, own_loss_of, terms_per_sample
 from .moments import LARGEST_CHANGE
 from .operator import quadratic_forms, responses
 from .padding import masks_of
@@ -59,12 +59,16 @@ class UnitScores:
         largest (`Tensor`): Coefficient at which the pre-activation of the neuron changes by half of its root mean
             square, shape `(units,)`. The first order is not to be trusted beyond.
         splits (`Tensor`): Whether a unit is a split, whose coefficient is not negative, bool, `(units,)`.
+        terms (`float`): Number of predictions that the loss of a sample is the mean of. The Fisher information is that
+            of a prediction, and predictions of a sample are uncorrelated where the model is right, so that of the mean
+            loss is `terms · E[u uᵀ]`.
     """
 
     values: Tensor
     judges: Tensor
     largest: Tensor
     splits: Tensor
+    terms: float = 1.0
 
     def of(self, columns: Sequence[int]) -> "UnitScores":
         """The scores of some of the units."""
@@ -189,7 +193,7 @@ def score_units(
                 first += count
 
     with undisturbed(model):
-        own = own_loss_of(model, collected, ranks)
+        own, terms = own_loss_of(model, collected, ranks), terms_per_sample(model, collected, ranks)
         ranks.together("Scoring the units", passes)
     change, size = ranks.sum(change), ranks.sum(size)
     splits = torch.cat([torch.full((len(part.neurons),), part.kind == "width") for part in units]).to(device)
@@ -200,7 +204,7 @@ def score_units(
     if not bool(torch.isfinite(everyone).all()):
         raise ValueError("The scores of some units are not finite. Check the model's loss, or probe in float64.")
     # A unit that answers nothing anywhere cannot be told anything about.
-    return UnitScores(everyone, judges, torch.where(change > 0, largest, 0.0), splits)
+    return UnitScores(everyone, judges, torch.where(change > 0, largest, 0.0), splits, terms)
 
 
 def _slope_at_zero(activation: Callable[[Tensor], Tensor]) -> float:

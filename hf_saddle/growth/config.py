@@ -239,7 +239,7 @@ class GrowthConfig:
             "natural_step": (0, 1, False),
             "event_budget": (0, math.inf, False),
             "layer_threshold": (1, math.inf, True),
-            "probe_samples": (4, math.inf, True),
+            "probe_samples": (8 if self.kept_back else 4, math.inf, True),  # some choose, others judge
             "probe_batch_size": (1, math.inf, True),
             "growth_seed": (0, 2**63 - 1, True),
         }

@@ -107,27 +107,27 @@ def judge(scores: UnitScores, share: float) -> Judgement:
     """
     A share of the natural step, fitted to the samples that choose and judged on the others.
 
-    The step `c = -(E[u uᵀ] + ridge)⁻¹ E[u]` stays within the bounds of the coefficients. The loss of a sample changes
-    by `d = Σ_j u_j c_j`, and the decrease is `-E[d + ½ d²]`: to first order what the units do, less the empirical
-    Fisher information for what they do to each other.
+    The step `c = -(m E[u uᵀ] + ridge)⁻¹ E[u]` stays within the bounds of the coefficients. The loss of a sample
+    changes by `d = Σ_j u_j c_j`, and the decrease is `-E[d + ½ m d²]`: to first order what the units do, less the
+    empirical Fisher information for what they do to each other, with `m` the `terms` of the scores.
     """
     values = scaled(scores)
     fitted, held_out = values[~scores.judges], values[scores.judges]
-    step = share * _bounded_step(fitted, scores.splits)
+    step = share * _bounded_step(fitted, scores.splits, scores.terms)
     parts = held_out * step
     change = parts.sum(dim=1)
-    decrease = -(change + 0.5 * change.square())
+    decrease = -(change + 0.5 * scores.terms * change.square())
     return Judgement(
         coefficients=step * scores.largest.double(),
-        gains=-(parts * (1 + 0.5 * change)[:, None]).mean(dim=0),
+        gains=-(parts * (1 + 0.5 * scores.terms * change)[:, None]).mean(dim=0),
         gain=float(decrease.mean()),
         error=float(decrease.std() / len(decrease) ** 0.5),
     )
 
 
-def _bounded_step(values: Tensor, splits: Tensor) -> Tensor:
+def _bounded_step(values: Tensor, splits: Tensor, terms: float) -> Tensor:
     """The natural step in `[-1, 1]`, of splits in `[0, 1]`; what meets a bound stays there, and the rest is solved."""
-    fisher, slope = values.t() @ values / len(values), values.mean(dim=0)
+    fisher, slope = values.t() @ values * (terms / len(values)), values.mean(dim=0)
     fisher.diagonal().add_(_RIDGE * fisher.diagonal().mean().clamp_min(torch.finfo(fisher.dtype).tiny))
     low = torch.where(splits, 0.0, -1.0).to(values)
     step, free = torch.zeros_like(slope), torch.ones_like(splits)

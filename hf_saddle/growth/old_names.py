@@ -57,8 +57,10 @@ def current_names(values: Mapping[str, Any], own: Collection[str]) -> tuple[dict
         current |= limits
     if "line_search" in current:
         # What took a step along the gradient of the gains takes a natural one; what took none stays without.
-        step = {"selection": "gain", "natural_step": 0.5 if current.pop("line_search") is True else 0.0}
-        current = step | current
+        searched = current.pop("line_search")
+        if not isinstance(searched, bool):
+            lost["line_search"] = _SEARCH
+        current = {"selection": "gain", "natural_step": 0.5 if searched else 0.0} | current
     for name, (idle, instead) in _LEFT_OUT.items():
         if name in current and name not in own and current.pop(name) != idle:
             lost[name] = instead
