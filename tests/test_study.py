@@ -30,8 +30,7 @@ def digits(monkeypatch):
     """scikit-learn's digits in place of Fashion-MNIST, whose package is not everywhere."""
     splits = task.digits()
     monkeypatch.setitem(task.TASKS, "fashion-mnist", lambda: splits)
-    for module in (training, event):
-        monkeypatch.setattr(module, "fashion_mnist", lambda: splits)
+    monkeypatch.setattr(event, "fashion_mnist", lambda: splits)
     return splits
 
 

@@ -149,31 +149,38 @@ def score_units(
             call.tokens // call.samples
         )
 
-        def tokens_at(rows: Tensor) -> tuple[Tensor, Tensor]:
+        def tokens_at(rows: Tensor | None) -> Tokens:
             def of_output(tensor: Tensor | None) -> Tensor | None:
-                return None if tensor is None else neurons_at(tensor, module, rows)
+                return None if tensor is None or not width else neurons_at(tensor, module, rows)
 
-            tokens = Tokens(
+            return Tokens(
                 module=module,
                 inputs=inputs_at(value, module, rows),
                 gradient=neurons_at(gradient, module, rows),
                 gradient_scale=LOSS_SCALE,
-                owner=owner.index_select(0, rows),
-                pre_activation=of_output(pre_activation) if width else None,
-                factor=of_output(factor) if width else None,
+                owner=owner if rows is None else owner.index_select(0, rows),
+                pre_activation=of_output(pre_activation),
+                factor=of_output(factor),
                 activation=call.activation if width else None,
                 slope=call.slope if width else None,
             )
-            return tokens.segment(torch.arange(len(rows), device=rows.device), neurons)
+
+        # Of a convolution only some patches are unfolded at a time; other layers' tokens need no copy.
+        whole = None if isinstance(module, nn.Conv2d) else tokens_at(None)
+
+        def segment(rows: Tensor) -> tuple[Tensor, Tensor]:
+            if whole is not None:
+                return whole.segment(rows, neurons)
+            return tokens_at(rows).segment(torch.arange(len(rows), device=rows.device), neurons)
 
         for rows in torch.split(torch.arange(call.tokens, device=value.device), _SLICE):
-            inputs, coefficients = tokens_at(rows)
+            inputs, coefficients = segment(rows)
             if width:
                 score = 0.5 * quadratic_forms(inputs, coefficients, vectors)
             else:
                 score = coefficients * bent(responses(inputs, coefficients, vectors), part, module)
             values[:, place].index_add_(0, owner.index_select(0, rows), score.to(dtype))
-        inputs, coefficients = tokens_at(call.rows)
+        inputs, coefficients = segment(call.rows)
         response = responses(inputs, coefficients, vectors)
         if not width:
             response = bent(response, part, module)

@@ -376,7 +376,7 @@ def test_the_progress_bar_of_a_probe_comes_to_its_end(tmp_path, monkeypatch, sel
             bars.append(self)
 
     monkeypatch.setattr(callback_module, "tqdm", Bar)
-    config = growth(num_events=1, criterion="depth", selection=selection)
+    config = growth(num_events=1, criterion="depth", selection=selection, natural_step=0.5)
     train(tmp_path, config, max_steps=4, disable_tqdm=False)
     (bar,) = bars
     assert bar.n == bar.total and bar.delay > 1
