@@ -34,8 +34,8 @@ class GrowthEvent:
     """
     What one event did.
 
-    Losses are of the probe set, in evaluation mode. `predicted_gain` is the decrease that held-out samples of it predict,
-    or, of an event whose units start at rest, what the next half natural step would bring; see
+    Losses are of the probe set, in evaluation mode. `predicted_gain` is the decrease that held-out samples of it
+    predict, or, of an event whose units start at rest, what the next half natural step would bring; see
     [`GrowthPlan.predicted_gain`]. MACs are multiply-accumulates of the forward pass of one sample.
     """
 

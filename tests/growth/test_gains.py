@@ -75,11 +75,13 @@ def events_of(make, seed, **options):
             yield done, before - probe_loss(model, others)
 
 
-# Of the digits the empirical Fisher information is too small while the model still learns fast: the aim of 0.7 is missed.
-@pytest.mark.parametrize(
-    ("make", "seed", "least"), [(digit_model, 0, 0.3), (digit_model, 1, 0.3), (text_model, 0, 0.7), (text_model, 1, 0.7)]
-)
-def test_an_event_does_what_was_predicted(make, seed, least):
+# The empirical Fisher information of the digits is too small while the model learns fast: the aim of 0.7 is missed.
+LEAST = {digit_model: 0.3, text_model: 0.7}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("make", [digit_model, text_model])
+def test_an_event_does_what_was_predicted(make, seed):
     found = list(events_of(make, seed))
     assert found
     for done, measured in found:
@@ -88,7 +90,7 @@ def test_an_event_does_what_was_predicted(make, seed, least):
             units[layer["operator"]] += layer["chosen"]
         nested = sum(layer["chosen"] for layer in done.layers if ".skip." in layer["linear"])
         print(make.__name__, seed, f"{done.predicted_gain:.4f} {measured:.4f}", units, f"nested {nested}")
-        assert least < measured / done.predicted_gain < 1.4
+        assert LEAST[make] < measured / done.predicted_gain < 1.4
 
 
 # ------------------------------------------------------------------------------------------------------------- pursuit
