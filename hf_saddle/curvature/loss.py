@@ -28,7 +28,7 @@ def terms_per_sample(model: nn.Module, batches: Sequence[Any], ranks: Ranks) -> 
     counts = [_label_count(model, batch) for batch in batches]
     parts = ranks.gather((sum(count or 0 for count in counts), sum(map(sample_count, batches))))
     labels, samples = (sum(column) for column in zip(*parts, strict=True))
-    return max(1.0, labels / samples)
+    return max(1.0, float(labels) / float(samples))
 
 
 def own_loss_of(model: nn.Module, batches: Sequence[Any], ranks: Ranks) -> Loss:
