@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup demo test test-slow test-recipes coverage quality style docs package study clean
+.PHONY: help setup demo test test-slow test-recipes test-pretrained coverage quality style docs package study clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets.
@@ -25,6 +25,10 @@ $(VENV)/.slow: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,study]'
 	@touch $@ $(VENV)/.study
 
+$(VENV)/.pretrained: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,study,bert,trl]'
+	@touch $@ $(VENV)/.study
+
 # Apart, as a torchvision that does not go with its torch breaks transformers' models.
 $(VENV)-recipes/.recipes: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(VENV)-recipes
@@ -38,7 +42,7 @@ $(VENV)/.study: pyproject.toml constraints.txt | $(BIN)/python
 setup: $(VENV)/.dev  ## Create the environment with all development tools.
 
 demo: $(VENV)/.demo  ## Grow a DeiT on real images, save it, reload it, show what grew.
-	$(RUN) $(BIN)/python examples/grow_image_classifier.py --output_dir outputs/demo $(ARGS)
+	$(RUN) $(BIN)/python examples/grow_image_classifier.py --output-dir outputs/demo --overwrite $(ARGS)
 
 test: $(VENV)/.dev  ## Run the tests (without the slow ones).
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
@@ -48,6 +52,9 @@ test-slow: $(VENV)/.slow  ## Run the slow tests, transformers' common model test
 
 test-recipes: $(VENV)-recipes/.recipes  ## Compare augmentation with timm's; wants a torchvision that goes with torch.
 	OMP_NUM_THREADS=1 $(VENV)-recipes/bin/python -m pytest -m recipes $(ARGS)
+
+test-pretrained: $(VENV)/.pretrained  ## Grow real pretrained models, whose weights come with packages; TRL too.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m pretrained $(ARGS)
 
 coverage: ARGS += --cov
 coverage: test  ## Run the tests and show which lines they reach.

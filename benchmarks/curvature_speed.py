@@ -1,7 +1,7 @@
 """What the curvature analysis costs, in forward+backward passes, and which of the truly extreme neurons it finds.
 
     python benchmarks/curvature_speed.py                    # everything, about ten minutes on two cores
-    python benchmarks/curvature_speed.py --parts block scaling model memory others --seeds 8
+    python benchmarks/curvature_speed.py --parts block scaling model families memory others --seeds 8
 
 Writes benchmarks/results/curvature_speed.json (and .md). Times are ratios of alternating measurements of one run.
 With --threads 1 they are processor times, for machines that others use too.
@@ -311,6 +311,58 @@ def model_part(rounds: int = 1) -> dict[str, Any]:
     }
 
 
+def llama_like() -> tuple[nn.Module, dict[str, Tensor]]:
+    """A causal language model of 6 layers and a batch of 48 sequences of 256 tokens, about as many as of DeiT-S."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "vocab_size": 2048}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=8, num_key_value_heads=4))
+    ids = torch.randint(2048, (48, 256))
+    return model, {"input_ids": ids, "labels": ids}
+
+
+def resnet_like() -> tuple[nn.Module, dict[str, Tensor]]:
+    """A ResNet-18 with SiLU and a batch of 32 images of 112 x 112."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    torch.manual_seed(0)
+    sizes = {"hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2], "layer_type": "basic"}
+    model = ResNetForImageClassification(ResNetConfig(**sizes, num_labels=CLASSES))
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, nn.SiLU())
+    return model, {"pixel_values": torch.randn(32, 3, 112, 112), "labels": torch.randint(CLASSES, (32,))}
+
+
+def families_part(rounds: int = 3) -> dict[str, Any]:
+    """Whole models with gates and with convolutions, default options: analysis in units of a forward and backward."""
+    result = {}
+    for name, make in {"Llama-like": llama_like, "ResNet-like": resnet_like}.items():
+        model, batch = make()
+
+        def both(model: nn.Module = model, batch: dict[str, Tensor] = batch) -> None:
+            model.train().zero_grad(set_to_none=True)
+            model(**batch).loss.backward()
+
+        functions: dict[str, Callable[[], Any]] = {"fb": both}
+        for criterion in ("depth", "width"):
+            for whiten in (False, True):
+                functions[f"{criterion}{'_whitened' if whiten else ''}"] = (
+                    lambda model=model, batch=batch, criterion=criterion, whiten=whiten: analyze_curvature(
+                        model, [batch], criterion, whiten=whiten
+                    )
+                )
+        report = analyze_curvature(model, [batch], ("depth", "width"))
+        result[name] = ratios(functions, "fb", rounds) | {
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "entries": len(report),
+            "neurons": sum(layer.neurons for layer in report),
+        }
+    return result
+
+
 def memory_of(mode: str) -> float:
     """Peak memory in MiB above that of the loaded model and batch, in this process."""
     model, batch = deit_small()
@@ -448,6 +500,17 @@ def table(results: dict[str, Any]) -> str:
         ]
         names = [f"{name}{end}" for end in ("", "_whitened") for name in ("depth", "width", "depth_and_width")]
         lines += [f"* {name}: {part[name]:.2f} training steps" for name in names]
+    for kind, part in results.get("families", {}).items():
+        lines += [
+            "",
+            f"## {kind}, {part['parameters']:,} parameters (forward and backward {part['fb_ms']:.0f} ms)",
+            "",
+        ]
+        lines += [
+            f"* {name}{end}: {part[name + end]:.2f} forward and backward passes"
+            for end in ("", "_whitened")
+            for name in ("depth", "width")
+        ]
     if "memory" in results:
         lines += ["", "## Peak memory, DeiT-S, 64 images (MiB above model and batch)", ""]
         lines += [
@@ -468,6 +531,7 @@ def main() -> None:
         "block": block_part,
         "scaling": scaling_part,
         "model": model_part,
+        "families": families_part,
         "memory": memory_part,
         "others": others_part,
     }

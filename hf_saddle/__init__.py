@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         grow_,
         merge_pairs_,
         plan_growth,
+        to_stock,
     )
     from .training import (
         GrowthCallback,
@@ -65,6 +66,7 @@ __all__ = [
     "plan_growth",
     "probe_batches",
     "register_growth_checkpointing",
+    "to_stock",
 ]
 
 

@@ -41,8 +41,11 @@ def inspect(source: Source, revision: Revision = None, as_json: AsJson = False) 
 
 
 def analyze(
+    context: typer.Context,
     source: Source,
-    dataset: Annotated[str, typer.Argument(help="'digits', 'fashion-mnist', or the name of a data set on the Hub.")],
+    dataset: Annotated[
+        str, typer.Argument(help="'digits', 'fashion-mnist', 'python-docs', a data set on the Hub, a file or folder.")
+    ],
     criterion: Annotated[
         list[str] | None,
         typer.Option(help="'width', 'depth' or a control; may be repeated. Default: width and depth."),
@@ -51,8 +54,13 @@ def analyze(
         bool, typer.Option(help="Directions relative to the second moments of the inputs, as growth has them.")
     ] = True,
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
-    samples: Annotated[int, typer.Option(min=2, help="Number of images.")] = 256,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
+    samples: Annotated[int, typer.Option(min=2, help="Number of samples.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch.")] = 64,
+    dataset_config: Annotated[str | None, typer.Option(help="Configuration of the data set on the Hub.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Column of images, where there are several.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of texts, where there are several.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of labels, where there are several.")] = None,
+    block_size: Annotated[int, typer.Option(min=1, help="Tokens of a text: packed, or at most.")] = 128,
     seed: Annotated[int, typer.Option(help="Seed of folds and start vectors.")] = 0,
     picture: Annotated[Path | None, typer.Option(help="Also draw all eigenvalues into this PNG or SVG file.")] = None,
     revision: Revision = None,
@@ -61,31 +69,44 @@ def analyze(
     """
     Measure where the neurons of a model want more depth or width. The model is not changed.
 
-    Example: `hf-saddle analyze outputs/demo digits`
+    Fields of `GrowthConfig` are options too, after the data set; an event with them is planned, and not carried out.
+    Examples: `hf-saddle analyze outputs/demo digits`,
+    `hf-saddle analyze outputs/demo digits --linears mlp.fc1 --significance 3`
     """
+    from hf_saddle.demo.arguments import ModelAndDataArguments
+
     from .measure import print_curvature
 
     print_curvature(
         source,
-        dataset,
-        criterion or ["width", "depth"],
+        ModelAndDataArguments(
+            dataset=dataset,
+            dataset_config=dataset_config,
+            image_column=image_column,
+            text_column=text_column,
+            label_column=label_column,
+            block_size=block_size,
+            max_samples=samples,
+        ),
+        criterion or [],
         whiten=whiten,
         split=split,
-        samples=samples,
         batch_size=batch_size,
         seed=seed,
         picture=picture,
         revision=revision,
         as_json=as_json,
+        growth=context.args,
     )
 
 
 def grow(context: typer.Context) -> None:
     """
-    Train an image classifier that grows, test it, save it with its card, and verify what was saved.
+    Train a model that grows, on images or text, test it, save it with its card, and verify what was saved.
 
     All fields of `GrowthConfig` and `TrainingArguments` are options: `hf-saddle grow --help` lists them.
-    Example: `hf-saddle grow --output_dir outputs/demo`
+    Examples: `hf-saddle grow --output-dir outputs/demo`,
+    `hf-saddle grow --output-dir outputs/text --task causal-lm --architecture llama`
     """
     from hf_saddle.demo.run import run
 
@@ -114,6 +135,28 @@ def card(
     typer.echo(f"wrote {write_card(folder, given, repo_id)}")
 
 
+def report(
+    folder: Folder,
+    output: Annotated[
+        Path | None, typer.Option(help="The page to write; growth_report.html in the folder if not given.")
+    ] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the same training without growth, to be drawn beside.", exists=True, file_okay=False
+        ),
+    ] = None,
+) -> None:
+    """
+    Write one self-contained HTML page about what grew, when and why. The weights are not read.
+
+    Example: `hf-saddle report outputs/demo`
+    """
+    from .report import write_report
+
+    typer.echo(f"wrote {write_report(folder, output, baseline)}")
+
+
 def push(
     folder: Folder,
     repo_id: Annotated[str, typer.Argument(help="Repo on the Hub, such as 'name/my-model'; made if it is not there.")],
@@ -123,8 +166,8 @@ def push(
     message: Annotated[str, typer.Option(help="Commit message.")] = "Upload a growable model",
 ) -> None:
     """
-    Bring a saved model to the Hub: config, weights, history, code, pictures, card and image processor, by name, and
-    nothing else. What an earlier push left there and this model has not is deleted.
+    Bring a saved model to the Hub: config, weights, history, code, pictures, card, image processor or tokenizer, by
+    name, and nothing else. What an earlier push left there and this model has not is deleted.
 
     Log in before with `hf auth login`. Example: `hf-saddle push outputs/demo name/my-model --private`
     """
@@ -139,7 +182,7 @@ def convert(
     to: Annotated[
         Target,
         typer.Option(
-            help="'saddle': a growable model of a stock ViT or DeiT. 'stock': a stock model of one that grew in width "
+            help="'saddle': a growable model of a stock one. 'stock': a stock model of one that grew in width "
             "only, narrower layers filled up with neurons of weight zero. 'per-layer': the same with its own widths "
             "as plain `per_layer_config`, which stock classes refuse and other tools read. 'merged': residual pairs "
             "as single rows."
@@ -154,8 +197,10 @@ def convert(
     """
     from .convert import convert_model
 
-    difference = convert_model(source, output, to, revision)
-    typer.echo(f"wrote {output}; largest difference of the outputs on random images: {difference:.2g}")
+    difference, padding = convert_model(source, output, to, revision)
+    typer.echo(f"wrote {output}; largest difference of the outputs on random inputs: {difference:.2g}")
+    if to is Target.stock:
+        typer.echo(f"{padding:,} of its parameters are padding: zeros that make every layer as wide as the widest")
 
 
 def export(
@@ -166,7 +211,7 @@ def export(
     revision: Revision = None,
 ) -> None:
     """
-    Write a classifier as one file, for batches of any size, and verify what the file computes.
+    Write a model of images as one file, for batches of any size, and verify what the file computes.
 
     Example: `hf-saddle export outputs/demo model.onnx --format onnx`
     """

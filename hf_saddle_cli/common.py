@@ -4,18 +4,21 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from huggingface_hub.utils import disable_progress_bars
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, ViTImageProcessorPil
+from transformers import AutoConfig, AutoProcessor, PreTrainedConfig
 from transformers.utils import CONFIG_NAME, cached_file, logging
 
 from hf_saddle import models
-from hf_saddle.demo.data import load_images, preprocess
-from hf_saddle.models import GrowablePreTrainedModel
-from hf_saddle.models.configuration_saddle import sides
+from hf_saddle.demo.arguments import ModelAndDataArguments
+from hf_saddle.demo.tasks import TASKS
+from hf_saddle.growth.macs import sample_of
+from hf_saddle.models import FAMILIES, GrowablePreTrainedModel, SaddleConfig
 from hf_saddle.models.json_files import read_json
+from hf_saddle.models.modeling_saddle import auto_classes
 
 
 def quiet() -> None:
@@ -35,7 +38,14 @@ def load_config(source: str, revision: str | None = None) -> PreTrainedConfig:
     """
     if not Path(source).is_dir() and (Path(source).exists() or source.count("/") > 1 or source.startswith((".", "/"))):
         raise ValueError(f"{source} is not a folder with a saved model.")
-    file = cached_file(source, CONFIG_NAME, **at(revision))
+    if Path(source).is_dir() and not Path(source, CONFIG_NAME).exists():
+        raise ValueError(f"The folder {source} has no {CONFIG_NAME}: no model was saved there.")
+    try:
+        file = cached_file(source, CONFIG_NAME, **at(revision))
+    except OSError as error:
+        if Path(source).is_dir():
+            raise
+        raise ValueError(f"There is no folder {source}, and no such model was found on the Hub: {error}") from error
     if file is not None:
         read_json(file, "The config")  # transformers' own errors for what is no JSON object name no file
     return AutoConfig.from_pretrained(source, **at(revision), trust_remote_code=False)
@@ -61,12 +71,15 @@ def model_class(config: PreTrainedConfig, source: str) -> type[GrowablePreTraine
         ValueError: If it was none.
     """
     name = (config.architectures or [""])[0]
-    if name not in models.__all__ or not name.endswith(("Model", "ForImageClassification", "WithTeacher")):
+    if not isinstance(config, SaddleConfig) or not name.startswith("Saddle"):
         raise ValueError(
-            f"{source} is a {name or config.model_type}, which does not grow. "
-            "Make a growable model of a stock ViT or DeiT with `hf-saddle convert`."
+            f"{source} is a {name or config.model_type}, which does not grow. Make a growable model of a stock one "
+            f"with `hf-saddle convert`; it knows {', '.join(FAMILIES)}."
         )
-    kind: type[GrowablePreTrainedModel] = getattr(models, name)
+    try:
+        kind: type[GrowablePreTrainedModel] = getattr(models, name)
+    except AttributeError as error:
+        raise ValueError(f"{source} is a {name}, which is no class of hf_saddle.") from error
     return kind
 
 
@@ -75,39 +88,78 @@ def at(revision: str | None) -> dict[str, str]:
     return {} if revision is None else {"revision": revision}
 
 
-def find_processor(source: str, revision: str | None) -> BaseImageProcessor | None:
-    """The image processor that was saved with a model, or `None`."""
+def find_processor(source: str, revision: str | None) -> Any:
+    """The image processor, tokenizer or both that were saved with a model, or `None`."""
     try:
-        return AutoImageProcessor.from_pretrained(source, **at(revision))
+        return AutoProcessor.from_pretrained(source, **at(revision))
     except (OSError, ValueError):
         return None
 
 
 def load_data(
-    source: str, revision: str | None, model: Any, dataset: str, split: str, samples: int
-) -> datasets.Dataset:
+    source: str, revision: str | None, model: GrowablePreTrainedModel, arguments: ModelAndDataArguments, split: str
+) -> tuple[datasets.Dataset, Any]:
     """
-    Preprocessed images of a data set, with the model's own image processor where it has one.
+    Preprocessed samples of a data set, with the model's own image processor or tokenizer, and what makes batches.
 
     Raises:
         ValueError: If there is no such data set or split, or the model does not know its labels.
     """
-    height, width = sides(model.config.image_size)
-    processor = find_processor(source, revision) or ViTImageProcessorPil(size={"height": height, "width": width})
-    splits = load_images(dataset, max_samples=samples)
+    task = TASKS[arguments.task]
+    splits = task.load(arguments, 0)
     if split not in splits:
-        raise ValueError(f"The data set {dataset!r} has no split {split!r}; it has {', '.join(splits)}.")
-    labels = splits[split].features["label"].num_classes
-    if labels > model.config.num_labels:
-        raise ValueError(f"The data set {dataset!r} has {labels} labels, the model {model.config.num_labels}.")
-    return preprocess(splits, processor)[split]
+        raise ValueError(f"The data set {arguments.dataset!r} has no split {split!r}; it has {', '.join(splits)}.")
+    if "label" in splits[split].features:
+        labels = splits[split].features["label"].num_classes
+        if labels > model.config.num_labels:
+            raise ValueError(
+                f"The data set {arguments.dataset!r} has {labels} labels, the model {model.config.num_labels}."
+            )
+    processor = task.processor(arguments, splits, **at(revision))
+    return task.prepare(splits, processor, arguments)[split], task.collator(processor)
+
+
+def task_of(model: GrowablePreTrainedModel) -> str:
+    """
+    The task that a model is trained for.
+
+    Raises:
+        ValueError: If the commands have no data for it.
+    """
+    known = dict(auto_classes(model.config.model_type.removeprefix("saddle_")))
+    for name, task in TASKS.items():
+        if model.stock_class.__name__ in known.get(task.auto_class.__name__, ()):
+            return name
+    raise ValueError(
+        f"There are no data for a {type(model).__name__}: the command knows {', '.join(TASKS)}. Call "
+        "`hf_saddle.analyze_curvature` with batches of your own."
+    )
+
+
+def random_inputs(model: GrowablePreTrainedModel, number: int) -> dict[str, torch.Tensor]:
+    """Random inputs for a model, as many samples as are wanted: pixels, tokens or features of sound."""
+    found, fields = {}, model.config.to_dict()
+    for name, tensor in sample_of(model).items():
+        if tensor.is_floating_point():
+            found[name] = torch.randn(number, *tensor.shape[1:])
+            continue
+        # Not of all positions: those of RoBERTa begin behind its padding token.
+        length = (tensor.shape[-1] + 1) // 2
+        tokens = torch.randint(fields["vocab_size"], (number, *tensor.shape[1:-1], length))
+        end = fields.get("eos_token_id")
+        if isinstance(end, int) and fields["vocab_size"] > 1:
+            # T5 classifies at the end of sequences, and wants as many ends in each.
+            tokens[tokens == end] = (end + 1) % fields["vocab_size"]
+            tokens[..., -1] = end
+        found[name] = tokens
+    return found
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table on the terminal; numbers to the right. Foreign text is not taken for markup."""
     table = Table(title=title, title_justify="left")
     for column in columns:
-        table.add_column(column, justify="left" if column in ("depth", "operators") else "right")
+        table.add_column(column, justify="left" if column in ("linear", "depth", "operators") else "right")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)

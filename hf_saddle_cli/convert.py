@@ -1,31 +1,38 @@
 """`hf-saddle convert`: between stock and growable models, always verified before anything is written."""
 
+import copy
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from hf_saddle import models
-from hf_saddle.growth import merge_pairs_
-from hf_saddle.models import GrowablePreTrainedModel
-from hf_saddle.models.configuration_saddle import SaddleConfig, sides
+from hf_saddle.growth import merge_pairs_, to_stock
+from hf_saddle.models import FAMILIES, GrowablePreTrainedModel, SaddleConfig
 
 from .commands import Target
-from .common import at, find_processor, load_config, load_model, quiet
+from .common import at, find_processor, load_config, load_model, quiet, random_inputs
 
 
-# Fields of a growable config that a stock one does not have.
-_OWN_FIELDS = (*SaddleConfig.__annotations__, "auto_map", "per_layer_config")
-
-
-def convert_model(source: str, output: Path, to: Target, revision: str | None) -> float:
+class Converted(NamedTuple):
     """
-    Write the converted model into a folder.
+    What a conversion came to.
 
-    Returns:
-        `float`: The largest difference between the outputs of both models for random images.
+    Attributes:
+        difference (`float`): The largest difference between the outputs of both models for random inputs.
+        padding (`int`): Parameters of the stock model that are zeros in neurons which the growable one has not.
+    """
+
+    difference: float
+    padding: int
+
+
+def convert_model(source: str, output: Path, to: Target, revision: str | None) -> Converted:
+    """
+    Write the converted model, with its tokenizer or processor, into a folder.
 
     Raises:
         ValueError: If the folder is not empty, or the model cannot be converted without computing something else.
@@ -40,7 +47,7 @@ def convert_model(source: str, output: Path, to: Target, revision: str | None) -
         before, after = _merged(source, revision)
     else:
         before = load_model(source, revision)
-        after = _to_stock(before)
+        after = to_stock(before)
     difference = _difference(before, after)
     if difference > 1e-4:
         raise ValueError(f"The converted model computes something else (by {difference:.2g}); nothing is written.")
@@ -51,18 +58,21 @@ def convert_model(source: str, output: Path, to: Target, revision: str | None) -
     processor = find_processor(source, revision)
     if processor is not None:
         processor.save_pretrained(output)
-    return difference
+    parameters = [sum(parameter.numel() for parameter in model.parameters()) for model in (before, after)]
+    return Converted(difference, parameters[1] - parameters[0] if to is Target.stock else 0)
 
 
 def _to_saddle(source: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedModel]:
     config = load_config(source, revision)
     name = (config.architectures or [""])[0]
-    classes = [getattr(models, item) for item in models.__all__ if item.startswith("Saddle")]
-    found = [item for item in classes if getattr(item, "stock_class", type(None)).__name__ == name]
-    if not found:
-        raise ValueError(f"{source} is a {name or config.model_type}; only stock ViT and DeiT models become growable.")
-    stock = found[0].load_stock(source, **at(revision))
-    return stock, found[0].from_stock(stock)
+    kind = getattr(models, f"Saddle{name}", None)
+    if isinstance(config, SaddleConfig) or kind is None:
+        raise ValueError(
+            f"{source} is a {name or config.model_type}; only stock models of these types become growable: "
+            f"{', '.join(FAMILIES)}."
+        )
+    stock = kind.load_stock(source, **at(revision))
+    return stock, kind.from_stock(stock)
 
 
 def _merged(source: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -71,31 +81,10 @@ def _merged(source: str, revision: str | None) -> tuple[PreTrainedModel, PreTrai
     return before, after
 
 
-def _to_stock(model: GrowablePreTrainedModel) -> PreTrainedModel:
-    """The stock model that computes the same; narrower layers are filled up with neurons that are fed by nothing."""
-    config = model.config
-    branches = [site.path for site in model.growable_linears() if site.module.skip is not None]
-    if branches:
-        raise ValueError(f"The model has grown in depth at {branches[0]}: no stock class computes that.")
-    if config.head_dim * config.num_attention_heads != config.hidden_size or config.attention_scaling is not None:
-        raise ValueError("The model's attention has a `head_dim` or `attention_scaling` that no stock class has.")
-    width = max(model.shapes().widths.values())
-    fields = {key: value for key, value in config.to_dict().items() if key not in _OWN_FIELDS}
-    for derived in ("model_type", "architectures", "transformers_version"):
-        fields.pop(derived, None)
-    kind = model.stock_class
-    stock = kind(kind.config_class(**fields | {"intermediate_size": width}))
-    state = stock.state_dict()
-    for name, tensor in model.state_dict().items():
-        target = torch.zeros_like(state[name])
-        target[tuple(slice(size) for size in tensor.shape)] = tensor
-        state[name] = target
-    stock.load_state_dict(state)
-    return stock.eval()
-
-
 def _save_per_layer(model: GrowablePreTrainedModel, stock: PreTrainedModel, output: Path) -> None:
     """The growable model's own tensors, under the stock model's names and type, with plain per-layer widths."""
+    if stock.config.model_type not in ("deit", "vit"):
+        raise ValueError(f"Plain per-layer widths are a form of ViT and DeiT; a {type(model).__name__} has `widths`.")
     output.mkdir(parents=True, exist_ok=True)
     fields = stock.config.to_dict() | {"architectures": [type(stock).__name__]}
     default = model.config.to_dict()["intermediate_size"]
@@ -113,9 +102,24 @@ def _save_per_layer(model: GrowablePreTrainedModel, stock: PreTrainedModel, outp
     model.save_growth_history(output)
 
 
+@torch.no_grad()
 def _difference(before: PreTrainedModel, after: PreTrainedModel) -> float:
-    """Largest difference between the first outputs of two models for random images."""
-    pixels = torch.randn(2, before.config.num_channels, *sides(before.config.image_size))
-    with torch.no_grad():
-        first, second = (model.eval()(pixel_values=pixels)[0] for model in (before, after))
-    return float((first - second).abs().max())
+    """Largest difference between the outputs of two models, one of them growable, for random inputs."""
+    growable = before if isinstance(before, GrowablePreTrainedModel) else after
+    inputs = random_inputs(growable, 2)
+    first, second = (_outputs(model, inputs) for model in (before, after))
+    if len(first) != len(second):
+        raise ValueError(f"One of the models has {len(first)} outputs, the other {len(second)}; nothing is written.")
+    return max(float((one - other).abs().max()) for one, other in zip(first, second, strict=True))
+
+
+def _outputs(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """All floating point outputs; those of a model in half precision in single, where rounding hides nothing."""
+    exact = model if model.dtype in (torch.float32, torch.float64) else copy.deepcopy(model).float()
+    found, waiting = [], list(exact.eval()(**inputs, return_dict=True).values())
+    for value in waiting:
+        if isinstance(value, (tuple, list)):
+            waiting.extend(value)
+        elif isinstance(value, torch.Tensor) and value.is_floating_point():
+            found.append(value)
+    return found

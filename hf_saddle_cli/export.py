@@ -7,10 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_saddle.models.configuration_saddle import sides
-
 from .commands import Format
-from .common import load_model, quiet
+from .common import load_model, quiet, random_inputs
 
 
 class _FirstOutput(nn.Module):
@@ -40,9 +38,15 @@ def export_model(source: str, output: Path, format: Format, tolerance: float, re
     if output.exists():
         raise ValueError(f"{output} exists; nothing is overwritten.")
     model = load_model(source, revision)
+    if model.main_input_name != "pixel_values":
+        raise ValueError(
+            f"`hf-saddle export` writes models of images, and {source} is a {type(model).__name__}. `torch.export` "
+            "and `torch.onnx.export` take it with example inputs of your own; one that grew in width only becomes a "
+            "stock model for other tools by `hf-saddle convert --to stock`."
+        )
 
     torch.manual_seed(0)
-    images = [torch.randn(number, model.config.num_channels, *sides(model.config.image_size)) for number in (2, 1, 3)]
+    images = [random_inputs(model, number)["pixel_values"] for number in (2, 1, 3)]
     wrapped = _FirstOutput(model).eval()
     write = _write_torch if format is Format.torch else _write_onnx
     partial = output.with_name(f".partial-{output.name}")

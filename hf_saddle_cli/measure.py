@@ -1,19 +1,27 @@
 """`hf-saddle inspect` and `hf-saddle analyze`: what a model is, and where it wants to grow."""
 
 import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import typer
 from torch.utils.data import DataLoader
+from transformers.activations import ACT2FN
 
 from hf_saddle.curvature import analyze_curvature
-from hf_saddle.growth import GrowthHistory, count_macs, count_parameters
+from hf_saddle.demo.arguments import ModelAndDataArguments
+from hf_saddle.demo.options import parse
+from hf_saddle.growth import GrowthConfig, GrowthHistory, GrowthPlan, count_macs, count_parameters, plan_growth
+from hf_saddle.hub.card_task import sample_name
 from hf_saddle.hub.pictures import check_matplotlib, save_report
 from hf_saddle.models.history_file import read_history
+from hf_saddle.training.model_checks import growable_paths
 
-from .common import at, load_config, load_data, load_model, model_class, print_table, quiet
+from .common import at, load_config, load_data, load_model, model_class, print_table, quiet, task_of
 
 
 def print_facts(source: str, revision: str | None, as_json: bool) -> None:
@@ -23,10 +31,14 @@ def print_facts(source: str, revision: str | None, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
-    typer.echo(f"{facts['class']}: {facts['parameters']:,} parameters, {facts['macs']:,} MACs per image")
-    shapes = [(layer["layer"], layer["intermediate_size"], _depth(layer["skip_sizes"])) for layer in facts["layers"]]
-    rows = [[str(value) for value in shape] for shape in shapes]
-    print_table(f"Shapes (branch units: {facts['skip_unit']})", ["layer", "width", "depth"], rows)
+    typer.echo(f"{facts['class']}: {facts['parameters']:,} parameters, {facts['macs']:,} MACs per {facts['sample']}")
+    widths, depths = facts["shapes"]["widths"], facts["shapes"]["skip_sizes"]
+    # `4 › 2`: four units, fed by two more.
+    rows = [
+        [root, str(widths.get(root, "")), " › ".join(map(str, depths.get(root, ())))]
+        for root in sorted({*widths, *depths}, key=_by_number)
+    ]
+    print_table(f"Shapes (branch units: {facts['skip_unit']})", ["linear", "width", "depth"], rows)
     history = facts["history"]
     if history is None:
         typer.echo("No growth history.")
@@ -50,23 +62,23 @@ def _facts(source: str, revision: str | None) -> dict[str, Any]:
             history.check(model)
         except ValueError as error:
             check = f"The history does not fit this model: {error}"
-    layers = [{"layer": layer, **shapes} for layer, shapes in model.shapes().to_layers().items()]
     return {
         "class": kind.__name__,
         "model_type": config.model_type,
         "parameters": count_parameters(model),
         "macs": count_macs(model),
+        "sample": sample_name(model),
         "labels": config.num_labels,
         "skip_unit": config.skip_unit,
-        "layers": layers,
+        "shapes": model.shapes().to_json(),
         "history": model.growth_history,
         "history_check": check,
     }
 
 
-def _depth(skip_sizes: dict[str, list[int]] | None) -> str:
-    """`mlp.fc1 4 › 2`: four units, fed by two more."""
-    return ", ".join(f"{linear} {' › '.join(map(str, sizes))}" for linear, sizes in (skip_sizes or {}).items())
+def _by_number(path: str) -> list[tuple[int, str]]:
+    """Sorts paths by their indices, as numbers."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in path.split(".")]
 
 
 def _event_row(index: int, event: dict[str, Any]) -> list[str]:
@@ -78,23 +90,24 @@ def _event_row(index: int, event: dict[str, Any]) -> list[str]:
 
 def print_curvature(
     source: str,
-    dataset: str,
+    arguments: ModelAndDataArguments,
     criteria: list[str],
     *,
     whiten: bool,
     split: str,
-    samples: int,
     batch_size: int,
     seed: int,
     picture: Path | None,
     revision: str | None,
     as_json: bool,
+    growth: Sequence[str] = (),
 ) -> None:
     """
     Print where the neurons of a model want more depth or width, and draw it.
 
     Raises:
         ValueError: If the picture has an ending that is not known, or the data do not fit the model.
+        SystemExit: With code 2, if `growth`, options of a [`~hf_saddle.GrowthConfig`], has one that is unknown.
         ImportError: If a picture is wanted and matplotlib is not installed.
     """
     quiet()
@@ -102,15 +115,22 @@ def print_curvature(
         check_matplotlib()
         if picture.suffix not in (".png", ".svg"):
             raise ValueError(f"`--picture` must end in .png or .svg, got {picture}.")
+    (config,) = parse([GrowthConfig], growth, {}, prog="hf-saddle analyze", usage="%(prog)s SOURCE DATASET [options]")
+    if len(criteria) == 1:
+        config = replace(config, criterion=criteria[0])
     model = load_model(source, revision)
-    data = load_data(source, revision, model, dataset, split, samples)
-    paths = [site.path for site in model.growable_linears()]
+    arguments.task, arguments.model_name_or_path = task_of(model), source
+    data, collator = load_data(source, revision, model, arguments, split)
+    paths = growable_paths(model, config)
     report = analyze_curvature(
         model,
-        DataLoader(data, batch_size=batch_size),
-        criteria,
+        DataLoader(data, batch_size=batch_size, collate_fn=collator),
+        criteria or list(config.criteria),
         linears=paths,
-        whiten=whiten,
+        step_size=config.step_size,
+        significance=config.significance,
+        unit_activation=ACT2FN[model.config.skip_activation],
+        whiten=whiten and config.directions != "eigenvectors",
         seed=seed,
     )
     if picture is not None:
@@ -118,4 +138,23 @@ def print_curvature(
     if as_json:
         typer.echo(json.dumps(report.to_dict()))
         return
-    typer.echo(report.summary())
+    typer.echo(replace(report, skipped={}).summary())
+    if report.skipped:
+        typer.echo(_folded(report.skipped))
+    if growth:
+        typer.echo(_planned(plan_growth(report, model, config)))
+
+
+def _folded(skipped: dict[str, str]) -> str:
+    """Layers that were not measured, by reason, in one line."""
+    reasons = Counter(skipped.values())
+    return f"skipped {len(skipped)} layers: " + "; ".join(f"{count} × {reason}" for reason, count in reasons.items())
+
+
+def _planned(plan: GrowthPlan) -> str:
+    """What the first event would do, in a sentence."""
+    if not plan:
+        return f"An event would not grow anything. {plan.held_back}"
+    neurons = sum(len(growth.neurons) for growth in plan.growths)
+    told = ", ".join(f"{growth.linear} {len(growth.neurons)} by {growth.operator}" for growth in plan.growths)
+    return f"An event would grow {neurons} neurons by {plan.parameters:,} parameters and {plan.macs:,} MACs: {told}."

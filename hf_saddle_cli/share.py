@@ -18,8 +18,14 @@ from hf_saddle.models.pushing import MODEL_FILES
 from .common import load_model, quiet
 
 
+# Of image processors, tokenizers and both together, as transformers names them.
+PROCESSOR_FILES = (
+    "preprocessor_config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model",
+    "spiece.model", "chat_template.jinja", "generation_config.json",
+)  # fmt: skip
 # What a reader of the model needs, beside its weights and its code.
-UPLOADED = ("config.json", HISTORY_NAME, CARD_NAME, "preprocessor_config.json", "processor_config.json", *CARD_FILES)
+UPLOADED = ("config.json", HISTORY_NAME, CARD_NAME, *PROCESSOR_FILES, *CARD_FILES)
 
 
 def write_card(folder: Path, given: dict[str, str | None], repo_id: str | None) -> Path:
@@ -44,8 +50,8 @@ def write_card(folder: Path, given: dict[str, str | None], repo_id: str | None) 
 
 def push_folder(folder: Path, repo_id: str, private: bool, revision: str | None, create_pr: bool, message: str) -> str:
     """
-    Upload a saved model: config, weights, history, code, pictures, card and image processor, by name. What an earlier
-    push left there and this model has not is deleted.
+    Upload a saved model: config, weights, history, code, pictures, card, image processor or tokenizer, by
+    name. What an earlier push left there and this model has not is deleted.
 
     Returns:
         `str`: Address of the commit or pull request.

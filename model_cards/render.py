@@ -8,6 +8,7 @@ from transformers import AutoConfig
 from hf_saddle import models
 from hf_saddle.growth import GrowthHistory
 from hf_saddle.hub import TrainingRecord, render_model_card, save_pictures
+from hf_saddle.hub.states import neuron_counts
 from hf_saddle.models.modeling_saddle import GrowablePreTrainedModel, read_history
 
 
@@ -39,5 +40,7 @@ if __name__ == "__main__":
     for path in trained():
         record = TrainingRecord.load(path)
         assert record is not None
-        save_pictures(path / "pictures", GrowthHistory.from_model(load(path)), record.log)
+        model = load(path)
+        history, counts = GrowthHistory.from_model(model), neuron_counts(model)
+        save_pictures(path / "pictures", history, record.log, neurons=counts)
         (path / "README.md").write_text(render(path))

@@ -10,6 +10,8 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "torch": ("_dynamo",),
     "torch._dynamo.OptimizedModule": ("_orig_mod",),
     # Whether an activation wrote into its input; hooks of a parameter, which would not fit another shape.
+    # Padding in the order that `functional.pad` takes.
+    "torch.nn.Conv2d": ("_reversed_padding_repeated_twice",),
     "torch.Tensor": ("_post_accumulate_grad_hooks", "_version"),
     # Quantised weights are tensors that wrap others.
     "torch.utils": ("_python_dispatch",),
@@ -53,10 +55,14 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "_from_config",
         "_hf_peft_config_loaded",
         "_init_weights",
+        "_is_hf_initialized",
         "_load_pretrained_model",
-        "_no_split_modules",
         "_upload_modified_files",
     ),
+    # Which Auto classes know a model type; what a model records is kept by the name of its class.
+    "transformers.models.auto.auto_factory": ("_BaseAutoModelClass",),
+    "transformers.models.auto.auto_factory._BaseAutoModelClass": ("_model_mapping",),
+    "transformers.utils.output_capturing": ("_CAN_RECORD_REGISTRY",),
     "transformers.utils.hub.cached_files": ("_raise_exceptions_for_missing_entries",),
     # Checkpoints that are whole or not used, callbacks that keep what JSON cannot hold, optimizers and wrappers of the
     # shapes that were loaded, probe batches as the training has them, and cards of every push.

@@ -16,10 +16,13 @@ BELOW = {
     "growth": {"models", "curvature", "version"},
     "hub": {"models", "curvature", "growth"},
     "training": {"models", "curvature", "growth", "hub"},
-    "demo": {"models", "growth", "training"},
+    "demo": {"models", "growth", "training", "hub"},
 }
 # Uploaded code may import only what every user of transformers has.
-ALONE = {"models": {"torch", "transformers", "safetensors", "huggingface_hub"}, "curvature": {"torch", "numpy", "transformers"}}
+ALONE = {
+    "models": {"torch", "transformers", "safetensors", "huggingface_hub"},
+    "curvature": {"torch", "numpy", "transformers"},
+}
 MODULES = sorted(path for folder in BELOW for path in (PACKAGE / folder).rglob("*.py"))
 
 

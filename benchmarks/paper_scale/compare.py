@@ -16,7 +16,18 @@ from results import RESULT_NAME
 from scipy.stats import t
 
 
-COLUMNS = ["arm", "seeds", "top-1", "top-5", "best epoch", "parameters", "MACs/image", "training FLOPs", "hours"]
+COLUMNS = [
+    "arm",
+    "seeds",
+    "top-1",
+    "top-5",
+    "best epoch",
+    "events",
+    "parameters",
+    "MACs/image",
+    "training FLOPs",
+    "hours",
+]
 
 
 def with_interval(values: Sequence[float]) -> str:
@@ -49,11 +60,12 @@ def table(results: Sequence[dict]) -> str:
         accuracies = [
             with_interval([run[name] for run in runs]) for name in ("accuracy", "top5_accuracy", "best_accuracy")
         ]
+        events = f"{statistics.mean(run['events'] for run in runs):g}"
         parameters, macs, flops, seconds = (
             statistics.mean(run[name] for run in runs) for name in ("parameters", "macs", "training_flops", "seconds")
         )
         sizes = [f"{parameters:,.0f}", f"{macs:,.0f}", f"{flops:.3g}", f"{seconds / 3600:.2f}"]
-        lines.append([arm, str(len(runs)), *accuracies, *sizes])
+        lines.append([arm, str(len(runs)), *accuracies, events, *sizes])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

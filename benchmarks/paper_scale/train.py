@@ -4,7 +4,8 @@
     accelerate launch --config_file examples/launch_configs/four_gpus.yaml benchmarks/paper_scale/train.py \
         --arm default --seed 0 --bf16 --output_dir outputs/default-0
     python benchmarks/paper_scale/train.py --arm default --augmentation none --dataset digits --image_size 16 \
-        --patch_size 4 --per_device_train_batch_size 64 --num_train_epochs 2 --output_dir outputs/tried --use_cpu
+        --patch_size 4 --per_device_train_batch_size 64 --num_train_epochs 2 --at 0.1 0.25 0.4 \
+        --output_dir outputs/tried --use_cpu
     python benchmarks/paper_scale/compare.py outputs/*
 
 Arms: `uniform-small` (q, k, v and fc1 halved), `uniform-full` (DeiT-S), and three that grow from the small one at the
@@ -15,7 +16,7 @@ it. A job that was stopped goes on with `--resume_from_checkpoint last`.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import arms
@@ -215,6 +216,10 @@ def parse(words: Sequence[str] | None = None) -> tuple[RecipeArguments, PaperGro
     arm = arms.ARMS.get(parser.parse_known_args(words)[0].arm)
     default = PaperGrowthConfig() if arm is None or arm.growth is None else arm.growth
     parser.set_defaults(**asdict(default))
+    if parser.parse_known_args(words)[0].at is not None:
+        # A trial at shares of its training leaves the epochs of the paper out.
+        parser.set_defaults(warmup=None, interval=None, unit=None, num_events=-1)
+        default = replace(default, at=None, warmup=None, interval=None, unit=None, num_events=-1)
     arguments, growth, training = parser.parse_args_into_dataclasses(words)
     if arms.ARMS[arguments.arm].growth is not None:
         return arguments, growth, training

@@ -25,7 +25,7 @@ CURVE_POINTS = 10
 # A backward pass costs two forward passes, and a multiply-accumulate counts as one operation.
 PASSES = 3
 # What growth changes in a config.
-GROWN_FIELDS = ("per_layer_config", "skip_sizes", "skip_unit")
+GROWN_FIELDS = ("widths", "skip_sizes", "skip_unit")
 
 
 @dataclass(frozen=True)

@@ -50,23 +50,32 @@ def analyze_curvature(
     """
     Analyse where the neurons of a model want more depth or width.
 
-    For every neuron of the chosen linear layers this finds an extreme eigenpair of `S = Σ_t ∂L/∂h φ''(z) x̂ x̂ᵀ`
-    (width; arXiv 1910.02366) or of `D = Σ_t ∂L/∂z x̂ x̂ᵀ` (depth), judges it on samples it was not fitted to and
-    predicts what growing along it would gain. The loss is the mean over all samples of all batches. The model runs in
-    eval mode; its parameters, gradients, modes, hooks and the states of the random generators are as before when this
-    returns or raises. A negative eigenvalue of `S` does not say that the network sits at a saddle: the split creates
-    one.
+    For every neuron of the chosen affine layers (`nn.Linear`, transformers' `Conv1D`, `nn.Conv2d`) this finds an
+    extreme eigenpair of `S = Σ_t ∂L/∂h φ''(z) x̂ x̂ᵀ` (width; arXiv 1910.02366) or of `D = Σ_t ∂L/∂z x̂ x̂ᵀ` (depth),
+    judges it on samples it was not fitted to and predicts what growing along it would gain. Tokens are positions of a
+    sequence or of an image; a convolution's `x` is the patch that its neuron reads there, of its group of channels. A
+    batch normalisation between layer and activation counts as a part of the neuron. Gated neurons `h = φ(g) u` of
+    the architectures in `hf_saddle.models.families` have `S = Σ_t ∂L/∂h [[φ''(g) u, φ'(g)], [φ'(g), 0]] ⊗ x̂ x̂ᵀ`, and
+    directions for the rows of both layers.
+
+    The loss is the mean over all samples of all batches. Padded positions (`attention_mask`, `decoder_attention_mask`)
+    are left out of step sizes and whitening, and of `S` and `D` where the loss does not depend on them. The model runs
+    in eval mode; its parameters, gradients, modes, hooks and the states of the random generators are as before when
+    this returns or raises. A negative eigenvalue of `S` does not say that the network sits at a saddle: the split
+    creates one.
 
     Args:
         model (`nn.Module`): The model. A `DistributedDataParallel` wrapper is taken off.
         batches (`Iterable`): The probe batches. All are held in memory. The leading dimension of the first tensor in a
-            batch is its number of samples.
+            batch is its number of samples; sequences may be padded to another length in each batch.
         criterion (`str` or `Sequence[str]`, *optional*, defaults to `"depth"`): `"width"`, `"depth"` or one of the
             controls `"random"`, `"grad_norm"`, `"gradmax"`, `"paper_score"`; see [`LayerCurvature`].
         loss (`Callable`, *optional*): Maps model and batch to the mean loss over the samples of the batch. Defaults to
-            `model(**batch).loss`.
-        linears (`Sequence[str]`, *optional*): Names of the `nn.Linear` modules. Defaults to all whose parameters are
-            not all frozen. Inputs must be grouped by sample along their first dimension.
+            `model(**batch).loss`. Where that is a mean over the tokens that have a label, batches with more of these
+            count for more, so that the loss is the mean over all such tokens of all batches, however they are cut.
+        linears (`Sequence[str]`, *optional*): Names of affine layers. Defaults to those that can grow by the
+            description of the architecture, or to all of another model, but for those whose parameters are all
+            frozen. Inputs must be grouped by sample along their first dimension.
         step_size (`float`, *optional*, defaults to 0.1): The step `ρ` along a direction, relative to the norm
             of the neuron's row `[w_i; b_i]`.
         whiten (`bool`, *optional*, defaults to `False`): Take the extremes of the curvature per change of the
@@ -80,7 +89,8 @@ def analyze_curvature(
         solver (`SolverOptions`, *optional*): Work of the eigensolver.
         max_tokens (`int`, *optional*, defaults to 4096): Number of tokens that are used per layer, all ranks and
             batches together: drawn by importance, and weighted such that the estimates stay unbiased. More tokens cost
-            time and memory in proportion, and lower the noise of the estimates.
+            time and memory in proportion, and lower the noise of the estimates. A convolution's patches are unfolded
+            for these only, and kernels of more than nine entries get proportionally fewer.
         seed (`int`, *optional*, defaults to 0): Seed of folds, start vectors and drawn tokens.
         warm_start (`CurvatureReport`, *optional*): An earlier report whose directions are the start vectors. Its probe
             samples must be others than these: held-out estimates would inherit what they were fitted to.

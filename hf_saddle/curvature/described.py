@@ -1,13 +1,11 @@
 """What is known of a transformers model by its type: the layers that can grow, and which of them are gates."""
 
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..models.families import FAMILIES, Block
+from ..models.families import FAMILIES, blocks_in
 
 
 @dataclass(frozen=True)
@@ -45,35 +43,25 @@ def describe(model: nn.Module) -> Described | None:
     """
     if not isinstance(model, PreTrainedModel):
         return None
-    family = FAMILIES.get(model.config.model_type.removeprefix("saddle_"))
-    if family is None:
+    if model.config.model_type.removeprefix("saddle_") not in FAMILIES:
         return None
     linears: list[str] = []
     gates: list[Gate] = []
-    for block in family.blocks(model.config):
-        for path, module in _blocks(model, block):
-            names = {name for name, _ in module.named_modules()}
-            known = {*block.linears}.union(*((*n.rows, *n.readers, *n.norms, n.activation) for n in block.neurons))
-            missing = sorted(known - names)
-            if missing:
-                raise ValueError(
-                    f"The description of {model.config.model_type!r} names {', '.join(missing)} in {path}, which this "
-                    "model does not have: other versions of transformers name modules otherwise. Correct its entry "
-                    "in hf_saddle/models/families.py, or pass layers of your own as `linears`."
-                )
-            linears += [f"{path}.{name}" for name in block.linears]
-            for neurons in block.neurons:
-                if len(neurons.rows) == 2:
-                    gate, up = (f"{path}.{row}" for row in neurons.rows)
-                    readers = tuple(f"{path}.{reader}" for reader in neurons.readers)
-                    gates.append(Gate(gate, up, readers, module.get_submodule(neurons.activation)))
-    decoder = model.get_decoder() if getattr(model.config, "is_encoder_decoder", False) else None
+    base = next(path for path, module in model.named_modules() if module is model.base_model)
+    for place, block in blocks_in(model.base_model, model.config):
+        module, path = model.base_model.get_submodule(place), f"{base}.{place}".lstrip(".")
+        names = {name for name, _ in module.named_modules()}
+        known = {*block.linears}.union(*((*n.rows, *n.readers, *n.norms, n.activation) for n in block.neurons))
+        missing = sorted(known - names)
+        if missing:
+            raise ValueError(
+                f"The description of {model.config.model_type!r} names {', '.join(missing)} in {path}, which this "
+                "model does not have: other versions of transformers name modules otherwise. Correct its entry "
+                "in hf_saddle/models/families.py, or pass layers of your own as `linears`."
+            )
+        linears += [f"{path}.{name}" for name in block.linears]
+        for neurons in (each.at(path) for each in block.neurons if len(each.rows) == 2):
+            gate, up = neurons.rows
+            gates.append(Gate(gate, up, neurons.readers, model.get_submodule(neurons.activation)))
+    decoder = model.get_decoder() if model.config.is_encoder_decoder else None
     return Described(tuple(linears), tuple(gates), decoder)
-
-
-def _blocks(model: PreTrainedModel, block: Block) -> Iterator[tuple[str, nn.Module]]:
-    """The blocks of a kind, with their paths in the model."""
-    base = next(name for name, module in model.named_modules() if module is model.base_model)
-    prefix = f"{base}." if base else ""
-    pattern = re.compile(re.escape(prefix + block.path).replace(r"\*", "[0-9]+"))
-    return ((name, module) for name, module in model.named_modules() if pattern.fullmatch(name))

@@ -286,6 +286,8 @@ class Hooks:
             first, second = self._rows.get(gate.gate), self._rows.get(gate.up)
             if first is None or second is None or gate.gate in self._no_gates or not torch.is_grad_enabled():
                 return None
+            if reader == gate.readers[-1]:
+                del self._rows[gate.gate], self._rows[gate.up]  # checkpointing may free them
             z, factor = first.row(), second.row()
             call, partner, receive = first.call, second.call, None
             if call is not None and partner is not None:

@@ -58,7 +58,8 @@ def neurons_at(value: Tensor, module: Affine, rows: Tensor | None = None) -> Ten
 def neuron_norms(value: Tensor, module: Affine) -> Tensor:
     """Norms of a layer's output, or of what has its shape, at all positions, float64, shape `(positions,)`."""
     wide = torch.float64 if value.dtype == torch.float64 else torch.float32
-    return torch.linalg.vector_norm(value, dim=layout_of(module).channel, dtype=wide).flatten().double()
+    norms: Tensor = torch.linalg.vector_norm(value, dim=layout_of(module).channel, dtype=wide)
+    return norms.flatten().double()
 
 
 def inputs_at(value: Tensor, module: Affine, rows: Tensor | None = None) -> Tensor:
@@ -93,7 +94,8 @@ def input_square_norms(value: Tensor, module: Affine) -> Tensor:
     """Square norms of what a layer's neurons read at all positions, float64, shape `(positions,)`."""
     wide = torch.float64 if value.dtype == torch.float64 else torch.float32
     if not isinstance(module, nn.Conv2d):
-        return torch.linalg.vector_norm(value, dim=-1, dtype=wide).flatten().double().square()
+        norms: Tensor = torch.linalg.vector_norm(value, dim=-1, dtype=wide)
+        return norms.flatten().double().square()
     square = _padded(value, module).to(wide).square().sum(dim=1, keepdim=True)
     ones = square.new_ones(1, 1, *module.kernel_size)
     summed: Tensor = functional.conv2d(square, ones, stride=module.stride, dilation=module.dilation)

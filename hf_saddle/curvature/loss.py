@@ -67,7 +67,7 @@ def _label_count(model: nn.Module, batch: Any) -> int | None:
     labels = batch.get("labels") if isinstance(batch, Mapping) else None
     if not isinstance(labels, Tensor) or labels.dim() != 2 or labels.is_floating_point():
         return None
-    if isinstance(model, PreTrainedModel) and not getattr(model.config, "is_encoder_decoder", False):
+    if isinstance(model, PreTrainedModel) and not model.config.is_encoder_decoder:
         if batch.get("shift_labels") is not None:
             labels = batch["shift_labels"]
         elif model.loss_function is ForCausalLMLoss:

@@ -39,10 +39,16 @@ def out_of_groups(grouped: Tensor, neurons: int) -> Tensor:
 
 @dataclass
 class Moments:
-    """Second moments of a layer's inputs and pre-activations over evenly spaced tokens, for step sizes."""
+    """
+    Second moments of a layer's inputs and pre-activations over evenly spaced tokens, for step sizes.
 
-    inputs: Tensor  # (groups, d + 1, d + 1), sum of x̂ x̂ᵀ
+    A patch may have more entries than there are such tokens. The inputs themselves are kept then, `X` with
+    `Σ x̂ x̂ᵀ = Xᵀ X`, as products with these cost less.
+    """
+
+    inputs: Tensor  # (groups, d + 1, d + 1), sum of x̂ x̂ᵀ; of fewer tokens than d + 1 (groups, tokens, d + 1), the x̂
     pre_activation: Tensor  # (rows, n), sum of z²
+    summed: bool = True  # which of both `inputs` are
 
     @classmethod
     def of(cls, value: Tensor, module: Affine, rows: Tensor, pre_activation: Tensor) -> "Moments":
@@ -57,31 +63,50 @@ class Moments:
         """
         inputs = extended(inputs_at(value, module, rows).to(pre_activation.dtype))
         grouped = inputs.unsqueeze(0) if inputs.dim() == 2 else inputs.transpose(0, 1)
-        return cls(grouped.mT @ grouped, pre_activation)
+        return cls(grouped, pre_activation, summed=False)._short()
 
     @property
     def count(self) -> Tensor:
         """Number of tokens, shape `()`."""
-        return self.inputs[0, -1, -1]
+        last = self.inputs[0, :, -1]
+        return last[-1] if self.summed else last.sum()
 
     def add(self, other: "Moments") -> "Moments":
         """The moments of both token sets together."""
-        return Moments(self.inputs + other.inputs, self.pre_activation + other.pre_activation)
+        square = self.pre_activation + other.pre_activation
+        if self.summed or other.summed:
+            return Moments(self.sums() + other.sums(), square)
+        return Moments(torch.cat([self.inputs, other.inputs], dim=1), square, summed=False)._short()
 
     def reduced(self, ranks: Ranks) -> "Moments":
         """The moments over all ranks."""
-        return Moments(ranks.sum(self.inputs.clone()), ranks.sum(self.pre_activation.clone()))
+        square = ranks.sum(self.pre_activation.clone())
+        return Moments(ranks.sum(self.sums().clone()), square) if ranks.size > 1 else self
+
+    def sums(self) -> Tensor:
+        """The sums of `x̂ x̂ᵀ`, shape `(groups, d + 1, d + 1)`."""
+        return self.inputs if self.summed else self.inputs.mT @ self.inputs
+
+    def _short(self) -> "Moments":
+        few = self.inputs.shape[1] < self.inputs.shape[2]
+        return self if few else Moments(self.sums(), self.pre_activation)
+
+    def _squares(self) -> Tensor:
+        """The diagonal of the sums, shape `(groups, d + 1)`."""
+        return self.inputs.diagonal(dim1=1, dim2=2) if self.summed else self.inputs.square().sum(dim=1)
 
     def constant_inputs(self) -> bool:
         """Whether all tokens have the same input, up to rounding."""
-        square = self.inputs.diagonal(dim1=1, dim2=2)[:, :-1] / self.count
-        variance = square - (self.inputs[:, -1, :-1] / self.count).square()
+        square = self._squares()[:, :-1] / self.count
+        total = self.inputs[:, -1] if self.summed else self.inputs.sum(dim=1)
+        variance = square - (total[:, :-1] / self.count).square()
         return bool((variance <= 100 * torch.finfo(square.dtype).eps * square).all())
 
     def scaled(self, vectors: Tensor) -> Tensor:
         """The vectors `(rows · (d + 1), n)` times the sums of `x̂ x̂ᵀ`."""
-        groups, size, _ = self.inputs.shape
-        return out_of_groups(self.inputs @ in_groups(vectors, groups, size), vectors.shape[1])
+        groups, _, size = self.inputs.shape
+        product = self.inputs @ in_groups(vectors, groups, size)
+        return out_of_groups(product if self.summed else self.inputs.mT @ product, vectors.shape[1])
 
     def step(self, vectors: Tensor, row_norm: Tensor, step_size: float) -> Tensor:
         """
@@ -114,7 +139,7 @@ class Moments:
         Raises:
             ValueError: If `M` is not finite, or not positive definite by rounding.
         """
-        moments = self.inputs / self.count
+        moments = self.sums() / self.count
         ridge = _RIDGE * moments.diagonal(dim1=1, dim2=2).mean(dim=1)
         factor: Tensor
         factor, failed = torch.linalg.cholesky_ex(
@@ -138,8 +163,9 @@ class Moments:
 
     def _responses(self, vectors: Tensor) -> Tensor:
         """Root mean squares of `v · x̂` by rows of the neurons, bounded away from zero, shape `(rows, n)`."""
-        groups, size, _ = self.inputs.shape
+        groups, _, size = self.inputs.shape
         parts = in_groups(vectors, groups, size)
-        square = (parts * (self.inputs @ parts)).sum(dim=1, keepdim=True)
-        floor = torch.finfo(square.dtype).eps * self.inputs.diagonal(dim1=1, dim2=2).sum(dim=1)
+        product = self.inputs @ parts
+        square = (parts * product if self.summed else product.square()).sum(dim=1, keepdim=True)
+        floor = torch.finfo(square.dtype).eps * self._squares().sum(dim=1)
         return (out_of_groups(square.clamp_min(floor[:, None, None]), vectors.shape[1]) / self.count).sqrt()

@@ -12,7 +12,7 @@ from torch import Tensor
 @dataclass(frozen=True)
 class LayerCurvature:
     """
-    The curvature of the loss for every neuron of one linear layer under one criterion.
+    The curvature of the loss for every neuron of one affine layer under one criterion.
 
     The direction and `fit_eigenvalue` come from all probed tokens. `eigenvalue` and `standard_error` come from two
     fits, each on half of the samples and judged on the other half, and are therefore free of the fit's optimism: pure
@@ -37,21 +37,23 @@ class LayerCurvature:
     Losses are in the unit of the loss function, averaged over samples.
     """
 
-    linear: str  # path of the layer in the model
+    linear: str  # path of the layer in the model; of gated neurons that of the gate
     criterion: str
     eigenvalue: Tensor  # (n,) held-out estimate; score of a control
     # (n,) of `eigenvalue`, from per-sample sums, not smaller than that of one half of the samples
     standard_error: Tensor
     residual: Tensor  # (n,) ‖S v - λ v‖; of the screened tokens only where not `refined`
-    direction: Tensor  # (n, d_in + 1) unit vectors in x̂ = [x; 1] coordinates
-    response: Tensor  # (n,) root mean square of v · x̂ over the tokens
+    # (n, d + 1) unit vectors in x̂ = [x; 1] coordinates, x as in `layout_of(layer).matrix(layer.weight)`: a flattened
+    # patch of convolutions. The last entry is 0 where the layer has no bias. Width of gated neurons: (n, 2 (d + 1)).
+    direction: Tensor
+    response: Tensor  # (n,) root mean square of v · x̂ over the tokens, of both rows of gated neurons together
     step: Tensor  # (n,) ε
     gain: Tensor  # (n,) at `step`, from the held-out `eigenvalue`
     significant: Tensor  # (n,) bool
     fit_eigenvalue: Tensor  # (n,) Rayleigh quotient of `direction` on the samples it was fitted to
     refined: Tensor  # (n,) bool; False: only screened on a part of the tokens, hence no candidate
     cost_parameters: int  # of one new unit
-    cost_macs: int  # of one new unit, per token
+    cost_macs: int  # of one new unit, per token, readers at as many tokens as the layer
 
     @property
     def neurons(self) -> int:

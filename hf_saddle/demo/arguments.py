@@ -10,6 +10,8 @@ TASK_NAMES = ("image-classification", "text-classification", "causal-lm")
 class ModelAndDataArguments:
     """Which model starts on which data, for which task. The default is a small, narrow model from scratch."""
 
+    _argument_group_name = "model and data"
+
     task: str = field(default=TASK_NAMES[0], metadata={"help": f"One of {', '.join(TASK_NAMES)}."})
     dataset: str | None = field(
         default=None,
@@ -39,6 +41,9 @@ class ModelAndDataArguments:
     num_attention_heads: int = field(default=4, metadata={"help": "Number of heads, from scratch."})
     intermediate_size: int = field(
         default=32, metadata={"help": "Initial width of every MLP, from scratch, where the family leaves a choice."}
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "Train anew in a folder that has a model, and remove that one."}
     )
 
     def __post_init__(self) -> None:

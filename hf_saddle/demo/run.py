@@ -1,19 +1,23 @@
 """The whole job in one function: data, model, training with growth, evaluation, saving, and reloading as proof."""
 
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict
-from transformers import AutoConfig, HfArgumentParser, PreTrainedModel, TrainingArguments
+from datasets import Dataset, DatasetDict, disable_progress_bars
+from transformers import AutoConfig, PreTrainedModel, TrainingArguments
+from transformers import logging as transformers_logging
 
 from ..growth import GrowthConfig, GrowthHistory
 from ..growth.old_names import refuse_options
 from ..training import GrowthCallback, GrowthTrainer
 from .arguments import ModelAndDataArguments
+from .options import parse
 from .tasks import TASKS, Task
+from .used import begin_anew, is_used
 
 
 # What suits the default model and data; every one of them is an option.
@@ -27,13 +31,23 @@ DEFAULTS = {
     "lr_scheduler_type": "cosine",
     "eval_strategy": "epoch",
     "logging_steps": 50,
-    "save_strategy": "no",
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
     "report_to": "none",
     "dataloader_pin_memory": torch.accelerator.is_available(),
-    "warmup": 6,
-    "interval": 6,
-    "num_events": 3,
 }
+
+
+EXAMPLES = """
+examples:
+  hf-saddle grow --output-dir outputs/demo
+  hf-saddle grow --output-dir outputs/demo --resume-from-checkpoint last
+  hf-saddle grow --output-dir outputs/early --preset early --max-growth 2
+  hf-saddle grow --output-dir outputs/tuned --preset finetune --model-name-or-path facebook/deit-tiny-patch16-224
+  hf-saddle grow --config options.yaml --seed 1 --output-dir outputs/seed-1
+
+All fields of TrainingArguments are options too. `--name None` empties an option.
+"""
 
 
 @dataclass(frozen=True)
@@ -98,6 +112,11 @@ def train_and_grow(arguments: ModelAndDataArguments, growth: GrowthConfig, train
     Raises:
         ValueError: If data, model and task do not fit each other.
     """
+    resume = training.resume_from_checkpoint
+    # The first process clears the folder before the others look at it.
+    with training.main_process_first(local=False):
+        if is_used(training.output_dir) and not resume:
+            begin_anew(training.output_dir, arguments.overwrite)
     torch.manual_seed(training.seed)
     task = TASKS[arguments.task]
     training.include_for_metrics = sorted({*training.include_for_metrics, "loss"})
@@ -117,7 +136,7 @@ def train_and_grow(arguments: ModelAndDataArguments, growth: GrowthConfig, train
         callbacks=[GrowthCallback(growth)],
     )
     trainer.card_facts = {"dataset": arguments.dataset or task.dataset, "base_model": arguments.model_name_or_path}
-    trainer.train()
+    trainer.train(resume_from_checkpoint=True if resume in ("last", "true", "True") else resume)
     metrics = trainer.evaluate(data["test"], metric_key_prefix="test")
     trainer.save_model()
     trainer.log_metrics("test", metrics)
@@ -138,6 +157,22 @@ def reload_difference(model: PreTrainedModel, reloaded: PreTrainedModel, data: D
     return float((logits - others).abs().max())
 
 
+class _Lines(logging.Handler):
+    """Writes to whatever is the output of the program at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stdout.write(f"{self.format(record)}\n")
+
+
+def _lines_instead_of_bars() -> None:
+    disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    ours = logging.getLogger("hf_saddle.training")
+    ours.setLevel(logging.INFO)
+    if not ours.handlers:
+        ours.addHandler(_Lines())
+
+
 def run(arguments: Sequence[str] | None = None, prog: str | None = None) -> str:
     """
     The job as a program: options in, a report for people out.
@@ -150,10 +185,15 @@ def run(arguments: Sequence[str] | None = None, prog: str | None = None) -> str:
         `str`: What grew, the metric of the task on the test split, and where the model is; empty on all processes
             but the first.
     """
-    parser = HfArgumentParser((ModelAndDataArguments, GrowthConfig, TrainingArguments), prog=prog)
-    parser.set_defaults(**DEFAULTS)
-    refuse_options(sys.argv[1:] if arguments is None else arguments)
-    model_and_data, growth, training = parser.parse_args_into_dataclasses(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    refuse_options(words)
+    # Bars are for people who watch; a log file gets lines.
+    defaults = DEFAULTS | {"disable_tqdm": not sys.stderr.isatty()}
+    kinds = (ModelAndDataArguments, GrowthConfig, TrainingArguments)
+    usage = f"{prog or '%(prog)s'} --output-dir DIR [--preset NAME] [--config FILE] [options]"
+    model_and_data, growth, training = parse(kinds, words, defaults, prog=prog, usage=usage, epilog=EXAMPLES)
+    if training.disable_tqdm:
+        _lines_instead_of_bars()
     result = train_and_grow(model_and_data, growth, training)
     if not result.trainer.is_world_process_zero():
         return ""

@@ -41,7 +41,8 @@ class Task:
         dataset (`str`): The data set that needs no download.
         metric (`str`): What the report tells of the test split.
         load (`Callable`): Arguments and seed to three splits.
-        processor (`Callable`): Arguments and splits to a tokenizer or image processor: the checkpoint's, or a new one.
+        processor (`Callable`): Arguments, splits and a revision to a tokenizer or image processor: that of the
+            checkpoint, or a new one.
         prepare (`Callable`): Splits, processor and arguments to columns that the model takes.
         collator (`Callable`): The processor to what makes batches.
         compute_metrics (`Callable`): As in `Trainer`, with losses included.
@@ -53,7 +54,7 @@ class Task:
     dataset: str
     metric: str
     load: Callable[[ModelAndDataArguments, int], DatasetDict]
-    processor: Callable[[ModelAndDataArguments, DatasetDict], Any]
+    processor: Callable[..., Any]
     prepare: Callable[[DatasetDict, Any, ModelAndDataArguments], DatasetDict]
     collator: Callable[[Any], Any]
     compute_metrics: Callable[[Any], dict[str, float]]
@@ -136,16 +137,16 @@ def text_tokenizer(source: str, **where: Any) -> Any:
     return tokenizer
 
 
-def _image_processor(arguments: ModelAndDataArguments, splits: DatasetDict) -> Any:
+def _image_processor(arguments: ModelAndDataArguments, splits: DatasetDict, **where: str) -> Any:
     source, size = arguments.model_name_or_path, arguments.image_size
     if source is not None:
-        size = AutoConfig.from_pretrained(source).to_dict().get("image_size", size)
-    return image_processor(source, sides(size))
+        size = AutoConfig.from_pretrained(source, **where).to_dict().get("image_size", size)
+    return image_processor(source, sides(size), **where)
 
 
-def _tokenizer(arguments: ModelAndDataArguments, splits: DatasetDict) -> Any:
+def _tokenizer(arguments: ModelAndDataArguments, splits: DatasetDict, **where: str) -> Any:
     if arguments.model_name_or_path is not None:
-        return text_tokenizer(arguments.model_name_or_path)
+        return text_tokenizer(arguments.model_name_or_path, **where)
     enclose = arguments.task == "text-classification"
     return train_tokenizer(splits["train"]["text"], arguments.vocab_size, enclose=enclose)
 

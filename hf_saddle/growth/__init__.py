@@ -9,6 +9,7 @@ from .merge import merge_pairs_
 from .natural_step import score_growths, take_natural_step
 from .optimizer_rebind import rebind_optimizer_
 from .optimizer_state import carry_optimizer_state_
+from .padding import to_stock
 from .plan import GrowthPlan, LayerGrowth
 from .planner import candidate_growths, event_budget, plan_growth
 from .probe_loss import probe_loss
@@ -38,4 +39,5 @@ __all__ = [
     "record_",
     "score_growths",
     "take_natural_step",
+    "to_stock",
 ]

@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from typing import Any
 
 from ..models.shapes import MAX_SKIP_DEPTH
@@ -31,6 +32,13 @@ _MAX_GROWTH = 1.5
 # Share of the probe samples that directions and steps are not fitted to, but judged on.
 JUDGES = 0.25
 
+# Few events and early ones ended best (docs/evidence.md); shares of a training fit a short one as well as a long one.
+_AT = (0.1, 0.25, 0.4)
+# What fills up a schedule in epochs or steps that is given in part.
+_PERIODIC: dict[str, Any] = {"warmup": 10, "interval": 10, "unit": "epochs"}
+_NOT_GIVEN = -1
+_NUM_EVENTS = 5
+
 # The reduced DeiT-S that arXiv 2402.12418 starts from, as fields of a `SaddleViTConfig`.
 PAPER_START = {
     "hidden_size": 384,
@@ -54,17 +62,21 @@ class GrowthConfig:
 
     An *event* is one growth of the whole model; a *linear* is one that can grow, such as `mlp.fc1` of layer 3. Layers
     are those of an architecture: blocks of attention and an MLP, or of convolutions, counted over all stages and over
-    encoder and decoder.
+    encoder and decoder. Events are due at shares of the training, `at`; any of `warmup`, `interval`, `unit` and
+    `num_events` asks for events in epochs or steps instead.
 
     Args:
-        warmup (`float`, *optional*, defaults to 10):
-            First event, in `unit`.
-        interval (`float`, *optional*, defaults to 10):
-            Time between events, in `unit`.
-        unit (`str`, *optional*, defaults to `"epochs"`):
-            Unit of `warmup` and `interval`: 'epochs' or 'steps'.
-        num_events (`int`, *optional*, defaults to 5):
-            Number of events; None for no limit.
+        at (`list[float]`, *optional*):
+            Events as shares of the training, such as 0.1 0.25 0.4, which is what None stands for unless `warmup`,
+            `interval`, `unit` or `num_events` is given.
+        warmup (`float`, *optional*):
+            First event, in `unit`; 10 if None.
+        interval (`float`, *optional*):
+            Time between events, in `unit`; 10 if None.
+        unit (`str`, *optional*):
+            Unit of `warmup` and `interval`: 'epochs' or 'steps'; epochs if None.
+        num_events (`int`, *optional*, defaults to -1):
+            Number of events by `warmup` and `interval`; None for no limit, -1 for 5.
         linears (`list[str]`, *optional*):
             Linears that may grow, by their names in a layer, such as 'mlp.fc1'; all if None.
         layers (`list[int]`, *optional*):
@@ -110,10 +122,23 @@ class GrowthConfig:
         ValueError: If a field has a value that cannot be meant; the message names the field and the remedy.
     """
 
-    warmup: float = field(default=10, metadata=_help("First event, in `unit`."))
-    interval: float = field(default=10, metadata=_help("Time between events, in `unit`."))
-    unit: str = field(default="epochs", metadata=_help("Unit of `warmup` and `interval`: 'epochs' or 'steps'."))
-    num_events: int | None = field(default=5, metadata=_help("Number of events; None for no limit."))
+    at: list[float] | None = field(
+        default=None,
+        kw_only=True,
+        metadata=_help(
+            "Events as shares of the training, such as 0.1 0.25 0.4, which is what None stands for unless `warmup`, "
+            "`interval`, `unit` or `num_events` is given."
+        ),
+    )
+    warmup: float | None = field(default=None, metadata=_help("First event, in `unit`; 10 if None."))
+    interval: float | None = field(default=None, metadata=_help("Time between events, in `unit`; 10 if None."))
+    unit: str | None = field(
+        default=None, metadata=_help("Unit of `warmup` and `interval`: 'epochs' or 'steps'; epochs if None.")
+    )
+    num_events: int | None = field(
+        default=_NOT_GIVEN,
+        metadata=_help("Number of events by `warmup` and `interval`; None for no limit, -1 for 5."),
+    )
 
     linears: list[str] | None = field(
         default=None,
@@ -182,12 +207,15 @@ class GrowthConfig:
     probe_batch_size: int = field(default=64, metadata=_help("Batch size of the measurement."))
     growth_seed: int = field(default=0, metadata=_help("Seed of probe samples, start vectors and random controls."))
 
+    _argument_group_name = "growth"  # of `HfArgumentParser`
+
     # What a `PaperGrowthConfig` has as fields: here every layer with a candidate may grow, and all share one budget.
     layer_threshold = 1
     quotas = False
     schedule = "constant"
 
     def __post_init__(self) -> None:
+        self._settle_schedule()
         self._check_choices()
         self._check_numbers()
         self._check_limits()
@@ -207,9 +235,39 @@ class GrowthConfig:
                 "`criterion='depth'`, or `operator='split'`."
             )
 
+    def _settle_schedule(self) -> None:
+        """Fill in one of the two schedules and refuse both at once; what is given takes the place of the default."""
+        given = {name: getattr(self, name) for name in _PERIODIC if getattr(self, name) is not None}
+        # Beside `at`, None is no limit that could be meant.
+        if self.num_events != _NOT_GIVEN and (self.at is None or self.num_events is not None):
+            given["num_events"] = self.num_events
+        if isinstance(self.at, tuple):
+            self.at = list(self.at)
+        if given and self.at == list(_AT):
+            self.at = None
+        if given and self.at is not None:
+            told = ", ".join(f"`{name}={value!r}`" for name, value in given.items())
+            raise ValueError(f"`at={self.at!r}` and {told} both say when the model grows: leave one of them out.")
+        if not given:
+            self.at = list(_AT) if self.at is None else self.at
+            self.num_events = _NOT_GIVEN
+            if not _is_list(self.at, lambda share: is_number(share) and 0 <= share < 1):
+                raise ValueError(
+                    f"`at` must be a list of shares of the training in [0, 1), got {self.at!r}. Epochs and steps are "
+                    "given by `warmup`, `interval` and `unit`."
+                )
+            if any(later <= earlier for earlier, later in pairwise(self.at)):
+                raise ValueError(f"`at` must rise from event to event, got {self.at!r}.")
+            return
+        for name, value in _PERIODIC.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if self.num_events == _NOT_GIVEN:
+            self.num_events = _NUM_EVENTS
+
     def _check_choices(self) -> None:
-        choices = {
-            "unit": UNITS,
+        choices: dict[str, tuple[str | None, ...]] = {
+            "unit": UNITS if self.at is None else (None,),
             "criterion": CRITERIA,
             "operator": ("auto", *OPERATORS),
             "directions": DIRECTIONS,
@@ -218,7 +276,9 @@ class GrowthConfig:
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+                raise ValueError(
+                    f"`{name}` must be one of {', '.join(map(str, allowed))}, got {getattr(self, name)!r}."
+                )
         if not isinstance(self.quotas, bool):
             raise ValueError(f"`quotas` must be True or False, got {self.quotas!r}.")
         # Lists, as a checkpoint keeps them.
@@ -247,11 +307,13 @@ class GrowthConfig:
             value = getattr(self, name)
             if value is None and name in ("num_events", "event_budget"):
                 continue
+            if self.at is not None and name in ("warmup", "num_events"):
+                continue
             if not is_number(value) or (whole and not is_int(value)) or not low <= value <= high:
                 kind = "an integer" if whole else "a number"
                 limit = f"in [{low}, {high}]" if math.isfinite(high) else f"of at least {low}"
                 raise ValueError(f"`{name}` must be {kind} {limit}, got {value!r}.")
-        for name in ("interval", "step_size"):
+        for name in ("step_size",) if self.at is not None else ("interval", "step_size"):
             value = getattr(self, name)
             if not is_number(value) or not value > 0:
                 raise ValueError(f"`{name}` must be a number above 0, got {value!r}.")
@@ -334,18 +396,31 @@ class GrowthConfig:
             JUDGES if moves and not (self.operator == "auto" and self.criterion in ("paper_score", "gradmax")) else 0
         )
 
+    @property
+    def events(self) -> int | None:
+        """Number of events; None without a limit."""
+        return self.num_events if self.at is None else len(self.at)
+
+    def event_time(self, event: int) -> float:
+        """When an event, counted from 0, is due: a share of the training with `at`, else in `unit`."""
+        if self.at is not None:
+            return self.at[event]
+        assert self.warmup is not None and self.interval is not None  # `_settle_schedule`
+        return self.warmup + event * self.interval
+
     def event_due(self, progress: float, events_done: int) -> bool:
         """
         Whether the next event is to happen.
 
         Args:
-            progress (`float`): Time since the start of the training, in `unit`.
+            progress (`float`): Time since the start of the training: the share of it that is over with `at`, else in
+                `unit`.
             events_done (`int`): Events that happened so far, empty ones included.
         """
-        if self.num_events is not None and events_done >= self.num_events:
+        if self.events is not None and events_done >= self.events:
             return False
-        slack = 1e-6  # epochs are fractions of steps, and the tenth of ten tenths may be below one
-        return progress + slack >= self.warmup + events_done * self.interval
+        slack = 1e-6  # epochs and shares are fractions of steps, and the tenth of ten tenths may be below one
+        return progress + slack >= self.event_time(events_done)
 
     def final_budget(self, initial: int) -> float:
         """Size that the model may reach in `budget_unit`, given its size before the first event; infinite if None."""
@@ -354,7 +429,9 @@ class GrowthConfig:
         size = self.max_parameters if self.max_macs is None else self.max_macs
         return math.inf if size is None else size
 
-    def event_budget_for(self, event: int, *, remaining: float = math.inf, lr_ratio: float = 1.0) -> float:
+    def event_budget_for(
+        self, event: int, *, remaining: float = math.inf, lr_ratio: float = 1.0, to_come: int | None = None
+    ) -> float:
         """
         What an event may add.
 
@@ -362,19 +439,23 @@ class GrowthConfig:
             event (`int`): Index of the event, from 0.
             remaining (`float`, *optional*, defaults to infinity): What is left of the final size.
             lr_ratio (`float`, *optional*, defaults to 1.0): Learning rate relative to its peak, for `schedule="lr"`.
+            to_come (`int`, *optional*):
+                Events that this training still has room for, this one included: they share what is left. Defaults to
+                all that the config asks for.
 
         Returns:
             `float`: The budget in `budget_unit`, never above `remaining` nor below 0; infinite only without a limit.
         """
-        events, to_come = (1, 1) if self.num_events is None else (self.num_events, self.num_events - event)
-        if to_come <= 0:
+        events, left = (1, 1) if self.events is None else (self.events, self.events - event)
+        if left <= 0:
             return 0.0
         falling = self.schedule == "linear"
         if self.event_budget is not None:
-            due = self.event_budget * (to_come / events if falling else 1.0)
+            due = self.event_budget * (left / events if falling else 1.0)
         else:
+            sharing = left if to_come is None else max(1, min(left, to_come))
             # Of the shares n, n - 1, …, 1 the first is 2 / (n + 1) of their sum.
-            due = remaining * (2 / (to_come + 1) if falling else 1 / to_come)
+            due = remaining * (2 / (sharing + 1) if falling else 1 / sharing)
         if self.schedule == "lr":
             due *= lr_ratio
         return max(0.0, min(due, remaining))
@@ -434,7 +515,7 @@ class PaperGrowthConfig(GrowthConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.schedule == "linear" and self.num_events is None:
+        if self.schedule == "linear" and self.events is None:
             raise ValueError("`schedule='linear'` falls to zero over `num_events`: set `num_events`.")
 
 

@@ -59,7 +59,7 @@ def draft_growths(model: GrowablePreTrainedModel, plan: GrowthPlan) -> list[Line
         device = draft.weight.device
         rows = (growth.directions * growth.steps[:, None]).to(device)
         OPERATORS[growth.operator].draft_(
-            draft, torch.tensor(growth.neurons), rows, growth.gains.to(device), model.config.skip_activation
+            draft, torch.tensor(growth.neurons), rows, growth.gains.to(device), str(model.config.skip_activation)
         )
     return list(drafts.values())
 
@@ -86,7 +86,7 @@ def check_plan(model: GrowablePreTrainedModel, plan: GrowthPlan) -> str:
         site, operator = known[growth.linear], OPERATORS[growth.operator]
         check_neurons(growth.linear, growth.neurons, site.module.neurons)
         if operator.deepens:
-            _check_depth(growth, site, kind, model.config.skip_activation)
+            _check_depth(growth, site, kind, str(model.config.skip_activation))
             kind = operator.kind
         else:
             _check_width(model, growth, site, kind)

@@ -14,6 +14,7 @@ from .macs import count_macs
 from .operators import OPERATORS
 from .schema import (
     MAX_MACS,
+    check_candidates,
     check_count,
     check_fields,
     check_kind,
@@ -27,6 +28,8 @@ from .schema import (
 _NOT_SAVED = ("replaced", "added")
 _OPTIONAL_NUMBERS = ("budget", "epoch", "loss_before", "loss_after")
 _NOT_NEGATIVE = ("budget", "epoch", "seconds")
+# What histories of version 0.2 do not have.
+_LATER: dict[str, Any] = {"candidates": {}, "held_back": None}
 
 
 @dataclass
@@ -48,6 +51,8 @@ class GrowthEvent:
     epoch: float | None = None
     loss_before: float | None = None  # None: not measured
     loss_after: float | None = None
+    candidates: dict[str, int] = field(default_factory=dict)  # neurons that could have been chosen, by operator
+    held_back: str | None = None  # why nothing grew, where nothing did
     parameters_before: int = 0
     parameters_after: int = 0
     macs_before: int = 0
@@ -77,6 +82,8 @@ class GrowthEvent:
         Raises:
             ValueError: If a field is unknown, missing, or cannot be meant.
         """
+        if isinstance(values, Mapping):
+            values = _LATER | dict(values)
         check_fields(values, {item.name for item in fields(cls)} - set(_NOT_SAVED), "event")
         event = cls(**copy.deepcopy(dict(values)) | {"shapes": Shapes.of_json(values["shapes"], "shapes")})
         event.check()
@@ -103,6 +110,9 @@ class GrowthEvent:
         check_kind(self.skip_unit, "skip_unit")
         Shapes.of_json(self.shapes.to_json(), "shapes")
         check_versions(self.versions, "versions")
+        check_candidates(self.candidates, "candidates")
+        if self.held_back is not None:
+            check_text(self.held_back, "held_back")
         check_records(self.layers, self.operators, self.shapes)
         kinds = {OPERATORS[layer["operator"]].kind for layer in self.layers} - {None, self.skip_unit}
         if kinds:

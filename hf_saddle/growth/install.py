@@ -1,5 +1,7 @@
 """Drafted parameters take their place in the modules of a model."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -45,7 +47,7 @@ def install_(linear: LinearDraft, kind: str, activation: str, changes: Changes) 
 
 
 def _install_norm_(norm: NormDraft, changes: Changes) -> None:
-    module = norm.module
+    module: Any = norm.module
     for name, draft in norm.parameters.items():
         if draft.touched:
             module._parameters[name] = _replacement(f"{norm.path}.{name}", draft, changes)

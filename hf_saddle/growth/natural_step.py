@@ -142,7 +142,9 @@ def _bounded_step(values: Tensor, splits: Tensor, terms: float) -> Tensor:
     return step
 
 
-def supported(scores: UnitScores, order: Sequence[int], share: float, significance: float) -> list[int]:
+def supported(
+    scores: UnitScores, order: Sequence[int], share: float, significance: float
+) -> tuple[list[int], Judgement | None]:
     """
     As many of the units, in their order, as held-out samples gain most by; none where that gain is not significant.
 
@@ -151,6 +153,9 @@ def supported(scores: UnitScores, order: Sequence[int], share: float, significan
         order (`Sequence[int]`): Units, the best first.
         share (`float`): Share of the natural step.
         significance (`float`): Standard errors by which the gain must exceed 0.
+
+    Returns:
+        `tuple[list[int], Judgement | None]`: The units, and what was said of that many; `None` without units.
     """
     sizes, size = [], 1.0
     while round(size) < len(order):
@@ -158,9 +163,9 @@ def supported(scores: UnitScores, order: Sequence[int], share: float, significan
         size = max(size * 1.2, size + 1)
     judged = [(judge(scores.of(order[:number]), share), number) for number in (*sizes, len(order)) if number]
     if not judged:
-        return []
+        return [], None
     best, number = max(judged, key=lambda found: found[0].gain)
-    return list(order[:number]) if best.gain > significance * best.error else []
+    return list(order[:number]) if best.gain > significance * best.error else [], best
 
 
 def take_natural_step(plan: GrowthPlan, scores: UnitScores, share: float) -> GrowthPlan:

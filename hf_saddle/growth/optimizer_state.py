@@ -24,7 +24,9 @@ def carry_optimizer_state_(optimizer: Optimizer, changes: Changes, order: Sequen
       count the first updates of AdamW are then at most 1.2 times the learning rate (5.8 times for moments from 0).
       Where steps are counted by group, new parameters start in the same way, from the mean over their sibling.
     - Factored second moments (Adafactor) are carried so that the estimate of every untouched entry stays the same.
-    - A vector does not join a group that is for matrices only (Muon), but one that holds vectors.
+    - A vector does not join a group that is for matrices only (Muon), but one that holds vectors. The bias of a branch
+      whose layer has none joins biases and norms, where they have a group that differs in weight decay only, as
+      Trainer's.
 
     Args:
         optimizer (`Optimizer` or `AcceleratedOptimizer`): The optimizer.
@@ -87,6 +89,14 @@ def held_parameters(optimizer: Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
+def _is_without_decay(group: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether most of a group are vectors, and all its settings but weight decay are those of another one."""
+    named = (group.keys() | other.keys()) - {"params", "param_names", "weight_decay"}
+    alike = all(group.get(name) == other.get(name) for name in named)
+    vectors = sum(parameter.dim() < 2 for parameter in group["params"])
+    return alike and 2 * vectors > len(group["params"])
+
+
 def _grown_groups(
     optimizer: Optimizer, rules: Rules, changes: Changes, order: Sequence[nn.Parameter]
 ) -> Iterator[tuple[dict[str, Any], list[nn.Parameter], list[str] | None]]:
@@ -100,6 +110,9 @@ def _grown_groups(
         own = home.get(change.sibling)
         if own is not None and rules.matrices_only(own) and change.new.dim() < 2:
             own = vectors
+        elif own is not None and change.name.endswith("bias") and change.sibling.dim() > 1:
+            # Of a layer that has no bias: it goes where biases and norms are, if they have a group without decay.
+            own = next((each for each in optimizer.param_groups if _is_without_decay(each, own)), own)
         return change.new.requires_grad and own is group
 
     for group in optimizer.param_groups:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,11 @@ from ..models.json_files import parse_json
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .config import is_int
 from .operators import OPERATORS
-from .plan_fields import GROWTH_FIELDS, PLAN_FIELDS, VECTORS, check_fields
+from .plan_fields import GROWTH_FIELDS, LATER_FIELDS, PLAN_FIELDS, VECTORS, check_fields
 from .rows import check_neurons, find_site, layers_of, random_directions, row_size
 
 
-PLAN_SCHEMA = 1
+PLAN_SCHEMA = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,13 +98,13 @@ class LayerGrowth:
         site, kind = find_site(model, linear), OPERATORS[operator]
         chosen = tuple(int(neuron) for neuron in neurons)
         check_neurons(linear, chosen, site.module.neurons)
-        layers = layers_of(model, site, kind)
+        layers: list[Any] = layers_of(model, site, kind)
         if directions is None:
             free = None if kind.deepens else [layer.bias is not None for layer in layers]
             directions = random_directions(len(chosen), row_size(site, kind), seed, free)
         if steps is None:
-            squares = sum(layer.weight.detach().float().square().sum() for layer in layers)
-            steps = 0.2 * math.sqrt(float(squares) / site.module.neurons)
+            norms = [float(layer.weight.detach().float().norm()) for layer in layers]
+            steps = 0.2 * math.hypot(*norms) / math.sqrt(site.module.neurons)
         if gains is None:
             gains = kind.gain
         zeros = torch.zeros(len(chosen))
@@ -178,6 +178,8 @@ class GrowthPlan:
         parameters (`int`): Parameters that the plan adds.
         macs (`int`): Multiply-accumulates that it adds to the forward pass of one sample.
         seed (`int`): Seed of what was drawn at random.
+        candidates (`dict[str, int]`): Neurons that could have been chosen, by operator.
+        held_back (`str`, *optional*): Why nothing grows, where nothing does.
     """
 
     growths: tuple[LayerGrowth, ...] = ()
@@ -186,6 +188,8 @@ class GrowthPlan:
     parameters: int = 0
     macs: int = 0
     seed: int = 0
+    candidates: dict[str, int] = field(default_factory=dict)
+    held_back: str | None = None
 
     def __bool__(self) -> bool:
         return bool(self.growths)
@@ -204,7 +208,7 @@ class GrowthPlan:
 
     def to_json(self) -> str:
         """The plan as canonical JSON."""
-        values = {name: getattr(self, name) for name in ("criterion", "budget", "parameters", "macs", "seed")}
+        values = {name: getattr(self, name) for name in PLAN_FIELDS if name != "growths"}
         values |= {"schema": PLAN_SCHEMA, "growths": [growth.to_dict() for growth in self.growths]}
         return json.dumps(values, sort_keys=True, allow_nan=False)
 
@@ -218,6 +222,8 @@ class GrowthPlan:
         """
         values = parse_json(text, "The growth plan")
         schema = values.pop("schema", None)
+        if is_int(schema) and schema == 1:
+            values, schema = LATER_FIELDS | values, PLAN_SCHEMA
         if not is_int(schema) or schema != PLAN_SCHEMA:
             raise ValueError(
                 f"This is not a growth plan of `schema` {PLAN_SCHEMA}, got {schema!r}; make it anew with this version."

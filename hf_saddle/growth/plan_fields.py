@@ -39,7 +39,11 @@ PLAN_FIELDS: dict[str, Callable[[Any], bool]] = {
     "parameters": _is_count,
     "macs": _is_count,
     "seed": is_int,
+    "candidates": lambda value: isinstance(value, dict) and all(map(_is_count, value.values())),
+    "held_back": lambda value: value is None or _is_text(value),
 }
+# What plans of schema 1 do not have.
+LATER_FIELDS: dict[str, Any] = {"candidates": {}, "held_back": None}
 GROWTH_FIELDS: dict[str, Callable[[Any], bool]] = {
     "linear": _is_text,
     "operator": _is_text,

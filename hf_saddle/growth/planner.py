@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,10 +15,11 @@ from .costs import CostBook, count_parameters, plan_cost
 from .drafting import branch_kind, widening_objection
 from .history import GrowthHistory
 from .macs import count_macs
-from .natural_step import NEXT_STEP, scaled, supported, take_natural_step
+from .natural_step import NEXT_STEP, Judgement, scaled, supported, take_natural_step
 from .operators import OPERATORS, Operator, default_operator
 from .plan import GrowthPlan, LayerGrowth
 from .pursuit import pursue
+from .reasons import Measured, held_back
 from .rows import row_size
 
 
@@ -40,6 +41,7 @@ def plan_growth(
     *,
     event: int = 0,
     lr_ratio: float = 1.0,
+    to_come: int | None = None,
     scores: UnitScores | None = None,
 ) -> GrowthPlan:
     """
@@ -57,17 +59,19 @@ def plan_growth(
         config ([`GrowthConfig`]): Where, how and how much.
         event (`int`, *optional*, defaults to 0): Index of the event, from 0.
         lr_ratio (`float`, *optional*, defaults to 1.0): Learning rate relative to its peak, for `schedule="lr"`.
+        to_come (`int`, *optional*): Events that share what is left of the size, this one included; see
+            [`GrowthConfig.event_budget_for`].
         scores ([`~hf_saddle.curvature.UnitScores`], *optional*): Of `candidate_growths(report, model, config)`.
 
     Returns:
-        [`GrowthPlan`]: Possibly empty.
+        [`GrowthPlan`]: Possibly empty; `held_back` says why then.
 
     Raises:
         ValueError: If the report does not fit the model, or the config asks for an operator that the model's branches
             do not allow, or names linears or layers that the model does not have.
     """
     check_where(model, config)
-    allowed = event_budget(model, config, event, lr_ratio)
+    allowed = event_budget(model, config, event, lr_ratio, to_come)
     kind = branch_kind(model)
     deepens = config.operator != "auto" and OPERATORS[config.operator].deepens
     if deepens and kind not in (None, OPERATORS[config.operator].kind):
@@ -75,9 +79,15 @@ def plan_growth(
             f"`operator={config.operator!r}` makes other branch units than the model has ({kind!r}). A model keeps "
             "one kind: use `operator='auto'`."
         )
-    candidates = list(_candidates(report, model, config))
+    measured = list(_measured(report, model, config))
+    candidates = list(_candidates(measured, config))
     budget = _Budget(candidates, CostBook(model), config, allowed)
-    chosen = _by_gain(candidates, budget) if scores is None else _by_pursuit(candidates, budget, scores, config)
+    cheapest = min(map(budget.cost, candidates), default=0)
+    judged: Judgement | None = None
+    if scores is None:
+        chosen = _by_gain(candidates, budget)
+    else:
+        chosen, judged = _by_pursuit(candidates, budget, scores, config)
     members = [candidates[index] for index in chosen]
     growths = tuple(_growths(members, report, model, config, Counter(map(_layer, candidates))))
     plan = GrowthPlan(
@@ -85,6 +95,8 @@ def plan_growth(
         criterion=config.criterion,
         budget=allowed if math.isfinite(allowed) else None,
         seed=config.growth_seed,
+        candidates=dict(Counter(candidate.operator.name for candidate in candidates)),
+        held_back=None if chosen else held_back(measured, report, config, allowed, cheapest, judged),
     )
     if scores is not None and plan:
         columns = {(*_layer(candidates[index]), candidates[index].neuron): index for index in chosen}
@@ -103,7 +115,7 @@ def candidate_growths(
     report: CurvatureReport, model: GrowablePreTrainedModel, config: GrowthConfig
 ) -> tuple[LayerGrowth, ...]:
     """All neurons that could grow, layer by layer and operator by operator, to be scored by [`score_growths`]."""
-    candidates = list(_candidates(report, model, config))
+    candidates = list(_candidates(_measured(report, model, config), config))
     groups: dict[tuple[str, str], list[_Candidate]] = {}
     for candidate in candidates:
         groups.setdefault(_layer(candidate), []).append(candidate)
@@ -111,22 +123,26 @@ def candidate_growths(
     return tuple(growth for group in groups.values() for growth in _growths(group, report, model, config, numbers))
 
 
-def event_budget(model: GrowablePreTrainedModel, config: GrowthConfig, event: int, lr_ratio: float = 1.0) -> float:
+def event_budget(
+    model: GrowablePreTrainedModel,
+    config: GrowthConfig,
+    event: int,
+    lr_ratio: float = 1.0,
+    to_come: int | None = None,
+) -> float:
     """What an event may add to a model, in `config.budget_unit`; infinite without a limit."""
-    return config.event_budget_for(event, remaining=remaining_budget(model, config), lr_ratio=lr_ratio)
+    size, initial, final = sizes(model, config)
+    return config.event_budget_for(event, remaining=final - size, lr_ratio=lr_ratio, to_come=to_come)
 
 
-def remaining_budget(model: GrowablePreTrainedModel, config: GrowthConfig) -> float:
-    """
-    What is left of the final size of a model, in `config.budget_unit`; infinite without a limit, negative if it is
-    larger already.
-    """
+def sizes(model: GrowablePreTrainedModel, config: GrowthConfig) -> tuple[int, int, float]:
+    """The size of a model as it is, before its first event, and at most, in `config.budget_unit`."""
     by_macs = config.budget_unit == "macs"
     size = initial = count_macs(model) if by_macs else count_parameters(model)
     if model.growth_history is not None:
         start = GrowthHistory.from_model(model).initial
         initial = start.macs if by_macs else start.parameters
-    return config.final_budget(initial) - size
+    return size, initial, config.final_budget(initial)
 
 
 def _layer(candidate: _Candidate) -> tuple[str, str]:
@@ -170,8 +186,8 @@ def _operator(
     return operator if fits else None
 
 
-def _candidates(report: CurvatureReport, model: GrowablePreTrainedModel, config: GrowthConfig) -> Iterator[_Candidate]:
-    """Significant neurons of the layers that may grow, in the order of the report."""
+def _measured(report: CurvatureReport, model: GrowablePreTrainedModel, config: GrowthConfig) -> Iterator[Measured]:
+    """The entries of a report that rank neurons, in its order, with how they would grow or why they may not."""
     known = {site.path: site for site in model.growable_linears()}
     kind = branch_kind(model)
     for entry in report.layers:
@@ -184,17 +200,29 @@ def _candidates(report: CurvatureReport, model: GrowablePreTrainedModel, config:
                 f"The report's directions of {entry.linear} have shape {tuple(entry.direction.shape)}, the model's "
                 f"layer needs {(module.neurons, row_size(site, operator))}. Measure anew after a growth."
             )
-        frozen = not module.weight.requires_grad
-        elsewhere = (config.linears is not None and site.linear not in config.linears) or (
-            config.layers is not None and site.block not in config.layers
-        )
-        if operator is None or frozen or elsewhere:
+        limit = ""
+        if config.linears is not None and site.linear not in config.linears:
+            limit = "not in `linears`"
+        elif config.layers is not None and site.block not in config.layers:
+            limit = "not in `layers`"
+        elif not module.weight.requires_grad:
+            limit = "frozen"
+        elif operator is None:
+            limit = (
+                f"as deep as `max_depth={config.max_depth}` allows" if entry.criterion != "width" else "not widenable"
+            )
+        yield Measured(entry, site, operator, limit)
+
+
+def _candidates(measured: Iterable[Measured], config: GrowthConfig) -> Iterator[_Candidate]:
+    """Significant neurons of the layers that may grow, in the order of the report."""
+    for each in measured:
+        if each.limit or each.operator is None:
             continue
-        fit = entry.significant & torch.isfinite(entry.gain) & (entry.gain > 0)
-        neurons = torch.nonzero(fit).flatten().tolist()
+        neurons = torch.nonzero(each.fit).flatten().tolist()
         if len(neurons) >= config.layer_threshold:
-            gains = entry.gain.tolist()
-            yield from (_Candidate(entry, site, operator, neuron, gains[neuron]) for neuron in neurons)
+            gains = each.entry.gain.tolist()
+            yield from (_Candidate(each.entry, each.site, each.operator, neuron, gains[neuron]) for neuron in neurons)
 
 
 class _Budget:
@@ -236,7 +264,9 @@ def _by_gain(candidates: list[_Candidate], budget: _Budget) -> list[int]:
     return chosen
 
 
-def _by_pursuit(candidates: list[_Candidate], budget: _Budget, scores: UnitScores, config: GrowthConfig) -> list[int]:
+def _by_pursuit(
+    candidates: list[_Candidate], budget: _Budget, scores: UnitScores, config: GrowthConfig
+) -> tuple[list[int], Judgement | None]:
     """Greedy by what a neuron adds to those already chosen, per cost, as far as held-out samples gain."""
     if scores.values.shape[1] != len(candidates):
         raise ValueError(
@@ -244,7 +274,7 @@ def _by_pursuit(candidates: list[_Candidate], budget: _Budget, scores: UnitScore
             "`candidate_growths(report, model, config)`."
         )
     if not candidates:
-        return []
+        return [], None
     numbers: dict[tuple[str, int], int] = {}
     neurons = [numbers.setdefault(_neuron(candidate), len(numbers)) for candidate in candidates]
     device = scores.values.device

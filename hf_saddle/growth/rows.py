@@ -1,11 +1,11 @@
 """The rows of the neurons of a layer: in which layers they are, and what directions they may change in."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..models.growable import Growable
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.sites import Site
 from .operators import Operator
@@ -26,17 +26,17 @@ def find_site(model: GrowablePreTrainedModel, path: str) -> Site:
     )
 
 
-def layers_of(model: GrowablePreTrainedModel, site: Site, operator: Operator) -> list[Growable]:
+def layers_of(model: GrowablePreTrainedModel, site: Site, operator: Operator) -> list[Any]:
     """The layers that have a row for each of the neurons that an operator grows; one, but for gated ones."""
     if operator.deepens or site.neurons is None:
         return [site.module]
-    return [model.get_submodule(row) for row in site.neurons.rows]
+    return [find_site(model, row).module for row in site.neurons.rows]
 
 
 def row_size(site: Site, operator: Operator) -> int:
     """Entries of the direction of a neuron that an operator grows: weights and bias, of each layer with a row."""
     number = 1 if operator.deepens or site.neurons is None else len(site.neurons.rows)
-    return number * (site.module.weight.numel() // site.module.neurons + 1)
+    return number * (int(site.module.weight.numel()) // int(site.module.neurons) + 1)
 
 
 def check_neurons(linear: str, neurons: Sequence[int], size: int) -> None:

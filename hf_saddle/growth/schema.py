@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
-from ..models.configuration_saddle import MAX_PARAMETERS, SKIP_UNITS
+from ..models.configuration_saddle import MAX_PARAMETERS
+from ..models.growable import SKIP_UNITS
 from ..models.shapes import Shapes
 from ..models.sites import Place
 from .config import is_int, is_number
@@ -61,6 +62,16 @@ def check_versions(versions: Any, where: str) -> None:
     for package, version in versions.items():
         check_text(package, f"{where}: {package!r}")
         check_text(version, f"{where}[{package}]")
+
+
+def check_candidates(candidates: Any, where: str) -> None:
+    """Raise a `ValueError` if a value does not map operators to numbers of neurons."""
+    if not isinstance(candidates, Mapping) or not all(name in OPERATORS for name in candidates):
+        raise ValueError(
+            f"`{where}` of a growth history must map operators to numbers of neurons, got {candidates!r}."
+        )
+    for operator, count in candidates.items():
+        check_count(count, f"{where}[{operator}]")
 
 
 def check_records(records: Any, operators: Any, shapes: Shapes) -> None:

@@ -134,7 +134,7 @@ def prepare_growth(
     before = Snapshot(model, optimizer)
     try:
         for draft in draft_growths(model, plan):
-            install_(draft, kind, model.config.skip_activation, changes)
+            install_(draft, kind, str(model.config.skip_activation), changes)
         check_changes(changes)
         shapes = model.shapes()
         shapes.write_(model.config, kind)

@@ -3,6 +3,7 @@
 from .model_card import render_model_card
 from .pictures import save_pictures
 from .record import TrainingRecord
+from .report_page import render_report
 from .sharing import ModelCardMixin, write_companions, write_model_card
 
 
@@ -10,6 +11,7 @@ __all__ = [
     "ModelCardMixin",
     "TrainingRecord",
     "render_model_card",
+    "render_report",
     "save_pictures",
     "write_companions",
     "write_model_card",

@@ -1,18 +1,21 @@
 """The doors to the pictures: matplotlib, which is an extra, is loaded when the first one is drawn."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 from ..curvature import CurvatureReport
 from ..growth import GrowthHistory
+from .states import Baseline
 
 
 logger = logging.getLogger(__name__)
 
-DRAWINGS = ("architecture", "timeline", "eigenvalues", "loss", "accuracy")
+DRAWINGS = ("architecture", "timeline", "eigenvalues", "loss", "cost")
+# Pictures of earlier versions, which are removed where one is found.
+RETIRED = ("accuracy",)
 SUFFIXES = (".svg", ".png")
 _REMEDY = "pictures need matplotlib; `pip install 'hf_saddle[plots]'` brings it."
 
@@ -37,7 +40,14 @@ def check_matplotlib() -> None:
         raise ImportError(f"Nothing can be drawn: {_REMEDY}")
 
 
-def save_pictures(folder: Path, history: GrowthHistory, log: Sequence[dict[str, float]] = ()) -> list[str]:
+def save_pictures(
+    folder: Path,
+    history: GrowthHistory,
+    log: Sequence[dict[str, float]] = (),
+    *,
+    neurons: Mapping[str, int] | None = None,
+    baseline: Baseline | None = None,
+) -> list[str]:
     """
     Draw what the history and the training log hold, each picture as SVG and PNG. Pictures that were drawn for another
     model and are not drawn again are removed.
@@ -46,6 +56,8 @@ def save_pictures(folder: Path, history: GrowthHistory, log: Sequence[dict[str, 
         folder (`Path`): Where to write; made if missing.
         history ([`~hf_saddle.GrowthHistory`]): What grew.
         log (`Sequence[dict]`, *optional*): The `log_history` of the training.
+        neurons (`Mapping[str, int]`, *optional*): Neurons of every linear, see [`neuron_counts`].
+        baseline ([`Baseline`], *optional*): The same training without growth, to be drawn beside it.
 
     Returns:
         `list[str]`: Names of the pictures, without suffix. Pictures without anything to show are left out.
@@ -56,10 +68,10 @@ def save_pictures(folder: Path, history: GrowthHistory, log: Sequence[dict[str, 
     check_matplotlib()
     from .plots import draw_pictures
 
-    for name in DRAWINGS:
+    for name in (*DRAWINGS, *RETIRED):
         for suffix in SUFFIXES:
             (folder / f"{name}{suffix}").unlink(missing_ok=True)
-    return draw_pictures(folder, history, log)
+    return draw_pictures(folder, history, log, neurons or {}, baseline)
 
 
 def save_report(path: Path, report: CurvatureReport) -> None:

@@ -1,7 +1,7 @@
 """Pictures of a growth history, drawn without a display; the same history gives the same bytes."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from ..growth import GrowthEvent, GrowthHistory
+from .cost_plot import draw_cost
 from .pictures import SUFFIXES
-from .states import State, growths, linears_of, parameters_at, states
+from .states import READING, Baseline, Growth, State, blocks_of, growths, last_step, linears, series, states
 from .style import (
     BLUE,
     BLUES,
-    GRID,
     GROUND,
     INK,
     MUTED,
@@ -32,18 +32,25 @@ from .style import (
 )
 
 
-def draw_pictures(folder: Path, history: GrowthHistory, log: Sequence[dict[str, float]]) -> list[str]:
+def draw_pictures(
+    folder: Path,
+    history: GrowthHistory,
+    log: Sequence[dict[str, float]],
+    neurons: Mapping[str, int],
+    baseline: Baseline | None,
+) -> list[str]:
     """Draw all pictures of a history and a training log into a folder; see `save_pictures`."""
     folder.mkdir(parents=True, exist_ok=True)
-    drawings: dict[str, Callable[[], Figure]] = {"architecture": lambda: draw_architecture(history)}
+    drawings: dict[str, Callable[[], Figure]] = {"architecture": lambda: draw_architecture(history, neurons)}
     if history.events:
-        drawings["timeline"] = lambda: draw_timeline(history)
+        drawings["timeline"] = lambda: draw_timeline(history, last_step(log))
     if _measured(history):
         drawings["eigenvalues"] = lambda: draw_eigenvalues(history)
-    if _series(log, "loss") or _series(log, "eval_loss"):
+    key = "eval_loss" if series(log, "eval_loss") else "loss"
+    if series(log, key):
         drawings["loss"] = lambda: draw_loss(history, log)
-    if _series(log, "eval_accuracy"):
-        drawings["accuracy"] = lambda: draw_accuracy(history, log)
+    if series(log, key) and (history.events or baseline is not None):
+        drawings["cost"] = lambda: draw_cost(history, log, key, baseline)
     with matplotlib.rc_context(STYLE):
         for name, draw in drawings.items():
             figure = draw()
@@ -67,36 +74,52 @@ def _heat(axes: Axes, values: np.ndarray, texts: list[list[str]], colours: Linea
     axes.spines[:].set_visible(False)
 
 
-def draw_architecture(history: GrowthHistory) -> Figure:
-    """The final shape: width of the MLP and skip units of every linear, layer by layer."""
+def draw_architecture(history: GrowthHistory, neurons: Mapping[str, int]) -> Figure:
+    """The final shape: hidden neurons of every layer, and skip units of every linear, layer by layer."""
     first, *_, last = [*states(history)] * 2
-    linears = linears_of([last])
+    names = linears(history)
     layers = range(len(last.widths))
-    width = max(5.5, 1.6 + 0.62 * len(layers))
-    figure, (top, bottom) = new_figure(width, 3.6, nrows=2, height_ratios=[1.6, len(linears)], sharex=True)
+    width = max(5.5, 1.6 + 0.8 * len(layers))
+    figure, (top, bottom) = new_figure(width, 4.2, nrows=2, height_ratios=[1.6, len(names)], sharex=True)
     added = np.array([[last.widths[i] - first.widths[i] for i in layers]], dtype=float)
-    texts = [[f"{last.widths[i]}\n(+{int(added[0, i])})" if added[0, i] else str(last.widths[i]) for i in layers]]
+    texts = [[f"+{int(added[0, i])} of {first.widths[i]}" if added[0, i] else str(last.widths[i]) for i in layers]]
     _heat(top, added, texts, BLUES)
-    top.set_title("Width: hidden neurons of each block (in brackets: added)")
-    top.set_yticks([0], ["mlp"])
-    units = np.array([[last.units(i, linear) for i in layers] for linear in linears], dtype=float)
-    texts = [[" › ".join(map(str, last.branches[i].get(linear, []))) for i in layers] for linear in linears]
+    top.set_title("Width: hidden neurons added to each layer, of those at the start")
+    top.set_yticks([0], ["hidden"])
+    units = np.array([[last.units(i, linear) for i in layers] for linear in names], dtype=float)
+    blocks = blocks_of(history.shapes)
+    texts = [[_units(last, neurons, i, linear, blocks[i]) for i in layers] for linear in names]
     _heat(bottom, units, texts, ORANGES)
-    bottom.set_title("Depth: skip units of each linear (a › b: b units feed the a units)")
-    bottom.set_yticks(range(len(linears)), [linear.removesuffix(".convolution") for linear in linears])
+    bottom.set_title("Depth: skip units added to each linear, for its neurons")
+    bottom.set_yticks(range(len(names)), [_short(linear) for linear in names])
     bottom.set_xticks(layers, [str(i) for i in layers])
-    bottom.set_xlabel("block")
+    bottom.set_xlabel("layer (a › b: b units feed the a units)")
     return figure
 
 
-def draw_timeline(history: GrowthHistory) -> Figure:
-    """Parameters over the training, and the added width and depth of every layer after each event."""
+def _short(linear: str) -> str:
+    """A name in a layer that fits beside a picture."""
+    parts = linear.split(".")
+    return ".".join(parts[-2:]) if parts[-1] in ("dense", "convolution") else parts[-1]
+
+
+def _units(state: State, neurons: Mapping[str, int], layer: int, linear: str, block: str) -> str:
+    """`+10 › 2 for 64`: ten units of a linear of 64 neurons, fed by two more."""
+    sizes = state.branches[layer].get(linear, [])
+    if not sizes:
+        return ""
+    total = neurons.get(f"{block}.{linear}")
+    return f"+{' › '.join(map(str, sizes))}" + ("" if total is None else f" for {total}")
+
+
+def draw_timeline(history: GrowthHistory, end: int) -> Figure:
+    """Parameters over the training up to its `end`, and the added width and depth of every layer after each event."""
     found = states(history)
     layers = len(found[0].widths)
     figure, (top, left, right) = _three_panels(max(7.0, 3.4 + 0.9 * len(found)), 2.6 + max(1.2, 0.26 * layers))
     steps = [state.step for state in found]
-    margin = max(1, steps[-1]) * 0.06
-    top.step([*steps, steps[-1] + margin], [*(s.parameters for s in found), found[-1].parameters], where="post")
+    until = end if end > steps[-1] else steps[-1] + max(1, steps[-1]) * 0.06
+    top.step([*steps, until], [*(s.parameters for s in found), found[-1].parameters], where="post")
     for number, state in enumerate(found[1:], 1):
         top.plot(state.step, state.parameters, "o", color=BLUE, markersize=5)
         top.annotate(str(number), (state.step, state.parameters), (-3, 4), textcoords="offset points", ha="right")
@@ -106,7 +129,9 @@ def draw_timeline(history: GrowthHistory) -> Figure:
     top.margins(y=0.15)
     top.grid(axis="y")
     widths = np.array([[s.widths[i] - found[0].widths[i] for s in found] for i in range(layers)], dtype=float)
-    units = np.array([[sum(map(sum, s.branches[i].values())) for s in found] for i in range(layers)], dtype=float)
+    units = np.array(
+        [[sum(s.units(i, name) for name in s.branches[i]) for s in found] for i in range(layers)], dtype=float
+    )
     for axes, values, title, colours in (
         (left, widths, "Added hidden neurons", BLUES),
         (right, units, "Added skip units", ORANGES),
@@ -116,7 +141,7 @@ def draw_timeline(history: GrowthHistory) -> Figure:
         axes.set_xticks(range(len(found)), ["start", *(str(i) for i in range(1, len(found)))])
         axes.set_yticks(range(layers), [str(i) for i in range(layers)])
         axes.set_xlabel("after event")
-    left.set_ylabel("block")
+    left.set_ylabel("layer")
     return figure
 
 
@@ -132,36 +157,52 @@ def _three_panels(width: float, height: float) -> tuple[Figure, tuple[Axes, Axes
 
 
 def draw_eigenvalues(history: GrowthHistory) -> Figure:
-    """Range and mean of the eigenvalues of neurons that grew, one panel per event, the linears of a layer in order."""
+    """Range and mean of the eigenvalues of neurons that grew, one panel per event, one line per linear that grew."""
     events = _measured(history)
+    names = linears(history)
+    found = {_place(growth) for _, event in events for growth in growths(event)}
+    places = sorted(found, key=lambda place: (place[0], names.index(place[1]), place[2]))
     columns = min(3, len(events))
     rows = math.ceil(len(events) / columns)
-    layers = len(states(history)[0].widths)
-    linears = list(dict.fromkeys(growth.linear for _, event in events for growth in growths(event)))
-    size = (max(5.5, 0.8 + columns * max(2.0, 0.24 * layers)), 0.9 + 2.1 * rows)
+    size = (max(6.5, 1.6 + 2.4 * columns), 1.5 + rows * (0.7 + 0.17 * len(places)))
     figure, panels = new_figure(*size, nrows=rows, ncols=columns, squeeze=False, sharex=True, sharey=True)
     for panel in panels.flat[len(events) :]:
         panel.set_visible(False)
     for panel, (number, event) in zip(panels.flat, events, strict=False):
         for growth in growths(event):
-            place = growth.layer + (linears.index(growth.linear) + 0.5 - len(linears) / 2) / (len(linears) + 1)
+            # Width and depth of one linear lie one above the other.
+            height = places.index(_place(growth)) + (-0.18 if growth.widens else 0.18)
             low, mean, high = growth.eigenvalues
             colour, marker = (BLUE, "o") if growth.widens else (ORANGE, "s")
-            panel.plot([place, place], [low, high], color=colour, linewidth=2.5, alpha=0.45)
-            panel.plot(place, mean, marker, color=colour, markersize=4)
-        panel.axhline(0, color=MUTED, linewidth=0.8)
+            panel.plot([low, high], [height, height], color=colour, linewidth=2.5, alpha=0.45)
+            panel.plot(mean, height, marker, color=colour, markersize=4)
+        panel.axvline(0, color=MUTED, linewidth=0.8)
         time = "" if event.step is None else f", step {event.step}"
         panel.set_title(f"event {number}{time}", fontsize=9)
-        panel.set_xlim(-0.5, layers - 0.5)
-        panel.set_xticks(range(layers))
-        panel.grid(axis="y")
-    panels[0, 0].set_yscale("symlog", linthresh=linear_range(value for _, event in events for value in _values(event)))
-    figure.supxlabel("block (marks: mean, bars: range)", color=MUTED, fontsize=9)
-    figure.supylabel("eigenvalue", color=MUTED, fontsize=9)
+        panel.set_ylim(len(places) - 0.4, -0.6)
+        panel.set_yticks(range(len(places)), [_label(place) for place in places], fontsize=8)
+        panel.grid(axis="both")
+    values = [value for _, event in events for value in _values(event)]
+    panels[0, 0].set_xscale("symlog", linthresh=linear_range(values))
+    decade = 10.0 ** math.floor(math.log10(max(max(map(abs, values)), 1e-12)))
+    panels[0, 0].set_xticks([-decade, -decade / 10, 0.0, decade / 10, decade])
+    figure.supxlabel(
+        f"eigenvalue of the neurons that grew (marks: mean, bars: range)\n{READING}", color=MUTED, fontsize=8
+    )
     panels[0, 0].plot([], [], "o", color=BLUE, label="width")
     panels[0, 0].plot([], [], "s", color=ORANGE, label="depth")
     figure.legend(loc="outside upper right", ncols=2)
     return figure
+
+
+def _place(growth: Growth) -> tuple[int, str, int]:
+    return growth.layer, growth.linear, growth.nested
+
+
+def _label(place: tuple[int, str, int]) -> str:
+    """`3 fc1 ›`: the branch of the first linear of the MLP of layer 3."""
+    layer, linear, nested = place
+    return f"{layer} {_short(linear)}{' ›' * nested}"
 
 
 def _values(event: GrowthEvent) -> list[float]:
@@ -177,9 +218,9 @@ def draw_loss(history: GrowthHistory, log: Sequence[dict[str, float]]) -> Figure
     """Training and validation loss, with a mark for every growth event."""
     figure, axes = new_figure(7, 3.2)
     for key, label, line, colour in (("loss", "training", "-", BLUE), ("eval_loss", "validation", "--", ORANGE)):
-        series = _series(log, key)
-        if series:
-            axes.plot(*zip(*series, strict=True), line, marker=".", color=colour, label=label)
+        values = series(log, key)
+        if values:
+            axes.plot(*zip(*values, strict=True), line, marker=".", color=colour, label=label)
     _mark_events(axes, states(history))
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
@@ -189,35 +230,9 @@ def draw_loss(history: GrowthHistory, log: Sequence[dict[str, float]]) -> Figure
     return figure
 
 
-def draw_accuracy(history: GrowthHistory, log: Sequence[dict[str, float]]) -> Figure:
-    """Validation accuracy against the number of parameters at that time."""
-    found = states(history)
-    series = _series(log, "eval_accuracy")
-    sizes = [parameters_at(found, step) for step, _ in series]
-    figure, axes = new_figure(5.5, 3.4)
-    axes.plot(sizes, [value for _, value in series], "-", color=GRID, zorder=1)
-    axes.scatter(sizes, [value for _, value in series], s=18, color=BLUE, zorder=2)
-    for index, place, side in ((0, (6, -4), "left"), (-1, (-6, 6), "right")):
-        step, value = series[index]
-        axes.annotate(
-            f"step {step}: {value:.3f}", (sizes[index], value), place, textcoords="offset points", ha=side, color=INK
-        )
-    axes.set_xlabel("parameters")
-    axes.set_ylabel("validation accuracy")
-    axes.set_title("Accuracy against size, evaluation by evaluation")
-    label_quantities(axes.xaxis)
-    axes.margins(0.12)
-    axes.grid()
-    return figure
-
-
 def _mark_events(axes: Axes, found: list[State]) -> None:
     for number, (before, state) in enumerate(zip(found, found[1:], strict=False), 1):
         axes.axvline(state.step, color=MUTED, linewidth=0.8, linestyle=":")
         text = f"{number}: +{(state.parameters - before.parameters) / before.parameters:.0%}"
         above: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "va": "bottom", "ha": "center"}
         axes.text(state.step, 1.0, text, color=MUTED, fontsize=8, **above)
-
-
-def _series(log: Sequence[dict[str, float]], key: str) -> list[tuple[int, float]]:
-    return [(int(entry["step"]), float(entry[key])) for entry in log if key in entry and "step" in entry]

@@ -30,6 +30,8 @@ _ALWAYS = (
     "lr_scheduler_type",
     "seed",
 )
+# Seconds of the training so far, in entries of its log.
+CLOCK = "training_seconds"
 _KNOWN = {item.name for item in fields(TrainingArguments)}
 _UNLESS_DEFAULT = (
     "max_steps",
@@ -48,7 +50,7 @@ _UNLESS_DEFAULT = (
     # transformers 5.23 renamed the option; since then the old name is a deprecated alias.
     *[name for name in ("activation_checkpointing", "gradient_checkpointing") if name in _KNOWN][:1],
 )
-_SPEEDS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+_SPEEDS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", CLOCK)
 
 
 @dataclass
@@ -205,8 +207,14 @@ def _differences(growth: GrowthConfig | None) -> dict[str, Any]:
     if growth is None:
         return {}
     default = type(growth)().to_dict()
-    always = ("warmup", "interval", "unit", "num_events", "criterion", "operator", "max_growth")
-    told = {name: value for name, value in growth.to_dict().items() if name in always or value != default[name]}
+    times = ("warmup", "interval", "unit", "num_events")
+    own, other = (times, ("at",)) if growth.at is None else (("at",), times)
+    always = (*own, "criterion", "operator", "max_growth")
+    told = {
+        name: value
+        for name, value in growth.to_dict().items()
+        if name not in other and (name in always or value != default[name])
+    }
     if told["max_growth"] is None:
         del told["max_growth"]  # another limit is told
     return told

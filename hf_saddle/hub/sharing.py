@@ -18,15 +18,16 @@ from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.pushing import MODEL_FILES
 from .card_task import has_processor
 from .model_card import MARK, PICTURES, render_model_card
-from .pictures import DRAWINGS, SUFFIXES, can_draw, save_pictures
+from .pictures import DRAWINGS, RETIRED, SUFFIXES, can_draw, save_pictures
 from .record import RECORD_NAME, TrainingRecord, fingerprint
+from .states import neuron_counts
 
 
 logger = logging.getLogger(__name__)
 
 CARD_NAME = "README.md"
 # What this package writes beside model and card: the next push replaces it, or removes it where there is none.
-CARD_FILES = (RECORD_NAME, *(f"{PICTURES}/{name}{suffix}" for name in DRAWINGS for suffix in SUFFIXES))
+CARD_FILES = (RECORD_NAME, *(f"{PICTURES}/{name}{suffix}" for name in (*DRAWINGS, *RETIRED) for suffix in SUFFIXES))
 # Texts of cards that a program wrote, and that may be replaced: ours, that of `push_to_hub`, that of `Trainer`.
 _REPLACEABLE = (MARK, "card has been automatically generated", "card has been generated automatically")
 
@@ -70,7 +71,7 @@ def write_model_card(
     if record is not None:
         record.save(folder)
     log = record.log if record is not None else ()
-    pictures = save_pictures(folder / PICTURES, history, log) if can_draw() else []
+    pictures = save_pictures(folder / PICTURES, history, log, neurons=neuron_counts(model)) if can_draw() else []
     old = card_path.read_text() if card_path.is_file() else None
     if old is not None and not any(text in old for text in _REPLACEABLE):
         logger.warning(f"{card_path} was written by hand and is kept. Remove it to have a card written.")

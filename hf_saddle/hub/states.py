@@ -1,17 +1,23 @@
 """A growth history as cards and pictures need it: the sizes of the model in order, and what each event did where."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..growth import GrowthEvent, GrowthHistory
 from ..growth.operators import OPERATORS
+from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.shapes import Shapes
 from ..models.sites import Place
+from .record import CLOCK
 
 
-# In place of a name where no linear has a branch.
-NO_LINEAR = "none"
+# How to read eigenvalues, on pictures and pages.
+READING = (
+    "Farther from zero: the loss would fall more per squared length of a step. Width needs values below zero, depth "
+    "takes either sign."
+)
 
 
 @dataclass(frozen=True)
@@ -21,9 +27,8 @@ class State:
     step: int
     parameters: int
     macs: int
-    widths: tuple[int, ...]  # hidden neurons of each block
-    branches: tuple[dict[str, list[int]], ...]  # of each block: linear -> widths of its nested branches
-    blocks: tuple[str, ...]  # paths in the base model
+    widths: tuple[int, ...]  # hidden neurons of each layer
+    branches: tuple[dict[str, list[int]], ...]  # of each layer: linear -> widths of its nested branches
 
     def units(self, layer: int, linear: str) -> int:
         """Number of skip units of a linear, all depths together."""
@@ -31,10 +36,18 @@ class State:
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """The same training without growth."""
+
+    parameters: int
+    log: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
 class Growth:
     """What an event did to one linear."""
 
-    layer: int  # number of its block
+    layer: int
     linear: str
     nested: int  # 0 for the linear itself, 1 for the branch that feeds it, and so on
     operator: str
@@ -60,6 +73,47 @@ def states(history: GrowthHistory) -> list[State]:
     return found
 
 
+def neuron_counts(model: GrowablePreTrainedModel) -> dict[str, int]:
+    """Number of neurons of every linear that is no branch, by its path in the encoder."""
+    return {site.root: site.module.neurons for site in model.growable_linears() if not site.nested}
+
+
+def series(log: Sequence[Mapping[str, float]], key: str) -> list[tuple[int, float]]:
+    """Steps and values of a metric in a log."""
+    return [(int(entry["step"]), float(entry[key])) for entry in log if key in entry and "step" in entry]
+
+
+def last_step(log: Sequence[Mapping[str, float]]) -> int:
+    """The step at which a training ended; 0 where its log does not tell."""
+    return max((int(entry["step"]) for entry in log if "step" in entry), default=0)
+
+
+def seconds_at(log: Sequence[Mapping[str, float]], *, grew: bool) -> dict[int, float]:
+    """
+    Seconds of a training at the steps of its log; empty where it does not tell.
+
+    Args:
+        log (`Sequence[Mapping]`): The `log_history` of the training.
+        grew (`bool`): Whether the model grew. If not, all steps take equally long, so that the duration is enough.
+    """
+    clock = {int(entry["step"]): entry[CLOCK] for entry in log if CLOCK in entry and "step" in entry}
+    if clock or grew:
+        return clock
+    total = next((entry["train_runtime"] for entry in reversed(log) if "train_runtime" in entry), None)
+    end = last_step(log)
+    if total is None or not end:
+        return {}
+    return {step: total * step / end for step in {int(entry["step"]) for entry in log if "step" in entry}}
+
+
+def reached(found: list[State], values: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Parameters and the last value of a metric at each size of a model: before the next event, and at the end."""
+    last: dict[int, float] = {}
+    for step, value in values:
+        last[parameters_at(found, step)] = value
+    return sorted(last.items())
+
+
 def parameters_at(found: list[State], step: int) -> int:
     """Parameters of the model at a training step; a growth counts from the step after it."""
     return next(state.parameters for state in reversed(found) if state.step < step or state is found[0])
@@ -73,42 +127,36 @@ def growths(event: GrowthEvent) -> list[Growth]:
         ValueError: If a record is not what a growth event writes.
     """
     try:
-        return [_growth(record, blocks_of(event.shapes)) for record in event.layers]
+        blocks = blocks_of(event.shapes)
+        return [_growth(record, blocks) for record in event.layers]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"The growth history is damaged: a record of a linear cannot be read ({error!r}).") from error
 
 
+def linears(history: GrowthHistory) -> list[str]:
+    """Names in their layers of the linears that have hidden neurons or units, or that grew."""
+    roots = [root for shapes in (history.shapes, history.initial.shapes) for root in shapes.skip_sizes]
+    names = [Place.parse(root).linear for root in (*roots, *history.initial.shapes.widths)]
+    return list(dict.fromkeys((*names, *(growth.linear for event in history.events for growth in growths(event)))))
+
+
+def blocks_of(shapes: Shapes) -> list[str]:
+    """Paths of the layers, in the order of the forward pass."""
+    return list(dict.fromkeys(Place.parse(root).block for root in shapes.widths))
+
+
 def _state(step: int, parameters: int, macs: int, shapes: Shapes) -> State:
     blocks = blocks_of(shapes)
-    widths = dict.fromkeys(blocks, 0)
-    branches: dict[str, dict[str, list[int]]] = {block: {} for block in blocks}
+    widths, branches = [0] * len(blocks), [dict[str, list[int]]() for _ in blocks]
     for root, width in shapes.widths.items():
-        widths[Place.parse(root).block] += width
+        widths[blocks.index(Place.parse(root).block)] += width
     for root, sizes in shapes.skip_sizes.items():
         place = Place.parse(root)
-        branches[place.block][place.linear] = list(sizes)
-    return State(
-        step=step,
-        parameters=parameters,
-        macs=macs,
-        widths=tuple(widths.values()),
-        branches=tuple(branches.values()),
-        blocks=blocks,
-    )
+        branches[blocks.index(place.block)][place.linear] = list(sizes)
+    return State(step, parameters, macs, tuple(widths), tuple(branches))
 
 
-def blocks_of(shapes: Shapes) -> tuple[str, ...]:
-    """Paths in the base model of the blocks, all of which have hidden neurons, in order: `"layers.0"`, …"""
-    return tuple(dict.fromkeys(Place.parse(root).block for root in shapes.widths))
-
-
-def linears_of(found: list[State]) -> list[str]:
-    """Names in a block of the linears that have branches in the end; of one at least, for a picture of none."""
-    names = [linear for branches in found[-1].branches for linear in branches]
-    return list(dict.fromkeys(names)) or [NO_LINEAR]
-
-
-def _growth(record: dict[str, Any], blocks: tuple[str, ...]) -> Growth:
+def _growth(record: dict[str, Any], blocks: list[str]) -> Growth:
     place = Place.parse(record["linear"])
     if record["operator"] not in OPERATORS:
         raise ValueError(f"{record['linear']!r} cannot grow by {record['operator']!r}")

@@ -3,8 +3,9 @@
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
@@ -30,8 +31,8 @@ UNSUITED = ("leaky_relu", "linear", "prelu", "relu", "relu6", "xielu")
 MAX_PARAMETERS = 2**35
 MAX_VOCABULARY = 2**24
 
-# Stands for `per_layer_config` in the files of grown models: stock classes, which would build them without their
-# branches, raise with this text.
+# The activation of the first layer in the `per_layer_config` of the files of grown models: stock classes, which would
+# build them without their branches, raise when they read what differs between layers.
 REFUSAL = "this model grew: load it with hf_saddle, or with trust_remote_code=True"
 
 LAYER_FIELDS = ("num_hidden_layers", "num_layers", "n_layer", "encoder_layers", "decoder_layers", "num_decoder_layers")
@@ -158,6 +159,10 @@ class SaddleConfig(PreTrainedConfig):
                 call(self.model_type)
         # Before transformers makes a name for every label.
         check_field("num_labels", kwargs.get("num_labels"))
+        if is_refusal(kwargs.get("per_layer_config")):
+            kwargs = {
+                key: value for key, value in kwargs.items() if key not in ("per_layer_config", "num_hidden_layers")
+            }
         super().__post_init__(**kwargs)
         if self.skip_activation is None:
             own = getattr(self, family_of(self.model_type).activation)
@@ -178,7 +183,7 @@ class SaddleConfig(PreTrainedConfig):
 
     @per_layer_config.setter
     def per_layer_config(self, value: Any) -> None:
-        if value is not None and REFUSAL not in value:
+        if value is not None:
             raise ValueError(
                 f"A {type(self).__name__} has no `per_layer_config`: the shapes of single layers are `widths` and "
                 "`skip_sizes`, by path."
@@ -208,7 +213,18 @@ class SaddleConfig(PreTrainedConfig):
     def to_diff_dict(self) -> dict[str, Any]:
         """As in transformers; of a grown model with an entry at which stock classes fail, see `REFUSAL`."""
         values: dict[str, Any] = super().to_diff_dict()
-        return values | ({"per_layer_config": {REFUSAL: {}}} if self.widths or self.skip_sizes else {})
+        if not self.widths and not self.skip_sizes:
+            return values
+        own = {field.name for field in fields(cast(Any, self))}
+        counted = "num_hidden_layers" in own | set(self.attribute_map)
+        activation = family_of(self.model_type).activation
+        first: dict[str, Any] = {activation: REFUSAL}
+        # DINOv2 does not read its activation where neurons are gated.
+        first |= {"hidden_size": self.hidden_size + 1} if "hidden_size" in own else {}
+        # `Trainer` reads the file as a plain `PreTrainedConfig`, which wants to know what other layers have.
+        common = {field: getattr(self, field) for field in first}
+        common |= {"num_hidden_layers": self.num_hidden_layers if counted else 1}
+        return values | common | {"per_layer_config": {"0": first}}
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike[str]) -> dict[str, Any]:
@@ -220,6 +236,13 @@ class SaddleConfig(PreTrainedConfig):
         if type(self) is not type(other):
             return False
         return bool(self.to_dict() | {"_name_or_path": ""} == other.to_dict() | {"_name_or_path": ""})
+
+
+def is_refusal(layers: Any) -> bool:
+    """Whether a `per_layer_config` is the one that the files of grown models have."""
+    return isinstance(layers, Mapping) and any(
+        isinstance(layer, Mapping) and REFUSAL in layer.values() for layer in layers.values()
+    )
 
 
 def _annotations(kind: type) -> Mapping[str, Any]:
@@ -249,9 +272,15 @@ def config_class(model_type: str) -> type[SaddleConfig]:
         "    [`SaddleConfig`].",
         "model_type": f"saddle_{model_type}",
         "__eq__": SaddleConfig.__eq__,
-        "_auto_class": "AutoConfig",
     }
-    return type(name, (SaddleConfig, stock), body)
+    # The defaults that every config has come with `SaddleConfig`; those of the family go before them.
+    own = {item.name: item for item in fields(cast(Any, stock))}
+    general = [own[item.name] for item in fields(SaddleConfig) if item.name in own]
+    particular = [item for item in general if item.default != getattr(SaddleConfig, item.name, item.default)]
+    body["__annotations__"] = {item.name: item.type for item in particular}
+    made: Any = type(name, (SaddleConfig, stock), body | {item.name: item.default for item in particular})
+    made.register_for_auto_class()
+    return made  # type: ignore[no-any-return]
 
 
 def __getattr__(name: str) -> Any:
@@ -261,4 +290,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["SaddleConfig", "config_class", "sides"]
+__all__ = ["SKIP_UNITS", "SaddleConfig", "config_class", "sides"]

@@ -10,7 +10,8 @@ from torch import nn
 @dataclass(frozen=True)
 class Neurons:
     """
-    Hidden neurons of a block, whose outputs reach the network through linear readers only. Names are relative to it.
+    Hidden neurons of a block, whose outputs reach the network through linear readers only. Names are relative to it in
+    a description, and those of a model where it has been found there.
 
     Attributes:
         rows (`tuple[str, ...]`): The layer that they are the rows of, or gate and up of `h = act(gate) * up`.
@@ -23,6 +24,13 @@ class Neurons:
     readers: tuple[str, ...]
     activation: str
     norms: tuple[str, ...] = ()
+
+    def at(self, path: str) -> "Neurons":
+        """The neurons of the block at a path, with the names that they have from there on."""
+        rows, readers, norms = (
+            tuple(f"{path}.{name}" for name in names) for names in (self.rows, self.readers, self.norms)
+        )
+        return Neurons(rows, readers, f"{path}.{self.activation}", norms)
 
 
 @dataclass(frozen=True)
@@ -54,11 +62,15 @@ class Family:
         paths (`tuple[str, ...]`): Where its kinds of blocks are, in the order of the forward pass, see [`Block`].
         insides (`Callable`): Maps a config of the type to linears and neurons of each of these kinds.
         activation (`str`): The field of the config that names the activation of the neurons.
+        widths (`tuple[str, ...]`):
+            The field of the stock config that says how many neurons there are, for each of `paths`; none if they
+            follow from others.
     """
 
     paths: tuple[str, ...]
     insides: Callable[[Any], tuple[Inside, ...]]
     activation: str = "hidden_act"
+    widths: tuple[str, ...] = ("intermediate_size",)
 
     def blocks(self, config: Any) -> tuple[Block, ...]:
         """The kinds of blocks of a config of the type."""
@@ -145,21 +157,26 @@ _LAYERS = ("layers.*",)
 FAMILIES: dict[str, Family] = {
     "bert": Family(("encoder.layer.*",), _bert),
     "clip_vision_model": Family(("encoder.layers.*",), _clip),
-    "convnext": Family(("encoder.stages.*.layers.*",), _convnext),
+    "convnext": Family(("encoder.stages.*.layers.*",), _convnext, widths=()),
     "deit": Family(_LAYERS, _vit),
-    "dinov2": Family(("encoder.layer.*",), _dinov2),
-    "dinov2_with_registers": Family(("encoder.layer.*",), _dinov2),
+    "dinov2": Family(("encoder.layer.*",), _dinov2, widths=("mlp_ratio",)),
+    "dinov2_with_registers": Family(("encoder.layer.*",), _dinov2, widths=("mlp_ratio",)),
     "gemma3_text": Family(_LAYERS, _llama, activation="hidden_activation"),
-    "gpt2": Family(("h.*",), _gpt2, activation="activation_function"),
+    "gpt2": Family(("h.*",), _gpt2, activation="activation_function", widths=("n_inner",)),
     "llama": Family(_LAYERS, _llama),
     "mistral": Family(_LAYERS, _llama),
     "qwen3": Family(_LAYERS, _llama),
-    "resnet": Family(("encoder.stages.*.layers.*",), _resnet),
+    "resnet": Family(("encoder.stages.*.layers.*",), _resnet, widths=()),
     "roberta": Family(("encoder.layer.*",), _bert),
-    "swin": Family(("encoder.layers.*.blocks.*",), _vit),
-    "t5": Family(("encoder.block.*", "decoder.block.*"), _t5, activation="dense_act_fn"),
+    "swin": Family(("encoder.layers.*.blocks.*",), _vit, widths=("mlp_ratio",)),
+    "t5": Family(("encoder.block.*", "decoder.block.*"), _t5, activation="dense_act_fn", widths=("d_ff", "d_ff")),
     "vit": Family(_LAYERS, _vit),
-    "whisper": Family(("encoder.layers.*", "decoder.layers.*"), _whisper, activation="activation_function"),
+    "whisper": Family(
+        ("encoder.layers.*", "decoder.layers.*"),
+        _whisper,
+        activation="activation_function",
+        widths=("encoder_ffn_dim", "decoder_ffn_dim"),
+    ),
 }
 
 

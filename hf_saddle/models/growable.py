@@ -37,8 +37,6 @@ class Growable(nn.Module):
     layout: ClassVar[Layout]
     # Of convolutions in branches: whether every unit has its own input channels, those of the group of its target.
     grouped_units = False
-    weight: Tensor
-    bias: Tensor | None
     skip: "SkipBranch | None"
 
     def __init__(
@@ -67,10 +65,11 @@ class Growable(nn.Module):
 
     def fit_sizes_(self) -> None:
         """Let the attributes that state the layer's sizes say what its weight has, once that is another one."""
-        rows, columns = (self.weight.shape[axis] for axis in (self.layout.rows, self.layout.columns))
+        layer: Any = self
+        rows, columns = (layer.weight.shape[axis] for axis in (self.layout.rows, self.layout.columns))
         groups = 1
-        if isinstance(self, nn.Conv2d):
-            groups = self.groups = rows if self.grouped_units else self.groups
+        if isinstance(layer, nn.Conv2d):
+            groups = layer.groups = rows if self.grouped_units else int(layer.groups)
         setattr(self, self.layout.outputs, rows)
         setattr(self, self.layout.inputs, columns * groups)
 
@@ -193,7 +192,7 @@ class SkipBranch(nn.Module):
         made = GrowableConv2d(
             units * self.group_inputs if grouped else owner.in_channels,
             units,
-            owner.kernel_size,  # type: ignore[arg-type]
+            owner.kernel_size,
             stride=owner.stride,
             padding=owner.padding,
             dilation=owner.dilation,

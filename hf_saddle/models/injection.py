@@ -77,22 +77,23 @@ def _resize_(module: Any, rows: int | None = None, columns: int | None = None) -
         for held in (module._parameters, module._buffers):
             for name, tensor in held.items():
                 if tensor is not None and tensor.dim():
-                    new = torch.zeros(rows, dtype=tensor.dtype, device=tensor.device)
+                    new = torch.zeros(rows or 0, dtype=tensor.dtype, device=tensor.device)
                     new += name in ("weight", "running_var")
                     held[name] = nn.Parameter(new) if held is module._parameters else new
         module.num_features = rows
         return
-    layout = layout_of(module)
-    shape = list(module.weight.shape)
+    layer: Any = module
+    layout = layout_of(layer)
+    shape = list(layer.weight.shape)
     if rows is not None:
         shape[layout.rows] = rows
     if columns is not None:
         shape[layout.columns] = columns
-    if shape != list(module.weight.shape):
-        module.weight = nn.Parameter(module.weight.new_empty(shape).normal_(std=0.02))
-        if rows is not None and module.bias is not None:
-            module.bias = nn.Parameter(module.bias.new_zeros(rows))
-        module.fit_sizes_()
+    if shape != list(layer.weight.shape):
+        layer.weight = nn.Parameter(layer.weight.new_empty(shape).normal_(std=0.02))
+        if rows is not None and layer.bias is not None:
+            layer.bias = nn.Parameter(layer.bias.new_zeros(rows))
+        layer.fit_sizes_()
 
 
 __all__ = ["inject_"]

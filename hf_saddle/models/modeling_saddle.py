@@ -59,7 +59,8 @@ class GrowablePreTrainedModel(PreTrainedModel):
         """As in transformers, where it ends the constructors; the layers become growable before it."""
         base = self.base_model
         if not isinstance(base, GrowablePreTrainedModel):
-            take_class_(base, model_class(type(base), self.config.model_type.removeprefix("saddle_")))
+            stock: Any = type(base)
+            take_class_(base, model_class(stock, self.config.model_type.removeprefix("saddle_")))
         if inject_(base, self.config):
             # Stock constructors have initialised them in the shapes of stock.
             for module in self.modules():
@@ -280,7 +281,7 @@ def take_class_(model: Any, kind: type[GrowablePreTrainedModel]) -> None:
 
 
 @cache
-def model_class(stock: type[PreTrainedModel], model_type: str) -> type[GrowablePreTrainedModel]:
+def model_class(stock: Any, model_type: str) -> type[GrowablePreTrainedModel]:
     """The growable class of a stock model class, for the configs of a model type."""
     root = next(kind for kind in stock.__mro__ if PreTrainedModel in kind.__bases__)
     bases = (GrowablePreTrainedModel, stock) if stock is root else (model_class(root, model_type), stock)
@@ -293,18 +294,21 @@ def model_class(stock: type[PreTrainedModel], model_type: str) -> type[GrowableP
         "config_class": config_class(model_type),
         "stock_class": stock,
         "stock_key_mapping": STOCK_KEYS.get(stock.__name__),
-        "_auto_class": next(autos, "AutoModel"),
     }
     if stock is not root:
         body["forward"] = guarded(stock.forward)
-    return type(name, bases, body)
+    made: Any = type(name, bases, body)
+    made.register_for_auto_class(next(autos, "AutoModel"))
+    return made  # type: ignore[no-any-return]
 
 
 def auto_classes(model_type: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield the Auto classes that know a stock model type, each with the names of its model classes."""
-    for name, auto in vars(modeling_auto).items():
-        if name.startswith("Auto") and isinstance(auto, type) and issubclass(auto, _BaseAutoModelClass):
-            found = auto._model_mapping._model_mapping.get(model_type, ()) if auto._model_mapping else ()
+    for name, kind in vars(modeling_auto).items():
+        if isinstance(kind, type) and issubclass(kind, _BaseAutoModelClass):
+            auto: Any = kind
+            # The truth of a mapping would import all that it has.
+            found = () if auto._model_mapping is None else auto._model_mapping._model_mapping.get(model_type, ())
             names = (found,) if isinstance(found, str) else tuple(found)
             if names:
                 yield name, names
@@ -356,12 +360,14 @@ def growable(model: PreTrainedModel) -> Any:
             f"A {type(model).__name__} is not a model class of transformers, so that it has no growable twin. Unwrap "
             "it, merge adapters, or load it with the class of transformers."
         )
-    kind = model_class(type(model), model_type)
+    own: Any = type(model)
+    kind = model_class(own, model_type)
     inject_(model.base_model, growable_config(kind, model.config))
     base = model.base_model
     replace_config_(model, growable_config(kind, model.config))
-    for part in {model, base}:
-        take_class_(part, model_class(type(part), model_type))
+    for part in {base, model}:
+        stock: Any = type(part)
+        take_class_(part, model_class(stock, model_type))
     return model
 
 

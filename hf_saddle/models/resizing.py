@@ -38,7 +38,8 @@ def take_shapes_(layer: Any, fresh: Any) -> None:
     if isinstance(layer, Growable):
         if layer.skip is not None:
             del layer.skip  # a registered module, which an ordinary attribute cannot replace
-        layer.skip = None if fresh.skip is None else _filled(fresh.skip, weight).train(layer.training)
+        branch: Any = fresh.skip
+        layer.skip = None if branch is None else _filled(branch, weight).train(layer.training)
     after: dict[str, nn.Parameter] = {}
     came: list[tuple[nn.Parameter, nn.Parameter]] = []
     for name, new in list(fresh.named_parameters()):
@@ -62,7 +63,7 @@ def take_shapes_(layer: Any, fresh: Any) -> None:
     expect_(came)
 
 
-def _filled(module: nn.Module, like: Tensor) -> nn.Module:
+def _filled(module: nn.Module, like: Tensor) -> Any:
     """A module of the meta device on that of a tensor, with its dtype and zeros."""
     module = module.to_empty(device=like.device).to(like.dtype)
     for tensor in (*module.parameters(), *module.buffers()):

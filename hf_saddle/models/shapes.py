@@ -126,8 +126,13 @@ class Shapes:
 
 def stock_widths(config: Any) -> dict[str, int]:
     """The widths that the hidden neurons of a growable config have before anything grows."""
-    stock = config.stock()
-    return dict(_widths(type(stock), stock.to_json_string(use_diff=False)))
+    return widths_of(config.stock())
+
+
+def widths_of(stock: Any) -> dict[str, int]:
+    """The widths of the hidden neurons that a stock config asks for."""
+    kind: Any = type(stock)
+    return dict(_widths(kind, stock.to_json_string(use_diff=False)))
 
 
 @lru_cache(maxsize=64)
@@ -250,4 +255,5 @@ __all__ = [
     "check_skip_sizes",
     "is_index",
     "stock_widths",
+    "widths_of",
 ]

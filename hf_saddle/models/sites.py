@@ -7,21 +7,19 @@ from typing import Any
 
 from torch import nn
 
-from .families import FAMILIES, blocks_in
+from .families import FAMILIES, Neurons, blocks_in
 from .growable import growable_in
 
 
-FC1, FC2 = "mlp.fc1", "mlp.fc2"
+FC1 = "mlp.fc1"
 LINEARS = (
     "attention.q_proj",
     "attention.k_proj",
     "attention.v_proj",
     "attention.o_proj",
     FC1,
-    FC2,
+    "mlp.fc2",
 )
-# Linears whose neurons are hidden ones, and those that read what they answer.
-READERS = {FC1: (FC2,)}
 
 # From a layer to that of its branch.
 _INNER = ".skip.linear"
@@ -31,24 +29,6 @@ _PATH = re.compile(
     rf"\.((?!skip\.)\w+(?:\.(?!skip\.)\w+)*)((?:{re.escape(_INNER)})*)",
     re.ASCII,
 )
-
-
-@dataclass(frozen=True)
-class HiddenNeurons:
-    """
-    Hidden neurons whose outputs reach the network through linear readers only; paths are those in the model.
-
-    Attributes:
-        rows (`tuple[str, ...]`): The layer that they are the rows of, or gate and up of `h = act(gate) * up`.
-        readers (`tuple[str, ...]`): The layers that have a column, or input channel, for each of them.
-        activation (`str`): Their activation.
-        norms (`tuple[str, ...]`): Batch normalisations between rows and activation.
-    """
-
-    rows: tuple[str, ...]
-    readers: tuple[str, ...]
-    activation: str
-    norms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,7 +43,7 @@ class Site:
         linear (`str`): Name in the block of the layer at the root, `"mlp.gate_proj"`.
         depth (`int`): Number of branches that it is nested in; 0 for the layer at the root.
         module (`Growable`): The layer; of one that a tuner has wrapped, the one inside of the wrapper.
-        neurons ([`HiddenNeurons`], *optional*): The hidden neurons that it is the first layer of rows of.
+        neurons ([`Neurons`], *optional*): Those that it is the first layer of rows of, with paths in the model.
     """
 
     path: str
@@ -72,7 +52,7 @@ class Site:
     linear: str
     depth: int
     module: Any
-    neurons: HiddenNeurons | None
+    neurons: Neurons | None
 
     @property
     def nested(self) -> bool:
@@ -143,16 +123,7 @@ def sites_in(base: nn.Module, prefix: str) -> Iterator[Site]:
         AttributeError: If a module is not there at all.
     """
     for number, (block_path, block) in enumerate(blocks_in(base, base.config)):
-
-        def full(names: tuple[str, ...], start: str = f"{prefix}{block_path}.") -> tuple[str, ...]:
-            return tuple(start + name for name in names)
-
-        hidden = {
-            entry.rows[0]: HiddenNeurons(
-                full(entry.rows), full(entry.readers), full((entry.activation,))[0], full(entry.norms)
-            )
-            for entry in block.neurons
-        }
+        hidden = {entry.rows[0]: entry.at(f"{prefix}{block_path}") for entry in block.neurons}
         for name in block.linears:
             root = f"{block_path}.{name}"
             path, depth, neurons = prefix + root, 0, hidden.get(name)
@@ -164,4 +135,4 @@ def sites_in(base: nn.Module, prefix: str) -> Iterator[Site]:
                 module = None if found is None or found.skip is None else found.skip.linear
 
 
-__all__ = ["HiddenNeurons", "Place", "Site", "inner_path", "sites_in"]
+__all__ = ["FC1", "LINEARS", "Place", "Site", "inner_path", "root_path", "sites_in"]

@@ -69,7 +69,7 @@ def growable_config(cls: Any, stock: Any, **overrides: Any) -> Any:
 def replace_config_(model: PreTrainedModel, new: Any) -> None:
     """Put another config in the place of a model's, wherever the modules of the model hold it."""
     old: Any = model.config
-    new._name_or_path, new._attn_implementation_internal = old._name_or_path, old._attn_implementation_internal
+    new._name_or_path, new._attn_implementation = old._name_or_path, old._attn_implementation
     for module in model.modules():
         for name, value in list(vars(module).items()):
             if value is old:

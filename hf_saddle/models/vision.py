@@ -10,8 +10,9 @@ from transformers import DeiTConfig, ViTConfig
 from transformers import initialization as init
 
 from .branch_dropout import BranchDropout
-from .configuration_saddle import MAX_PARAMETERS, REFUSAL, SaddleConfig, is_number, sides
-from .shapes import FC1, LINEARS, check_layers, root_path
+from .configuration_saddle import MAX_PARAMETERS, SaddleConfig, is_number, is_refusal, sides
+from .shapes import check_layers
+from .sites import FC1, LINEARS, root_path
 
 
 class VisionConfig(SaddleConfig):
@@ -31,7 +32,7 @@ class VisionConfig(SaddleConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         layers = kwargs.pop("per_layer_config", None)
         super().__post_init__(**kwargs)
-        if layers is not None and REFUSAL not in layers:
+        if layers is not None and not is_refusal(layers):
             self._take_layers(layers, self.widths or {}, self.skip_sizes or {})
         self._check_parameter_number()
 
@@ -102,7 +103,8 @@ class VisionConfig(SaddleConfig):
         if total > MAX_PARAMETERS:
             raise ValueError(
                 f"The config asks for more than {MAX_PARAMETERS:.1e} parameters. Check `hidden_size`, "
-                "`num_hidden_layers`, `intermediate_size`, `head_dim`, `image_size`, `widths` and `skip_sizes`."
+                "`num_hidden_layers`, `intermediate_size`, `head_dim`, `image_size`, `widths` and `skip_sizes`, or "
+                "the `per_layer_config` of an older file."
             )
 
 
@@ -132,7 +134,6 @@ class SaddleDeiTConfig(VisionConfig, DeiTConfig):
     ```"""
 
     model_type = "saddle_deit"
-    _auto_class = "AutoConfig"
     __eq__ = SaddleConfig.__eq__
 
 
@@ -152,7 +153,6 @@ class SaddleViTConfig(VisionConfig, ViTConfig):
     ```"""
 
     model_type = "saddle_vit"
-    _auto_class = "AutoConfig"
     __eq__ = SaddleConfig.__eq__
 
     @classmethod
@@ -172,6 +172,9 @@ class SaddleViTConfig(VisionConfig, ViTConfig):
         }
         return cls(**shapes, **kwargs)
 
+
+SaddleDeiTConfig.register_for_auto_class()
+SaddleViTConfig.register_for_auto_class()
 
 # Of checkpoints with two heads, a class with one continues with that of the class token.
 STOCK_KEYS = {"DeiTForImageClassification": {r"^cls_classifier\.": "classifier."}}

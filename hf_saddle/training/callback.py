@@ -1,6 +1,7 @@
 """`GrowthCallback`: decides when a model grows inside of HF `Trainer`, delegates, and logs."""
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -16,15 +17,18 @@ from transformers.trainer_callback import ExportableState
 from ..curvature.loss import Loss
 from ..growth import GrowthConfig, GrowthEvent, GrowthHistory
 from ..growth.optimizer_rebind import same_parameters, watch_modules
+from ..hub.record import CLOCK
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from .artefacts import share_artefacts
 from .distributed import Replicas
 from .event import growth_event_
 from .followers import adopt_history_, check_followers
 from .loss import training_loss
 from .model_checks import check_budget, check_growable, check_optimizer, check_parameters, growable_paths
 from .rebind import rebind_
-from .reports import describe, growth_metrics, lr_ratio
+from .reports import describe, growth_metrics, lr_ratio, size_metrics
 from .resuming import check_given, left_out, note_changes, progress, saved_history
+from .schedule import Course, announce
 from .trainer_checks import check_supported, check_training
 from .trainer_probe import trainer_batches
 from .wrappers import renew_wrapper_
@@ -88,6 +92,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         # What the optimizer trains, by name, and whether the model still has it; noted while a training runs.
         self._held: dict[str, nn.Parameter] = {}
         self._unchanged: Callable[[], bool] = bool
+        self._started = time.perf_counter()
 
     # --------------------------------------------------------------------------------------------------------- state
     def state(self) -> dict[str, Any]:
@@ -130,6 +135,10 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self._restore(state, model)
         adopt_history_(model, self.followers)
         self._note(model)
+        self._announce(Course.of(args, state, kwargs["train_dataloader"]), args, state, model)
+        self._started = time.perf_counter() - max((entry.get(CLOCK, 0.0) for entry in state.log_history), default=0.0)
+        if state.global_step == 0:
+            self._log(state, control, size_metrics(model, self.config))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -155,11 +164,13 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             return
         model, optimizer, loader = kwargs["model"], kwargs["optimizer"], kwargs["train_dataloader"]
         self.follow_(args, state, model, optimizer)
-        event = self._grow(args, state, model, optimizer, loader)
+        # Those that do not fall inside of the training leave their share of the budget to the others.
+        to_come = len(Course.of(args, state, loader).events(self.config, state.global_step - 1, self.events_done))
+        event = self._grow(args, state, model, optimizer, loader, to_come)
         self._note(model)
         self.events_done += 1
         self._history = model.growth_history
-        self._report(args, state, control, event)
+        self._report(args, state, control, model, event)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -174,6 +185,10 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         GrowthHistory.from_model(model).check(model)
 
     # ------------------------------------------------------------------------------------------------------ the work
+    def _clock(self) -> float:
+        """Seconds of the training so far; of a resumed one, those before its last log too."""
+        return time.perf_counter() - self._started
+
     def _note(self, model: nn.Module) -> None:
         self._held, self._unchanged = dict(model.named_parameters()), watch_modules(model)
 
@@ -202,7 +217,13 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         )
 
     def _grow(
-        self, args: TrainingArguments, state: TrainerState, model: PreTrainedModel, optimizer: Optimizer, loader: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        model: PreTrainedModel,
+        optimizer: Optimizer,
+        loader: Any,
+        to_come: int,
     ) -> GrowthEvent:
         wrapped = model if self.trainer is None else self.trainer.model_wrapped
         replicas = Replicas.of(wrapped)
@@ -232,6 +253,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
                 step=state.global_step,
                 epoch=state.epoch,
                 lr_ratio=lr_ratio(optimizer, args.learning_rate),
+                to_come=to_come,
                 loss=partial(_ticking, bar, loss),
                 followers=self.followers,
             )
@@ -241,22 +263,58 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     # --------------------------------------------------------------------------------------------------------- output
     def _report(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, event: GrowthEvent
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: GrowablePreTrainedModel,
+        event: GrowthEvent,
     ) -> None:
         metrics = {"growth_event": self.events_done, **growth_metrics(event)}
+        seconds = [entry["growth_seconds"] for entry in state.log_history if "growth_seconds" in entry]
+        share = (sum(seconds) + event.seconds) / self._clock()
+        self._log(state, control, metrics | size_metrics(model, self.config) | {"growth_time_share": share})
+        _say(describe(event, self.events_done), args, state)
+
+    def _log(self, state: TrainerState, control: TrainerControl, metrics: dict[str, float]) -> None:
         if self.trainer is None:
-            state.log_history.append({**metrics, "epoch": state.epoch, "step": state.global_step})
-        else:
-            due = control.should_log
-            self.trainer.log(metrics)
-            control.should_log = due  # a log clears it, but the one of this step is still to come
-        if not state.is_world_process_zero:
+            now = {"epoch": state.epoch, "step": state.global_step, CLOCK: self._clock()}
+            state.log_history.append(metrics | now)
             return
-        line = describe(event, self.events_done)
-        if args.disable_tqdm:
-            logger.info(line)
-        else:
-            tqdm.write(line)
+        due = control.should_log
+        self.trainer.log(metrics)
+        control.should_log = due  # a log clears it, but the one of this step is still to come
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not self._held:  # an evaluation before or after the training
+            return
+        entry = state.log_history[-1]
+        entry[CLOCK] = self._clock()
+        if "train_runtime" not in entry:
+            return
+        # The last that is logged of a training; when `on_train_end` comes, reporters have closed.
+        model = kwargs["model"]
+        grown = sum(entry.get("growth_seconds", 0.0) for entry in state.log_history)
+        end = {"growth_events": float(self.events_done), "growth_time_share": grown / self._clock()}
+        self._log(state, control, size_metrics(model, self.config) | end)
+        if self.trainer is not None and state.is_world_process_zero:
+            share_artefacts(self.trainer.callback_handler.callbacks, model, state)
+
+    def _announce(
+        self, course: Course, args: TrainingArguments, state: TrainerState, model: GrowablePreTrainedModel
+    ) -> None:
+        line, grows = announce(
+            self.config,
+            course,
+            model,
+            len(growable_paths(model, self.config)),
+            step=state.global_step,
+            events_done=self.events_done,
+        )
+        if grows:
+            _say(line, args, state)
+        elif state.is_world_process_zero and state.global_step < state.max_steps:
+            logger.warning(line)
 
     # --------------------------------------------------------------------------------------------------------- checks
     def _check(
@@ -287,6 +345,16 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         check_parameters(inner, paths, optimizer)
         if state.global_step == 0:  # a resumed one may have spent its budget
             check_budget(inner, paths, self.config)
+
+
+def _say(line: str, args: TrainingArguments, state: TrainerState) -> None:
+    """A line for people, beside the progress bar where there is one."""
+    if not state.is_world_process_zero:
+        return
+    if args.disable_tqdm:
+        logger.info(line)
+    else:
+        tqdm.write(line)
 
 
 def _ticking(bar: tqdm, loss: Loss, model: nn.Module, batch: Any) -> Any:

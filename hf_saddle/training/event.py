@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from transformers.activations import ACT2FN
 
 from ..curvature import analyze_curvature
-from ..curvature.loss import Loss, own_loss
+from ..curvature.loss import Loss, own_loss_of
 from ..curvature.samples import sample_count
 from ..curvature.scores import UnitScores
 from ..growth import (
@@ -31,7 +31,8 @@ from ..growth import (
     take_natural_step,
 )
 from ..growth.natural_step import moves
-from ..growth.planner import priced
+from ..growth.planner import priced, sizes
+from ..growth.reasons import no_budget
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .distributed import Replicas
 from .followers import adopt_history_, check_followers
@@ -50,6 +51,7 @@ def growth_event_(
     step: int | None = None,
     epoch: float | None = None,
     lr_ratio: float = 1.0,
+    to_come: int | None = None,
     loss: Loss | None = None,
     group: "dist.ProcessGroup | None" = None,
     followers: Sequence[GrowablePreTrainedModel] = (),
@@ -70,8 +72,10 @@ def growth_event_(
         step (`int`, *optional*): Training step, for the record.
         epoch (`float`, *optional*): Epoch, for the record.
         lr_ratio (`float`, *optional*, defaults to 1.0): Learning rate relative to its peak, for `schedule="lr"`.
+        to_come (`int`, *optional*): Events that the training still has room for, this one included, which share what
+            is left of the size. Defaults to all that `config` asks for.
         loss (`Callable`, *optional*): Maps model and batch to the mean loss; the loss of the training. Defaults to
-            `model(**batch).loss`.
+            `model(**batch).loss`, of models that predict tokens such that it is a mean over all tokens with a label.
         group (`torch.distributed.ProcessGroup`, *optional*): The processes that train the model. Defaults to those of
             its DDP wrapper.
         followers (`Sequence`, *optional*): Models of the same shapes that grow by the same plan, such as the
@@ -88,7 +92,7 @@ def growth_event_(
     """
     started = time.perf_counter()
     inner, replicas = check_growable(model), Replicas.of(model) if group is None else Replicas(group)
-    loss = loss or own_loss
+    loss = loss or own_loss_of(inner, batches, replicas)
     with replicas.noting(f"growth event {event}"), private_randomness(event_seed(config, event)):
 
         def check() -> None:
@@ -98,7 +102,7 @@ def growth_event_(
         replicas.together("Checking what follows the model", check)
         replicas.check_same_model("model and optimizer before the growth", inner, optimizer)
         plan, loss_before = decide(
-            inner, batches, config, event=event, lr_ratio=lr_ratio, loss=loss, replicas=replicas
+            inner, batches, config, event=event, lr_ratio=lr_ratio, to_come=to_come, loss=loss, replicas=replicas
         )
         done = grow_together_(
             model,
@@ -111,6 +115,8 @@ def growth_event_(
             step=step,
             epoch=epoch,
             loss_before=loss_before,
+            candidates=plan.candidates,
+            held_back=plan.held_back,
         )
         if plan:
             replicas.check_same_model("model and optimizer after the growth", inner, optimizer)
@@ -127,12 +133,14 @@ def decide(
     *,
     event: int,
     lr_ratio: float,
+    to_come: int | None,
     loss: Loss,
     replicas: Replicas,
 ) -> tuple[GrowthPlan, float | None]:
     """The plan that all processes agree on, and the probe's loss before it; nothing is measured without a budget."""
-    if event_budget(model, config, event, lr_ratio) <= 0:
-        return GrowthPlan(criterion=config.criterion, budget=0.0, seed=config.growth_seed), None
+    if event_budget(model, config, event, lr_ratio, to_come) <= 0:
+        why = no_budget(*sizes(model, config), config, event)
+        return GrowthPlan(criterion=config.criterion, budget=0.0, seed=config.growth_seed, held_back=why), None
     report = analyze_curvature(
         model,
         batches,
@@ -142,7 +150,7 @@ def decide(
         step_size=config.step_size,
         whiten=config.directions == "whitened",
         significance=config.significance,
-        unit_activation=ACT2FN[str(model.config.skip_activation)],
+        unit_activation=ACT2FN[model.config.skip_activation],
         seed=event_seed(config, event),
         kept_back=config.kept_back,
         distributed=replicas.size > 1,
@@ -176,7 +184,7 @@ def decide(
     pursued = scores_of(offered) if offered and all(map(moves, offered)) else None
 
     def make_plan() -> GrowthPlan:
-        return plan_growth(report, model, config, event=event, lr_ratio=lr_ratio, scores=pursued)
+        return plan_growth(report, model, config, event=event, lr_ratio=lr_ratio, to_come=to_come, scores=pursued)
 
     plan = replicas.agree_on(replicas.together("Planning the growth", make_plan))
     moving = [growth for growth in plan.growths if moves(growth)]

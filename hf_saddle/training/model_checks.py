@@ -15,7 +15,7 @@ from ..growth.costs import CostBook
 from ..growth.drafting import branch_kind
 from ..growth.operators import DEPTH_OPERATORS, OPERATORS, Operator, default_operator
 from ..growth.optimizer_state import held_parameters, inner_optimizer
-from ..growth.planner import remaining_budget
+from ..growth.planner import check_where, sizes
 from ..models.configuration_saddle import SaddleConfig
 from ..models.families import family_of
 from ..models.modeling_saddle import GrowablePreTrainedModel
@@ -56,16 +56,11 @@ def growable_paths(model: GrowablePreTrainedModel, config: GrowthConfig) -> list
     Paths of the linears that may grow.
 
     Raises:
-        ValueError: If there are none, the config names layers that the model lacks, or it asks for what the model's
-            activation cannot do.
+        ValueError: If there are none, the config names linears or layers that the model lacks, or it asks for what the
+            model's activation cannot do.
     """
     check_activation(model.config, config)
-    count = 1 + max(site.block for site in model.growable_linears())
-    beyond = [layer for layer in config.layers or () if layer >= count]
-    if beyond:
-        raise ValueError(
-            f"`layers` of the GrowthConfig names {beyond}, but the model has {count} blocks, counted from 0."
-        )
+    check_where(model, config)
     paths = [
         site.path
         for site in model.growable_linears()
@@ -116,7 +111,7 @@ def check_activation(model: SaddleConfig, config: GrowthConfig) -> None:
 
 def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config: GrowthConfig) -> None:
     """
-    Verify that a training which begins can add a neuron at all: its events would be empty without a word.
+    Verify that a training which begins can add a neuron at all; else its events would be empty.
 
     Args:
         model ([`GrowablePreTrainedModel`]): The model.
@@ -124,7 +119,8 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
         config ([`GrowthConfig`]): How, and how much.
 
     Raises:
-        ValueError: If no operator fits these linears, or the budget is below what the cheapest neuron adds.
+        ValueError: If no operator fits these linears, or the budget of a model that has not grown is below what the
+            cheapest neuron adds.
     """
     book, by_macs, prices = CostBook(model), config.budget_unit == "macs", []
     for site in model.growable_linears():
@@ -133,14 +129,16 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
             prices += [cost.macs if by_macs else cost.parameters for cost in costs]
     if not prices:
         raise ValueError(
-            "No linear may grow in the way that the GrowthConfig asks for: only hidden neurons (`mlp.fc1`) and units "
+            "No linear may grow in the way that the GrowthConfig asks for: only hidden neurons of MLPs and units "
             "with gains widen, and branches are nested at most `max_depth` deep. Change `criterion`, `operator`, "
             "`linears` or `max_depth`."
         )
     # Quotas are shares of an event; the last event may take all that is left.
     share = len(QUOTAS) if config.quotas else 1
-    left, price, unit = remaining_budget(model, config), min(prices) * share, "MACs" if by_macs else "parameters"
-    if left < price:
+    size, _, final = sizes(model, config)
+    left, price, unit = final - size, min(prices) * share, "MACs" if by_macs else "parameters"
+    # A model that has grown may go on without growth; that its budget is spent is said when the training begins.
+    if left < price and model.growth_history is None:
         limit = next(
             name for name in ("max_growth", "max_macs", "max_parameters") if getattr(config, name) is not None
         )

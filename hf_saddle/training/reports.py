@@ -1,16 +1,33 @@
 """What an event did, for logs and for people."""
 
+import math
+from collections import Counter
+
 from torch.optim import Optimizer
 
-from ..growth import GrowthEvent
+from ..growth import GrowthConfig, GrowthEvent, count_macs, count_parameters
+from ..growth.planner import sizes
+from ..models.modeling_saddle import GrowablePreTrainedModel
+
+
+def size_metrics(model: GrowablePreTrainedModel, config: GrowthConfig) -> dict[str, float]:
+    """The size of a model, and the share of what it may grow by that is used, as numbers for a log."""
+    size, initial, final = sizes(model, config)
+    metrics: dict[str, float] = {"growth_parameters": count_parameters(model), "growth_macs": count_macs(model)}
+    if math.isfinite(final) and final > initial:
+        metrics["growth_budget_used"] = (size - initial) / (final - initial)
+    return metrics
 
 
 def growth_metrics(event: GrowthEvent) -> dict[str, float]:
     """What an event did, as numbers for a log."""
+    chosen = Counter(dict.fromkeys(event.candidates, 0))
+    for layer in event.layers:
+        chosen[layer["operator"]] += layer["chosen"]
     metrics: dict[str, float] = {
+        **{f"growth_candidates_{operator}": count for operator, count in event.candidates.items()},
+        **{f"growth_chosen_{operator}": count for operator, count in chosen.items()},
         "growth_neurons": event.neurons,
-        "growth_parameters": event.parameters_after,
-        "growth_macs": event.macs_after,
         "growth_predicted_change": -event.predicted_gain,
         "growth_seconds": event.seconds,
     }
@@ -31,7 +48,8 @@ def describe(event: GrowthEvent, number: int) -> str:
     """A line for people."""
     where = f"Growth event {number} at step {event.step} (epoch {event.epoch or 0:.2f})"
     if not event.layers:
-        return f"{where}: nothing grows, {event.parameters_after:,} parameters, {event.seconds:.1f} s"
+        why = f" {event.held_back}" if event.held_back else ""
+        return f"{where}: nothing grows, {event.parameters_after:,} parameters, {event.seconds:.1f} s.{why}"
     layers = len({layer["linear"] for layer in event.layers})
     change = ""
     if event.loss_before is not None and event.loss_after is not None:

@@ -16,7 +16,9 @@ logger = logging.getLogger(__name__)
 
 
 def progress(config: GrowthConfig, state: TrainerState) -> float:
-    """Steps or epochs that a training has made, whichever its events are counted by."""
+    """Share of a training that is over, or its steps or epochs, whichever its events are counted by."""
+    if config.at is not None:
+        return float(state.global_step / state.max_steps)
     return float(state.global_step if config.unit == "steps" else state.epoch or 0)
 
 
@@ -36,7 +38,8 @@ def note_changes(saved: dict[str, Any], config: GrowthConfig, events_done: int) 
     """Warn of the fields in which a config differs from the one that a run began with."""
     idle = PaperGrowthConfig().to_dict()
     current, lost = current_names(saved, idle)
-    before, now = idle | current, idle | config.to_dict()
+    # Made anew, as an earlier version wrote no `at` beside its epochs or steps.
+    before, now = PaperGrowthConfig(**current).to_dict(), idle | config.to_dict()
     changes = [f"{name} {before[name]!r} → {value!r}" for name, value in now.items() if before[name] != value]
     changes += [f"{name} {saved[name]!r} → left out" for name in lost]
     if changes:

@@ -29,6 +29,7 @@ def growth_event_sharded_(
     step: int | None = None,
     epoch: float | None = None,
     lr_ratio: float = 1.0,
+    to_come: int | None = None,
     loss: Loss | None = None,
 ) -> tuple[nn.Module, GrowthEvent]:
     """
@@ -47,7 +48,7 @@ def growth_event_sharded_(
         config ([`GrowthConfig`]): Where, how and how much to grow.
         shard (`Callable`): Shards a model in place, as it was done before the training.
         group (`torch.distributed.ProcessGroup`, *optional*): The processes; by default all.
-        event, step, epoch, lr_ratio, loss: See [`growth_event_`].
+        event, step, epoch, lr_ratio, to_come, loss: See [`growth_event_`].
 
     Returns:
         `tuple[nn.Module, GrowthEvent]`: The model to go on with (the given one if nothing grew), and the record.
@@ -71,6 +72,7 @@ def growth_event_sharded_(
         step=step,
         epoch=epoch,
         lr_ratio=lr_ratio,
+        to_come=to_come,
         loss=loss,
     )
     if not record.layers:

@@ -97,9 +97,13 @@ class GrowthTrainer(ModelCardMixin, Trainer):  # type: ignore[misc]
             ) from error
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        if load_result.missing_keys or load_result.unexpected_keys:
+        # Of tied weights only one is saved.
+        named = dict(self.model.named_parameters(remove_duplicate=False))
+        filled = {named[name] for name in named.keys() - set(load_result.missing_keys)}
+        missing = [name for name in load_result.missing_keys if named.get(name) not in filled]
+        if missing or load_result.unexpected_keys:
             raise ValueError(
-                f"The checkpoint does not fill the model: missing {load_result.missing_keys[:5]}, not used "
+                f"The checkpoint does not fill the model: missing {missing[:5]}, not used "
                 f"{load_result.unexpected_keys[:5]}. It belongs to a model of another class or head."
             )
 

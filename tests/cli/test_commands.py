@@ -18,6 +18,7 @@ from hf_saddle import (
 )
 from hf_saddle.growth import GrowthPlan, LayerGrowth, grow_
 from hf_saddle_cli import main
+from hf_saddle_cli.measure import _folded
 
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 16, "patch_size": 4}
@@ -70,17 +71,28 @@ def wider(tmp_path):
 def test_help_names_every_command(capsys):
     assert run("--help") == 0
     printed = capsys.readouterr().out
-    for command in ("inspect", "analyze", "grow", "card", "push", "convert", "export"):
+    for command in ("inspect", "analyze", "grow", "card", "report", "push", "convert", "export"):
         assert command in printed
 
 
-@pytest.mark.parametrize("command", ["inspect", "analyze", "card", "push", "convert", "export"])
+@pytest.mark.parametrize("command", ["inspect", "analyze", "card", "report", "push", "convert", "export"])
 def test_every_command_explains_itself(command, capsys):
     assert run(command, "--help") == 0
     assert f"hf-saddle {command}" in capsys.readouterr().out.replace("\n", " ")
 
 
-@pytest.mark.parametrize("arguments", [["fly"], ["inspect"], ["inspect", "x", "--nonsense"], ["card", "/not/there"]])
+def test_a_folder_or_model_that_is_not_there_is_said_so(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert run("inspect", tmp_path / "empty") == 1
+    assert "has no config.json: no model was saved there" in " ".join(capsys.readouterr().err.split())
+    assert run("inspect", "outputs/not-there") == 1
+    assert "There is no folder outputs/not-there, and no such model" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["fly"], ["inspect"], ["inspect", "x", "--nonsense"], ["card", "/not/there"], ["grow", "--learning-rat", "1"]],
+)
 def test_a_command_that_is_not_understood(arguments):
     assert run(*arguments) == 2
 
@@ -99,7 +111,7 @@ def test_inspect_as_table(deeper, capsys):
     assert run("inspect", deeper[1]) == 0
     printed = capsys.readouterr().out
     assert f"{sum(parameter.numel() for parameter in deeper[0].parameters()):,} parameters" in printed
-    assert "mlp.fc1 3" in printed
+    assert "layers.1.mlp.fc1" in printed
     assert "1 growth events, 6 neurons" in printed
 
 
@@ -107,8 +119,8 @@ def test_inspect_as_json(deeper, capsys):
     assert run("inspect", deeper[1], "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["parameters"] == sum(parameter.numel() for parameter in deeper[0].parameters())
-    assert facts["layers"][0] == {"layer": 0, "intermediate_size": 43, "skip_sizes": None}
-    assert facts["layers"][1]["skip_sizes"] == {"mlp.fc1": [3]}
+    assert facts["shapes"]["widths"]["layers.0.mlp.fc1"] == 43
+    assert facts["shapes"]["skip_sizes"] == {"layers.1.mlp.fc1": [3]}
     assert facts["history"] == deeper[0].growth_history
 
 
@@ -131,6 +143,29 @@ def test_analyze(deeper, tmp_path, capsys):
     assert {layer["criterion"] for layer in report["layers"]} == {"depth"}
     assert "deit.layers.1.mlp.fc1.skip.linear" in {layer["linear"] for layer in report["layers"]}
     assert picture.read_text().startswith("<?xml")
+
+
+def test_analyze_with_options_of_growth_plans_an_event(deeper, capsys):
+    where = ["--linears", "mlp.fc1", "--layers", "0", "--significance", "0", "--max_growth", "3"]
+    assert run("analyze", deeper[1], "digits", "--samples", "32", *where) == 0
+    printed = capsys.readouterr().out
+    assert "An event would grow" in printed and "deit.layers.0.mlp.fc1" in printed and "layers.1" not in printed
+    assert run("analyze", deeper[1], "digits", "--samples", "32", "--significance", "1e9") == 0
+    assert "An event would not grow anything. Significance: none of" in capsys.readouterr().out
+    assert run("analyze", deeper[1], "digits", "--significanc", "1") == 2
+    assert "did you mean --significance?" in capsys.readouterr().err
+
+
+def test_analyze_folds_what_it_skipped_into_one_line():
+    assert _folded({"a": "no width", "b": "no width", "c": "frozen"}) == "skipped 3 layers: 2 × no width; 1 × frozen"
+
+
+def test_report(deeper, tmp_path, capsys):
+    assert run("report", deeper[1]) == 0
+    page = (deeper[1] / "growth_report.html").read_text()
+    assert page.startswith("<!DOCTYPE html>") and "1 growth events, 6 neurons" in page
+    assert run("report", deeper[1], "--output", tmp_path / "a" / "page.html", "--baseline", deeper[1]) == 1
+    assert "has grown: a baseline is the same training without growth" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
@@ -179,8 +214,9 @@ def test_convert_stock_to_growable(tmp_path):
     assert np.array_equal(logits(growable), logits(stock))
 
 
-def test_convert_a_wider_model_to_stock(wider, tmp_path):
+def test_convert_a_wider_model_to_stock(wider, tmp_path, capsys):
     assert run("convert", wider[1], tmp_path / "stock", "--to", "stock") == 0
+    assert f"{3 * (32 + 1 + 32)} of its parameters are padding" in capsys.readouterr().out
     stock = AutoModelForImageClassification.from_pretrained(tmp_path / "stock")
     assert type(stock) is ViTForImageClassification
     assert stock.config.intermediate_size == 43
@@ -278,8 +314,8 @@ def test_grow(tmp_path, capsys):
 def test_grow_lists_its_options(capsys):
     assert run("grow", "--help") == 0
     printed = capsys.readouterr().out
-    assert "--probe_samples" in printed
-    assert "--learning_rate" in printed
+    assert "--probe-samples" in printed and "--learning-rate" in printed and "--probe_samples" not in printed
+    assert "examples:" in printed and "growth:" in printed and "model and data:" in printed
 
 
 def test_grow_refuses(tmp_path, capsys):

@@ -32,6 +32,9 @@ KINDS = (
     "T5ForConditionalGeneration",
     "WhisperForConditionalGeneration",
 )
+# One of every family, and both kinds of ResNets.
+EVERY = [*dict(reversed([(case[0], name) for name, case in CASES.items() if name not in ("Dinov2Model",)])).values()]
+EVERY += sorted({"Dinov2Model", "ResNetModel", "ResNetForImageClassification"} - {*EVERY})
 SMOOTH = {name: {"feed_forward_proj": "gelu"} for name in CASES if CASES[name][0] == "t5"}
 SMOOTH |= {"T5ForConditionalGeneration": {}}
 

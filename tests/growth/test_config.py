@@ -14,6 +14,7 @@ from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
 
 
 BAD = {
+    "at": [10, 20],
     "warmup": -1,
     "interval": 0,
     "unit": "days",
@@ -72,6 +73,11 @@ def test_a_config_equals_what_a_checkpoint_keeps_of_it():
 
 
 CONTRADICTIONS = (
+    ({"at": [0.2], "warmup": 10}, r"`at=\[0.2\]` and `warmup=10` both say when"),
+    ({"at": [0.2], "unit": "steps", "num_events": 1}, "`unit='steps'`, `num_events=1` both say when"),
+    ({"at": [0.2], "num_events": 5}, "both say when"),
+    ({"at": [0.2, 0.2]}, "`at` must rise"),
+    ({"at": [0.5, 0.1]}, "`at` must rise"),
     ({"max_growth": None}, "event_budget"),
     ({"max_growth": 2, "max_parameters": 9009}, "`max_parameters=9009` and `max_growth=2` both"),
     ({"max_growth": 2, "max_macs": 9009}, "`max_macs=9009` and `max_growth=2` both"),
@@ -104,6 +110,9 @@ def test_every_field_has_a_help_text_and_is_an_option():
 
 def test_json_round_trip():
     for config in (
+        GrowthConfig(),
+        GrowthConfig(at=[0.5]),
+        GrowthConfig(num_events=None),
         GrowthConfig(linears=["mlp.fc1"], max_growth=None, event_budget=1000),
         GrowthConfig(max_parameters=9009),
         GrowthConfig(max_macs=9009),
@@ -112,6 +121,47 @@ def test_json_round_trip():
         assert GrowthConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(ValueError, match="no field colour"):
         GrowthConfig.from_dict({"colour": 1})
+
+
+@pytest.mark.parametrize("at", [[], [1.0], [-0.1], ["0.1"], [True], 0.1, [math.nan], [0.1, None]], ids=str)
+def test_what_is_no_list_of_shares_is_refused(at):
+    with pytest.raises(ValueError, match="`at` must be a list of shares"):
+        GrowthConfig(at=at)
+
+
+def test_without_a_word_events_are_early_shares_of_the_training():
+    config = GrowthConfig()
+    assert config.at == [0.1, 0.25, 0.4] and config.events == 3 and config.unit is None
+    done, times = 0, []
+    for step in range(1, 1001):
+        if config.event_due(step / 1000, done):
+            times.append(step)
+            done += 1
+    assert times == [100, 250, 400]
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ({"warmup": 2}, (2, 10, "epochs", 5)),
+        ({"interval": 3}, (10, 3, "epochs", 5)),
+        ({"unit": "steps"}, (10, 10, "steps", 5)),
+        ({"num_events": 5}, (10, 10, "epochs", 5)),
+        ({"num_events": None}, (10, 10, "epochs", None)),
+        ({"warmup": 0, "interval": 1, "unit": "steps", "num_events": None}, (0, 1, "steps", None)),
+    ],
+    ids=str,
+)
+def test_epochs_and_steps_mean_what_they_meant(given, meant):
+    replaced = dataclasses.replace(GrowthConfig(), **given) if given != {"num_events": None} else GrowthConfig(**given)
+    parser = HfArgumentParser(GrowthConfig)
+    words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    found = [GrowthConfig(**given), replaced]
+    if None not in given.values():
+        found += parser.parse_args_into_dataclasses(words)
+    for config in found:
+        assert (config.warmup, config.interval, config.unit, config.num_events) == meant
+        assert config.at is None and config.events == meant[-1]
 
 
 @pytest.mark.parametrize("interval", [10, 20, 30, 50])
@@ -145,6 +195,16 @@ def test_shares_of_the_budget_add_up_to_it(schedule, expected):
         remaining -= shares[-1]
     assert shares == pytest.approx(expected) and remaining == pytest.approx(0)
     assert config.event_budget_for(4, remaining=10.0) == 0.0
+
+
+def test_events_that_do_not_fall_inside_of_the_training_leave_their_share_to_the_others():
+    config, remaining, shares = GrowthConfig(num_events=5), 400.0, []
+    for event, to_come in ((0, 2), (1, 1)):
+        shares.append(config.event_budget_for(event, remaining=remaining, to_come=to_come))
+        remaining -= shares[-1]
+    assert shares == [200, 200]
+    # A share of a fixed size is nobody else's.
+    assert GrowthConfig(num_events=5, event_budget=30).event_budget_for(0, remaining=400.0, to_come=1) == 30
 
 
 def test_what_an_event_leaves_the_next_ones_share():

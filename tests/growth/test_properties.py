@@ -22,6 +22,7 @@ from hf_saddle.growth import (
 )
 from hf_saddle.growth.costs import plan_cost
 from hf_saddle.growth.operators import OPERATORS
+from hf_saddle.models.shapes import Shapes
 
 
 SETTINGS = {

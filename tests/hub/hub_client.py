@@ -120,6 +120,28 @@ def features(source: str, pixels, **kwargs) -> Any:
         return [model(torch.tensor(pixels)).last_hidden_state.numpy() for model in (encoder, classifier.base_model)]
 
 
+def outputs(auto: str, source: str, inputs, folder: str | None = None, **kwargs) -> Any:
+    """All floating point outputs of a model of any family, and its class; it is saved again if a folder is given."""
+    import torch
+    import transformers
+
+    def tensors(value):
+        if isinstance(value, torch.Tensor):
+            return [value.numpy()]
+        return [tensor for item in value for tensor in tensors(item)] if isinstance(value, (tuple, list)) else []
+
+    model = getattr(transformers, auto).from_pretrained(source, **kwargs).eval()
+    with torch.no_grad():
+        found = model(**{key: torch.tensor(value) for key, value in inputs.items()}, return_dict=True)
+    if folder is not None:
+        model.save_pretrained(folder)
+    return (
+        [tensor for item in found.values() for tensor in tensors(item)],
+        type(model).__module__,
+        type(model).__name__,
+    )
+
+
 def save_again(source: str, folder: str, **kwargs) -> None:
     """Load a model and save it elsewhere."""
     from transformers import AutoModelForImageClassification

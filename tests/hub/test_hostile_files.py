@@ -65,8 +65,8 @@ def test_a_path_that_leaves_the_folder(path, offer, client, tmp_path):
 def test_other_code_than_ours_is_not_run(offer, client, pixels, tmp_path):
     trap = tmp_path / "trap"
     code = f"open({str(trap)!r}, 'w')\n".encode()
-    repo = offer({"modeling_saddle_deit.py": code, "configuration_saddle_deit.py": code})
-    assert client(actions.logits, repo, pixels)[2] == "hf_saddle.models.modeling_saddle_deit"
+    repo = offer({"modeling_saddle.py": code, "configuration_saddle.py": code})
+    assert client(actions.logits, repo, pixels)[2] == "hf_saddle.models.modeling_saddle"
     assert not trap.exists()
 
 

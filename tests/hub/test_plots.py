@@ -11,7 +11,7 @@ from hf_saddle.hub.states import parameters_at, states
 from hf_saddle.hub.style import BLUE, GROUND, INK, MUTED, ORANGE
 
 
-ALL = ["architecture", "timeline", "eigenvalues", "loss", "accuracy"]
+ALL = ["architecture", "timeline", "eigenvalues", "loss", "cost"]
 
 
 def luminance(colour: str) -> float:

@@ -17,23 +17,24 @@ pytestmark = pytest.mark.hub
 
 CODE = {
     "configuration_saddle.py",
-    "configuration_saddle_deit.py",
     "branch_dropout.py",
     "branch_guard.py",
-    "building.py",
     "history_file.py",
     "loading.py",
     "pushing.py",
     "stock.py",
     "checkpoint_checks.py",
     "json_files.py",
+    "families.py",
     "growable.py",
+    "injection.py",
+    "layouts.py",
+    "vision.py",
     "modeling_saddle.py",
     "parameters.py",
     "resizing.py",
     "shapes.py",
     "sites.py",
-    "modeling_saddle_deit.py",
 }
 BARE = {"config.json", "model.safetensors", "README.md", "pictures/architecture.png", "pictures/architecture.svg"}
 

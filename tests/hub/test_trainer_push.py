@@ -17,7 +17,7 @@ FILES = {
     "growable.py",
     "growth_history.json",
     "model.safetensors",
-    "modeling_saddle_deit.py",
+    "modeling_saddle.py",
     "preprocessor_config.json",
     "pictures/architecture.png",
     "pictures/loss.svg",

@@ -33,6 +33,7 @@ WHISPER = TOKENS | {
     "num_mel_bins": 8,
     "max_source_positions": 20,
     "max_target_positions": 40,
+    "begin_suppress_tokens": None,
     "decoder_start_token_id": 1,
 }
 T5 = {"vocab_size": 97, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch import nn
 
 from hf_saddle.models import (
@@ -43,6 +45,10 @@ CLASSES = (
     SaddleViTForImageClassification,
 )
 CLASSIFIERS = (SaddleDeiTForImageClassification, SaddleViTForImageClassification)
+
+# transformers 5.23 renamed the method and deprecated the old name.
+RENAMED = Version(transformers.__version__) >= Version("5.23")
+CHECKPOINTING = "activation_checkpointing_enable" if RENAMED else "gradient_checkpointing_enable"
 
 every_class = pytest.mark.parametrize("model_class", CLASSES, ids=lambda c: c.__name__)
 every_classifier = pytest.mark.parametrize("model_class", CLASSIFIERS, ids=lambda c: c.__name__)

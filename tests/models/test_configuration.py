@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from model_cases import GROWN, SHAPE
-from transformers import AutoConfig, DeiTConfig
+from transformers import AutoConfig, DeiTConfig, DeiTModel
 
 from hf_saddle import SaddleDeiTConfig, SaddleViTConfig, SaddleViTForImageClassification, SaddleViTModel
 from hf_saddle.models.shapes import MAX_LAYERS, MAX_SIZE, MAX_SKIP_DEPTH
@@ -181,8 +181,9 @@ def test_shapes_are_sparse_in_the_file_and_of_todays_form(tmp_path):
     fields = json.loads((tmp_path / "config.json").read_text())
     assert fields["widths"] == {"layers.1.mlp.fc1": 80} and fields["skip_sizes"] is None
     assert fields["model_type"] == "saddle_deit" and fields["intermediate_size"] == 37
-    with pytest.raises(ValueError, match="this model grew: load it with hf_saddle"):
-        DeiTConfig.from_pretrained(tmp_path)
+    assert "this model grew: load it with hf_saddle" in fields["per_layer_config"]["0"]["hidden_act"]
+    with pytest.raises(RuntimeError, match="may vary across layers"):
+        DeiTModel(DeiTConfig.from_pretrained(tmp_path))
 
 
 def test_a_file_of_an_older_version_is_understood(tmp_path):

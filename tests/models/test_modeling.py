@@ -5,8 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-import transformers
 from model_cases import (
+    CHECKPOINTING,
     CLASSIFIERS,
     GROWN,
     build,
@@ -16,7 +16,6 @@ from model_cases import (
     every_unit,
     output,
 )
-from packaging.version import Version
 from PIL import Image
 from transformers import pipeline
 from transformers.models.vit import ViTImageProcessorPil
@@ -24,11 +23,6 @@ from transformers.models.vit import ViTImageProcessorPil
 from hf_saddle import SaddleDeiTForImageClassification, SaddleDeiTModel, SaddleViTForImageClassification
 from hf_saddle.models import GrowableLinear
 from hf_saddle.models.shapes import Shapes
-
-
-# transformers 5.23 renamed the method and deprecated the old name.
-RENAMED = Version(transformers.__version__) >= Version("5.23")
-CHECKPOINTING = "activation_checkpointing_enable" if RENAMED else "gradient_checkpointing_enable"
 
 
 def gradients(model, pixels: torch.Tensor) -> dict[str, torch.Tensor]:

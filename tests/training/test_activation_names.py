@@ -19,9 +19,11 @@ GROWS = {
 GROWS["depth"] |= set(UNSUITED)
 GROWS["auto"] = GROWS["depth"]
 # Neurons with a kink cannot be split; those of a Tanh can, but there is no curvature where its units would begin.
-GROWS["width"] = GROWS["depth"] - {"hardswish", *UNSUITED} | {"relu"} | {"laplace", "relu2", "sigmoid", "sqrtsoftplus", "tanh"}
+GROWS["width"] = GROWS["depth"] - {"hardswish", *UNSUITED}
+GROWS["width"] |= {"laplace", "relu", "relu2", "sigmoid", "sqrtsoftplus", "tanh"}
 CASES = [("auto", name) for name in ACT2FN]
-CASES += [("width", name) for name in sorted(set(ACT2FN) - GROWS["auto"] | {"gelu_new", "hardswish"})]
+CASES += [("width", name) for name in sorted(set(ACT2FN) - GROWS["depth"] | {"gelu_new", "hardswish"})]
+CASES += [("width", name) for name in UNSUITED if name != "relu"]
 CASES += [("depth", "hardswish"), ("depth", "tanh"), ("random", "leaky_relu"), ("random", "prelu")]
 
 

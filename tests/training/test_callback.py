@@ -100,7 +100,7 @@ def test_an_event_plans_from_the_directions_that_the_config_names(directions):
     batches = probe_batches(Images(), config)
     model, twin = tiny().train(), tiny().train()
     event = growth_event_(model, None, batches, config)
-    paths = [site.path for site in twin.growable_linears() if site.layer == 0]
+    paths = [site.path for site in twin.growable_linears() if site.block == 0]
     report = analyze_curvature(
         twin,
         batches,

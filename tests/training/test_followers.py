@@ -37,7 +37,7 @@ def batches():
 
 def configured(model):
     """What the config says about shapes."""
-    return model.config.to_dict().get("per_layer_config"), model.config.skip_unit
+    return model.config.widths, model.config.skip_sizes, model.config.skip_unit
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +101,15 @@ def test_every_arm_trains_and_leaves_a_result(arm, tmp_path):
         }
         assert operators <= {"paper": {"residual_pair"}, "random": {"zero_gain"}}.get(arm, {"zero_gain", "split"})
         assert result["parameters"] - result["initial_parameters"] <= 2 * 600
+
+
+def test_a_trial_may_grow_at_shares_of_its_training():
+    """As the command in the module's docstring does."""
+    (command,) = re.findall(r"train.py (--arm default --augmentation none.*?)\n    python", recipe.__doc__, re.DOTALL)
+    arguments, growth, training = recipe.parse(shlex.split(command.replace("\\\n", " ")))
+    assert growth.at == [0.1, 0.25, 0.4] and growth.events == 3 and growth.event_budget == 580_000
+    assert training.num_train_epochs == 2 and arguments.arm == "default"
+    assert recipe.parse(["--arm", "paper", "--at", "0.5", "--output_dir", "x", "--use_cpu"])[1].at == [0.5]
 
 
 def test_the_card_names_the_data_and_the_accuracy(tmp_path):
@@ -279,7 +290,15 @@ def test_work_is_counted_at_the_size_of_the_time():
 
 
 def _result(arm: str, seed: int, accuracy: float, **fields) -> dict:
-    sizes = {"parameters": 10, "macs": 20, "training_flops": 3e9, "seconds": 7200, "epochs": 300, "batch": 1024}
+    sizes = {
+        "events": 9,
+        "parameters": 10,
+        "macs": 20,
+        "training_flops": 3e9,
+        "seconds": 7200,
+        "epochs": 300,
+        "batch": 1024,
+    }
     accuracies = {"accuracy": accuracy, "top5_accuracy": accuracy + 0.1, "best_accuracy": accuracy + 0.01}
     return {"arm": arm, "seed": seed, "dataset": "digits"} | accuracies | sizes | fields
 
@@ -287,6 +306,7 @@ def _result(arm: str, seed: int, accuracy: float, **fields) -> dict:
 def test_arms_are_compared_with_their_intervals():
     table = compare.table([_result("default", seed, value) for seed, value in enumerate((0.5, 0.6, 0.7))])
     # t(0.975, 2) = 4.302653, standard deviation 0.1.
+    assert "| best epoch | events | parameters |" in table and "% | 9 | " in table
     assert f"| default | 3 | 60.00% ± {4.302653 * 10 / 3**0.5:.2f}% |" in table and table.endswith("| 2.00 |")
     assert "| 50.00% |" in compare.table([_result("paper", 0, 0.5)])
 

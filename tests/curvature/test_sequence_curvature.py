@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from architecture_cases import family_case
 from curvature_cases import EXACT
-from family_cases import family_case
 from torch import nn
 
 from hf_saddle.curvature import CurvatureOperator, analyze_curvature

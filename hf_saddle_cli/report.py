@@ -1,0 +1,82 @@
+"""`hf-saddle report`: one page about what grew in a saved model."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_saddle.growth import GrowthHistory, count_parameters
+from hf_saddle.hub import TrainingRecord, render_report
+from hf_saddle.hub.report_page import REPORT_NAME
+from hf_saddle.hub.states import Baseline, neuron_counts
+from hf_saddle.models import GrowablePreTrainedModel
+from hf_saddle.models.history_file import read_history
+from hf_saddle.models.json_files import read_json
+
+from .common import load_config, model_class, quiet
+
+
+_STATE_NAME = "trainer_state.json"
+
+
+def write_report(folder: Path, output: Path | None, baseline: Path | None) -> Path:
+    """
+    Write the report of a saved model; its weights are not read.
+
+    Args:
+        folder (`Path`): Folder of the model.
+        output (`Path`, *optional*): The page; beside the model if `None`.
+        baseline (`Path`, *optional*): Folder of the same training without growth.
+
+    Raises:
+        ValueError: If a file is damaged, the history does not fit the model, or the baseline has grown.
+    """
+    quiet()
+    model = _shape(folder)
+    history = GrowthHistory.from_model(model)
+    if not history.matches(model):
+        history.check(model)
+    record = TrainingRecord.load(folder)
+    page = render_report(
+        history,
+        title=folder.resolve().name,
+        log=_log(folder, record),
+        record=record,
+        neurons=neuron_counts(model),
+        baseline=None if baseline is None else _baseline(baseline),
+    )
+    path = folder / REPORT_NAME if output is None else output
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _shape(folder: Path) -> GrowablePreTrainedModel:
+    """The model of a folder without its weights, with its history."""
+    config = load_config(str(folder))
+    kind = model_class(config, str(folder))
+    with torch.device("meta"):
+        model = kind(config)
+    model.growth_history = read_history(str(folder), {})
+    return model
+
+
+def _log(folder: Path, record: TrainingRecord | None) -> list[dict[str, Any]]:
+    """The log of the training: that of the record, else the one that a `Trainer` saved."""
+    if record is not None and record.log:
+        return record.log
+    path = folder / _STATE_NAME
+    if not path.is_file():
+        return []
+    # A record checks and cleans a log.
+    return TrainingRecord(log=read_json(path, "The state of the training").get("log_history", [])).log
+
+
+def _baseline(folder: Path) -> Baseline:
+    model = _shape(folder)
+    if GrowthHistory.from_model(model).events:
+        raise ValueError(f"{folder} has grown: a baseline is the same training without growth.")
+    log = _log(folder, TrainingRecord.load(folder))
+    if not log:
+        raise ValueError(f"{folder} has no log of its training, neither a training_record.json nor a {_STATE_NAME}.")
+    return Baseline(count_parameters(model), log)
