@@ -10,11 +10,11 @@ from torch.optim import Optimizer
 
 from hf_saddle import CurvatureReport, analyze_curvature, grow_
 from hf_saddle.curvature.loss import own_loss
-from hf_saddle.growth import GrowthConfig, GrowthEvent, GrowthPlan, probe_loss, score_growths, take_natural_step
-from hf_saddle.growth.natural_step import moves
+from hf_saddle.growth import GrowthConfig, GrowthEvent, GrowthPlan, halves, probe_loss, score_growths
+from hf_saddle.growth.natural_step import moves, stepped
 from hf_saddle.growth.operators import OPERATORS
+from hf_saddle.training.decision import decide, try_step
 from hf_saddle.training.distributed import Replicas
-from hf_saddle.training.event import decide
 from hf_saddle.training.probe import event_seed
 
 
@@ -29,24 +29,26 @@ def matched_event_(
     and the budget stay; the random units take the natural step that fits them.
     """
     seed = event_seed(config, event)
+    replicas = Replicas.of(model)
     plan, loss_before = decide(
-        model, batches, config, event=event, lr_ratio=1.0, loss=own_loss, replicas=Replicas.of(model)
+        model, batches, config, event=event, lr_ratio=1.0, to_come=None, loss=own_loss, replicas=replicas
     )
+    choosing, judging = halves(batches) if config.judged else (list(batches), [])
     report = analyze_curvature(
         model,
-        batches,
+        choosing,
         "random",
         step_size=config.step_size,
         whiten=config.directions == "whitened",
         unit_activation=model.config.hidden_act,
         seed=seed,
-        kept_back=config.kept_back,
     )
     plan = at_random(plan, report, config, seed)
     moving = [growth for growth in plan.growths if moves(growth)]
     if moving:
-        scores = score_growths(model, moving, batches, seed=seed, kept_back=report.kept_back)
-        plan = take_natural_step(plan, scores, config.natural_step)
+        scores = score_growths(model, moving, choosing, judging)
+        found, factor, gain = try_step(model, plan, scores, judging, config, loss=own_loss, replicas=replicas)
+        plan = stepped(plan, found, factor if config.natural_step else 0.0, gain)
     done = grow_(model, plan, optimizer, step=step, loss_before=loss_before)
     done.loss_after = probe_loss(model, batches)
     return done

@@ -43,7 +43,6 @@ def analyze_curvature(
     max_tokens: int = 4096,
     seed: int = 0,
     warm_start: CurvatureReport | None = None,
-    kept_back: float = 0.0,
     distributed: bool = False,
     group: "dist.ProcessGroup | None" = None,
 ) -> CurvatureReport:
@@ -94,8 +93,6 @@ def analyze_curvature(
         seed (`int`, *optional*, defaults to 0): Seed of folds, start vectors and drawn tokens.
         warm_start (`CurvatureReport`, *optional*): An earlier report whose directions are the start vectors. Its probe
             samples must be others than these: held-out estimates would inherit what they were fitted to.
-        kept_back (`float`, *optional*, defaults to 0.0): Share of the samples that neither directions nor their
-            significance are fitted to, so that [`score_units`] can judge on them what is to grow.
         distributed (`bool`, *optional*, defaults to `False`): Whether every rank calls this with batches of its own,
             to obtain what one process obtains on all of them.
         group (`torch.distributed.ProcessGroup`, *optional*): The ranks, by default all.
@@ -134,7 +131,6 @@ def analyze_curvature(
         step_size=step_size,
         unit_activation=unit_activation,
         warm_start=warm_start,
-        kept_back=kept_back,
     )
     return _analyze(
         model, batches, criterion, loss=loss, linears=linears, settings=settings, ranks=Ranks(distributed, group)
@@ -222,7 +218,6 @@ def _analyze(
             seed=settings.seed,
             ranks=ranks,
             described=described,
-            kept_back=settings.kept_back,
         )
         skipped |= captured.skipped
         for layer in captured:
@@ -241,14 +236,7 @@ def _analyze(
         raise nothing_to_analyse(criteria, skipped)
     seconds = time.perf_counter() - started
     return CurvatureReport(
-        tuple(found),
-        captured.samples.total,
-        captured.tokens,
-        captured.loss,
-        seconds,
-        settings.seed,
-        skipped,
-        settings.kept_back,
+        tuple(found), captured.samples.total, captured.tokens, captured.loss, seconds, settings.seed, skipped
     )
 
 
@@ -260,8 +248,6 @@ def _check(criteria: tuple[str, ...], settings: Settings) -> None:
         raise ValueError(f"`step_size` must be positive, got {settings.step_size}.")
     if not settings.significance >= 0:
         raise ValueError(f"`significance` must not be negative, got {settings.significance}.")
-    if not 0 <= settings.kept_back < 1:
-        raise ValueError(f"`kept_back` must be in [0, 1), got {settings.kept_back}.")
     if settings.max_tokens < 1:
         raise ValueError(f"`max_tokens` must be at least 1, got {settings.max_tokens}.")
     activation = settings.unit_activation

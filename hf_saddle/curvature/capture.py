@@ -76,7 +76,6 @@ def capture(
     seed: int,
     ranks: Ranks,
     described: Described | None = None,
-    kept_back: float = 0.0,
 ) -> Captured:
     """
     Run a model forwards and backwards on all batches, and keep some tokens of each layer.
@@ -95,7 +94,6 @@ def capture(
         seed (`int`): Seed of folds and of the tokens that are kept.
         ranks (`Ranks`): Processes that share the analysis.
         described ([`Described`], *optional*): What is known of the model.
-        kept_back (`float`, *optional*, defaults to 0.0): Share of the samples that nothing is fitted to.
 
     Raises:
         ValueError: If there are too few samples, a loss is not finite, or the ranks' batches use different layers.
@@ -104,7 +102,7 @@ def capture(
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     collected, sizes = ranks.together("Collecting the probe batches", partial(collect, batches))
-    samples = Samples.divide(sum(sizes), seed, ranks, device, kept_back)
+    samples = Samples.divide(sum(sizes), seed, ranks, device)
     measured = own_loss_of(model, collected, ranks) if loss is None else loss
     layers: dict[tuple[str, str], CapturedLayer] = {}
 

@@ -188,7 +188,7 @@ def _cross_fit(
     product_second, more = folds[1].operator.product_and_forms(first.vector, folds[1].owner, samples.local)
     held_out, standard_error = held_out_estimate(forms.add_(more), samples, folds[0].operator.ranks)
     # S of all samples is the mean of the folds' matrices, weighted by their sizes.
-    share = samples.size(0) / samples.fitted
+    share = samples.size(0) / samples.total
     both = combine(
         (first.vector, (1 - share) * product_second + share * first.product),
         (second.vector, share * product + (1 - share) * second.product),
@@ -205,7 +205,7 @@ def _cross_fit(
 
 def _polish(folds: tuple[_Fold, _Fold], fit: _CrossFit, samples: Samples, options: SolverOptions) -> Ritz:
     segments = [segment for fold in folds for segment in fold.operator.segments]
-    operator = CurvatureOperator(segments, 1 / samples.fitted, folds[0].operator.ranks)
+    operator = CurvatureOperator(segments, 1 / samples.total, folds[0].operator.ranks)
     start = fit.both
     space = lanczos(operator, start.vector, options.polish_steps, options.tolerance, fit.largest, start.product)
     return space.ritz(fit.largest)

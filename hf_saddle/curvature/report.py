@@ -79,7 +79,6 @@ class CurvatureReport:
         seconds (`float`): Duration on this rank, forward and backward passes included.
         seed (`int`): Seed of folds, start vectors and drawn tokens.
         skipped (`dict[str, str]`): Layers that were not analysed, with the reason.
-        kept_back (`float`): Share of the samples that nothing was fitted to.
     """
 
     layers: tuple[LayerCurvature, ...]
@@ -89,7 +88,6 @@ class CurvatureReport:
     seconds: float
     seed: int
     skipped: dict[str, str]
-    kept_back: float = 0.0
 
     def __iter__(self) -> Iterator[LayerCurvature]:
         return iter(self.layers)

@@ -1,6 +1,5 @@
 """The independent samples of a probe: how many there are, and their division into two folds."""
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,18 +25,16 @@ class Samples:
     total: int  # on all ranks
     first: int  # on lower ranks
     local: int  # on this rank
-    fold: Tensor  # (local,) int64, 0 or 1; -1: kept back, nothing is fitted to it
+    fold: Tensor  # (local,) int64, 0 or 1
     sign: Tensor  # (local,) ±1 at random, for the null model
-    kept_back: int = 0  # on all ranks
 
     @classmethod
-    def divide(cls, local: int, seed: int, ranks: Ranks, device: torch.device, kept_back: float = 0.0) -> "Samples":
+    def divide(cls, local: int, seed: int, ranks: Ranks, device: torch.device) -> "Samples":
         """
-        Draw the folds, and the share `kept_back` of the samples that is in neither.
+        Draw the folds.
 
         Raises:
-            ValueError: If there are fewer than four samples: neither fold would have a standard error. Twice as many
-                are needed where some are kept back.
+            ValueError: If there are fewer than four samples: neither fold would have a standard error.
         """
         before, total = (int(count) for count in ranks.before_and_total(torch.tensor(local, device=device)))
         if total < MINIMUM_SAMPLES:
@@ -45,30 +42,16 @@ class Samples:
                 f"The probe has {total} sample(s). Directions are fitted on one half of the samples and judged on the "
                 f"other, which needs at least {MINIMUM_SAMPLES}, better some hundred: pass more or larger `batches`."
             )
-        if kept_back and total < 2 * MINIMUM_SAMPLES:
-            raise ValueError(
-                f"The probe has {total} samples. Some choose what grows and others judge it, which needs at least "
-                f"{2 * MINIMUM_SAMPLES}, better some hundred: pass more or larger `batches`, or choose without "
-                "judges (`selection='gain'`, `natural_step=0`)."
-            )
-        judges = max(math.ceil(kept_back * total), 2) if kept_back else 0
         generator = torch.Generator().manual_seed(seed)
         fold = torch.empty(total, dtype=torch.int64)
-        fold[torch.randperm(total, generator=generator)] = (torch.arange(total) % 2).where(
-            torch.arange(total) < total - judges, torch.tensor(-1)
-        )
+        fold[torch.randperm(total, generator=generator)] = torch.arange(total) % 2
         sign = torch.randint(0, 2, (total,), generator=generator) * 2 - 1
         own = slice(before, before + local)
-        return cls(total, before, local, fold[own].to(device), sign[own].to(device), judges)
-
-    @property
-    def fitted(self) -> int:
-        """Number of samples of both folds on all ranks."""
-        return self.total - self.kept_back
+        return cls(total, before, local, fold[own].to(device), sign[own].to(device))
 
     def size(self, fold: int) -> int:
         """Number of samples of a fold on all ranks."""
-        return self.fitted - self.fitted // 2 if fold == 0 else self.fitted // 2
+        return self.total - self.total // 2 if fold == 0 else self.total // 2
 
 
 def sample_count(batch: Any) -> int:

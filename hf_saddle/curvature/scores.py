@@ -1,5 +1,6 @@
 """What new units would do to the loss of each sample, to first order: the same currency for depth and for splits."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +19,7 @@ from .moments import LARGEST_CHANGE
 from .operator import quadratic_forms, responses
 from .padding import masks_of
 from .ranks import Ranks
-from .samples import Samples, collect
+from .samples import collect
 from .tokens import Tokens
 from .undisturbed import undisturbed
 
@@ -62,6 +63,7 @@ class UnitScores:
         terms (`float`): Number of predictions that the loss of a sample is the mean of. The Fisher information is that
             of a prediction, and predictions of a sample are uncorrelated where the model is right, so that of the mean
             loss is `terms · E[u uᵀ]`.
+        loss (`float`): Mean loss of the samples that judge.
     """
 
     values: Tensor
@@ -69,6 +71,7 @@ class UnitScores:
     largest: Tensor
     splits: Tensor
     terms: float = 1.0
+    loss: float = math.nan
 
     def of(self, columns: Sequence[int]) -> "UnitScores":
         """The scores of some of the units."""
@@ -83,9 +86,8 @@ def score_units(
     units: Sequence[Units],
     unit_activation: Callable[[Tensor], Tensor],
     *,
+    judging: Iterable[Any] = (),
     loss: Loss | None = None,
-    seed: int = 0,
-    kept_back: float = 0.25,
     distributed: bool = False,
     group: "dist.ProcessGroup | None" = None,
 ) -> UnitScores:
@@ -96,13 +98,12 @@ def score_units(
 
     Args:
         model (`nn.Module`): The model.
-        batches (`Iterable`): The probe batches of this rank, those of the analysis.
+        batches (`Iterable`): The probe batches of this rank that the units come from.
         units (`Sequence[Units]`): The units, by layer.
         unit_activation (`Callable`): The activation `φ` of depth units.
+        judging (`Iterable`, *optional*): Batches of this rank whose samples judge, see [`UnitScores`].
         loss (`Callable`, *optional*): Maps model and batch to the mean loss over the samples of the batch. Defaults to
             `model(**batch).loss`.
-        seed (`int`, *optional*, defaults to 0): Seed of the analysis that the units come from.
-        kept_back (`float`, *optional*, defaults to 0.25): Share of the samples that judge, that of the analysis.
         distributed (`bool`, *optional*, defaults to `False`): Whether every rank calls this with batches of its own.
         group (`torch.distributed.ProcessGroup`, *optional*): The ranks, by default all.
 
@@ -110,7 +111,7 @@ def score_units(
         `UnitScores`: The same on every rank.
 
     Raises:
-        ValueError: If there are too few samples, or a loss or score is not finite.
+        ValueError: If there is no sample, or a loss or score is not finite.
         RuntimeError: If another rank failed.
     """
     ranks = Ranks(distributed, group)
@@ -119,13 +120,18 @@ def score_units(
     parameter = next(model.parameters())
     device = parameter.device
     dtype = torch.promote_types(parameter.dtype, torch.float32)
-    collected, sizes = ranks.together("Collecting the probe batches", partial(collect, batches))
-    samples = Samples.divide(sum(sizes), seed, ranks, device, kept_back)
+    choosing, judges = list(batches), list(judging)
+    collected, sizes = ranks.together("Collecting the probe batches", partial(collect, [*choosing, *judges]))
+    judge = torch.tensor([index >= len(choosing) for index in range(len(sizes))]).repeat_interleave(
+        torch.tensor(sizes)
+    )
+    start = int(ranks.before_and_total(torch.tensor(len(judge), device=device))[0])
     starts = torch.tensor([0, *(len(part.neurons) for part in units)]).cumsum(0).tolist()
     places = {(part.linear, part.kind): (part, slice(*starts[i : i + 2])) for i, part in enumerate(units)}
     if len(places) < len(units):
         raise ValueError("`units` has two entries of one layer and kind: join them.")
-    values = torch.zeros(samples.local, starts[-1], dtype=dtype, device=device)
+    values = torch.zeros(len(judge), starts[-1], dtype=dtype, device=device)
+    losses: list[float] = []
     # Sums of squares of what a coefficient of 1 changes, and of the pre-activations.
     change, size = (torch.zeros(starts[-1], dtype=torch.float64, device=device) for _ in range(2))
     slope = _slope_at_zero(unit_activation)
@@ -144,7 +150,7 @@ def score_units(
         part, place = places[call.linear, kind]
         neurons, width, module = part.neurons.to(value.device), kind == "width", call.module
         vectors = part.rows.to(value.device, dtype).t().contiguous()
-        first = call.first - samples.first
+        first = call.first - start
         owner = (torch.arange(call.samples, device=value.device) + first).repeat_interleave(
             call.tokens // call.samples
         )
@@ -191,12 +197,14 @@ def score_units(
     def passes() -> None:
         modules = dict(model.named_modules())
         linears = {part.linear: modules[part.linear] for part in units}
-        measured, first = own if loss is None else loss, samples.first
+        measured, first = own if loss is None else loss, start
         splits = any(part.kind == "width" for part in units)
         with Hooks(model, linears, receive, splits, describe(model)) as hooks:
             for batch, count in zip(collected, sizes, strict=True):
                 forward = partial(measured, model, batch)
-                hooks.backward(check_loss(hooks.forward(forward, count, device, first, masks_of(batch, count))))
+                value = check_loss(hooks.forward(forward, count, device, first, masks_of(batch, count)))
+                losses.append(float(value.detach()))
+                hooks.backward(value)
                 first += count
 
     with undisturbed(model):
@@ -207,11 +215,13 @@ def score_units(
     largest = LARGEST_CHANGE * (size / change).sqrt()
     largest = torch.where(splits, largest.square(), largest)
     everyone = torch.cat([part.to(device) for part in ranks.gather(values.cpu())])
-    judges = torch.cat([part.to(device) for part in ranks.gather((samples.fold < 0).cpu())])
+    held_out = torch.cat([part.to(device) for part in ranks.gather(judge)])
+    totals = ranks.gather(sum(value * size for value, size in list(zip(losses, sizes, strict=True))[len(choosing) :]))
     if not bool(torch.isfinite(everyone).all()):
         raise ValueError("The scores of some units are not finite. Check the model's loss, or probe in float64.")
     # A unit that answers nothing anywhere cannot be told anything about.
-    return UnitScores(everyone, judges, torch.where(change > 0, largest, 0.0), splits, terms)
+    mean = sum(totals) / int(held_out.sum()) if bool(held_out.any()) else math.nan
+    return UnitScores(everyone, held_out, torch.where(change > 0, largest, 0.0), splits, terms, mean)
 
 
 def _slope_at_zero(activation: Callable[[Tensor], Tensor]) -> float:

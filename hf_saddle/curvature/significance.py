@@ -32,8 +32,8 @@ def held_out_estimate(forms: Tensor, samples: Samples, ranks: Ranks) -> tuple[Te
         own, size = forms[samples.fold == fold], samples.size(fold)
         mean = ranks.sum(own.sum(dim=0)) / size
         variance = ranks.sum((own - mean).square().sum(dim=0)) / (size - 1)
-        estimate += mean * (size / samples.fitted)
-        error += (variance / size).sqrt() * (size / samples.fitted)
+        estimate += mean * (size / samples.total)
+        error += (variance / size).sqrt() * (size / samples.total)
     return estimate, error
 
 

@@ -31,7 +31,6 @@ class Settings:
     step_size: float = 0.1
     unit_activation: nn.Module | str = "gelu"
     warm_start: CurvatureReport | None = None
-    kept_back: float = 0.0
     flip: bool = False  # every sample's coefficients get a random sign (null model)
 
 

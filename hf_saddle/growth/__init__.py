@@ -3,6 +3,7 @@
 from .config import PAPER_START, GrowthConfig, PaperGrowthConfig
 from .costs import count_parameters
 from .event import GrowthEvent
+from .halves import halves
 from .history import GrowthHistory
 from .macs import count_macs
 from .merge import merge_pairs_
@@ -31,6 +32,7 @@ __all__ = [
     "count_parameters",
     "event_budget",
     "grow_",
+    "halves",
     "merge_pairs_",
     "plan_growth",
     "prepare_growth",

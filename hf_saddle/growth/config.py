@@ -29,8 +29,6 @@ QUOTAS = (
 # Nothing grows by more than that: what is larger was meant as a size, and a size that is smaller as a multiple.
 MAX_MULTIPLE = 100
 _MAX_GROWTH = 1.5
-# Share of the probe samples that directions and steps are not fitted to, but judged on.
-JUDGES = 0.25
 
 # Few events and early ones ended best (docs/evidence.md); shares of a training fit a short one as well as a long one.
 _AT = (0.1, 0.25, 0.4)
@@ -299,7 +297,7 @@ class GrowthConfig:
             "natural_step": (0, 1, False),
             "event_budget": (0, math.inf, False),
             "layer_threshold": (1, math.inf, True),
-            "probe_samples": (8 if self.kept_back else 4, math.inf, True),  # some choose, others judge
+            "probe_samples": (8 if self.judged else 4, math.inf, True),  # some choose, others judge
             "probe_batch_size": (1, math.inf, True),
             "growth_seed": (0, 2**63 - 1, True),
         }
@@ -389,12 +387,11 @@ class GrowthConfig:
         return by_curvature and self.operator in ("auto", "zero_gain", "split") and self.selection != "gain"
 
     @property
-    def kept_back(self) -> float:
-        """Share of the probe samples that judge what the others have chosen; none where nothing moves at once."""
-        moves = OPERATORS[self.operator].scaled is not None if self.operator != "auto" else True
-        return (
-            JUDGES if moves and not (self.operator == "auto" and self.criterion in ("paper_score", "gradmax")) else 0
-        )
+    def judged(self) -> bool:
+        """Whether half of the probe judges what the other half has chosen; not where nothing can move at once."""
+        if self.operator != "auto":
+            return OPERATORS[self.operator].scaled is not None
+        return self.criterion not in ("paper_score", "gradmax")
 
     @property
     def events(self) -> int | None:

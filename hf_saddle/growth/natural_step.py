@@ -1,4 +1,4 @@
-"""How far units go at once, and what held-out samples say that it will do: one currency for splits and new units."""
+"""How far units go at once, and what scores of held-out samples say that it does, for splits and new units alike."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,6 @@ from transformers.activations import ACT2FN
 from ..curvature import Units, UnitScores, score_units
 from ..curvature.loss import Loss
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .config import JUDGES
 from .operators import OPERATORS
 from .plan import GrowthPlan, LayerGrowth
 
@@ -31,11 +30,10 @@ def moves(growth: LayerGrowth) -> bool:
 def score_growths(
     model: GrowablePreTrainedModel,
     growths: Sequence[LayerGrowth],
-    batches: Iterable[Any],
+    choosing: Iterable[Any],
+    judging: Iterable[Any] = (),
     *,
     loss: Loss | None = None,
-    seed: int = 0,
-    kept_back: float = JUDGES,
     distributed: bool = False,
     group: "dist.ProcessGroup | None" = None,
 ) -> UnitScores:
@@ -45,8 +43,9 @@ def score_growths(
     Args:
         model ([`GrowablePreTrainedModel`]): The model before the growth.
         growths (`Sequence[LayerGrowth]`): What may grow, by operators that have a natural step.
-        batches (`Iterable`): The probe batches of this rank, those of the analysis.
-        loss, seed, kept_back, distributed, group: As in [`score_units`]; seed and share of the analysis.
+        choosing (`Iterable`): The probe batches of this rank, those of the analysis.
+        judging (`Iterable`, *optional*): Batches of other samples, see [`halves`].
+        loss, distributed, group: As in [`score_units`].
 
     Returns:
         [`UnitScores`]: The units in the order of the growths and of their neurons.
@@ -68,12 +67,11 @@ def score_growths(
         order += [column for index in members for column in range(starts[index], starts[index + 1])]
     scores = score_units(
         model,
-        batches,
+        choosing,
         units,
         ACT2FN[str(model.config.skip_activation)],
+        judging=judging,
         loss=loss,
-        seed=seed,
-        kept_back=kept_back,
         distributed=distributed,
         group=group,
     )
@@ -92,15 +90,24 @@ class Judgement:
 
     Attributes:
         coefficients (`Tensor`): The step that was judged, as in [`UnitScores`], shape `(units,)`.
-        gains (`Tensor`): Shares of the units in the decrease of the loss, shape `(units,)`; they add up to `gain`.
+        slopes (`Tensor`): Decrease of the loss by each unit, to first order in the length of the step, `(units,)`.
         gain (`float`): Estimated decrease of the loss.
         error (`float`): Its standard error.
     """
 
     coefficients: Tensor
-    gains: Tensor
+    slopes: Tensor
     gain: float
     error: float
+
+    @property
+    def slope(self) -> float:
+        """Decrease of the loss to first order in the length of the step, exact up to the choice of samples."""
+        return float(self.slopes.sum())
+
+    def shares_of(self, gain: float) -> Tensor:
+        """A decrease of the loss divided between the units, in proportion to their slopes, shape `(units,)`."""
+        return self.slopes * (gain / self.slope if self.slope else 0.0)
 
 
 def judge(scores: UnitScores, share: float) -> Judgement:
@@ -110,16 +117,21 @@ def judge(scores: UnitScores, share: float) -> Judgement:
     The step `c = -(m E[u uᵀ] + ridge)⁻¹ E[u]` stays within the bounds of the coefficients. The loss of a sample
     changes by `d = Σ_j u_j c_j`, and the decrease is `-E[d + ½ m d²]`: to first order what the units do, less the
     empirical Fisher information for what they do to each other, with `m` the `terms` of the scores.
+
+    Raises:
+        ValueError: If there are fewer than two samples that judge.
     """
     values = scaled(scores)
     fitted, held_out = values[~scores.judges], values[scores.judges]
+    if len(held_out) < 2:
+        raise ValueError("A step is judged on samples that it was not fitted to: score the growths with `judging`.")
     step = share * _bounded_step(fitted, scores.splits, scores.terms)
     parts = held_out * step
     change = parts.sum(dim=1)
     decrease = -(change + 0.5 * scores.terms * change.square())
     return Judgement(
         coefficients=step * scores.largest.double(),
-        gains=-(parts * (1 + 0.5 * scores.terms * change)[:, None]).mean(dim=0),
+        slopes=-parts.mean(dim=0),
         gain=float(decrease.mean()),
         error=float(decrease.std() / len(decrease) ** 0.5),
     )
@@ -144,7 +156,7 @@ def _bounded_step(values: Tensor, splits: Tensor, terms: float) -> Tensor:
 
 def supported(
     scores: UnitScores, order: Sequence[int], share: float, significance: float
-) -> tuple[list[int], Judgement | None]:
+) -> tuple[list[int], tuple[float, float, int] | None]:
     """
     As many of the units, in their order, as held-out samples gain most by; none where that gain is not significant.
 
@@ -155,7 +167,8 @@ def supported(
         significance (`float`): Standard errors by which the gain must exceed 0.
 
     Returns:
-        `tuple[list[int], Judgement | None]`: The units, and what was said of that many; `None` without units.
+        `tuple`: The units; and the decrease of the loss that is estimated for that many, its standard error, and their
+        number, `None` where none was offered.
     """
     sizes, size = [], 1.0
     while round(size) < len(order):
@@ -165,12 +178,13 @@ def supported(
     if not judged:
         return [], None
     best, number = max(judged, key=lambda found: found[0].gain)
-    return list(order[:number]) if best.gain > significance * best.error else [], best
+    pays = best.gain > significance * best.error
+    return list(order[:number]) if pays else [], (best.gain, best.error, number)
 
 
 def take_natural_step(plan: GrowthPlan, scores: UnitScores, share: float) -> GrowthPlan:
     """
-    Let a plan take a share of the natural step, and predict what held-out samples say that it will do.
+    Let a plan take a share of the natural step, and estimate from the scores of held-out samples what it will do.
 
     Args:
         plan ([`GrowthPlan`]): What is to grow.
@@ -183,7 +197,20 @@ def take_natural_step(plan: GrowthPlan, scores: UnitScores, share: float) -> Gro
         out of it.
     """
     found = judge(scores, share or NEXT_STEP)
-    coefficients, gains = found.coefficients.float().cpu(), found.gains.float().cpu()
+    return stepped(plan, found, 1.0 if share else 0.0, found.gain)
+
+
+def stepped(plan: GrowthPlan, found: Judgement, factor: float, gain: float) -> GrowthPlan:
+    """
+    A plan that takes a judged step times a factor.
+
+    Args:
+        plan ([`GrowthPlan`]): What is to grow, as it was scored.
+        found ([`Judgement`]): The step.
+        factor (`float`): Share of it. With 0 units stay at rest and splits keep their steps.
+        gain (`float`): What is predicted.
+    """
+    coefficients, gains = found.coefficients.float().cpu() * factor, found.shares_of(gain).float().cpu()
     growths, start = [], 0
     for growth in plan.growths:
         if not moves(growth):
@@ -191,14 +218,14 @@ def take_natural_step(plan: GrowthPlan, scores: UnitScores, share: float) -> Gro
             continue
         own = slice(start, start + len(growth.neurons))
         start = own.stop
-        step, gain = coefficients[own], gains[own]
-        if not share:
-            growths.append(replace(growth, predicted_gain=gain))
+        step, share = coefficients[own], gains[own]
+        if not factor:
+            growths.append(replace(growth, predicted_gain=share))
         elif OPERATORS[growth.operator].scaled == "gains":
-            growths.append(replace(growth, gains=step, predicted_gain=gain))
+            growths.append(replace(growth, gains=step, predicted_gain=share))
         else:
             wanted = (step > 0).nonzero()[:, 0].tolist()
             if wanted:
-                moved = replace(growth, steps=growth.steps * step.clamp_min(0).sqrt(), predicted_gain=gain)
+                moved = replace(growth, steps=growth.steps * step.clamp_min(0).sqrt(), predicted_gain=share)
                 growths.append(moved.of(wanted))
     return replace(plan, growths=tuple(growths))

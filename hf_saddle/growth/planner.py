@@ -15,7 +15,7 @@ from .costs import CostBook, count_parameters, plan_cost
 from .drafting import branch_kind, widening_objection
 from .history import GrowthHistory
 from .macs import count_macs
-from .natural_step import NEXT_STEP, Judgement, scaled, supported, take_natural_step
+from .natural_step import NEXT_STEP, scaled, supported, take_natural_step
 from .operators import OPERATORS, Operator, default_operator
 from .plan import GrowthPlan, LayerGrowth
 from .pursuit import pursue
@@ -70,6 +70,22 @@ def plan_growth(
         ValueError: If the report does not fit the model, or the config asks for an operator that the model's branches
             do not allow, or names linears or layers that the model does not have.
     """
+    when = {"event": event, "lr_ratio": lr_ratio, "to_come": to_come}
+    plan, own = choose_growths(report, model, config, scores=scores, **when)
+    return priced(model, plan if own is None else take_natural_step(plan, own, config.natural_step))
+
+
+def choose_growths(
+    report: CurvatureReport,
+    model: GrowablePreTrainedModel,
+    config: GrowthConfig,
+    *,
+    event: int,
+    lr_ratio: float,
+    to_come: int | None,
+    scores: UnitScores | None,
+) -> tuple[GrowthPlan, UnitScores | None]:
+    """What [`plan_growth`] chooses, before it takes a step, and the scores of its units, if there are any."""
     check_where(model, config)
     allowed = event_budget(model, config, event, lr_ratio, to_come)
     kind = branch_kind(model)
@@ -83,7 +99,7 @@ def plan_growth(
     candidates = list(_candidates(measured, config))
     budget = _Budget(candidates, CostBook(model), config, allowed)
     cheapest = min(map(budget.cost, candidates), default=0)
-    judged: Judgement | None = None
+    judged: tuple[float, float, int] | None = None
     if scores is None:
         chosen = _by_gain(candidates, budget)
     else:
@@ -98,11 +114,11 @@ def plan_growth(
         candidates=dict(Counter(candidate.operator.name for candidate in candidates)),
         held_back=None if chosen else held_back(measured, report, config, allowed, cheapest, judged),
     )
-    if scores is not None and plan:
-        columns = {(*_layer(candidates[index]), candidates[index].neuron): index for index in chosen}
-        order = [columns[growth.linear, growth.operator, neuron] for growth in growths for neuron in growth.neurons]
-        plan = take_natural_step(plan, scores.of(order), config.natural_step)
-    return priced(model, plan)
+    if scores is None or not plan:
+        return plan, None
+    columns = {(*_layer(candidates[index]), candidates[index].neuron): index for index in chosen}
+    order = [columns[growth.linear, growth.operator, neuron] for growth in growths for neuron in growth.neurons]
+    return plan, scores.of(order)
 
 
 def priced(model: GrowablePreTrainedModel, plan: GrowthPlan) -> GrowthPlan:
@@ -266,7 +282,7 @@ def _by_gain(candidates: list[_Candidate], budget: _Budget) -> list[int]:
 
 def _by_pursuit(
     candidates: list[_Candidate], budget: _Budget, scores: UnitScores, config: GrowthConfig
-) -> tuple[list[int], Judgement | None]:
+) -> tuple[list[int], tuple[float, float, int] | None]:
     """Greedy by what a neuron adds to those already chosen, per cost, as far as held-out samples gain."""
     if scores.values.shape[1] != len(candidates):
         raise ValueError(

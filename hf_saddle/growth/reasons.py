@@ -10,7 +10,6 @@ from torch import Tensor
 from ..curvature import CurvatureReport, LayerCurvature
 from ..models.sites import Site
 from .config import QUOTAS, GrowthConfig
-from .natural_step import Judgement
 from .operators import Operator
 
 
@@ -36,7 +35,7 @@ def held_back(
     config: GrowthConfig,
     allowed: float,
     cheapest: int,
-    judged: Judgement | None = None,
+    judged: tuple[float, float, int] | None = None,
 ) -> str:
     """
     Why no neuron was chosen: layer limits, significance, threshold, held-out samples or budget, whichever the last
@@ -48,7 +47,8 @@ def held_back(
         config ([`GrowthConfig`]): The options.
         allowed (`float`): Budget of the event, in `config.budget_unit`.
         cheapest (`int`): What the cheapest candidate costs.
-        judged ([`Judgement`], *optional*): What held-out samples say of the best of the plans that fit the budget.
+        judged (`tuple[float, float, int]`, *optional*): What scores of held-out samples say of the best plan that
+            fits the budget: the decrease of the loss, its standard error, and the number of units.
     """
     if not measured:
         skipped = "".join(f"; {name}: {reason}" for name, reason in list(report.skipped.items())[:1])
@@ -72,7 +72,7 @@ def held_back(
             f"{max(counts)} of {sum(counts)}. {best}"
         )
     if judged is not None:
-        return _unsupported(judged, sum(counts), config) + f" {best}"
+        return f"{unsupported(*judged, sum(counts), config)} {best}"
     share = f"each of {len(QUOTAS)} quotas of this event may add {allowed / len(QUOTAS):,.0f}"
     budget = share if config.quotas else f"this event may add {allowed:,.0f}"
     return (
@@ -81,12 +81,12 @@ def held_back(
     )
 
 
-def _unsupported(judged: Judgement, candidates: int, config: GrowthConfig) -> str:
+def unsupported(gain: float, error: float, units: int, candidates: int, config: GrowthConfig) -> str:
+    """Why nothing grows though there are candidates: samples that did not choose them gain too little."""
     return (
-        f"Held-out samples: of {candidates} candidates the best {len(judged.gains)} together would lower the loss of "
-        f"samples that did not choose them by {judged.gain:.3g} ± {judged.error:.2g}, and "
-        f"`significance={config.significance:g}` standard errors are asked for; more `probe_samples` make the error "
-        "smaller."
+        f"Held-out samples: of {candidates} candidates the best {units} together would lower the loss of samples that "
+        f"did not choose them by {gain:.3g} ± {error:.2g}, and `significance={config.significance:g}` standard errors "
+        "are asked for; more `probe_samples` make the error smaller."
     )
 
 

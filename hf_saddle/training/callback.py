@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer_callback import ExportableState
 
 from ..curvature.loss import Loss
+from ..curvature.samples import sample_count
 from ..growth import GrowthConfig, GrowthEvent, GrowthHistory
 from ..growth.optimizer_rebind import same_parameters, watch_modules
 from ..hub.record import CLOCK
@@ -241,8 +242,8 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             loss = training_loss(self.trainer, batches, replicas)
         assert loss is not None  # `check_training`
         silent = args.disable_tqdm or not state.is_world_process_zero
-        # Analysis and loss afterwards, and the scores in between.
-        total = len(batches) * (3 if self.config.kept_back else 2)
+        # Analysis of all samples, or of one half, scores, and a trial on the other half; and the loss afterwards.
+        total = sum(map(sample_count, batches)) * (3 if self.config.judged else 2)
         with tqdm(total=total, desc="Growth", delay=_BAR_DELAY_SECONDS, leave=False, disable=silent) as bar:
             event = growth_event_(
                 wrapped,
@@ -359,5 +360,5 @@ def _say(line: str, args: TrainingArguments, state: TrainerState) -> None:
 
 def _ticking(bar: tqdm, loss: Loss, model: nn.Module, batch: Any) -> Any:
     value = loss(model, batch)
-    bar.update()
+    bar.update(sample_count(batch))
     return value

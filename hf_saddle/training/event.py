@@ -9,34 +9,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
-from transformers.activations import ACT2FN
 
-from ..curvature import analyze_curvature
 from ..curvature.loss import Loss, own_loss_of
 from ..curvature.samples import sample_count
-from ..curvature.scores import UnitScores
-from ..growth import (
-    GrowthConfig,
-    GrowthEvent,
-    GrowthPlan,
-    LayerGrowth,
-    PreparedGrowth,
-    candidate_growths,
-    event_budget,
-    plan_growth,
-    prepare_growth,
-    probe_loss,
-    record_,
-    score_growths,
-    take_natural_step,
-)
-from ..growth.natural_step import moves
-from ..growth.planner import priced, sizes
-from ..growth.reasons import no_budget
+from ..growth import GrowthConfig, GrowthEvent, GrowthPlan, PreparedGrowth, prepare_growth, probe_loss, record_
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from .decision import decide
 from .distributed import Replicas
 from .followers import adopt_history_, check_followers
-from .model_checks import check_bound, check_growable, growable_paths
+from .model_checks import check_bound, check_growable
 from .probe import event_seed, private_randomness
 from .wrappers import ddp_arguments, find_ddp, is_compiled, rebuild_ddp_
 
@@ -124,78 +105,6 @@ def growth_event_(
     record_(inner, done)
     adopt_history_(inner, followers)
     return done
-
-
-def decide(
-    model: GrowablePreTrainedModel,
-    batches: Sequence[Any],
-    config: GrowthConfig,
-    *,
-    event: int,
-    lr_ratio: float,
-    to_come: int | None,
-    loss: Loss,
-    replicas: Replicas,
-) -> tuple[GrowthPlan, float | None]:
-    """The plan that all processes agree on, and the probe's loss before it; nothing is measured without a budget."""
-    if event_budget(model, config, event, lr_ratio, to_come) <= 0:
-        why = no_budget(*sizes(model, config), config, event)
-        return GrowthPlan(criterion=config.criterion, budget=0.0, seed=config.growth_seed, held_back=why), None
-    report = analyze_curvature(
-        model,
-        batches,
-        config.criteria,
-        loss=loss,
-        linears=growable_paths(model, config),
-        step_size=config.step_size,
-        whiten=config.directions == "whitened",
-        significance=config.significance,
-        unit_activation=ACT2FN[model.config.skip_activation],
-        seed=event_seed(config, event),
-        kept_back=config.kept_back,
-        distributed=replicas.size > 1,
-        group=replicas.group,
-    )
-
-    def scores_of(growths: Sequence[LayerGrowth]) -> UnitScores:
-        return score_growths(
-            model,
-            growths,
-            batches,
-            loss=loss,
-            seed=report.seed,
-            kept_back=report.kept_back,
-            distributed=replicas.size > 1,
-            group=replicas.group,
-        )
-
-    def candidates() -> Sequence[LayerGrowth]:
-        found = candidate_growths(report, model, config) if config.pursues else ()
-        resting = {growth.operator for growth in found if not moves(growth)}
-        if resting and config.selection == "pursuit":
-            raise ValueError(
-                f"`selection='pursuit'` cannot choose `{resting.pop()}`, the kind of units that the model has: use "
-                "`selection='gain'`, or merge its pairs after the last event."
-            )
-        return found
-
-    # Where a model's own kind of units has no natural step, its neurons are ranked one by one.
-    offered = replicas.together("Looking for what may grow", candidates)
-    pursued = scores_of(offered) if offered and all(map(moves, offered)) else None
-
-    def make_plan() -> GrowthPlan:
-        return plan_growth(report, model, config, event=event, lr_ratio=lr_ratio, to_come=to_come, scores=pursued)
-
-    plan = replicas.agree_on(replicas.together("Planning the growth", make_plan))
-    moving = [growth for growth in plan.growths if moves(growth)]
-    if pursued is None and moving:
-        judged = scores_of(moving)
-
-        def step() -> GrowthPlan:
-            return priced(model, take_natural_step(plan, judged, config.natural_step))
-
-        plan = replicas.agree_on(replicas.together("Planning the growth", step))
-    return plan, report.loss
 
 
 def grow_together_(
