@@ -60,13 +60,15 @@ def text_model(seed):
 def events_of(make, seed, **options):
     """Events of a training, and what each did to the loss of training samples that were not in the probe."""
     model, probe, others = make(seed)
-    train = [*probe, *others]
+    train = {name: torch.cat([part[name] for part in (*probe, *others)]) for name in probe[0]}
+    drawn = torch.Generator().manual_seed(seed)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     config = GrowthConfig(num_events=EVENTS, max_growth=1.6, growth_seed=seed, **options)
     for event in range(EVENTS):
-        for step in range(STEP):
-            model(**train[step % len(train)]).loss.backward()
+        for _ in range(STEP):
+            rows = torch.randint(1_797, (100,), generator=drawn)
+            model(**{name: value[rows] for name, value in train.items()}).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
         before = probe_loss(model, others)
