@@ -228,4 +228,4 @@ def stepped(plan: GrowthPlan, found: Judgement, factor: float, gain: float) -> G
             if wanted:
                 moved = replace(growth, steps=growth.steps * step.clamp_min(0).sqrt(), predicted_gain=share)
                 growths.append(moved.of(wanted))
-    return replace(plan, growths=tuple(growths))
+    return replace(plan, growths=tuple(growths), forecast="event" if factor else "next step")

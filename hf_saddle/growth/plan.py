@@ -20,7 +20,7 @@ from .plan_fields import GROWTH_FIELDS, LATER_FIELDS, PLAN_FIELDS, VECTORS, chec
 from .rows import check_neurons, find_site, layers_of, random_directions, row_size
 
 
-PLAN_SCHEMA = 2
+PLAN_SCHEMA = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +180,7 @@ class GrowthPlan:
         seed (`int`): Seed of what was drawn at random.
         candidates (`dict[str, int]`): Neurons that could have been chosen, by operator.
         held_back (`str`, *optional*): Why nothing grows, where nothing does.
+        forecast (`str`, *optional*): What `predicted_gain` is of, see there.
     """
 
     growths: tuple[LayerGrowth, ...] = ()
@@ -190,6 +191,7 @@ class GrowthPlan:
     seed: int = 0
     candidates: dict[str, int] = field(default_factory=dict)
     held_back: str | None = None
+    forecast: str | None = None
 
     def __bool__(self) -> bool:
         return bool(self.growths)
@@ -197,12 +199,11 @@ class GrowthPlan:
     @property
     def predicted_gain(self) -> float:
         """
-        Decrease of the loss that the plan predicts, the sum over its growths.
+        Decrease of the loss of samples that chose nothing, the sum over its growths.
 
-        After a natural step it is what held-out samples of the probe say that the event will do at once, see
-        [`take_natural_step`]. Where units start at rest it is what the next half natural step would bring: the event
-        itself changes nothing then. Plans that nobody has judged have the gains of their report, of neurons that grow
-        alone, by which they were ranked; they are no forecast.
+        With the `forecast` `"event"` it is what the event does to them at once, and with `"next step"`, where units
+        start at rest, what a half natural step after the event would bring. Plans without a forecast have the gains of
+        their report, of neurons that grow alone, by which they were ranked; nobody has judged these together.
         """
         return sum(float(growth.predicted_gain.sum()) for growth in self.growths)
 
@@ -222,7 +223,7 @@ class GrowthPlan:
         """
         values = parse_json(text, "The growth plan")
         schema = values.pop("schema", None)
-        if is_int(schema) and schema == 1:
+        if is_int(schema) and 1 <= schema < PLAN_SCHEMA:
             values, schema = LATER_FIELDS | values, PLAN_SCHEMA
         if not is_int(schema) or schema != PLAN_SCHEMA:
             raise ValueError(

@@ -105,7 +105,7 @@ def no_budget(size: int, initial: int, final: float, config: GrowthConfig, event
 
 
 def _best(measured: Sequence[Measured], fit_only: bool = False) -> str:
-    """The neuron that comes nearest to being chosen: by standard errors from zero, then by predicted gain."""
+    """The neuron that comes nearest to being chosen: by standard errors from zero, then by its own gain."""
     found: list[tuple[float, float, Measured, int]] = []
     for each in measured:
         entry = each.entry
@@ -123,6 +123,6 @@ def _best(measured: Sequence[Measured], fit_only: bool = False) -> str:
     away = f", {errors:.2g} standard errors from zero" if errors > 0 else ""
     return (
         f"The best is neuron {neuron} of {entry.linear} ({entry.criterion}): eigenvalue "
-        f"{float(entry.eigenvalue[neuron]):.3g} ± {float(entry.standard_error[neuron]):.2g}{away}, predicted gain "
+        f"{float(entry.eigenvalue[neuron]):.3g} ± {float(entry.standard_error[neuron]):.2g}{away}, ranked by "
         f"{gain:.3g}."
     )

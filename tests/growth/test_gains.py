@@ -11,17 +11,21 @@ from growth_cases import batch, tiny_model
 from sklearn.datasets import load_digits
 
 from hf_saddle.curvature import UnitScores, analyze_curvature
+from hf_saddle.curvature.ranks import Ranks
 from hf_saddle.growth import (
     GrowthConfig,
     GrowthPlan,
+    LayerGrowth,
     candidate_growths,
+    halves,
     plan_growth,
     probe_loss,
     score_growths,
 )
 from hf_saddle.growth import pursuit as pursuit_module
-from hf_saddle.growth.natural_step import judge, supported
+from hf_saddle.growth.natural_step import Judgement, judge, stepped, supported
 from hf_saddle.growth.pursuit import pursue
+from hf_saddle.growth.trial import measured_step
 from hf_saddle.training import growth_event_
 
 
@@ -77,22 +81,18 @@ def events_of(make, seed, **options):
             yield done, before - probe_loss(model, others)
 
 
-# The empirical Fisher information of the digits is too small while the model learns fast: the aim of 0.7 is missed.
-LEAST = {digit_model: 0.3, text_model: 0.7}
-
-
+# What is measured of the samples of a probe and of others differs by both their errors, most on images of digits.
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("make", [digit_model, text_model])
 def test_an_event_does_what_was_predicted(make, seed):
     found = list(events_of(make, seed))
     assert found
     for done, measured in found:
-        units = {layer["operator"]: 0 for layer in done.layers}
-        for layer in done.layers:
-            units[layer["operator"]] += layer["chosen"]
         nested = sum(layer["chosen"] for layer in done.layers if ".skip." in layer["linear"])
-        print(make.__name__, seed, f"{done.predicted_gain:.4f} {measured:.4f}", units, f"nested {nested}")
-        assert LEAST[make] < measured / done.predicted_gain < 1.4
+        print(make.__name__, seed, f"{done.predicted_gain:.4f} {measured:.4f}", done.operators, f"nested {nested}")
+        assert 0.5 < measured / done.predicted_gain < 2
+    predicted, measured = sum(done.predicted_gain for done, _ in found), sum(measured for _, measured in found)
+    assert 0.7 < measured / predicted < 1.4
 
 
 # ------------------------------------------------------------------------------------------------------------- pursuit
@@ -155,7 +155,8 @@ def test_a_step_stays_in_its_bounds_and_its_gains_add_up():
     assert bool((found.coefficients.abs() <= 0.05 + 1e-9).all()) and bool((found.coefficients[5:] >= 0).all())
     change = scores.values[scores.judges] @ found.coefficients
     assert found.gain == pytest.approx(-float((change + 0.5 * change.square()).mean()))
-    assert float(found.gains.sum()) == pytest.approx(found.gain)
+    assert found.slope == pytest.approx(-float(change.mean()))
+    assert float(found.shares_of(0.3).sum()) == pytest.approx(0.3)
 
 
 # ------------------------------------------------------------------------------------------------------------ no gain
@@ -195,11 +196,12 @@ def planned(rank=0, ranks=1):
     probe = [{name: value[cut[rank] : cut[rank + 1]] for name, value in whole.items()}]
     config = GrowthConfig(num_events=1, significance=0.0)
     shared = {"distributed": ranks > 1}
+    choosing, judging = halves(probe, Ranks(**shared))
     report = analyze_curvature(
-        model, probe, config.criteria, whiten=True, significance=0.0, kept_back=0.25, max_tokens=10**6, **shared
+        model, choosing, config.criteria, whiten=True, significance=0.0, max_tokens=10**6, **shared
     )
     offered = candidate_growths(report, model, config)
-    scores = score_growths(model, offered, probe, **shared)
+    scores = score_growths(model, offered, choosing, judging, **shared)
     return scores, plan_growth(report, model, config, scores=scores)
 
 
@@ -207,18 +209,75 @@ def run_rank(rank, store, path):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     scores, plan = planned(rank, 2)
-    torch.save((scores.values.square().sum(dim=0), scores.judges, scores.largest, plan.to_json()), f"{path}/{rank}.pt")
+    torch.save((scores.judges, scores.loss, plan.to_json()), f"{path}/{rank}.pt")
 
 
 def test_two_ranks_plan_what_one_plans(tmp_path):
     multiprocessing.spawn(run_rank, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    assert first[3] == second[3]
+    assert first[2] == second[2]
     scores, alone = planned()
-    together = GrowthPlan.from_json(first[3])
-    assert torch.equal(first[1], scores.judges) and alone
+    together = GrowthPlan.from_json(first[2])
+    assert int(first[0].sum()) == int(scores.judges.sum()) == 24 and first[1] == pytest.approx(scores.loss) and alone
     # Directions have no sign, which the gelu of a unit sees; sums over both are compared by splits and plans.
     assert [(g.linear, g.operator, g.neurons) for g in together.growths] == [
         (g.linear, g.operator, g.neurons) for g in alone.growths
     ]
     assert together.predicted_gain == pytest.approx(alone.predicted_gain, rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------------- halves
+def test_halves_are_every_other_sample_however_the_probe_is_cut():
+    images, names = torch.arange(11.0)[:, None], [f"image {index}" for index in range(11)]
+    boxes = [{"boxes": torch.zeros(index, 4)} for index in range(11)]
+    batches = [
+        {"pixel_values": images[part], "names": names[part], "labels": boxes[part], "grid": torch.ones(2, 2)}
+        for part in (slice(0, 3), slice(3, 4), slice(4, 11))
+    ]
+    for half, parts in enumerate(halves(batches)):
+        expected = list(range(half, 11, 2))
+        assert [int(value) for part in parts for value in part["pixel_values"]] == expected
+        assert [name for part in parts for name in part["names"]] == [f"image {index}" for index in expected]
+        assert [len(entry["boxes"]) for part in parts for entry in part["labels"]] == expected
+        assert all(torch.equal(part["grid"], torch.ones(2, 2)) for part in parts)
+    pairs = halves([(images, images + 0.5)])
+    assert [[len(tensor) for tensor in part] for half in pairs for part in half] == [[6, 6], [5, 5]]
+    with pytest.raises(ValueError, match="7 samples.*at least 8"):
+        halves([images[:7]])
+
+
+# ------------------------------------------------------------------------------------------------------ the trial
+def parabola(top, gain, length=1.0):
+    """A judged step whose decrease has its top at a share of it, as losses of plans with one gain."""
+    found = Judgement(torch.tensor([length]), torch.tensor([2 * gain / top]), gain, 0.0)
+    growth = LayerGrowth(
+        "linear", "zero_gain", (0,), torch.ones(1, 2), *(torch.ones(1) for _ in range(4)), candidates=1
+    )
+    tried = []
+
+    def loss_of(plan):
+        share = float(plan.growths[0].gains) / length
+        tried.append(share)
+        return 1.0 - gain * (2 * share / top - (share / top) ** 2)
+
+    return GrowthPlan((growth,)), found, loss_of, tried
+
+
+@pytest.mark.parametrize(("top", "expected"), [(2.0, 1.0), (0.8, 1.0), (0.4, 0.4), (0.05, 0.05)])
+def test_a_step_ends_where_the_loss_of_others_is_lowest(top, expected):
+    plan, found, loss_of, tried = parabola(top, 0.3)
+    factor, gain = measured_step(plan, found, 1.0, loss_of)
+    assert factor == pytest.approx(expected, rel=1e-5)
+    assert gain == pytest.approx(1.0 - loss_of(stepped(plan, found, factor, 0.0)))
+    assert len(tried) <= 4
+
+
+def test_a_step_that_is_not_finite_is_shortened_and_one_that_only_climbs_is_none():
+    plan, found, loss_of, _ = parabola(2.0, 0.3)
+
+    def wild(plan):
+        return float("nan") if float(plan.growths[0].gains) > 0.5 else loss_of(plan)
+
+    factor, gain = measured_step(plan, found, 1.0, wild)
+    assert factor == pytest.approx(0.1) and gain > 0
+    assert measured_step(plan, found, 1.0, lambda plan: 2.0) == (0.0, 0.0)

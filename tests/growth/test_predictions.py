@@ -13,6 +13,7 @@ from hf_saddle.growth import (
     GrowthPlan,
     LayerGrowth,
     grow_,
+    halves,
     plan_growth,
     probe_loss,
     score_growths,
@@ -147,7 +148,7 @@ def test_units_of_any_activation_begin_as_nothing_and_start_downhill(activation)
     grown = copy.deepcopy(model)
     grow_(grown, plan)
     assert torch.equal(logits(grown), answer)
-    scores = score_growths(model, plan.growths, PROBE)
+    scores = score_growths(model, plan.growths, *halves(PROBE))
     gains = take_natural_step(plan, scores, 1e-4).growths
     expected = -float(scores.values.mean(dim=0) @ torch.cat([growth.gains for growth in gains]).double())
     grow_(model, replace(plan, growths=gains))
@@ -160,7 +161,7 @@ def test_a_natural_step_lowers_the_loss_and_scoring_leaves_the_model():
     report = analyze_curvature(model, PROBE, "depth", step_size=0.2, significance=0.0)
     plan = plan_growth(report, model, GrowthConfig(criterion="depth", num_events=1, max_growth=1.1))
     state, config = copy.deepcopy(model.state_dict()), model.config.to_dict()
-    moved = take_natural_step(plan, score_growths(model, plan.growths, PROBE), 0.5)
+    moved = take_natural_step(plan, score_growths(model, plan.growths, *halves(PROBE)), 0.5)
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
     assert model.growth_history is None and model.config.to_dict() == config
     before = probe_loss(model, PROBE)
@@ -172,7 +173,7 @@ def test_a_natural_step_lowers_the_loss_and_scoring_leaves_the_model():
 def test_at_rest_only_the_prediction_changes():
     model = trained()
     plan = GrowthPlan((LayerGrowth.by_hand(model, path_of(model, "mlp.fc1"), "zero_gain", [1, 2], steps=0.5),))
-    scores = score_growths(model, plan.growths, PROBE)
+    scores = score_growths(model, plan.growths, *halves(PROBE))
     resting, half = (take_natural_step(plan, scores, share) for share in (0.0, 0.5))
     assert not bool(resting.growths[0].gains.any()) and bool(half.growths[0].gains.all())
     assert resting.predicted_gain == half.predicted_gain != 0.0
@@ -186,8 +187,8 @@ def test_scores_refuse_a_probe_that_tells_nothing(operator):
         score_growths(model, growths, PROBE, loss=lambda model, batch: model(**batch).loss * float("nan"))
     with pytest.raises(ValueError, match="probe is empty"):
         score_growths(model, growths, [])
-    with pytest.raises(ValueError, match="probe has 7 samples.*at least 8"):
-        score_growths(model, growths, [batch(7, dtype=torch.float64)])
+    with pytest.raises(ValueError, match="score the growths with `judging`"):
+        take_natural_step(GrowthPlan(tuple(growths)), score_growths(model, growths, PROBE), 0.5)
     assert model.shapes() == trained().shapes() and model.growth_history is None
 
 
