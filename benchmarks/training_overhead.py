@@ -28,8 +28,7 @@ from transformers import TrainerControl, TrainerState
 
 from hf_saddle.growth import PAPER_START, GrowthConfig
 from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
-from hf_saddle.training import GrowthCallback, growth_event_, rebuild_ddp_
-from hf_saddle.training import decision, event
+from hf_saddle.training import GrowthCallback, decision, event, growth_event_, rebuild_ddp_
 from hf_saddle.training.distributed import fingerprint
 
 

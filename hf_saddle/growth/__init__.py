@@ -1,6 +1,6 @@
 """Growing: planning under a budget, surgery, optimizer state and history. Nothing here knows a trainer."""
 
-from .config import PAPER_START, GrowthConfig, PaperGrowthConfig
+from .config import GrowthConfig
 from .costs import count_parameters
 from .event import GrowthEvent
 from .halves import halves
@@ -11,6 +11,7 @@ from .natural_step import score_growths, take_natural_step
 from .optimizer_rebind import rebind_optimizer_
 from .optimizer_state import carry_optimizer_state_
 from .padding import to_stock
+from .paper import PAPER_START, PaperGrowthConfig
 from .plan import GrowthPlan, LayerGrowth
 from .planner import candidate_growths, event_budget, plan_growth
 from .probe_loss import probe_loss

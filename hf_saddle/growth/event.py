@@ -39,7 +39,8 @@ class GrowthEvent:
     What one event did.
 
     Losses are of the probe set, in evaluation mode. `predicted_gain` is what `forecast` says, see
-    [`GrowthPlan.predicted_gain`]; without a forecast, as in histories of version 0.2, it is no prediction. MACs are multiply-accumulates of the forward pass of one sample.
+    [`GrowthPlan.predicted_gain`]; without a forecast, as in histories of version 0.2, it is no prediction. MACs are
+    multiply-accumulates of the forward pass of one sample.
     """
 
     criterion: str | None = None

@@ -12,10 +12,10 @@ from ..models.configuration_saddle import SaddleConfig
 from ..models.json_files import read_json
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.shapes import Shapes
-from .config import is_int
 from .costs import count_parameters
 from .event import GrowthEvent, ModelSize
 from .schema import MAX_MACS, check_count, check_fields, check_kind, check_shapes_follow
+from .values import is_int
 
 
 HISTORY_SCHEMA = 1

@@ -26,6 +26,8 @@ _LEFT_OUT: dict[str, tuple[Any, str]] = {
     "layer_threshold": (1, _PAPER),
     "quotas": (False, _PAPER),
     "schedule": ("constant", _PAPER),
+    "directions": ("whitened", _PAPER),
+    "step_size": (0.2, _PAPER),
 }
 
 

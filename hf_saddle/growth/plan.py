@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..models.json_files import parse_json
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .config import is_int
 from .operators import OPERATORS
 from .plan_fields import GROWTH_FIELDS, LATER_FIELDS, PLAN_FIELDS, VECTORS, check_fields
 from .rows import check_neurons, find_site, layers_of, random_directions, row_size
+from .values import is_int
 
 
 PLAN_SCHEMA = 3

@@ -1,5 +1,6 @@
 """From a curvature report to a plan: most predicted gain per cost, within the budget; no state, no random surprise."""
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -10,17 +11,22 @@ import torch
 from ..curvature import CurvatureReport, LayerCurvature, UnitScores
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.sites import Site
-from .config import QUOTAS, GrowthConfig
+from .config import GrowthConfig
 from .costs import CostBook, count_parameters, plan_cost
 from .drafting import branch_kind, widening_objection
 from .history import GrowthHistory
 from .macs import count_macs
 from .natural_step import NEXT_STEP, scaled, supported, take_natural_step
 from .operators import OPERATORS, Operator, default_operator
+from .paper import QUOTAS
 from .plan import GrowthPlan, LayerGrowth
 from .pursuit import pursue
 from .reasons import Measured, held_back
 from .rows import row_size
+
+
+# Candidates that pursuit chooses from, for each sample that chooses.
+_OFFERED = 8
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,8 @@ def choose_growths(
             "one kind: use `operator='auto'`."
         )
     measured = list(_measured(report, model, config))
-    candidates = list(_candidates(measured, config))
+    found = list(_candidates(measured, config))
+    candidates = found if scores is None else _offered(found, report)
     budget = _Budget(candidates, CostBook(model), config, allowed)
     cheapest = min(map(budget.cost, candidates), default=0)
     judged: tuple[float, float, int] | None = None
@@ -105,13 +112,13 @@ def choose_growths(
     else:
         chosen, judged = _by_pursuit(candidates, budget, scores, config)
     members = [candidates[index] for index in chosen]
-    growths = tuple(_growths(members, report, model, config, Counter(map(_layer, candidates))))
+    growths = tuple(_growths(members, report, model, config, Counter(map(_layer, found))))
     plan = GrowthPlan(
         growths=growths,
         criterion=config.criterion,
         budget=allowed if math.isfinite(allowed) else None,
         seed=config.growth_seed,
-        candidates=dict(Counter(candidate.operator.name for candidate in candidates)),
+        candidates=dict(Counter(candidate.operator.name for candidate in found)),
         held_back=None if chosen else held_back(measured, report, config, allowed, cheapest, judged),
     )
     if scores is None or not plan:
@@ -130,13 +137,32 @@ def priced(model: GrowablePreTrainedModel, plan: GrowthPlan) -> GrowthPlan:
 def candidate_growths(
     report: CurvatureReport, model: GrowablePreTrainedModel, config: GrowthConfig
 ) -> tuple[LayerGrowth, ...]:
-    """All neurons that could grow, layer by layer and operator by operator, to be scored by [`score_growths`]."""
+    """
+    What pursuit chooses from, layer by layer and operator by operator, to be scored by [`score_growths`].
+
+    No more units are chosen than there are samples to tell them apart. So of every linear and operator only the best
+    are offered by their own gain, together about eight times as many, which bounds time and memory of the scores.
+    """
     candidates = list(_candidates(_measured(report, model, config), config))
+    numbers = Counter(map(_layer, candidates))
+    groups = _groups(_offered(candidates, report))
+    return tuple(growth for group in groups.values() for growth in _growths(group, report, model, config, numbers))
+
+
+def _groups(candidates: Iterable[_Candidate]) -> dict[tuple[str, str], list[_Candidate]]:
     groups: dict[tuple[str, str], list[_Candidate]] = {}
     for candidate in candidates:
         groups.setdefault(_layer(candidate), []).append(candidate)
-    numbers = Counter(map(_layer, candidates))
-    return tuple(growth for group in groups.values() for growth in _growths(group, report, model, config, numbers))
+    return groups
+
+
+def _offered(candidates: list[_Candidate], report: CurvatureReport) -> list[_Candidate]:
+    """The best of every linear and operator, in the order of the report."""
+    groups = _groups(candidates)
+    most = math.ceil(_OFFERED * report.samples / max(1, len(groups)))
+    best = [sorted(group, key=lambda candidate: -candidate.gain)[:most] for group in groups.values()]
+    kept = set(map(id, itertools.chain.from_iterable(best)))
+    return [candidate for candidate in candidates if id(candidate) in kept]
 
 
 def event_budget(

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ..curvature import CurvatureReport, LayerCurvature
 from ..models.sites import Site
-from .config import QUOTAS, GrowthConfig
+from .config import GrowthConfig
 from .operators import Operator
+from .paper import QUOTAS
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def grow_together_(
         if not math.isfinite(value):
             raise ValueError(
                 f"The loss of the probe set is {value} after the growth, which was undone: the model is as before. "
-                "Use a smaller `natural_step` or `step_size`."
+                "Use a smaller `natural_step`."
             )
         return value
 

@@ -9,7 +9,7 @@ import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_saddle.growth import PAPER_START, GrowthConfig, PaperGrowthConfig, count_parameters
-from hf_saddle.growth.config import QUOTAS
+from hf_saddle.growth.paper import QUOTAS
 from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
 
 

@@ -12,6 +12,7 @@ from hf_saddle.growth import (
     GrowthConfig,
     GrowthPlan,
     LayerGrowth,
+    PaperGrowthConfig,
     grow_,
     halves,
     plan_growth,
@@ -224,7 +225,8 @@ def test_the_probe_loss_weights_batches_by_their_samples():
 @pytest.mark.parametrize("directions", ["whitened", "eigenvectors", "random"])
 def test_the_pre_activations_of_new_units_have_a_root_mean_square_of_one(directions):
     model = trained()
-    config = GrowthConfig(criterion="depth", significance=0.0, num_events=1, max_growth=1.3, directions=directions)
+    fields = {"criterion": "depth", "significance": 0.0, "num_events": 1, "max_growth": 1.3}
+    config = PaperGrowthConfig(**fields, directions=directions)
     whiten = directions == "whitened"
     report = analyze_curvature(model, PROBE, config.criteria, whiten=whiten, significance=0.0)
     grow_(model, plan_growth(report, model, config))
