@@ -6,6 +6,7 @@ from .eigenpairs import SolverOptions
 from .operator import CurvatureOperator
 from .recognition import activation_of, curvature_at_zero
 from .report import CurvatureReport, LayerCurvature, NullModel
+from .scores import Units, UnitScores, score_units
 
 
 __all__ = [
@@ -17,8 +18,11 @@ __all__ = [
     "LayerCurvature",
     "NullModel",
     "SolverOptions",
+    "UnitScores",
+    "Units",
     "activation_of",
     "analyze_curvature",
     "check_null_model",
     "curvature_at_zero",
+    "score_units",
 ]

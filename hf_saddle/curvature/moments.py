@@ -10,7 +10,7 @@ from .ranks import Ranks
 
 
 # Largest change of the pre-activation by a step, as a share of its root mean square.
-_LARGEST_CHANGE = 0.5
+LARGEST_CHANGE = 0.5
 # What whitening adds to the diagonal of the inputs' moments, as a share of its mean: directions in which the inputs
 # hardly vary are not stretched without limit.
 _RIDGE = 1e-3
@@ -118,7 +118,7 @@ class Moments:
         second order model ends where `z` changes by its own size, and inputs with a large mean reach that within a
         small step.
         """
-        return torch.minimum(step_size * row_norm, self.whitened_step(vectors, _LARGEST_CHANGE))
+        return torch.minimum(step_size * row_norm, self.whitened_step(vectors, LARGEST_CHANGE))
 
     def whitened_step(self, vectors: Tensor, step_size: float) -> Tensor:
         """
@@ -129,7 +129,7 @@ class Moments:
         directions are optimal for.
         """
         size = (self.pre_activation / self.count).sqrt()
-        steps = min(step_size, _LARGEST_CHANGE) * size / self._responses(vectors)
+        steps = min(step_size, LARGEST_CHANGE) * size / self._responses(vectors)
         return steps.amin(dim=0)
 
     def factor(self, layer: str) -> Tensor:

@@ -3,20 +3,23 @@
 from .block_gains import BlockCandidate, block_candidates
 from .block_planner import plan_blocks
 from .block_records import NewBlock
-from .config import PAPER_START, GrowthConfig, PaperGrowthConfig
+from .config import GrowthConfig
 from .costs import count_parameters
 from .event import GrowthEvent
 from .expand import insert_blocks_
+from .halves import halves
 from .heads import grow_heads_, head_growth
 from .history import GrowthHistory
-from .line_search import line_search, probe_loss
 from .macs import count_macs
 from .merge import merge_pairs_
+from .natural_step import score_growths, take_natural_step
 from .optimizer_rebind import rebind_optimizer_
 from .optimizer_state import carry_optimizer_state_
 from .padding import to_stock
+from .paper import PAPER_START, PaperGrowthConfig
 from .plan import GrowthPlan, LayerGrowth
-from .planner import event_budget, plan_growth
+from .planner import candidate_growths, event_budget, plan_growth
+from .probe_loss import probe_loss
 from .surgery import PreparedGrowth, grow_, prepare_growth, record_
 
 
@@ -32,15 +35,16 @@ __all__ = [
     "PaperGrowthConfig",
     "PreparedGrowth",
     "block_candidates",
+    "candidate_growths",
     "carry_optimizer_state_",
     "count_macs",
     "count_parameters",
     "event_budget",
     "grow_",
     "grow_heads_",
+    "halves",
     "head_growth",
     "insert_blocks_",
-    "line_search",
     "merge_pairs_",
     "plan_blocks",
     "plan_growth",
@@ -48,5 +52,7 @@ __all__ = [
     "probe_loss",
     "rebind_optimizer_",
     "record_",
+    "score_growths",
+    "take_natural_step",
     "to_stock",
 ]

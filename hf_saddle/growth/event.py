@@ -13,6 +13,7 @@ from .block_records import new_blocks, operators_of
 from .costs import count_parameters
 from .macs import count_macs
 from .operators import OPERATORS
+from .plan_fields import FORECASTS
 from .schema import (
     MAX_MACS,
     check_candidates,
@@ -30,7 +31,7 @@ _NOT_SAVED = ("replaced", "added")
 _OPTIONAL_NUMBERS = ("budget", "epoch", "loss_before", "loss_after")
 _NOT_NEGATIVE = ("budget", "epoch", "seconds")
 # What histories of earlier versions do not have.
-_LATER: dict[str, Any] = {"candidates": {}, "held_back": None, "blocks": [], "frozen": False}
+_LATER: dict[str, Any] = {"candidates": {}, "held_back": None, "forecast": None, "blocks": [], "frozen": False}
 
 
 @dataclass
@@ -38,7 +39,9 @@ class GrowthEvent:
     """
     What one event did.
 
-    Losses are of the probe set, in evaluation mode. MACs are multiply-accumulates of the forward pass of one sample.
+    Losses are of the probe set, in evaluation mode. `predicted_gain` is what `forecast` says, see
+    [`GrowthPlan.predicted_gain`]; without a forecast, as in histories of version 0.2, it is no prediction. MACs are
+    multiply-accumulates of the forward pass of one sample.
     """
 
     criterion: str | None = None
@@ -52,6 +55,7 @@ class GrowthEvent:
     loss_after: float | None = None
     candidates: dict[str, int] = field(default_factory=dict)  # neurons that could have been chosen, by operator
     held_back: str | None = None  # why nothing grew, where nothing did
+    forecast: str | None = None  # what `predicted_gain` is of
     parameters_before: int = 0
     parameters_after: int = 0
     macs_before: int = 0
@@ -114,6 +118,8 @@ class GrowthEvent:
         check_candidates(self.candidates, "candidates")
         if self.held_back is not None:
             check_text(self.held_back, "held_back")
+        if self.forecast not in (None, *FORECASTS):
+            raise ValueError(f"`forecast` must be None or one of {', '.join(FORECASTS)}, got {self.forecast!r}.")
         blocks = new_blocks(self.blocks, "a growth event")
         if not isinstance(self.frozen, bool) or (self.frozen and not blocks) or (self.layers and blocks):
             raise ValueError(

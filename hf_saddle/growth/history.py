@@ -13,10 +13,10 @@ from ..models.json_files import read_json
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.shapes import Shapes
 from .block_records import blocks_with, config_with_, new_blocks, shapes_with
-from .config import is_int
 from .costs import count_parameters
 from .event import GrowthEvent, ModelSize
 from .schema import MAX_MACS, check_count, check_fields, check_kind, check_shapes_follow
+from .values import is_int
 
 
 HISTORY_SCHEMA = 1

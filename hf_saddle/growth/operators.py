@@ -31,7 +31,7 @@ class Operator:
             Whether a new neuron is a copy of that which grows, with the units that feed it.
         gain (`float`, *optional*, defaults to 0.0): Gain of the units at the start.
         scaled (`str`, *optional*):
-            What a line search scales: `"steps"`, whose gain is of second order, or `"gains"`, of first order.
+            What a natural step sets: `"steps"`, whose gain is of second order, or `"gains"`, of first order.
     """
 
     name: str

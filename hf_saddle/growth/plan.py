@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,10 @@ from torch import Tensor
 from ..models.json_files import parse_json
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .block_records import NewBlock, new_blocks
-from .config import is_int
 from .operators import HEAD_OPERATORS, OPERATORS
 from .plan_fields import GROWTH_FIELDS, LATER_FIELDS, PLAN_FIELDS, VECTORS, check_fields
 from .rows import check_neurons, find_site, layers_of, random_directions, row_size
+from .values import is_int
 
 
 PLAN_SCHEMA = 3
@@ -123,6 +123,11 @@ class LayerGrowth:
             candidates=len(chosen),
         )
 
+    def of(self, places: Sequence[int]) -> "LayerGrowth":
+        """The growth of some of the neurons, by their places."""
+        parts = {name: getattr(self, name)[list(places)] for name in ("directions", *VECTORS)}
+        return replace(self, neurons=tuple(self.neurons[place] for place in places), **parts)
+
     def to_dict(self) -> dict[str, Any]:
         """The growth, fit for JSON: directions as base64 of little-endian float32, with their SHA-256."""
         raw = np.ascontiguousarray(self.directions.numpy(), dtype="<f4").tobytes()
@@ -178,6 +183,7 @@ class GrowthPlan:
         seed (`int`): Seed of what was drawn at random.
         candidates (`dict[str, int]`): Neurons that could have been chosen, by operator.
         held_back (`str`, *optional*): Why nothing grows, where nothing does.
+        forecast (`str`, *optional*): What `predicted_gain` is of, see there.
         blocks (`tuple[NewBlock, ...]`): Whole blocks that are inserted, in a plan without `growths`.
         freeze (`bool`): Whether only inserted blocks are trained from then on.
     """
@@ -190,6 +196,7 @@ class GrowthPlan:
     seed: int = 0
     candidates: dict[str, int] = field(default_factory=dict)
     held_back: str | None = None
+    forecast: str | None = None
     blocks: tuple[NewBlock, ...] = ()
     freeze: bool = False
 
@@ -205,9 +212,11 @@ class GrowthPlan:
     @property
     def predicted_gain(self) -> float:
         """
-        Decrease of the loss that the plan predicts; gains of several neurons add to first order. Splits and units that
-        a line search has started have it at once, zero-gain units once they answer as much as the analysis assumed (a
-        gain of ±1 at its `step`).
+        Decrease of the loss of samples that chose nothing, the sum over its growths.
+
+        With the `forecast` `"event"` it is what the event does to them at once, and with `"next step"`, where units
+        start at rest, what a half natural step after the event would bring. Plans without a forecast have the gains of
+        their report, of neurons that grow alone, by which they were ranked; nobody has judged these together.
         """
         gains = (float(growth.predicted_gain.sum()) for growth in self.growths)
         return sum(gains) + sum(block.predicted_gain for block in self.blocks)

@@ -8,8 +8,8 @@ from ..models.config_fields import MAX_PARAMETERS
 from ..models.growable import SKIP_UNITS
 from ..models.shapes import Shapes
 from ..models.sites import Place
-from .config import is_int, is_number
 from .operators import HEAD_OPERATORS, OPERATORS
+from .values import is_int, is_number
 
 
 # Twice what a config may ask for: that is a lower bound, without biases, norms and gains.

@@ -167,6 +167,7 @@ def prepare_growth(
             operators=sorted({growth.operator for growth in plan.growths}) or operators_of(plan.blocks),
             layers=[layer_record(growth) for growth in plan.growths],
             predicted_gain=plan.predicted_gain,
+            forecast=plan.forecast,
             budget=plan.budget,
             parameters_before=parameters,
             parameters_after=parameters + cost.parameters,

@@ -15,7 +15,7 @@ from ..models.modeling_saddle import GrowablePreTrainedModel
 from .card_task import card_task, sample_name, usage
 from .escape import markdown, number, plain, quantity
 from .record import TrainingRecord, is_repo_id
-from .states import blocks_of, growths
+from .states import blocks_of, forecast, growths
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -182,7 +182,7 @@ def _event(index: int, event: GrowthEvent) -> dict[str, str]:
         "criterion": markdown(event.criterion or "by hand"),
         "operators": markdown(", ".join([*map(str, event.operators), *block_texts(event.blocks)]) or "none"),
         "neurons": number(sum(growth.chosen for growth in growths(event))),
-        "gain": number(event.predicted_gain) if event.criterion else "",
+        "gain": forecast(event),
         "losses": " → ".join(text or "?" for text in losses) if any(losses) else "",
         "parameters": f"{number(event.parameters_before)} → {number(event.parameters_after)}",
         "seconds": number(event.seconds),
@@ -199,7 +199,7 @@ def _rows(index: int, event: GrowthEvent) -> list[dict[str, str]]:
             "operator": f"`{growth.operator}`",
             "chosen": f"{number(growth.chosen)} of {number(growth.candidates)}",
             "eigenvalues": ", ".join(number(value) for value in growth.eigenvalues) if event.criterion else "",
-            "gain": number(growth.predicted_gain) if event.criterion else "",
+            "gain": number(growth.predicted_gain) if event.forecast else "",
         }
         for growth in growths(event)
     ]

@@ -13,8 +13,8 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import PreTrainedModel, TrainerState, TrainingArguments
 
 from ..growth import GrowthConfig
-from ..growth.config import is_number
 from ..growth.surgery import versions
+from ..growth.values import is_number
 from ..models.json_files import read_json
 
 

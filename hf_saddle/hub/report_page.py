@@ -12,6 +12,7 @@ from .states import (
     Baseline,
     State,
     blocks_of,
+    forecast,
     growths,
     last_step,
     linears,
@@ -174,7 +175,7 @@ def _losses(
 def _events(history: GrowthHistory) -> str:
     if not history.events:
         return "<h2>Events</h2><p>This model has not grown.</p>"
-    head = ["event", "step", "chosen of candidates", "parameters", "predicted gain", "probe loss", "seconds"]
+    head = ["event", "step", "chosen of candidates", "parameters", "predicted decrease", "probe loss", "seconds"]
     rows = [_event(index, event) for index, event in enumerate(history.events, 1)]
     notes = [
         f"<li>Event {index}: {markup(event.held_back, 1000)}</li>"
@@ -201,7 +202,7 @@ def _event(index: int, event: GrowthEvent) -> list[str]:
         "" if event.step is None else number(event.step),
         told or "none",
         f"{number(event.parameters_before)} → {number(event.parameters_after)}",
-        number(event.predicted_gain) if event.criterion else "",
+        forecast(event),
         " → ".join(losses) if losses != ["?", "?"] else "",
         number(float(event.seconds)),
     ]
@@ -215,7 +216,7 @@ def _eigenvalues(history: GrowthHistory) -> str:
             markup(growth.operator),
             f"{growth.chosen} of {growth.candidates}",
             *(number(value) for value in growth.eigenvalues),
-            number(growth.predicted_gain),
+            number(growth.predicted_gain) if event.forecast else "",
         ]
         for index, event in enumerate(history.events, 1)
         if event.criterion is not None
@@ -223,7 +224,16 @@ def _eigenvalues(history: GrowthHistory) -> str:
     ]
     if not rows:
         return ""
-    head = ["event", "layer and linear", "operator", "chosen", "smallest", "mean", "largest eigenvalue", "gain"]
+    head = [
+        "event",
+        "layer and linear",
+        "operator",
+        "chosen",
+        "smallest",
+        "mean",
+        "largest eigenvalue",
+        "predicted decrease",
+    ]
     return (
         f"<h2>Eigenvalues</h2><p>{markup(READING, 400)}</p><details><summary>Every linear of every event"
         f"</summary>{_table(head, rows, 'numbers')}</details>"

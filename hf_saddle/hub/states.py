@@ -11,6 +11,7 @@ from ..growth.operators import OPERATORS
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.shapes import Shapes
 from ..models.sites import Place
+from .escape import number
 from .record import CLOCK
 
 
@@ -157,6 +158,13 @@ def growths(event: GrowthEvent) -> list[Growth]:
         return [_growth(record, blocks) for record in event.layers]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"The growth history is damaged: a record of a linear cannot be read ({error!r}).") from error
+
+
+def forecast(event: GrowthEvent) -> str:
+    """The decrease of the loss that was predicted, and of what; empty where nothing was."""
+    if event.forecast is None:
+        return ""
+    return number(event.predicted_gain) + ("" if event.forecast == "event" else f" ({event.forecast})")
 
 
 def linears(history: GrowthHistory) -> list[str]:

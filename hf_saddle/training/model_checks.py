@@ -11,11 +11,11 @@ from ..curvature import activation_of, curvature_at_zero
 from ..growth import GrowthConfig
 from ..growth.attachments import check_attachments
 from ..growth.block_gains import block_costs, places_of_blocks
-from ..growth.config import QUOTAS
 from ..growth.costs import CostBook
 from ..growth.drafting import branch_kind
 from ..growth.operators import DEPTH_OPERATORS, OPERATORS, Operator, default_operator
 from ..growth.optimizer_state import held_parameters, inner_optimizer
+from ..growth.paper import QUOTAS
 from ..growth.planner import check_where, sizes
 from ..models.configuration_saddle import SaddleConfig
 from ..models.families import family_of

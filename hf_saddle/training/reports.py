@@ -65,9 +65,11 @@ def growth_metrics(event: GrowthEvent) -> dict[str, float]:
         **{f"growth_chosen_{operator}": count for operator, count in chosen.items()},
         "growth_neurons": event.neurons,
         **({"growth_blocks": len(event.blocks)} if event.blocks else {}),
-        "growth_predicted_change": -event.predicted_gain,
         "growth_seconds": event.seconds,
     }
+    if event.forecast is not None:
+        name = "growth_predicted_change" if event.forecast == "event" else "growth_next_step_change"
+        metrics[name] = -event.predicted_gain
     if event.loss_before is not None:
         metrics["growth_probe_loss"] = event.loss_before
     if event.loss_before is not None and event.loss_after is not None:
@@ -93,6 +95,9 @@ def describe(event: GrowthEvent, number: int) -> str:
     change = ""
     if event.loss_before is not None and event.loss_after is not None:
         change = f", probe loss {event.loss_before:.4f} → {event.loss_after:.4f}"
+    if event.forecast is not None:
+        what = "of samples that chose nothing" if event.forecast == "event" else "by a half natural step after it"
+        change += f", predicted {-event.predicted_gain:+.4f} {what}"
     ratio = event.parameters_after / event.parameters_before
     return (
         f"{where}: {what} by {', '.join(event.operators)}, "

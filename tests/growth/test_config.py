@@ -9,7 +9,7 @@ import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_saddle.growth import PAPER_START, GrowthConfig, PaperGrowthConfig, count_parameters
-from hf_saddle.growth.config import QUOTAS
+from hf_saddle.growth.paper import QUOTAS
 from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
 
 
@@ -21,7 +21,8 @@ BAD = {
     "num_events": 0,
     "linears": [3],
     "layers": [-1],
-    "line_search": "no",
+    "selection": "best",
+    "natural_step": 1.5,
     "quotas": 1,
     "layer_threshold": 0,
     "max_depth": -1,
@@ -100,11 +101,11 @@ def test_every_field_has_a_help_text_and_is_an_option():
     parser = HfArgumentParser((GrowthConfig, TrainingArguments))
     options = (
         "--output_dir x --warmup 3 --interval 20 --linears mlp.fc1 mlp.fc2 --layers 0 1 --max_parameters 2e6 "
-        "--line_search"
+        "--natural_step 0.25"
     )
     config, _ = parser.parse_args_into_dataclasses(options.split())
     assert (config.warmup, config.interval, config.linears, config.layers) == (3, 20, ["mlp.fc1", "mlp.fc2"], [0, 1])
-    assert config.max_parameters == 2e6 and config.max_growth is None and config.line_search
+    assert config.max_parameters == 2e6 and config.max_growth is None and config.natural_step == 0.25
 
 
 def test_json_round_trip():

@@ -30,9 +30,9 @@ from hf_saddle.growth import (
     count_macs,
     count_parameters,
     grow_,
-    line_search,
     plan_growth,
     probe_loss,
+    score_growths,
 )
 from hf_saddle.growth.costs import plan_cost
 from hf_saddle.growth.operators import OPERATORS
@@ -156,19 +156,29 @@ def test_the_loss_changes_by_what_the_formulas_say(name, monkeypatch):
         assert errors[1] < 1e-3 and (errors[1] < errors[0] / 4 or errors[0] < 1e-4)
 
 
+@pytest.mark.parametrize("operator", ["split", "zero_gain"])
 @pytest.mark.parametrize(
     "name", ["GPT2LMHeadModel", "LlamaForCausalLM", "ConvNextForImageClassification", "ResNetModel"]
 )
-def test_a_line_search_predicts_what_small_gains_do(name, monkeypatch):
+def test_scores_say_what_small_steps_do(name, operator, monkeypatch):
     exact_norms_(monkeypatch)
     model, loss = family_model(name, torch.float64), loss_of(name)
-    batches, measure = [torch.zeros(3)], lambda model, batch: loss(model)
-    plan = family_plan(model, "zero_gain", [0, 2, 5], steps=0.05)
-    searched = line_search(model, plan, batches, loss=measure, factors=[1e-4])
-    before = probe_loss(model, batches, measure)
-    grow_(model, searched)
-    assert before - probe_loss(model, batches, measure) == pytest.approx(searched.predicted_gain, rel=0.02)
-    assert searched.predicted_gain > 0
+    batches, measure = [torch.zeros(3)] * 3, lambda model, batch: loss(model)
+    plan = family_plan(model, operator, [0, 2, 5], steps=0.05)
+    means = score_growths(model, plan.growths, batches, loss=measure).values.mean(dim=0)
+    before, size = probe_loss(model, batches, measure), 1e-3
+    if operator == "split":
+        moved, expected = (
+            [replace(growth, steps=growth.steps * size) for growth in plan.growths],
+            means.sum() * size**2,
+        )
+    else:
+        gains = torch.split(-means.sign().float() * size, [len(growth.neurons) for growth in plan.growths])
+        moved = [replace(growth, gains=own) for growth, own in zip(plan.growths, gains, strict=True)]
+        expected = -means.abs().sum() * size
+    grow_(model, replace(plan, growths=tuple(moved)))
+    change = probe_loss(model, batches, measure) - before
+    assert expected != 0 and change == pytest.approx(float(expected), rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["GPT2LMHeadModel", "LlamaForCausalLM", "ResNetForImageClassification"])

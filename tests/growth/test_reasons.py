@@ -51,7 +51,7 @@ def test_the_budget():
     config = GrowthConfig(num_events=1, max_growth=None, event_budget=17)
     told = why(model, report_for(model, entry_for(model, fc1, gain=gain)), config)
     assert told.startswith("Budget: there are 2 candidates, but this event may add 17 parameters, and the cheapest")
-    assert f"costs 18. The best is neuron 7 of {fc1}" in told and "predicted gain 2." in told
+    assert f"costs 18. The best is neuron 7 of {fc1}" in told and "ranked by 2." in told
 
 
 def test_the_threshold_of_a_layer():

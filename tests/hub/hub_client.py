@@ -184,7 +184,9 @@ def train_and_push(folder: str, repo_id: str, strategy: str, *, again: bool = Fa
             if trainer.push_in_progress is not None:
                 trainer.push_in_progress.wait_until_done()
 
-    growth = GrowthConfig(unit="steps", warmup=3, num_events=1, significance=0, probe_samples=12, max_growth=1.2)
+    growth = GrowthConfig(
+        unit="steps", warmup=3, num_events=1, significance=0, probe_samples=12, max_growth=1.2, selection="gain"
+    )
 
     def accuracy(prediction) -> dict[str, float]:
         return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}

@@ -365,8 +365,8 @@ def test_a_plain_trainer_keeps_the_metrics_in_its_log_history(tmp_path, caplog):
     assert [entry["step"] for entry in trainer.state.log_history if "growth_event" in entry] == [3, 6, 9]
 
 
-@pytest.mark.parametrize("line_search", [False, True])
-def test_the_progress_bar_of_a_probe_comes_to_its_end(tmp_path, monkeypatch, line_search):
+@pytest.mark.parametrize("selection", ["gain", "pursuit"])
+def test_the_progress_bar_of_a_probe_comes_to_its_end(tmp_path, monkeypatch, selection):
     bars = []
 
     class Bar(trainer_event.tqdm):
@@ -375,7 +375,7 @@ def test_the_progress_bar_of_a_probe_comes_to_its_end(tmp_path, monkeypatch, lin
             bars.append(self)
 
     monkeypatch.setattr(trainer_event, "tqdm", Bar)
-    config = growth(num_events=1, criterion="depth", line_search=line_search)
+    config = growth(num_events=1, criterion="depth", selection=selection, natural_step=0.5)
     train(tmp_path, config, max_steps=4, disable_tqdm=False)
     (bar,) = bars
     assert bar.n == bar.total and bar.delay > 1

@@ -72,8 +72,12 @@ class Stream(IterableDataset):
         yield from (self.images[index] for index in range(len(self.images)))
 
 
+# Images and labels are noise, of which held-out samples would support no growth.
+RANKED = {"selection": "gain", "natural_step": 0.0}
+
+
 def growth(**fields) -> GrowthConfig:
-    return GrowthConfig(**GROWING | PROBE | fields)
+    return GrowthConfig(**GROWING | PROBE | RANKED | fields)
 
 
 def no_growth(**fields) -> GrowthConfig:
