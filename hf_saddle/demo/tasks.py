@@ -47,6 +47,7 @@ class Task:
         collator (`Callable`): The processor to what makes batches.
         compute_metrics (`Callable`): As in `Trainer`, with losses included.
         shrink_logits (`Callable`, *optional*): What metrics keep of the logits of a batch.
+        greater_is_better (`bool`, *optional*, defaults to `True`): Whether the metric is the better the greater it is.
     """
 
     auto_class: Any
@@ -59,6 +60,7 @@ class Task:
     collator: Callable[[Any], Any]
     compute_metrics: Callable[[Any], dict[str, float]]
     shrink_logits: Callable[[Any, Any], Any] | None = None
+    greater_is_better: bool = True
 
     def fields(self, arguments: ModelAndDataArguments, processor: Any) -> tuple[str, dict[str, Any]]:
         """
@@ -203,5 +205,6 @@ TASKS: dict[str, Task] = {
         collator=lambda tokenizer: default_data_collator,
         compute_metrics=compute_perplexity,
         shrink_logits=_most_likely,
+        greater_is_better=False,
     ),
 }
