@@ -6,7 +6,7 @@ import time
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, has_length
 
 from ..growth import GrowthConfig, GrowthEvent
@@ -20,7 +20,7 @@ from .arguments import ModelAndDataArguments
 from .job import build_trainer, load_run_data
 
 
-_STEPS = 6
+_STEPS = 8
 
 
 def dry_run(arguments: ModelAndDataArguments, growth: GrowthConfig, training: TrainingArguments) -> str:
@@ -53,12 +53,14 @@ def dry_run(arguments: ModelAndDataArguments, growth: GrowthConfig, training: Tr
         own.disable_tqdm = True
         data = load_run_data(arguments, training.seed)
         trainer = build_trainer(arguments, own, data)
+        trainer.remove_callback(PrinterCallback)
         loader, planned = trainer.get_train_dataloader(), planned_steps(trainer)
         course = Course(planned, len(loader) if has_length(loader) else None, own.gradient_accumulation_steps)
         growable = len(growable_paths(trainer.model, growth))
         line, grows = announce(growth, course, trainer.model, growable, step=0, events_done=0)
         if not grows:
             return f"{line}\n\nNothing was trained or written."
+        _seconds_of_a_step(trainer)  # the first steps of a process are slow
         before = _seconds_of_a_step(trainer)
         event = _grow_now(trainer, growth, to_come=len(course.events(growth, 0, 0)))
         after = _seconds_of_a_step(trainer) if event.layers else before
@@ -83,7 +85,7 @@ def _grow_now(trainer: GrowthTrainer, growth: GrowthConfig, to_come: int) -> Gro
 
 def _told(event: GrowthEvent) -> str:
     """What the event would grow, linear by linear."""
-    head = f"The first event, if it were after {_STEPS} steps (later the model asks for other neurons):"
+    head = f"The first event, if it were after {2 * _STEPS} steps (later the model asks for other neurons):"
     if not event.layers:
         return f"{head} nothing would grow. {event.held_back or ''}".rstrip()
     lines = [
@@ -95,11 +97,11 @@ def _told(event: GrowthEvent) -> str:
 
 def _price(event: GrowthEvent, before: float, after: float) -> str:
     """What the event would cost."""
+    parameters, macs = event.parameters_after - event.parameters_before, event.macs_after - event.macs_before
     return (
-        f"It would add {event.parameters_after - event.parameters_before:,} parameters to {event.parameters_before:,} "
-        f"and {event.macs_after - event.macs_before:,} multiply-accumulates per sample to {event.macs_before:,}. It "
-        f"took {event.seconds:.2g} s, the time of {event.seconds / before:.1f} steps; a step took {before:.2g} s before "
-        f"it and {after:.2g} s after it."
+        f"It would add {parameters:,} parameters to {event.parameters_before:,} and {macs:,} multiply-accumulates per "
+        f"sample to {event.macs_before:,}. It took {event.seconds:.2g} s, the time of {event.seconds / before:.1f} "
+        f"steps; a step took {before:.2g} s before it and {after:.2g} s after it."
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+from matplotlib.ticker import FuncFormatter
 
 from .comparison import ARMS, COSTS, GROWTH, NONE, RANDOM, Comparison
 from .intervals import mean_interval
@@ -35,6 +36,8 @@ def draw_comparison(paths: Sequence[Path], comparison: Comparison) -> None:
         axes.set_xlabel(f"{COSTS[comparison.cost]}, growth included")
         axes.set_ylabel("validation loss")
         axes.set_yscale("log")
+        for place in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            place(FuncFormatter(lambda value, _: f"{value:.3g}"))
         label_quantities(axes.xaxis)
         axes.grid()
         axes.legend()

@@ -104,12 +104,15 @@ class Spending(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         share, step = self.share, state.global_step
-        over = share >= 1
+        # The budget is met to within half a step, where it is known what a step costs.
+        over = share + (0.0 if self.budget is None else self._step_macs / self.budget / 2) >= 1
         state.max_steps = step if over else max(step + 1, round(step / share))
         control.should_training_stop = over
-        if share >= (len(self.curve) + 1) / self.points:
+        # One measurement stands for several points, where a step or an event is longer than the way between them.
+        reached = self.points if over else min(self.points - 1, int(share * self.points + 1e-9))
+        if reached > len(self.curve):
             due = control.should_log
-            self._evaluate()
+            self.curve += [self._measure()] * (reached - len(self.curve))
             control.should_log = due  # a log clears it, but the one of this step is still to come
 
     # ------------------------------------------------------------------------------------------------------- the costs
@@ -146,11 +149,9 @@ class Spending(TrainerCallback):  # type: ignore[misc]
         self.seconds += wall - self._wall_since
         self._since, self._wall_since = now, wall
 
-    def _evaluate(self) -> None:
+    def _measure(self) -> list[float]:
+        """What was spent until now, and the validation loss, at no charge."""
         self._charge(0.0)
-        loss = self.trainer.evaluate()["eval_loss"]
-        self.curve.append([self.spent, float(loss)])
-        # One measurement may stand for several points, where a step or an event is longer than the way between them.
-        while self.share >= (len(self.curve) + 1) / self.points:
-            self.curve.append(self.curve[-1])
+        loss = float(self.trainer.evaluate()["eval_loss"])
         self._since, self._wall_since = self._clock(), time.perf_counter()
+        return [self.spent, loss]
