@@ -10,8 +10,8 @@ import torch
 from transformers import DeiTConfig, DeiTForImageClassification, TrainingArguments
 
 from hf_saddle import GrowthConfig, SaddleDeiTForImageClassification
-from hf_saddle.demo.data import load_images
 from hf_saddle.demo.arguments import ModelAndDataArguments
+from hf_saddle.demo.data import load_images
 from hf_saddle.demo.job import build_model
 from hf_saddle.demo.run import run, train_and_grow
 

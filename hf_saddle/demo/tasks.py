@@ -17,6 +17,7 @@ from transformers import (
     ViTImageProcessorPil,
     default_data_collator,
 )
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, has_file
 
 import hf_saddle.models as models
 
@@ -114,12 +115,18 @@ def _load_plain(arguments: ModelAndDataArguments, seed: int) -> DatasetDict:
 
 
 def image_processor(source: str | None, size: tuple[int, int], **where: Any) -> Any:
-    """The image processor of a checkpoint; where it has none, or there is none, one that scales to `size`."""
+    """
+    The image processor of a checkpoint; where it was saved without, or there is none, one that scales to `size`.
+
+    Raises:
+        ValueError: If the checkpoint has one that cannot be loaded.
+    """
     if source is not None:
         try:
             return AutoImageProcessor.from_pretrained(source, **where)
-        except (OSError, ValueError):
-            pass  # the checkpoint was saved without
+        except (OSError, ValueError, ImportError) as error:
+            if any(has_file(source, name, **where) for name in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)):
+                raise ValueError(f"The image processor of {source} cannot be loaded: {error}") from error
     return ViTImageProcessorPil(size=dict(zip(("height", "width"), size, strict=True)))
 
 
