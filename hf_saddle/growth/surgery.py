@@ -146,6 +146,8 @@ def prepare_growth(
             layers=[layer_record(growth) for growth in plan.growths],
             predicted_gain=plan.predicted_gain,
             budget=plan.budget,
+            candidates=dict(plan.candidates),
+            held_back=plan.held_back,
             parameters_before=parameters,
             parameters_after=parameters + cost.parameters,
             macs_before=macs,

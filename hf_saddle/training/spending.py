@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 
@@ -38,6 +38,23 @@ def planned_steps(trainer: Trainer) -> int:
     if not has_length(loader):
         raise ValueError("The training data have no length: say by `max_steps` how long to train.")
     return int(math.ceil(args.num_train_epochs * max(1, math.ceil(len(loader) / args.gradient_accumulation_steps))))
+
+
+def _counting() -> FlopCounterMode:
+    """A counter of two operations for each multiply-accumulate, of attention on a processor too."""
+
+    def forward(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    def backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+        return int(sdpa_backward_flop_count(grad, query, key, value))
+
+    aten = torch.ops.aten
+    mapping = {
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    return FlopCounterMode(display=False, custom_mapping=mapping)
 
 
 class Spending(TrainerCallback):  # type: ignore[misc]
@@ -122,7 +139,7 @@ class Spending(TrainerCallback):  # type: ignore[misc]
         self._charge(0.0)
         started = self.spent
         if self.cost == "macs":
-            with FlopCounterMode(display=False) as counter:
+            with _counting() as counter:
                 yield
             self._charge(counter.get_total_flops() / 2)
         else:
@@ -137,7 +154,7 @@ class Spending(TrainerCallback):  # type: ignore[misc]
             return
         trainer, model = self.trainer, self.trainer.model
         training = model.training
-        with private_randomness(trainer.args.seed), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with private_randomness(trainer.args.seed), torch.no_grad(), _counting() as counter:
             batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
             trainer.compute_loss(model.eval(), batch)
         model.train(training)

@@ -7,11 +7,13 @@ from transformers import TrainerCallback
 
 from hf_saddle.growth import GrowthHistory, count_macs
 from hf_saddle.hub.comparison import GROWTH, NONE, RANDOM
-from hf_saddle.training import GrowthCallback, GrowthTrainer, compare, comparison, spending
+from hf_saddle.training import GrowthCallback, GrowthTrainer, callback, compare, comparison, spending
 from hf_saddle.training.spending import Spending
 
 
 GROWING = {"at": [0.25, 0.5], "warmup": None, "interval": None, "unit": None, "num_events": -1, "layers": None}
+
+STEPS = 40
 
 
 def maker(folder, made=None, callbacks=(), **fields):
@@ -20,7 +22,7 @@ def maker(folder, made=None, callbacks=(), **fields):
     def make_trainer(seed: int) -> GrowthTrainer:
         trainer = GrowthTrainer(
             model=tiny(seed=seed, hidden_dropout_prob=0.0),
-            args=arguments(folder, seed=seed, lr_scheduler_type="cosine", warmup_steps=3, **fields),
+            args=arguments(folder, **{"seed": seed, "lr_scheduler_type": "cosine", "warmup_steps": 3} | fields),
             train_dataset=Images(),
             eval_dataset=Images(32),
             callbacks=[*callbacks],
@@ -34,16 +36,17 @@ def maker(folder, made=None, callbacks=(), **fields):
 
 def test_the_arms_differ_in_growth_alone_and_cost_the_same(tmp_path):
     made: list[GrowthTrainer] = []
-    found = compare(maker(tmp_path, made), growth(**GROWING), seeds=[5, 6], cost="macs", path=tmp_path / "c.json")
+    make_trainer = maker(tmp_path, made, max_steps=STEPS)
+    found = compare(make_trainer, growth(**GROWING), seeds=[5, 6], cost="macs", path=tmp_path / "c.json")
     assert found.seeds == [5, 6] and (tmp_path / "c.json").is_file()
     step = 3 * 8 * count_macs(tiny())
     for seed in found.seeds:
         none, grown, random = ([run for run in found.runs if run.seed == seed][i] for i in range(3))
         assert (none.arm, grown.arm, random.arm) == (NONE, GROWTH, RANDOM)
-        assert none.spent == 12 * step and none.growth_cost == 0
+        assert none.spent == STEPS * step and none.growth_cost == 0
         for run in (grown, random):
-            assert run.events == 2 and run.steps < 12 and run.parameters > run.parameters_before
-            assert abs(run.spent - none.spent) <= step  # a grown step costs more than a step, and less than two
+            assert run.events == 2 and run.steps < STEPS and run.parameters > run.parameters_before
+            assert abs(run.spent - none.spent) <= step  # half of a step of the grown model, which costs less than two
             assert run.growth_cost > 0 and len(run.curve) == len(none.curve) == 10
         # All start alike: the first measurement is before the first event.
         assert none.curve[0] == grown.curve[0] == random.curve[0]
@@ -64,7 +67,7 @@ def test_without_growth_it_is_the_training_that_would_be_without_a_comparison(tm
 
 def test_the_random_twin_grows_as_many_neurons_in_the_same_places(tmp_path):
     made: list[GrowthTrainer] = []
-    compare(maker(tmp_path, made), growth(**GROWING), seeds=[2], cost="macs")
+    compare(maker(tmp_path, made, max_steps=STEPS), growth(**GROWING), seeds=[2], cost="macs")
     grown, random = (GrowthHistory.from_model(trainer.model).events for trainer in made[1:3])
     assert len(grown) == len(random) == 2
     for event, twin in zip(grown, random, strict=True):
@@ -90,20 +93,23 @@ class _Time(TrainerCallback):
 
 def test_seconds_are_those_of_steps_and_events_without_evaluations(tmp_path, monkeypatch):
     time = _Time()
+
+    def lasting(event_, seconds: int):
+        def slow(*args, **kwargs):
+            time.now += seconds
+            return event_(*args, **kwargs)
+
+        return slow
+
     monkeypatch.setitem(spending._CLOCKS, "cpu-seconds", lambda: time.now)
     monkeypatch.setattr(comparison, "_warm_up", lambda *args: None)
-    event = comparison.growth_event_
-    monkeypatch.setattr(comparison, "growth_event_", event)
-
-    def slow(self, *args, **kwargs):
-        time.now += 2
-        return GrowthCallback._grow(self, *args, **kwargs)
-
-    monkeypatch.setattr(GrowthCallback, "_grow", GrowthCallback._grow)
-    growing = growth(**GROWING)
-    found = compare(maker(tmp_path, callbacks=[time]), growing, seeds=[0], cost="cpu-seconds", budget=8.0)
-    assert [run.steps for run in found.runs] == [8, 8, 8]
-    assert [run.spent for run in found.runs] == [8.0, 8.0, 8.0]
+    monkeypatch.setattr(callback, "growth_event_", lasting(callback.growth_event_, 2))
+    monkeypatch.setattr(comparison, "random_event_", lasting(comparison.random_event_, 1))
+    make_trainer = maker(tmp_path, callbacks=[time])
+    found = compare(make_trainer, growth(**GROWING), seeds=[0], cost="cpu-seconds", budget=12.0)
+    assert [run.steps for run in found.runs] == [12, 8, 10]
+    assert [run.spent for run in found.runs] == [12.0, 12.0, 12.0]
+    assert [run.growth_cost for run in found.runs] == [0.0, 4.0, 2.0]
 
 
 def test_a_budget_of_ones_own_and_its_learning_rate(tmp_path):
