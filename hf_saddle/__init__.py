@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .training import (
         GrowthCallback,
         GrowthTrainer,
+        compare,
         growth_event_,
         probe_batches,
         register_growth_checkpointing,
@@ -59,6 +60,7 @@ __all__ = [
     "SaddleViTModel",
     "__version__",
     "analyze_curvature",
+    "compare",
     "grow_",
     "growable",
     "growth_event_",

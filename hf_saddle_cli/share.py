@@ -1,6 +1,7 @@
 """`hf-saddle card` and `hf-saddle push`: describe a saved model and bring it to the Hub."""
 
 import glob
+from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -42,9 +43,7 @@ def write_card(folder: Path, given: dict[str, str | None], repo_id: str | None) 
     record = TrainingRecord.load(folder)
     if record is None or record.weights != fingerprint(model):
         record = TrainingRecord(weights=fingerprint(model))
-    for name, value in given.items():
-        if value is not None:
-            setattr(record, name, value)
+    record = replace(record, **{name: value for name, value in given.items() if value is not None})
     return write_model_card(folder, model, record, repo_id=repo_id)
 
 

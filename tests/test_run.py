@@ -10,8 +10,10 @@ import torch
 from transformers import DeiTConfig, DeiTForImageClassification, TrainingArguments
 
 from hf_saddle import GrowthConfig, SaddleDeiTForImageClassification
+from hf_saddle.demo.arguments import ModelAndDataArguments
 from hf_saddle.demo.data import load_images
-from hf_saddle.demo.run import ModelAndDataArguments, build_model, run, train_and_grow
+from hf_saddle.demo.job import build_model
+from hf_saddle.demo.run import run, train_and_grow
 
 
 TINY = {"image_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 16, "max_samples": 96}

@@ -169,6 +169,8 @@ def prepare_growth(
             predicted_gain=plan.predicted_gain,
             forecast=plan.forecast,
             budget=plan.budget,
+            candidates=dict(plan.candidates),
+            held_back=plan.held_back,
             parameters_before=parameters,
             parameters_after=parameters + cost.parameters,
             macs_before=macs,

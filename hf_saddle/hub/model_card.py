@@ -13,6 +13,8 @@ from ..growth.surgery import versions
 from ..models.configuration_saddle import TRANSFORMERS_RANGE
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .card_task import card_task, sample_name, usage
+from .comparison import Comparison
+from .comparison_text import comparison_text, settings_text
 from .escape import markdown, number, plain, quantity
 from .record import TrainingRecord, is_repo_id
 from .states import blocks_of, forecast, growths
@@ -37,6 +39,7 @@ def render_model_card(
     name: str,
     repo_id: str | None = None,
     pictures: list[str] | None = None,
+    comparison: Comparison | None = None,
     has_processor: bool = False,
     tags: list[str] | None = None,
 ) -> ModelCard:
@@ -49,6 +52,7 @@ def render_model_card(
         name (`str`): Title of the card, and the folder to load from where there is no `repo_id`.
         repo_id (`str`, *optional*): The repo on the Hub.
         pictures (`list[str]`, *optional*): Names of the pictures in the folder `pictures` beside the card.
+        comparison ([`Comparison`], *optional*): What the same training came to without growth and with random growth.
         has_processor (`bool`, *optional*, defaults to `False`): Whether its processor or tokenizer is beside the card.
         tags (`list[str]`, *optional*): More tags.
 
@@ -78,6 +82,8 @@ def render_model_card(
         "events": [_event(index, event) for index, event in enumerate(history.events, 1)],
         "rows": [row for index, event in enumerate(history.events, 1) for row in _rows(index, event)],
         "record": record,
+        "comparison": None if comparison is None else comparison_text(comparison),
+        "compared": "" if comparison is None else markdown(settings_text(comparison), 1000),
         "versions": _versions(history, record),
     }
     context |= _training(record) if record is not None else {"results": []}

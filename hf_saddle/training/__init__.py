@@ -2,6 +2,7 @@
 
 from .callback import GrowthCallback
 from .checkpoints import last_whole_checkpoint, missing_parts
+from .comparison import compare
 from .event import growth_event_
 from .loop_checkpoints import register_growth_checkpointing
 from .loss import training_loss
@@ -16,6 +17,7 @@ from .wrappers import rebuild_ddp_
 __all__ = [
     "GrowthCallback",
     "GrowthTrainer",
+    "compare",
     "growth_event_",
     "growth_event_sharded_",
     "last_whole_checkpoint",

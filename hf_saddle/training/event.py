@@ -96,8 +96,6 @@ def growth_event_(
             step=step,
             epoch=epoch,
             loss_before=loss_before,
-            candidates=plan.candidates,
-            held_back=plan.held_back,
         )
         if plan:
             replicas.check_same_model("model and optimizer after the growth", inner, optimizer)

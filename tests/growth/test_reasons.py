@@ -14,7 +14,6 @@ from hf_saddle.growth import (
     PaperGrowthConfig,
     grow_,
     plan_growth,
-    prepare_growth,
 )
 
 
@@ -29,7 +28,7 @@ def noisy(model, path, eigenvalues, error=0.5, **fields):
 def why(model, report, config) -> str:
     plan = plan_growth(report, model, config)
     assert not plan and GrowthPlan.from_json(plan.to_json()).held_back == plan.held_back
-    prepare_growth(model, plan, candidates=plan.candidates, held_back=plan.held_back).commit_()
+    grow_(model, plan)
     assert GrowthHistory.from_model(model).events[-1].held_back == plan.held_back
     return plan.held_back
 
