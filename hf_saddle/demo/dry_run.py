@@ -13,7 +13,7 @@ from ..growth import GrowthConfig, GrowthEvent
 from ..training import GrowthTrainer, growth_event_, training_loss
 from ..training.distributed import Replicas
 from ..training.model_checks import growable_paths
-from ..training.schedule import Course, announce
+from ..training.course import Course, announcement
 from ..training.spending import planned_steps
 from ..training.trainer_probe import trainer_batches
 from .arguments import ModelAndDataArguments
@@ -57,7 +57,7 @@ def dry_run(arguments: ModelAndDataArguments, growth: GrowthConfig, training: Tr
         loader, planned = trainer.get_train_dataloader(), planned_steps(trainer)
         course = Course(planned, len(loader) if has_length(loader) else None, own.gradient_accumulation_steps)
         growable = len(growable_paths(trainer.model, growth))
-        line, grows = announce(growth, course, trainer.model, growable, step=0, events_done=0)
+        line, grows = announcement(growth, course, trainer.model, growable, step=0, events_done=0)
         if not grows:
             return f"{line}\n\nNothing was trained or written."
         _seconds_of_a_step(trainer)  # the first steps of a process are slow

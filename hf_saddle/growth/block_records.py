@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..models.blocks import Orders, new_places, orders_after, reorder_config_, reordered, split_path
-from ..models.configuration_saddle import is_number
+from ..models.config_fields import is_number
 from ..models.shapes import Shapes
 from ..models.sites import Place
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..growth.config import is_int, is_number
+from ..growth.values import is_int, is_number
 from ..models.json_files import read_json
 from .intervals import mean_interval
 

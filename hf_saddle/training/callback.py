@@ -22,7 +22,7 @@ from .held import Held
 from .model_checks import check_budget, check_growable, check_optimizer, check_parameters, growable_paths
 from .reports import announce, describe, growth_metrics, say, size_metrics
 from .resuming import check_given, left_out, note_changes, progress, saved_history
-from .schedule import Course
+from .course import Course
 from .trainer_checks import check_supported, check_training
 from .trainer_event import trainer_event_
 from .wrappers import renew_wrapper_

@@ -13,7 +13,7 @@ from ..growth.block_records import block_texts
 from ..growth.planner import sizes
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .model_checks import growable_paths
-from .schedule import Course, announcement
+from .course import Course, announcement
 
 
 logger = logging.getLogger(__name__)
