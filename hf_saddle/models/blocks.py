@@ -99,8 +99,8 @@ def reorder_config_(config: Any, orders: Orders, bare: Iterable[str] = ()) -> No
             config.layer_types = [known["layer_types"][old] for old in order]
         if len(known.get("stage_names") or ()) == number + 1:
             # Of backbones: every block may give a feature, which is now that behind the blocks made like it.
-            last = [0, *(1 + max(place for place, own in enumerate(order) if own == old) for old in sorted({*order}))]
-            named = [last[index] for index in known["_out_indices"]]
+            last = {old + 1: place + 1 for place, old in enumerate(order)}
+            named = sorted({last.get(index, min(index, len(order))) for index in known["_out_indices"]})
             config.stage_names = ["stem", *(f"stage{index}" for index in range(1, len(order) + 1))]
             config.set_output_features_output_indices(None, named)
     config.widths = reordered(widths, orders) if widths else None
@@ -136,6 +136,17 @@ def orders_of_tensors(tensors: Iterable[str], prefix: str, blocks: Sequence[str]
         number = 1 + max(indices, default=-1)
         if number and number != lengths[stack] and indices == set(range(number)):
             orders[stack] = [min(index, lengths[stack] - 1) for index in range(number)]
+    return orders
+
+
+def orders_of_config(config: Any, blocks: Sequence[str]) -> dict[str, list[int]]:
+    """The orders that let lists of blocks have as many as a config says: the first ones stay."""
+    orders = {}
+    for stack, number in Counter(split_path(path)[0] for path in blocks).items():
+        field, stage = _count_field(config.model_type, stack)
+        wanted = getattr(config, field) if stage is None else getattr(config, field)[stage]
+        if wanted != number:
+            orders[stack] = [min(index, number - 1) for index in range(wanted)]
     return orders
 
 
@@ -176,6 +187,7 @@ __all__ = [
     "check_kept",
     "new_places",
     "orders_after",
+    "orders_of_config",
     "orders_of_tensors",
     "reorder_config_",
     "reordered",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from .blocks import block_paths, check_kept, orders_of_tensors, reorder_config_
+from .blocks import block_paths, check_kept, orders_of_config, orders_of_tensors, reorder_config_
 from .branch_guard import check_quantised
 from .checkpoint_checks import check_number_of_layers, check_values, find_weights, whole_numbers
 from .growable import Growable, SkipBranch, check_targets
@@ -107,7 +107,7 @@ def resize_to_(model: Any, state_dict: Mapping[str, Tensor], prefix: str) -> Non
     if not orders and incoming == Shapes.of_modules(sites) and kind == present:
         _check_tensors(state_dict, prefix, model.state_dict())
         return
-    stacks = restack(model, orders, config) if orders else Restacking()
+    stacks = restack(model, orders, config, to_be_loaded=True) if orders else Restacking()
     incoming.write_(config, kind)
     twin = _twin(model, config)
     _check_tensors(state_dict, prefix, twin.state_dict())
@@ -117,6 +117,29 @@ def resize_to_(model: Any, state_dict: Mapping[str, Tensor], prefix: str) -> Non
     except BaseException:
         assign_(undo)
         raise
+    _watch(stacks)
+
+
+def fit_blocks_(model: Any, config: Any) -> None:
+    """
+    Give a model the blocks of a config, as many and of the same kinds, before the weights that belong to it are loaded:
+    these do not tell the kinds of blocks (`layer_types`).
+    """
+    orders = orders_of_config(config, block_paths(model.base_model, model.config))
+    if not orders:
+        return
+    wanted = copy.deepcopy(model.config)
+    reorder_config_(wanted, orders)
+    for name in ("layer_types", "_out_features", "_out_indices"):
+        if name in vars(config):
+            vars(wanted)[name] = copy.deepcopy(vars(config)[name])
+    stacks = restack(model, orders, wanted, to_be_loaded=True)
+    assign_(stacks.assignments)
+    _watch(stacks)
+
+
+def _watch(stacks: Restacking) -> None:
+    """Let optimizers that were not told of other blocks raise."""
     retire_(parameter for block in stacks.removed for parameter in block.parameters())
     for made, like in stacks.made.values():
         known = dict(like.named_parameters())
@@ -190,4 +213,4 @@ def _neurons(state_dict: Mapping[str, Tensor], target: str) -> int:
     return len(state_dict[f"{layer}weight"] if bias is None else bias)
 
 
-__all__ = ["check_files", "check_loaded", "resize_to_"]
+__all__ = ["check_files", "check_loaded", "fit_blocks_", "resize_to_"]
