@@ -100,7 +100,7 @@ def reorder_config_(config: Any, orders: Orders, bare: Iterable[str] = ()) -> No
         if len(known.get("stage_names") or ()) == number + 1:
             # Of backbones: every block may give a feature, which is now that behind the blocks made like it.
             last = {old + 1: place + 1 for place, old in enumerate(order)}
-            named = sorted({last.get(index, min(index, len(order))) for index in known["_out_indices"]})
+            named = sorted({last.get(index, min(index, len(order))) for index in config.out_indices})
             config.stage_names = ["stem", *(f"stage{index}" for index in range(1, len(order) + 1))]
             config.set_output_features_output_indices(None, named)
     config.widths = reordered(widths, orders) if widths else None
@@ -171,7 +171,7 @@ def check_kept(config: Any, orders: Orders) -> None:
         number = len({*order})
         features = vars(config).get("stage_names") or ()
         known = not isinstance(kinds, list) or len({*kinds}) <= 1
-        if known and (len(features) <= number or config._out_indices == [len(features) - 1]):
+        if known and (len(features) <= number or config.out_indices == [len(features) - 1]):
             continue
         raise ValueError(
             f"The checkpoint has {len(order)} blocks in {stack}, not {number}, and which kind each of them is "

@@ -122,17 +122,18 @@ def resize_to_(model: Any, state_dict: Mapping[str, Tensor], prefix: str) -> Non
 
 def fit_blocks_(model: Any, config: Any) -> None:
     """
-    Give a model the blocks of a config, as many and of the same kinds, before the weights that belong to it are loaded:
-    these do not tell the kinds of blocks (`layer_types`).
+    Give a model the blocks of a config, as many and of the same kinds, before the weights that belong to it are
+    loaded: these do not tell the kinds of blocks (`layer_types`).
     """
     orders = orders_of_config(config, block_paths(model.base_model, model.config))
     if not orders:
         return
     wanted = copy.deepcopy(model.config)
     reorder_config_(wanted, orders)
-    for name in ("layer_types", "_out_features", "_out_indices"):
-        if name in vars(config):
-            vars(wanted)[name] = copy.deepcopy(vars(config)[name])
+    if isinstance(vars(config).get("layer_types"), list):
+        wanted.layer_types = list(config.layer_types)
+    if "stage_names" in vars(config):
+        wanted.set_output_features_output_indices(None, list(config.out_indices))
     stacks = restack(model, orders, wanted, to_be_loaded=True)
     assign_(stacks.assignments)
     _watch(stacks)
