@@ -21,6 +21,7 @@ from hf_saddle.growth import (
     insert_blocks_,
     prepare_growth,
 )
+from hf_saddle.growth.blocks import inserted_blocks
 from hf_saddle.models.blocks import block_paths
 from hf_saddle.models.loading import fit_blocks_
 
@@ -132,6 +133,17 @@ def test_blocks_with_branches_and_more_neurons_are_copied_with_them(name, how):
     assert bool(branches) == (how == "copy")
     grow_(model, family_plan(model, "gradmax", [0]))  # new blocks grow as old ones
     GrowthHistory.from_model(model).check(model)
+
+
+def test_fresh_blocks_of_a_loaded_model_are_initialised(tmp_path):
+    name = "ResNetForImageClassification"
+    block_model(name).save_pretrained(tmp_path)
+    model = hf_saddle.growable(transformers.ResNetForImageClassification.from_pretrained(tmp_path)).eval()
+    state, before = torch.get_rng_state(), answers(model, name)
+    event = insert_blocks_(model, [0], "identity")  # behind a block that a copy could not follow
+    assert torch.equal(torch.get_rng_state(), state) and torch.equal(answers(model, name), before)
+    drawn = [new for new in event.added.values() if new.dim() == 4]
+    assert len(drawn) == 3 and all(0.005 < float(new.detach().std()) < 1 for new in drawn)
 
 
 @pytest.mark.parametrize("name", GENERATING)
@@ -319,7 +331,7 @@ def test_histories_tell_of_blocks_and_old_ones_are_read():
     insert_blocks_(model, "even", "identity", number=2)
     history = GrowthHistory.from_model(model)
     assert [record["after"] for record in history.events[0].blocks] == ["layers.0", "layers.0", "layers.1"]
-    assert history.inserted_blocks() == [f"layers.{index}" for index in (1, 3, 5, 2, 6)]
+    assert inserted_blocks(history) == [f"layers.{index}" for index in (1, 3, 5, 2, 6)]
     twin = block_model("LlamaForCausalLM")
     for event in (history.events[0], history.events[2]):
         plan = GrowthPlan(blocks=tuple(NewBlock.from_dict(record) for record in event.blocks))

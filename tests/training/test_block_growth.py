@@ -7,10 +7,11 @@ import pytest
 import torch
 from test_ddp import found_by_ranks
 from test_resume import SAVING, assert_same_run, checkpoint
-from training_cases import events, growth, tiny, train, trainer_for
+from training_cases import Images, events, growth, tiny, train, trainer_for
 from transformers import AutoModelForImageClassification, Trainer
 
 from hf_saddle.growth import GrowthHistory
+from hf_saddle.growth.blocks import inserted_blocks
 from hf_saddle.training import GrowthTrainer
 
 
@@ -37,7 +38,7 @@ def test_events_insert_blocks_within_their_budget(full):
     model = trainer.model
     assert model.config.num_hidden_layers == 2 + sum(len(event["blocks"]) for event in inserted)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    new = tuple(f"vit.{path}." for path in GrowthHistory.from_model(model).inserted_blocks())
+    new = tuple(f"vit.{path}." for path in inserted_blocks(GrowthHistory.from_model(model)))
     assert trained == {name for name, _ in model.named_parameters() if not config.freeze or name.startswith(new)}
 
 
@@ -59,8 +60,6 @@ def test_resuming_with_the_grown_model(full, tmp_path, step):
 def test_the_best_model_may_have_fewer_blocks(tmp_path):
     options = SAVING | {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1}
     trainer = trainer_for(tmp_path, inserting(), **options, learning_rate=1.0, metric_for_best_model="loss")
-    from training_cases import Images
-
     trainer.eval_dataset = Images(16)
     trainer.train()
     GrowthHistory.from_model(trainer.model).check(trainer.model)
