@@ -209,7 +209,7 @@ def _scores(
 def _outputs(block: nn.Module, kind: Block) -> list[nn.Module]:
     """The modules that all of what a block adds passes; where the last of it is a parameter, the layer before that."""
     modules = dict(block.named_modules())
-    return [modules.get(name, modules[kind.linears[-1]]) for name in kind.outputs]
+    return [modules[name if name in modules else kind.linears[-1]] for name in kind.outputs]
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def draft_blocks(model: GrowablePreTrainedModel, plan: GrowthPlan) -> tuple[Rest
                 new.requires_grad_(new.requires_grad or plan.freeze)
     heads = _alignment_heads(model, blocks)
     if heads is not None:
-        held = vars(model.generation_config)
+        held = model.generation_config.__dict__
         stacks.assignments.append((held, {"alignment_heads": heads}, ("alignment_heads",)))
     return stacks, changes
 
@@ -156,7 +156,8 @@ def _next(model: GrowablePreTrainedModel, block: NewBlock) -> nn.Module:
             f"{block.after} is the last block of its list, so that there is no other one to average it with. Use "
             "`how='copy'` there."
         )
-    return children[index + 1]
+    following: nn.Module = children[index + 1]
+    return following
 
 
 def _average_(made: nn.Module, other: nn.Module) -> None:
