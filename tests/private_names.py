@@ -72,6 +72,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "_inner_training_loop",
         "_issue_warnings_after_load",
         "_load_callback_state",
+        "_load_from_checkpoint",
         "_load_optimizer_and_scheduler",
         "_prepare_for_training",
         "_prepare_inputs",

@@ -131,23 +131,25 @@ def places_of_blocks(model: GrowablePreTrainedModel, places: Sequence[int] | Non
     """
     paths = block_paths(model.base_model, model.config)
     paths = paths if places is None else [paths[place] for place in places]
-    objection: ValueError | None = None
-    for number in _PERIODS:
-        fitting = []
-        for path in paths:
-            try:
-                for way in dict.fromkeys((how, "copy")):
-                    draft_blocks(model, _copies([path], number, way))
-                fitting.append(path)
-            except ValueError as error:
-                objection = objection or error
+    objections: list[ValueError] = []
+
+    def fits(some: Sequence[str], number: int) -> bool:
         try:
-            if fitting:
-                draft_blocks(model, _copies(fitting, number, "copy"))
-                return fitting, number
+            for way in dict.fromkeys((how, "copy")):
+                draft_blocks(model, _copies(some, number, way))
         except ValueError as error:
-            objection = objection or error
-    raise ValueError(f"No block can be inserted. {objection}")
+            objections.append(error)
+            return False
+        return True
+
+    for number in _PERIODS:
+        # Most models take a block anywhere; of others each place is tried, and then all that fit together.
+        if fits(paths, number):
+            return paths, number
+        fitting = [path for path in paths if fits([path], number)]
+        if fitting and fits(fitting, number):
+            return fitting, number
+    raise ValueError(f"No block can be inserted. {objections[0]}")
 
 
 def _copies(paths: Sequence[str], number: int, how: str) -> GrowthPlan:
@@ -209,7 +211,7 @@ def _scores(
 def _outputs(block: nn.Module, kind: Block) -> list[nn.Module]:
     """The modules that all of what a block adds passes; where the last of it is a parameter, the layer before that."""
     modules = dict(block.named_modules())
-    return [modules.get(name, modules[kind.linears[-1]]) for name in kind.outputs]
+    return [modules[name if name in modules else kind.linears[-1]] for name in kind.outputs]
 
 
 @contextmanager

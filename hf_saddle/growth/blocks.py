@@ -15,12 +15,13 @@ from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.parameters import follow_
 from ..models.restacking import Restacking, restack
 from .attachments import check_attachments
-from .block_records import NewBlock, bare_of, places_of
+from .block_records import NewBlock, bare_of, blocks_with, new_blocks, places_of
 from .changes import Added, Changes
 from .history import GrowthHistory
 from .plan import GrowthPlan
 
 
+@torch.no_grad()
 def draft_blocks(model: GrowablePreTrainedModel, plan: GrowthPlan) -> tuple[Restacking, Changes]:
     """
     The new blocks of a plan, with their values, and what is to be assigned so that they become part of a model. The
@@ -46,7 +47,9 @@ def draft_blocks(model: GrowablePreTrainedModel, plan: GrowthPlan) -> tuple[Rest
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(plan.seed)
+        torch.default_generator.manual_seed(plan.seed)
+        for device in devices:
+            torch.cuda.default_generators[device.index].manual_seed(plan.seed)
         for path, (made, like) in stacks.made.items():
             block, kind = asked[path], found[asked[path].after]
             if block.how == "identity":
@@ -61,9 +64,19 @@ def draft_blocks(model: GrowablePreTrainedModel, plan: GrowthPlan) -> tuple[Rest
                 new.requires_grad_(new.requires_grad or plan.freeze)
     heads = _alignment_heads(model, blocks)
     if heads is not None:
-        held = vars(model.generation_config)
+        held = model.generation_config.__dict__
         stacks.assignments.append((held, {"alignment_heads": heads}, ("alignment_heads",)))
     return stacks, changes
+
+
+def inserted_blocks(history: GrowthHistory) -> list[str]:
+    """Paths in the base model of the blocks that the events of a history have inserted."""
+    found: list[str] = []
+    shapes = history.initial.shapes
+    for event in history.events:
+        found = blocks_with(found, shapes, new_blocks(event.blocks, "a growth event"))
+        shapes = event.shapes
+    return found
 
 
 def trained_outside(model: GrowablePreTrainedModel, blocks: Sequence[str]) -> list[nn.Parameter]:
@@ -75,7 +88,7 @@ def trained_outside(model: GrowablePreTrainedModel, blocks: Sequence[str]) -> li
 def freeze_as_before_(model: GrowablePreTrainedModel, history: GrowthHistory) -> None:
     """Let a model that was loaded train only its inserted blocks, if an event has asked for that."""
     if any(event.frozen for event in history.events):
-        for parameter in trained_outside(model, history.inserted_blocks()):
+        for parameter in trained_outside(model, inserted_blocks(history)):
             parameter.requires_grad_(False)
 
 
@@ -143,7 +156,8 @@ def _next(model: GrowablePreTrainedModel, block: NewBlock) -> nn.Module:
             f"{block.after} is the last block of its list, so that there is no other one to average it with. Use "
             "`how='copy'` there."
         )
-    return children[index + 1]
+    following: nn.Module = children[index + 1]
+    return following
 
 
 def _average_(made: nn.Module, other: nn.Module) -> None:
@@ -168,6 +182,7 @@ def _start_anew_(model: GrowablePreTrainedModel, made: nn.Module) -> None:
     floating: list[Tensor] = [x for x in (*made.parameters(), *made.buffers()) if x.is_floating_point()]
     for tensor in floating:
         tensor.fill_(torch.nan)  # what is not initialised shall be seen
+        vars(tensor).pop("_is_hf_initialized", None)  # of buffers that were loaded
     base: Any = model.base_model
     made.apply(base._init_weights)
     if not all(bool(torch.isfinite(tensor).all()) for tensor in floating):

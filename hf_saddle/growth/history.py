@@ -12,7 +12,7 @@ from ..models.configuration_saddle import SaddleConfig
 from ..models.json_files import read_json
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.shapes import Shapes
-from .block_records import blocks_with, config_with_, new_blocks, shapes_with
+from .block_records import config_with_, new_blocks, shapes_with
 from .costs import count_parameters
 from .event import GrowthEvent, ModelSize
 from .schema import MAX_MACS, check_count, check_fields, check_kind, check_shapes_follow
@@ -103,15 +103,6 @@ class GrowthHistory:
     def skip_unit(self) -> str:
         """Kind of the branch units after the last event."""
         return self.events[-1].skip_unit if self.events else self.initial.skip_unit
-
-    def inserted_blocks(self) -> list[str]:
-        """Paths in the base model of the blocks that events have inserted."""
-        found: list[str] = []
-        shapes = self.initial.shapes
-        for event in self.events:
-            found = blocks_with(found, shapes, new_blocks(event.blocks, "a growth event"))
-            shapes = event.shapes
-        return found
 
     def matches(self, model: GrowablePreTrainedModel) -> bool:
         """Whether the history ends at the shapes that a model has."""

@@ -14,7 +14,7 @@ from ..models.restacking import assign_
 from ..version import __version__
 from .attachments import check_attachments
 from .block_records import operators_of
-from .blocks import draft_blocks, rename_in_optimizer_, trained_outside
+from .blocks import draft_blocks, inserted_blocks, rename_in_optimizer_, trained_outside
 from .changes import Changes
 from .costs import Cost, count_parameters, plan_cost
 from .drafting import check_plan, draft_growths
@@ -187,7 +187,7 @@ def prepare_growth(
         event.seconds = time.perf_counter() - started
         history.append(event)
         if plan.freeze:
-            changes.frozen += trained_outside(model, history.inserted_blocks())
+            changes.frozen += trained_outside(model, inserted_blocks(history))
         history.attach_(model)
         after = Snapshot(model, optimizer, also)
     finally:

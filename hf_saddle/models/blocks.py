@@ -100,8 +100,8 @@ def reorder_config_(config: Any, orders: Orders, bare: Iterable[str] = ()) -> No
             config.layer_types = [known["layer_types"][old] for old in order]
         if len(known.get("stage_names") or ()) == number + 1:
             # Of backbones: every block may give a feature, which is now that behind the blocks made like it.
-            last = [0, *(1 + max(place for place, own in enumerate(order) if own == old) for old in sorted({*order}))]
-            named = [last[index] for index in known["_out_indices"]]
+            last = {old + 1: place + 1 for place, old in enumerate(order)}
+            named = sorted({last.get(index, min(index, len(order))) for index in config.out_indices})
             config.stage_names = ["stem", *(f"stage{index}" for index in range(1, len(order) + 1))]
             config.set_output_features_output_indices(None, named)
     config.widths = reordered(widths, orders) if widths else None
@@ -141,6 +141,17 @@ def orders_of_tensors(tensors: Iterable[str], prefix: str, blocks: Sequence[str]
     return orders
 
 
+def orders_of_config(config: Any, blocks: Sequence[str]) -> dict[str, list[int]]:
+    """The orders that let lists of blocks have as many as a config says: the first ones stay."""
+    orders = {}
+    for stack, number in Counter(split_path(path)[0] for path in blocks).items():
+        field, stage = _count_field(config.model_type, stack)
+        wanted = getattr(config, field) if stage is None else getattr(config, field)[stage]
+        if wanted != number:
+            orders[stack] = [min(index, number - 1) for index in range(wanted)]
+    return orders
+
+
 def block_siblings(name: str) -> list[str]:
     """Parameters of the blocks before that which a parameter is in, nearest first, that it may be trained like."""
     for pattern in _IN_BLOCK:
@@ -162,7 +173,7 @@ def check_kept(config: Any, orders: Orders) -> None:
         number = len({*order})
         features = vars(config).get("stage_names") or ()
         known = not isinstance(kinds, list) or len({*kinds}) <= 1
-        if known and (len(features) <= number or config._out_indices == [len(features) - 1]):
+        if known and (len(features) <= number or config.out_indices == [len(features) - 1]):
             continue
         raise ValueError(
             f"The checkpoint has {len(order)} blocks in {stack}, not {number}, and which kind each of them is "
@@ -178,6 +189,7 @@ __all__ = [
     "check_kept",
     "new_places",
     "orders_after",
+    "orders_of_config",
     "orders_of_tensors",
     "reorder_config_",
     "reordered",

@@ -208,7 +208,7 @@ def _post_norm(config: Any) -> str | None:
 
 
 def _gpt2(config: Any) -> tuple[Inside, ...]:
-    attention, outputs = _names("attn", "c_attn c_proj"), ("attn.c_proj", "mlp.c_proj")
+    attention, outputs = _names("attn", "c_attn c_proj"), (*_names("attn", "c_proj"), "mlp.c_proj")
     if config.add_cross_attention:
         attention += _names("crossattention", "q_attn c_attn c_proj")
         outputs += ("crossattention.c_proj",)

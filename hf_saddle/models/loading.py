@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from .blocks import block_paths, check_kept, orders_of_tensors, reorder_config_
+from .blocks import block_paths, check_kept, orders_of_config, orders_of_tensors, reorder_config_
 from .branch_guard import check_quantised
 from .checkpoint_checks import check_number_of_layers, check_values, find_weights, whole_numbers
 from .growable import Growable, SkipBranch, check_targets
@@ -109,7 +109,7 @@ def resize_to_(model: Any, state_dict: Mapping[str, Tensor], prefix: str) -> Non
     if not orders and incoming == model.shapes() and kind == present:
         _check_tensors(state_dict, prefix, model.state_dict())
         return
-    stacks = restack(model, orders, config) if orders else Restacking()
+    stacks = restack(model, orders, config, to_be_loaded=True) if orders else Restacking()
     incoming.write_(config, kind)
     twin = _twin(model, config)
     _check_tensors(state_dict, prefix, twin.state_dict())
@@ -119,6 +119,30 @@ def resize_to_(model: Any, state_dict: Mapping[str, Tensor], prefix: str) -> Non
     except BaseException:
         assign_(undo)
         raise
+    _watch(stacks)
+
+
+def fit_blocks_(model: Any, config: Any) -> None:
+    """
+    Give a model the blocks of a config, as many and of the same kinds, before the weights that belong to it are
+    loaded: these do not tell the kinds of blocks (`layer_types`).
+    """
+    orders = orders_of_config(config, block_paths(model.base_model, model.config))
+    if not orders:
+        return
+    wanted = copy.deepcopy(model.config)
+    reorder_config_(wanted, orders)
+    if isinstance(vars(config).get("layer_types"), list):
+        wanted.layer_types = list(config.layer_types)
+    if "stage_names" in vars(config):
+        wanted.set_output_features_output_indices(None, list(config.out_indices))
+    stacks = restack(model, orders, wanted, to_be_loaded=True)
+    assign_(stacks.assignments)
+    _watch(stacks)
+
+
+def _watch(stacks: Restacking) -> None:
+    """Let optimizers that were not told of other blocks raise."""
     retire_(parameter for block in stacks.removed for parameter in block.parameters())
     for made, like in stacks.made.values():
         known = dict(like.named_parameters())
@@ -193,4 +217,4 @@ def _neurons(state_dict: Mapping[str, Tensor], target: str) -> int:
     return len(state_dict[f"{layer}weight"] if bias is None else bias)
 
 
-__all__ = ["check_files", "check_loaded", "resize_to_"]
+__all__ = ["check_files", "check_loaded", "fit_blocks_", "resize_to_"]

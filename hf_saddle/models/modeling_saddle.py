@@ -19,6 +19,7 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
+from .blocks import block_siblings
 from .branch_guard import branch_links, guarded
 from .checkpoint_checks import check_headers, check_values, whole_numbers
 from .configuration_saddle import SaddleConfig, config_class
@@ -205,11 +206,10 @@ class GrowablePreTrainedModel(PreTrainedModel):
     ) -> None:
         # `Trainer` resumes, and reloads its best model, by `load_state_dict`, where the checkpoint may be smaller or
         # larger than the model: the modules take the shapes of the incoming tensors before those are copied.
-        check_values(
-            {name: tensor for name, tensor in state_dict.items() if name.startswith(prefix)},
-            "the checkpoint",
-            whole_numbers(self.state_dict(), prefix),
-        )
+        own = {name: tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+        whole = whole_numbers(self.state_dict(), prefix)
+        more = {name for name in whole_numbers(own) if not whole.isdisjoint(block_siblings(name))}
+        check_values(own, "the checkpoint", whole | more)
         resize_to_(self, state_dict, prefix)
         if local_metadata.get("assign_to_params_buffers", False):
             # `load_state_dict(assign=True)` puts those of the checkpoint in place of the parameters.

@@ -39,7 +39,9 @@ class Restacking:
     removed: list[nn.Module] = field(default_factory=list)
 
 
-def restack(model: Any, orders: Orders, config: Any, anew: Collection[str] = ()) -> Restacking:
+def restack(
+    model: Any, orders: Orders, config: Any, anew: Collection[str] = (), *, to_be_loaded: bool = False
+) -> Restacking:
     """
     What is to be assigned so that the lists of blocks of a model have other orders. Whatever the constructors of stock
     derive from the place of a block, or from their number, follows.
@@ -50,6 +52,8 @@ def restack(model: Any, orders: Orders, config: Any, anew: Collection[str] = ())
         config ([`SaddleConfig`]): The config of the model with these orders.
         anew (`Collection[str]`, *optional*):
             Paths of new blocks whose weights will be others, so that each block of the list may be what they are like.
+        to_be_loaded (`bool`, *optional*, defaults to `False`):
+            Whether all weights will be others, so that blocks may become what they are not.
 
     Raises:
         ValueError: If a block would compute something else at its new place, cannot be a copy of another, or if other
@@ -71,8 +75,7 @@ def restack(model: Any, orders: Orders, config: Any, anew: Collection[str] = ())
                 found.made[path] = (children[str(index)], own[model_of])
                 continue
             children[str(index)] = block
-            if index != old or len(order) != len(own):
-                found.assignments += _follow(block, stock[old], fresh[index], f"{stack}.{old}")
+            found.assignments += _follow(block, stock[old], fresh[index], f"{stack}.{old}", to_be_loaded)
         found.removed += [block for index, block in enumerate(own) if index not in order]
         found.assignments.append((own._modules, children, None))
     inside = [f"{stack}." for stack in orders]
@@ -140,12 +143,12 @@ def _differences(own: nn.Module, stock: nn.Module, fresh: nn.Module) -> list[Ass
     return [(vars(own), changed, tuple(changed))] if changed else []
 
 
-def _follow(block: nn.Module, stock: nn.Module, fresh: nn.Module, path: str) -> Iterator[Assignment]:
+def _follow(block: nn.Module, stock: nn.Module, fresh: nn.Module, path: str, free: bool) -> Iterator[Assignment]:
     """A block takes the attributes that stock gives to one at its new place, unless it would not be the same there."""
     for name, new in fresh.named_modules():
         for holder, values, names in _differences(block.get_submodule(name), stock.get_submodule(name), new):
             for key in values:
-                if key not in _OF_PLACE:
+                if key not in _OF_PLACE and not free:
                     raise ValueError(
                         f"{path} would have `{key}={values[key]!r}` in place of {holder.get(key)!r} behind the new "
                         "blocks, and compute something else. Insert them behind the last block of the list, or as "

@@ -127,8 +127,8 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
     book, by_macs, prices = CostBook(model), config.budget_unit == "macs", []
     if config.inserts_blocks:
         found, number = places_of_blocks(model, config.layers, config.operator.removeprefix("block_"))
-        costs = block_costs(model, found, number, config.operator.removeprefix("block_")).values()
-        prices = [cost.macs if by_macs else cost.parameters for cost in costs]
+        of_blocks = block_costs(model, found, number, config.operator.removeprefix("block_"))
+        prices = [cost.macs if by_macs else cost.parameters for cost in of_blocks.values()]
     for site in [] if config.inserts_blocks else model.growable_linears():
         for operator in _operators(model, site, config) if site.path in paths else ():
             costs = [book.cost(site.path, operator, neuron) for neuron in range(site.module.neurons)]

@@ -13,6 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotat
 
 from ..growth.optimizer_state import held_parameters
 from ..hub import ModelCardMixin
+from ..models.loading import fit_blocks_
 from .callback import GrowthCallback
 from .checkpoints import discard, last_whole_checkpoint, missing_parts, write_manifest
 from .restart import note_start
@@ -85,6 +86,11 @@ class GrowthTrainer(ModelCardMixin, Trainer):  # type: ignore[misc]
                 "random numbers start anew, and the run is not the one that an uninterrupted training would be."
             )
         return folder
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # Weights do not tell what kinds the blocks are of, where these differ.
+        fit_blocks_(self.model, type(self.model.config).from_pretrained(resume_from_checkpoint))
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         try:

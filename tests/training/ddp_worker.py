@@ -114,6 +114,30 @@ def gradients_after_growth(folder):
     return found
 
 
+def blocks(folder):
+    """Gradients of DDP after an event that inserts blocks, and the blocks themselves."""
+    config = growth(operator="block_copy", max_growth=None, event_budget=20_000, layers=None)
+    model = tiny(hidden_dropout_prob=0.0).double()
+    wrapper, twin = DistributedDataParallel(model), copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(wrapper.parameters(), lr=1e-2)
+    event = growth_event_(wrapper, optimizer, doubles(probe(config)), config)
+    one = growth_event_(twin, None, doubles(probe_batches(Images(), config)), config)
+    worst = 0.0
+    for start in (0, 16):
+        batches = [default_collate([Images()[i] for i in range(at, at + 8)]) for at in (start, start + 8)]
+        expected = one_process_gradients(model, doubles(batches))
+        wrapper(**doubles(batches)[dist.get_rank()]).loss.backward()
+        worst = max(worst, largest_difference(model, expected))
+        optimizer.step()
+        optimizer.zero_grad()
+    found = {"difference": worst, "replicas_equal": same_everywhere(fingerprint(model, optimizer))}
+    return found | {"same_blocks": bool(event.blocks) and places(event) == places(one)}
+
+
+def places(event):
+    return [block["after"] for block in event.blocks]
+
+
 def uneven_shares(folder):
     """The probe samples are no multiple of the processes, nor is the data set of the Trainer."""
     model = tiny(hidden_dropout_prob=0.0).double()
