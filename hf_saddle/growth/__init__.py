@@ -3,6 +3,8 @@
 from .config import PAPER_START, GrowthConfig, PaperGrowthConfig
 from .costs import count_parameters
 from .event import GrowthEvent
+from .head_choice import plan_heads
+from .head_scores import HeadScores, score_heads
 from .heads import grow_heads_, head_growth
 from .history import GrowthHistory
 from .line_search import line_search, probe_loss
@@ -22,6 +24,7 @@ __all__ = [
     "GrowthEvent",
     "GrowthHistory",
     "GrowthPlan",
+    "HeadScores",
     "LayerGrowth",
     "PaperGrowthConfig",
     "PreparedGrowth",
@@ -35,9 +38,11 @@ __all__ = [
     "line_search",
     "merge_pairs_",
     "plan_growth",
+    "plan_heads",
     "prepare_growth",
     "probe_loss",
     "rebind_optimizer_",
     "record_",
+    "score_heads",
     "to_stock",
 ]

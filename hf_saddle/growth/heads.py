@@ -35,8 +35,8 @@ def grow_heads_(
     A head is a group of neurons of the layers of queries, keys and values; where key-value heads serve groups of
     queries, it is one of them with its queries. `"new"` appends heads with random rows that nothing reads yet: the
     model computes the same, bit for bit, and learns what to read. `"split"` replaces heads by two copies, moved apart
-    by a random step, whose outgoing weights are halved: the same to second order in the step. For directions that
-    lower the loss see [`split_plan`], for heads that are chosen by measurement [`choose_heads`].
+    by a random step, whose outgoing weights are halved: the same to second order in the step. Both are controls for
+    heads and directions that are chosen by measurement, see [`score_heads`] and [`plan_heads`].
 
     Args:
         model ([`GrowablePreTrainedModel`]): The model, not its wrapper.

@@ -47,6 +47,18 @@ class Attention:
         """Equal parts in which the rows of a layer lie: three where one layer has queries, keys and values."""
         return 3 if len(self.heads.rows) == 1 else 1
 
+    def rows_of(self, heads: Tensor, unit: int, number: int) -> Tensor:
+        """
+        Numbers of the rows of heads in a layer, head by head, int64.
+
+        Args:
+            heads (`Tensor`): The heads, int64, shape `(k,)`.
+            unit (`int`): Rows that a head has in each part of the layer.
+            number (`int`): Heads that there are.
+        """
+        first = torch.arange(self.parts) * number + heads[:, None]
+        return (first[..., None] * unit + torch.arange(unit)).flatten()
+
     def fit_(self, number: int) -> None:
         """Let the attributes of the module say that it has a number of heads."""
         for name in self.heads.counts:
