@@ -11,7 +11,7 @@ from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.shapes import Shapes
 from .costs import count_parameters
 from .macs import count_macs
-from .operators import OPERATORS
+from .operators import HEAD_OPERATORS, OPERATORS
 from .schema import (
     MAX_MACS,
     check_candidates,
@@ -65,7 +65,12 @@ class GrowthEvent:
     @property
     def neurons(self) -> int:
         """Number of neurons that grew."""
-        return sum(layer["chosen"] for layer in self.layers)
+        return sum(layer["chosen"] for layer in self.layers if layer["operator"] not in HEAD_OPERATORS)
+
+    @property
+    def heads(self) -> int:
+        """Number of attention heads that came."""
+        return sum(layer["chosen"] for layer in self.layers if layer["operator"] in HEAD_OPERATORS)
 
     def to_dict(self) -> dict[str, Any]:
         """The event fit for JSON, without `replaced` and `added`."""
@@ -123,7 +128,7 @@ class GrowthEvent:
             raise ValueError("A growth event without layers changes the number of parameters; the history is damaged.")
         if self.is_merge and (added >= 0 or self.macs_after != self.macs_before):
             raise ValueError("A merge of residual pairs must lower `parameters_after`; the history is damaged.")
-        if self.layers and (added < self.neurons or self.macs_after < self.macs_before):
+        if self.layers and (added < self.neurons + self.heads or self.macs_after < self.macs_before):
             raise ValueError(
                 "A growth event with layers adds fewer parameters than neurons, or loses MACs: `parameters_after` or "
                 "`macs_after` is damaged."

@@ -41,7 +41,8 @@ def plan_heads(
     """
     if unit not in ("parameters", "macs"):
         raise ValueError(f'`unit` must be "parameters" or "macs", got {unit!r}.')
-    if (number is None and budget is None) or (number or 1) < 1 or (budget or 1.0) <= 0:
+    limits = [limit for limit in (number, budget) if limit is not None]
+    if not limits or min(limits) <= 0:
         raise ValueError(
             f"Say how many heads may come, `number`, or what they may cost, `budget`: {number}, {budget}."
         )

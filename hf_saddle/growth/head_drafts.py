@@ -38,10 +38,9 @@ def layers_of_growth(model: GrowablePreTrainedModel, growth: LayerGrowth) -> tup
     return find_attention(model, growth.linear).heads.rows if is_of_heads(growth) else (growth.linear,)
 
 
-def tables_of(model: GrowablePreTrainedModel, growths: Iterable[LayerGrowth]) -> set[str]:
-    """The parameters with an entry for each head that growths of heads add to."""
-    found = {find_attention(model, growth.linear).heads.table for growth in growths}
-    return {table for table in found if table is not None}
+def tables_of(attentions: Iterable[Attention]) -> set[str]:
+    """The parameters with an entry for each head of some attention modules."""
+    return {attention.heads.table for attention in attentions if attention.heads.table is not None}
 
 
 class HeadsDraft:

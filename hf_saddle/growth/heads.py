@@ -9,8 +9,9 @@ from torch.optim import Optimizer
 
 from ..models.families import family_of
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from .attachments import check_attachments
 from .event import GrowthEvent
-from .head_drafts import HeadsDraft, find_attention
+from .head_drafts import HeadsDraft, find_attention, tables_of
 from .plan import GrowthPlan, LayerGrowth
 from .surgery import grow_
 
@@ -95,6 +96,7 @@ def head_growth(
     roots = {attention.root: attention.path for attention in model.attentions()}
     attention = find_attention(model, roots.get(path, path))
     model.check_linears()
+    check_attachments(model, attention.heads.rows, tables_of([attention]))
     draft = HeadsDraft.of(model, attention)
     chosen = _chosen(attention.path, heads, how, draft.number)
     generator = torch.Generator().manual_seed(seed)

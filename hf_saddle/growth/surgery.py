@@ -16,7 +16,7 @@ from .changes import Changes
 from .costs import Cost, count_parameters, plan_cost
 from .drafting import check_plan, draft_growths
 from .event import GrowthEvent
-from .head_drafts import is_of_heads, layers_of_growth, tables_of
+from .head_drafts import find_attention, is_of_heads, layers_of_growth, tables_of
 from .history import GrowthHistory
 from .install import check_changes, install_
 from .macs import count_macs
@@ -131,7 +131,7 @@ def prepare_growth(
         )
     heads = [growth for growth in plan.growths if is_of_heads(growth)]
     layers = {layer for growth in plan.growths for layer in layers_of_growth(model, growth)}
-    check_attachments(model, layers, tables_of(model, heads))
+    check_attachments(model, layers, tables_of(find_attention(model, growth.linear) for growth in heads))
     kind = check_plan(model, plan)
     parameters, macs = count_parameters(model), history.macs
     cost = plan_cost(model, [growth for growth in plan.growths if not is_of_heads(growth)])
