@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .families import Heads, blocks_in
+from .families import blocks_in
 from .growable import growable_in
+from .head_kinds import Heads
 from .layouts import layout_of
 from .parameters import follow_
 from .resizing import retire_
