@@ -99,7 +99,7 @@ class HeadSplits:
             def slope(size: Tensor, moved: Any = moved) -> Tensor:
                 return jvp(moved, (size,), (torch.ones_like(size),))[1]  # type: ignore[no-any-return]
 
-            zero = steps.new_zeros(())
+            zero = use.gradient.new_zeros(())
             with twice_differentiable(self.model):
                 bend = jvp(slope, (zero,), (torch.ones_like(zero),))[1]
             change = 0.5 * (bend * use.gradient)
@@ -145,6 +145,7 @@ class HeadSplits:
             weight = layout_of(layer).matrix(values[f"{name}.weight"].detach())
             bias = values.get(f"{name}.bias", weight.new_zeros(len(weight))).detach()
             whole = torch.cat([weight, bias[:, None]], 1)
+            whole = whole.to(torch.promote_types(whole.dtype, torch.float32))
             parts.append(whole.index_select(0, rows.to(whole.device)).reshape(self.number, -1))
         return torch.cat(parts, 1)
 
@@ -155,6 +156,7 @@ class HeadSplits:
             rows, size = self._rows(layer)
             part = heads[:, start : start + len(rows) // self.number * size].reshape(len(rows), size)
             start += len(rows) // self.number * size
+            part = part.to(layer.weight.dtype)
             whole = torch.empty_like(part).index_copy(0, rows.to(part.device), part)
             found[f"{name}.weight"] = layout_of(layer).weight(whole[:, :-1], layer.weight)
             found[f"{name}.bias"] = whole[:, -1]

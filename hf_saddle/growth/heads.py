@@ -13,7 +13,7 @@ from .attachments import check_attachments
 from .event import GrowthEvent
 from .head_drafts import HeadsDraft, find_attention, tables_of
 from .plan import GrowthPlan, LayerGrowth
-from .surgery import grow_
+from .surgery import check_saddle, grow_
 
 
 # Length of the step of a split relative to the head, where none is given.
@@ -132,7 +132,8 @@ def head_growth(
 
 
 def check_family(model: GrowablePreTrainedModel) -> None:
-    """Raise a `ValueError` that says why, if the heads of no model of this type can grow."""
+    """Raise a `ValueError` that says why, if this is no growable model, or the heads of no model of its type grow."""
+    check_saddle(model)
     heads = family_of(model.config.model_type).heads
     if isinstance(heads, str):
         raise ValueError(f"Heads of {type(model).__name__} models cannot grow: {heads}.")

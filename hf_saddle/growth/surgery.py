@@ -112,11 +112,7 @@ def prepare_growth(
     Where several processes train one model, each prepares, all compare, and then each commits.
     """
     started = time.perf_counter()
-    if not isinstance(model, GrowablePreTrainedModel):
-        raise ValueError(
-            f"Only Saddle models grow, got a {type(model).__name__}. Unwrap it (`accelerator.unwrap_model(model)`), "
-            "or convert a stock model with `from_stock`."
-        )
+    check_saddle(model)
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         raise ValueError(
             "The model is sharded (FSDP2, tensor parallelism) and cannot grow in place. Save a checkpoint, grow it in "
@@ -175,6 +171,15 @@ def prepare_growth(
     finally:
         before.restore()
     return PreparedGrowth(event, changes, before, after)
+
+
+def check_saddle(model: Any) -> None:
+    """Raise a `ValueError` if this is no model that can grow."""
+    if not isinstance(model, GrowablePreTrainedModel):
+        raise ValueError(
+            f"Only Saddle models grow, got a {type(model).__name__}. Unwrap it (`accelerator.unwrap_model(model)`), "
+            "or convert a stock model with `from_stock`."
+        )
 
 
 def record_(model: GrowablePreTrainedModel, event: GrowthEvent) -> None:

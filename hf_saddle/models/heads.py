@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .families import blocks_in
-from .growable import growable_in
+from .growable import growable_in, linear_at
 from .head_kinds import Heads
 from .layouts import layout_of
 from .parameters import follow_
@@ -110,7 +110,7 @@ def heads_in_tensors(base: nn.Module, tensors: Mapping[str, Tensor], prefix: str
     found = heads_of(base)
     for attention in attentions_in(base):
         name = attention.heads.rows[-1]
-        weight, rows = tensors.get(f"{prefix}{name}.weight"), layout_of(growable_in(base.get_submodule(name))).rows
+        weight, rows = tensors.get(f"{prefix}{name}.weight"), linear_at(name, base.get_submodule(name)).layout.rows
         if weight is not None and weight.dim() > rows:
             found[attention.root] = attention.number(weight.shape[rows])
     return found

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import transformers
-from family_cases import CASES, EVERY, answers, exact_norms_, family_model, family_plan, inputs, loss_of
+from family_cases import CASES, EVERY, answers, exact_norms_, family_model, family_plan, inputs, loss_of, stock_model
 from torch import nn
 from torch.nn.utils import prune
 
@@ -286,6 +286,13 @@ def test_the_table_of_positions_is_not_exchanged_under_a_hook():
     table = next(model.attentions()).module.relative_position_bias.relative_position_bias_table
     table.register_hook(lambda gradient: gradient)
     unchanged(model, lambda model: grow_heads_(model, {root: 1}), "relative_position_bias_table has hooks")
+
+
+def test_stock_models_and_wrapped_ones_are_refused():
+    model = family_model("LlamaForCausalLM")
+    for other in (stock_model("LlamaForCausalLM"), nn.DataParallel(model)):
+        with pytest.raises(ValueError, match="Only Saddle models grow"):
+            grow_heads_(other, {"layers.0.self_attn": 1})
 
 
 @pytest.mark.parametrize(
