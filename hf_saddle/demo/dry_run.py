@@ -11,9 +11,9 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy, has_lengt
 
 from ..growth import GrowthConfig, GrowthEvent
 from ..training import GrowthTrainer, growth_event_, training_loss
+from ..training.course import Course, announcement
 from ..training.distributed import Replicas
 from ..training.model_checks import growable_paths
-from ..training.course import Course, announcement
 from ..training.spending import planned_steps
 from ..training.trainer_probe import trainer_batches
 from .arguments import ModelAndDataArguments

@@ -8,6 +8,8 @@ from .costs import count_parameters
 from .event import GrowthEvent
 from .expand import insert_blocks_
 from .halves import halves
+from .head_choice import plan_heads
+from .head_scores import HeadScores, score_heads
 from .heads import grow_heads_, head_growth
 from .history import GrowthHistory
 from .macs import count_macs
@@ -30,6 +32,7 @@ __all__ = [
     "GrowthEvent",
     "GrowthHistory",
     "GrowthPlan",
+    "HeadScores",
     "LayerGrowth",
     "NewBlock",
     "PaperGrowthConfig",
@@ -48,11 +51,13 @@ __all__ = [
     "merge_pairs_",
     "plan_blocks",
     "plan_growth",
+    "plan_heads",
     "prepare_growth",
     "probe_loss",
     "rebind_optimizer_",
     "record_",
     "score_growths",
+    "score_heads",
     "take_natural_step",
     "to_stock",
 ]

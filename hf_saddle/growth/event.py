@@ -12,7 +12,7 @@ from ..models.shapes import Shapes
 from .block_records import new_blocks, operators_of
 from .costs import count_parameters
 from .macs import count_macs
-from .operators import OPERATORS
+from .operators import HEAD_OPERATORS, OPERATORS
 from .plan_fields import FORECASTS
 from .schema import (
     MAX_MACS,
@@ -72,7 +72,12 @@ class GrowthEvent:
     @property
     def neurons(self) -> int:
         """Number of neurons that grew."""
-        return sum(layer["chosen"] for layer in self.layers)
+        return sum(layer["chosen"] for layer in self.layers if layer["operator"] not in HEAD_OPERATORS)
+
+    @property
+    def heads(self) -> int:
+        """Number of attention heads that came."""
+        return sum(layer["chosen"] for layer in self.layers if layer["operator"] in HEAD_OPERATORS)
 
     def to_dict(self) -> dict[str, Any]:
         """The event fit for JSON, without `replaced` and `added`."""
@@ -140,7 +145,7 @@ class GrowthEvent:
             raise ValueError("A growth event without layers changes the number of parameters; the history is damaged.")
         if self.is_merge and (added >= 0 or self.macs_after != self.macs_before):
             raise ValueError("A merge of residual pairs must lower `parameters_after`; the history is damaged.")
-        if self.layers and (added < self.neurons or self.macs_after < self.macs_before):
+        if self.layers and (added < self.neurons + self.heads or self.macs_after < self.macs_before):
             raise ValueError(
                 "A growth event with layers adds fewer parameters than neurons, or loses MACs: `parameters_after` or "
                 "`macs_after` is damaged."

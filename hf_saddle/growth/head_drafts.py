@@ -1,6 +1,6 @@
 """Attention heads as they will be: their rows, columns and entries in tables, drafted without touching the modules."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -38,6 +38,11 @@ def layers_of_growth(model: GrowablePreTrainedModel, growth: LayerGrowth) -> tup
     return find_attention(model, growth.linear).heads.rows if is_of_heads(growth) else (growth.linear,)
 
 
+def tables_of(attentions: Iterable[Attention]) -> set[str]:
+    """The parameters with an entry for each head of some attention modules."""
+    return {attention.heads.table for attention in attentions if attention.heads.table is not None}
+
+
 class HeadsDraft:
     """
     The heads of an attention module, as drafts of its layers.
@@ -53,6 +58,7 @@ class HeadsDraft:
         self, attention: Attention, number: int, drafts: Mapping[str, LinearDraft], table: TableDraft | None = None
     ):
         self.number = number
+        self.attention = attention
         self.parts = attention.parts
         self.layers = [drafts[row] for row in attention.heads.rows]
         self.reader = drafts[attention.heads.reader]
@@ -86,6 +92,9 @@ class HeadsDraft:
         both = zip(self.layers, self.units, strict=True)
         return torch.cat([layer.affine(self._rows(heads, unit)).view(len(heads), -1) for layer, unit in both], 1)
 
+    def _rows(self, heads: Tensor, unit: int) -> Tensor:
+        return self.attention.rows_of(heads, unit, self.number)
+
     def split_(self, heads: Tensor, steps: Tensor) -> None:
         """
         Replace heads by two copies with half the outgoing weights each.
@@ -95,7 +104,7 @@ class HeadsDraft:
             steps (`Tensor`): What the rows of the first gain and those of the second lose, as in `affine`.
         """
         own = self.affine(heads)
-        both = zip(self._split(own + steps), self._split(own - steps), strict=True)
+        both = zip(self.by_layer(own + steps), self.by_layer(own - steps), strict=True)
         for layer, unit, rows in zip(self.layers, self.units, map(torch.cat, both), strict=True):
             layer.copy_rows_(self._rows(heads, unit), rows)
         columns = (heads[:, None] * self.columns + torch.arange(self.columns)).flatten()
@@ -107,7 +116,7 @@ class HeadsDraft:
 
     def append_(self, rows: Tensor) -> None:
         """Append heads that nothing reads yet, with rows as `affine` has them, and no preference for any position."""
-        for layer, own in zip(self.layers, self._split(rows), strict=True):
+        for layer, own in zip(self.layers, self.by_layer(rows), strict=True):
             weight, bias = layer.native(own)
             layer.parameters["weight"].append_(weight, layer.layout.rows)
             if "bias" in layer.parameters:
@@ -121,12 +130,7 @@ class HeadsDraft:
             entries.append_(entries.value.new_zeros(*entries.value.shape[:-1], len(rows)), entries.value.dim() - 1)
         self._settle_(len(rows))
 
-    def _rows(self, heads: Tensor, unit: int) -> Tensor:
-        """Numbers of the rows of heads in a layer, head by head."""
-        first = torch.arange(self.parts) * self.number + heads[:, None]
-        return (first[..., None] * unit + torch.arange(unit)).flatten()
-
-    def _split(self, rows: Tensor) -> Iterator[Tensor]:
+    def by_layer(self, rows: Tensor) -> Iterator[Tensor]:
         """Rows of heads, as `affine` has them, by layer."""
         parts = rows.split([count * size for count, size in self.sizes], 1)
         for part, (_, size) in zip(parts, self.sizes, strict=True):
@@ -203,7 +207,7 @@ def check_heads(model: GrowablePreTrainedModel, growth: LayerGrowth) -> None:
             f"`directions` of {growth.linear} must have {size} columns (inputs and bias of all rows of a head), got "
             f"{growth.directions.shape[1]}."
         )
-    for layer, part in zip(draft.layers, draft._split(growth.directions), strict=True):
+    for layer, part in zip(draft.layers, draft.by_layer(growth.directions), strict=True):
         if "bias" not in layer.parameters and bool(part[:, -1].any()):
             raise ValueError(
                 f"`directions` of {growth.linear} change a bias, which {layer.path} does not have: the last entry of "

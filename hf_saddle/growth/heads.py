@@ -9,10 +9,11 @@ from torch.optim import Optimizer
 
 from ..models.families import family_of
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from .attachments import check_attachments
 from .event import GrowthEvent
-from .head_drafts import HeadsDraft, find_attention
+from .head_drafts import HeadsDraft, find_attention, tables_of
 from .plan import GrowthPlan, LayerGrowth
-from .surgery import grow_
+from .surgery import check_saddle, grow_
 
 
 # Length of the step of a split relative to the head, where none is given.
@@ -35,8 +36,8 @@ def grow_heads_(
     A head is a group of neurons of the layers of queries, keys and values; where key-value heads serve groups of
     queries, it is one of them with its queries. `"new"` appends heads with random rows that nothing reads yet: the
     model computes the same, bit for bit, and learns what to read. `"split"` replaces heads by two copies, moved apart
-    by a random step, whose outgoing weights are halved: the same to second order in the step. For directions that
-    lower the loss see [`split_plan`], for heads that are chosen by measurement [`choose_heads`].
+    by a random step, whose outgoing weights are halved: the same to second order in the step. Both are controls for
+    heads and directions that are chosen by measurement, see [`score_heads`] and [`plan_heads`].
 
     Args:
         model ([`GrowablePreTrainedModel`]): The model, not its wrapper.
@@ -95,6 +96,7 @@ def head_growth(
     roots = {attention.root: attention.path for attention in model.attentions()}
     attention = find_attention(model, roots.get(path, path))
     model.check_linears()
+    check_attachments(model, attention.heads.rows, tables_of([attention]))
     draft = HeadsDraft.of(model, attention)
     chosen = _chosen(attention.path, heads, how, draft.number)
     generator = torch.Generator().manual_seed(seed)
@@ -130,7 +132,8 @@ def head_growth(
 
 
 def check_family(model: GrowablePreTrainedModel) -> None:
-    """Raise a `ValueError` that says why, if the heads of no model of this type can grow."""
+    """Raise a `ValueError` that says why, if this is no growable model, or the heads of no model of its type grow."""
+    check_saddle(model)
     heads = family_of(model.config.model_type).heads
     if isinstance(heads, str):
         raise ValueError(f"Heads of {type(model).__name__} models cannot grow: {heads}.")

@@ -231,14 +231,18 @@ class GrowthHistory:
             counts = [f"{event.parameters_after:,}", f"{event.macs_after:,}"]
             kinds = ", ".join(event.operators) or "none"
             known = change if losses != [None, None] else ""
-            lines.append([str(index + 1), *time, str(event.neurons), kinds, *counts, known])
+            grown = str(event.neurons) + (f" and {event.heads} heads" if event.heads else "")
+            lines.append([str(index + 1), *time, grown, kinds, *counts, known])
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def summary(self) -> str:
         """One sentence."""
         grown = sum(event.neurons for event in self.events)
+        heads = sum(event.heads for event in self.events)
+        also = f" and {heads} attention heads" if heads else ""
         start = self.initial.parameters
         end = self.events[-1].parameters_after if self.events else start
         return (
-            f"{len(self.events)} growth events, {grown} neurons: {start:,} → {end:,} parameters (×{end / start:.2f})."
+            f"{len(self.events)} growth events, {grown} neurons{also}: {start:,} → {end:,} parameters "
+            f"(×{end / start:.2f})."
         )

@@ -19,7 +19,7 @@ from .changes import Changes
 from .costs import Cost, count_parameters, plan_cost
 from .drafting import check_plan, draft_growths
 from .event import GrowthEvent
-from .head_drafts import is_of_heads, layers_of_growth
+from .head_drafts import find_attention, is_of_heads, layers_of_growth, tables_of
 from .history import GrowthHistory
 from .install import check_changes, install_
 from .macs import count_macs
@@ -107,11 +107,7 @@ def grow_(
 
 def check_model(model: GrowablePreTrainedModel) -> None:
     """Raise a `ValueError` for a model that is not growable, or that is sharded, wrapped or quantised."""
-    if not isinstance(model, GrowablePreTrainedModel):
-        raise ValueError(
-            f"Only Saddle models grow, got a {type(model).__name__}. Unwrap it (`accelerator.unwrap_model(model)`), "
-            "or convert a stock model with `from_stock`."
-        )
+    check_saddle(model)
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         raise ValueError(
             "The model is sharded (FSDP2, tensor parallelism) and cannot grow in place. Save a checkpoint, grow it in "
@@ -139,7 +135,8 @@ def prepare_growth(
         )
     stacks, changes = draft_blocks(model, plan)
     heads = [growth for growth in plan.growths if is_of_heads(growth)]
-    check_attachments(model, {layer for growth in plan.growths for layer in layers_of_growth(model, growth)})
+    layers = {layer for growth in plan.growths for layer in layers_of_growth(model, growth)}
+    check_attachments(model, layers, tables_of(find_attention(model, growth.linear) for growth in heads))
     kind = check_plan(model, plan)
     parameters, macs = count_parameters(model), history.macs
     cost = plan_cost(model, [growth for growth in plan.growths if not is_of_heads(growth)])
@@ -193,6 +190,15 @@ def prepare_growth(
     finally:
         before.restore()
     return PreparedGrowth(event, changes, before, after)
+
+
+def check_saddle(model: Any) -> None:
+    """Raise a `ValueError` if this is no model that can grow."""
+    if not isinstance(model, GrowablePreTrainedModel):
+        raise ValueError(
+            f"Only Saddle models grow, got a {type(model).__name__}. Unwrap it (`accelerator.unwrap_model(model)`), "
+            "or convert a stock model with `from_stock`."
+        )
 
 
 def record_(model: GrowablePreTrainedModel, event: GrowthEvent) -> None:

@@ -187,7 +187,7 @@ def _event(index: int, event: GrowthEvent) -> dict[str, str]:
         "epoch": _optional(event.epoch),
         "criterion": markdown(event.criterion or "by hand"),
         "operators": markdown(", ".join([*map(str, event.operators), *block_texts(event.blocks)]) or "none"),
-        "neurons": number(sum(growth.chosen for growth in growths(event))),
+        "neurons": number(event.neurons) + (f" and {number(event.heads)} heads" if event.heads else ""),
         "gain": forecast(event),
         "losses": " → ".join(text or "?" for text in losses) if any(losses) else "",
         "parameters": f"{number(event.parameters_before)} → {number(event.parameters_after)}",

@@ -111,6 +111,9 @@ def _architecture(history: GrowthHistory, first: State, last: State, neurons: Ma
     texts = [width_text(first.widths[i], last.widths[i]) for i in layers]
     cells = "".join(cell("width", added[i], widest, texts[i]) for i in layers)
     rows.append(f'<tr><th scope="row">hidden neurons</th>{cells}</tr>')
+    if any(last.heads):
+        cells = "".join(cell("width", n, max(last.heads), f"+{n}" if n else "") for n in last.heads)
+        rows.append(f'<tr><th scope="row">attention heads</th>{cells}</tr>')
     for linear in names:
         cells = ""
         for i in layers:

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..growth import GrowthEvent, GrowthHistory
 from ..growth.block_records import blocks_with, new_blocks
-from ..growth.operators import OPERATORS
+from ..growth.operators import HEAD_OPERATORS, OPERATORS
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.shapes import Shapes
 from ..models.sites import Place
@@ -31,6 +31,7 @@ class State:
     macs: int
     widths: tuple[int, ...]  # hidden neurons of each layer
     branches: tuple[dict[str, list[int]], ...]  # of each layer: linear -> widths of its nested branches
+    heads: tuple[int, ...]  # attention heads that each layer has gained
 
     def units(self, layer: int, linear: str) -> int:
         """Number of skip units of a linear, all depths together."""
@@ -60,8 +61,13 @@ class Growth:
 
     @property
     def widens(self) -> bool:
-        """Whether the linear became wider; otherwise it became deeper."""
-        return not OPERATORS[self.operator].deepens
+        """Whether the linear became wider, or the attention got heads; otherwise it became deeper."""
+        return self.of_heads or not OPERATORS[self.operator].deepens
+
+    @property
+    def of_heads(self) -> bool:
+        """Whether heads of an attention module grew."""
+        return self.operator in HEAD_OPERATORS
 
 
 def states(history: GrowthHistory) -> list[State]:
@@ -75,7 +81,11 @@ def states(history: GrowthHistory) -> list[State]:
     for event, own in zip(history.events, places[1:], strict=True):
         # An event by hand knows no step: it is drawn one step after the one before it.
         step = found[-1].step + 1 if event.step is None else event.step
-        found.append(_state(step, event.parameters_after, event.macs_after, event.shapes, own, number))
+        state = _state(step, event.parameters_after, event.macs_after, event.shapes, own, number)
+        heads = list(found[-1].heads)
+        for growth in growths(event):
+            heads[own[growth.layer]] += growth.chosen if growth.of_heads else 0
+        found.append(replace(state, heads=tuple(heads)))
     return found
 
 
@@ -171,7 +181,8 @@ def linears(history: GrowthHistory) -> list[str]:
     """Names in their layers of the linears that have hidden neurons or units, or that grew."""
     roots = [root for shapes in (history.shapes, history.initial.shapes) for root in shapes.skip_sizes]
     names = [Place.parse(root).linear for root in (*roots, *history.initial.shapes.widths)]
-    return list(dict.fromkeys((*names, *(growth.linear for event in history.events for growth in growths(event)))))
+    grown = (growth for event in history.events for growth in growths(event))
+    return list(dict.fromkeys((*names, *(growth.linear for growth in grown if not growth.of_heads))))
 
 
 def blocks_of(shapes: Shapes) -> list[str]:
@@ -187,12 +198,12 @@ def _state(step: int, parameters: int, macs: int, shapes: Shapes, places: list[i
     for root, sizes in shapes.skip_sizes.items():
         place = Place.parse(root)
         branches[where[place.block]][place.linear] = list(sizes)
-    return State(step, parameters, macs, tuple(widths), tuple(branches))
+    return State(step, parameters, macs, tuple(widths), tuple(branches), (0,) * number)
 
 
 def _growth(record: dict[str, Any], blocks: list[str]) -> Growth:
     place = Place.parse(record["linear"])
-    if record["operator"] not in OPERATORS:
+    if record["operator"] not in (*OPERATORS, *HEAD_OPERATORS):
         raise ValueError(f"{record['linear']!r} cannot grow by {record['operator']!r}")
     numbers = [record["eigenvalue"][key] for key in ("min", "mean", "max")] + [record["predicted_gain"]]
     if not all(math.isfinite(number) for number in numbers):

@@ -1,10 +1,12 @@
 """Where the neurons of each architecture are: all that a family needs to grow."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+
+from .head_kinds import BERT, CLIP, GPT2, GROUPED, SWIN, VISION, Heads
 
 
 @dataclass(frozen=True)
@@ -31,40 +33,6 @@ class Neurons:
             tuple(f"{path}.{name}" for name in names) for names in (self.rows, self.readers, self.norms)
         )
         return Neurons(rows, readers, f"{path}.{self.activation}", norms)
-
-
-@dataclass(frozen=True)
-class Heads:
-    """
-    Self-attention heads of a block, each a group of neurons of several layers, that one layer reads. With grouped
-    queries a key-value head and the query heads that it serves are one. Names are as those of [`Neurons`].
-
-    Attributes:
-        path (`str`): The attention module.
-        rows (`tuple[str, ...]`): The layers that have rows of each head, that of values last; one if it has all three.
-        reader (`str`): The layer that has their columns.
-        size (`str`): Attribute of the module: channels of a head.
-        counts (`tuple[str, ...]`): Those that say how many there are.
-        widths (`tuple[str, ...]`): Those that say how many channels all have together.
-        table (`str`, *optional*): A parameter with an entry for each head on its last axis.
-        fields (`tuple[str, ...]`):
-            The fields of the stock config for numbers of heads, and of those that serve queries, where the channels of
-            a head do not follow from them.
-    """
-
-    path: str
-    rows: tuple[str, ...]
-    reader: str
-    size: str = "head_dim"
-    counts: tuple[str, ...] = ()
-    widths: tuple[str, ...] = ()
-    table: str | None = None
-    fields: tuple[str, ...] = ()
-
-    def at(self, path: str) -> "Heads":
-        """The heads of the block at a path, with the names that they have from there on."""
-        rows, table = tuple(f"{path}.{name}" for name in self.rows), self.table and f"{path}.{self.table}"
-        return replace(self, path=f"{path}.{self.path}", rows=rows, reader=f"{path}.{self.reader}", table=table)
 
 
 @dataclass(frozen=True)
@@ -129,11 +97,6 @@ class Family:
 
 def _names(prefix: str, names: str) -> tuple[str, ...]:
     return tuple(f"{prefix}.{name}" for name in names.split())
-
-
-def _heads(path: str, names: str = "q_proj k_proj v_proj o_proj", **attributes: Any) -> Heads:
-    *rows, reader = _names(path, names)
-    return Heads(path, tuple(rows), reader, **attributes)
 
 
 def _mlp(
@@ -233,39 +196,26 @@ def _t5(config: Any) -> tuple[Inside, ...]:
 
 
 _LAYERS = ("layers.*",)
-_GROUPED = _heads("self_attn", fields=("num_key_value_heads", "num_attention_heads"))
-_VISION = _heads("attention", counts=("num_attention_heads",))
-_BERT = Heads(
-    "attention.self",
-    _names("attention.self", "query key value"),
-    "attention.output.dense",
-    size="attention_head_size",
-    counts=("num_attention_heads",),
-    widths=("all_head_size",),
-)
-_GPT2 = Heads("attn", ("attn.c_attn",), "attn.c_proj", counts=("num_heads",), widths=("split_size",))
-_CLIP = _heads("self_attn", "q_proj k_proj v_proj out_proj", counts=("num_heads",))
-_SWIN = replace(_VISION, table="attention.relative_position_bias.relative_position_bias_table")
 
 _STAGES = ("depths",)
 
 FAMILIES: dict[str, Family] = {
-    "bert": Family(("encoder.layer.*",), _bert, audible=_post_norm, heads=_BERT),
-    "clip_vision_model": Family(("encoder.layers.*",), _clip, heads=_CLIP),
+    "bert": Family(("encoder.layer.*",), _bert, audible=_post_norm, heads=BERT),
+    "clip_vision_model": Family(("encoder.layers.*",), _clip, heads=CLIP),
     "convnext": Family(("encoder.stages.*.layers.*",), _convnext, widths=(), counts=_STAGES),
-    "deit": Family(_LAYERS, _vit, heads=_VISION),
-    "dinov2": Family(("encoder.layer.*",), _dinov2, widths=("mlp_ratio",), heads=_VISION),
-    "dinov2_with_registers": Family(("encoder.layer.*",), _dinov2, widths=("mlp_ratio",), heads=_VISION),
-    "gemma3_text": Family(_LAYERS, _gemma, activation="hidden_activation", silence=-1.0, heads=_GROUPED),
+    "deit": Family(_LAYERS, _vit, heads=VISION),
+    "dinov2": Family(("encoder.layer.*",), _dinov2, widths=("mlp_ratio",), heads=VISION),
+    "dinov2_with_registers": Family(("encoder.layer.*",), _dinov2, widths=("mlp_ratio",), heads=VISION),
+    "gemma3_text": Family(_LAYERS, _gemma, activation="hidden_activation", silence=-1.0, heads=GROUPED),
     "gpt2": Family(
-        ("h.*",), _gpt2, activation="activation_function", widths=("n_inner",), counts=("n_layer",), heads=_GPT2
+        ("h.*",), _gpt2, activation="activation_function", widths=("n_inner",), counts=("n_layer",), heads=GPT2
     ),
-    "llama": Family(_LAYERS, _llama, heads=_GROUPED),
-    "mistral": Family(_LAYERS, _llama, heads=_GROUPED),
-    "qwen3": Family(_LAYERS, _llama, heads=_GROUPED),
+    "llama": Family(_LAYERS, _llama, heads=GROUPED),
+    "mistral": Family(_LAYERS, _llama, heads=GROUPED),
+    "qwen3": Family(_LAYERS, _llama, heads=GROUPED),
     "resnet": Family(("encoder.stages.*.layers.*",), _resnet, widths=(), counts=_STAGES, audible=_rectified),
-    "roberta": Family(("encoder.layer.*",), _bert, audible=_post_norm, heads=_BERT),
-    "swin": Family(("encoder.layers.*.blocks.*",), _vit, widths=("mlp_ratio",), counts=_STAGES, heads=_SWIN),
+    "roberta": Family(("encoder.layer.*",), _bert, audible=_post_norm, heads=BERT),
+    "swin": Family(("encoder.layers.*.blocks.*",), _vit, widths=("mlp_ratio",), counts=_STAGES, heads=SWIN),
     "t5": Family(
         ("encoder.block.*", "decoder.block.*"),
         _t5,
@@ -274,14 +224,14 @@ FAMILIES: dict[str, Family] = {
         counts=("num_layers", "num_decoder_layers"),
         heads="all layers of a stack add the same relative positions, which have an entry for each head",
     ),
-    "vit": Family(_LAYERS, _vit, heads=_VISION),
+    "vit": Family(_LAYERS, _vit, heads=VISION),
     "whisper": Family(
         ("encoder.layers.*", "decoder.layers.*"),
         _whisper,
         activation="activation_function",
         widths=("encoder_ffn_dim", "decoder_ffn_dim"),
         counts=("encoder_layers", "decoder_layers"),
-        heads=_CLIP,
+        heads=CLIP,
     ),
 }
 
@@ -322,4 +272,4 @@ def blocks_in(base: nn.Module, config: Any) -> Iterator[tuple[str, Block]]:
         yield from ((path, block) for path in found)
 
 
-__all__ = ["FAMILIES", "Block", "Family", "Heads", "Neurons", "blocks_in", "family_of"]
+__all__ = ["FAMILIES", "Block", "Family", "Neurons", "blocks_in", "family_of"]

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .families import Heads, blocks_in
-from .growable import growable_in
+from .families import blocks_in
+from .growable import growable_in, linear_at
+from .head_kinds import Heads
 from .layouts import layout_of
 from .parameters import follow_
 from .resizing import retire_
@@ -46,6 +47,18 @@ class Attention:
     def parts(self) -> int:
         """Equal parts in which the rows of a layer lie: three where one layer has queries, keys and values."""
         return 3 if len(self.heads.rows) == 1 else 1
+
+    def rows_of(self, heads: Tensor, unit: int, number: int) -> Tensor:
+        """
+        Numbers of the rows of heads in a layer, head by head, int64.
+
+        Args:
+            heads (`Tensor`): The heads, int64, shape `(k,)`.
+            unit (`int`): Rows that a head has in each part of the layer.
+            number (`int`): Heads that there are.
+        """
+        first = torch.arange(self.parts) * number + heads[:, None]
+        return (first[..., None] * unit + torch.arange(unit)).flatten()
 
     def fit_(self, number: int) -> None:
         """Let the attributes of the module say that it has a number of heads."""
@@ -97,7 +110,7 @@ def heads_in_tensors(base: nn.Module, tensors: Mapping[str, Tensor], prefix: str
     found = heads_of(base)
     for attention in attentions_in(base):
         name = attention.heads.rows[-1]
-        weight, rows = tensors.get(f"{prefix}{name}.weight"), layout_of(growable_in(base.get_submodule(name))).rows
+        weight, rows = tensors.get(f"{prefix}{name}.weight"), linear_at(name, base.get_submodule(name)).layout.rows
         if weight is not None and weight.dim() > rows:
             found[attention.root] = attention.number(weight.shape[rows])
     return found

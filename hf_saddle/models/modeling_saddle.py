@@ -31,7 +31,7 @@ from .injection import inject_
 from .loading import check_files, check_loaded, resize_to_
 from .pushing import upload
 from .resizing import retire_
-from .shapes import Shapes
+from .shapes import Shapes, grown_heads
 from .sites import Site, sites_in
 from .stock import convert_stock, growable_config, read_stock, replace_config_
 from .vision import STOCK_KEYS, init_tokens_
@@ -145,7 +145,8 @@ class GrowablePreTrainedModel(PreTrainedModel):
 
     def shapes(self) -> Shapes:
         """The shapes that the modules have."""
-        return Shapes.of_modules(self.growable_linears(), heads_of(self.base_model), self.config)
+        sites = list(self.growable_linears())  # which raises where linears were exchanged
+        return Shapes.of_modules(sites, grown_heads(self.config, heads_of(self.base_model)))
 
     def attentions(self) -> Iterator[Attention]:
         """Yield every self-attention module whose heads can grow."""

@@ -6,6 +6,7 @@ from .comparison import compare
 from .event import growth_event_
 from .loop_checkpoints import register_growth_checkpointing
 from .loss import training_loss
+from .planned import grow_by_plan_
 from .probe import probe_batches
 from .rebind import rebind_
 from .sampling import training_indices
@@ -18,6 +19,7 @@ __all__ = [
     "GrowthCallback",
     "GrowthTrainer",
     "compare",
+    "grow_by_plan_",
     "growth_event_",
     "growth_event_sharded_",
     "last_whole_checkpoint",

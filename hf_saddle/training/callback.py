@@ -17,12 +17,12 @@ from ..growth.blocks import freeze_as_before_
 from ..hub.record import CLOCK
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .artefacts import share_artefacts
+from .course import Course
 from .followers import adopt_history_, check_followers
 from .held import Held
 from .model_checks import check_budget, check_growable, check_optimizer, check_parameters, growable_paths
 from .reports import announce, describe, growth_metrics, say, size_metrics
 from .resuming import check_given, left_out, note_changes, progress, saved_history
-from .course import Course
 from .trainer_checks import check_supported, check_training
 from .trainer_event import trainer_event_
 from .wrappers import renew_wrapper_

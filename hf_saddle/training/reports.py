@@ -12,8 +12,8 @@ from ..growth import GrowthConfig, GrowthEvent, count_macs, count_parameters
 from ..growth.block_records import block_texts
 from ..growth.planner import sizes
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .model_checks import growable_paths
 from .course import Course, announcement
+from .model_checks import growable_paths
 
 
 logger = logging.getLogger(__name__)

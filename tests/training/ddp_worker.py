@@ -17,8 +17,10 @@ from torch.utils.data import default_collate
 from training_cases import CHECKPOINTING, Images, Stream, events, growth, losses, no_growth, tiny, train, trainer_for
 from transformers import Trainer
 
+from hf_saddle.growth import GrowthPlan, head_growth
 from hf_saddle.training import (
     GrowthCallback,
+    grow_by_plan_,
     growth_event_,
     probe_batches,
     rebind_,
@@ -136,6 +138,34 @@ def blocks(folder):
 
 def places(event):
     return [block["after"] for block in event.blocks]
+
+
+def heads(folder):
+    """New heads and splits by a plan, on two processes and on one."""
+    model = tiny(hidden_dropout_prob=0.0).double()
+    wrapper, twin = DistributedDataParallel(model), copy.deepcopy(model)
+    optimizers = [torch.optim.AdamW(each.parameters(), lr=1e-2) for each in (model, twin)]
+    rank = dist.get_rank()
+    batches = doubles([default_collate([Images()[i] for i in range(start, start + 8)]) for start in (0, 8)])
+    for number, how in enumerate(("new", "split", None)):
+        wrapper(**batches[rank]).loss.backward()
+        for batch in batches:
+            (twin(**batch).loss / 2).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if how is not None:
+            # That of the first process decides.
+            plans = [GrowthPlan((head_growth(model, "layers.1.attention", 1, how, seed=seed),)) for seed in range(2)]
+            event = grow_by_plan_(wrapper, optimizers[0], plans[rank], [batches[rank]], step=number)
+            one = grow_by_plan_(twin, optimizers[1], plans[0], batches, step=number)
+            assert event.heads == 1 and abs(event.loss_after - one.loss_after) < 1e-12
+    pairs = zip(model.parameters(), twin.parameters(), strict=True)
+    return {
+        "difference": max(float((a - b).abs().max()) for a, b in pairs),
+        "replicas_equal": same_everywhere(fingerprint(model, optimizers[0])),
+        "heads": model.config.heads,
+    }
 
 
 def uneven_shares(folder):

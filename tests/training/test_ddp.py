@@ -26,7 +26,12 @@ def found_by_ranks(folder, *checks: str, processes: int = 2) -> list[dict]:
 def found(tmp_path_factory):
     """What both ranks found in one launch."""
     return found_by_ranks(
-        tmp_path_factory.mktemp("ddp"), "gradients_after_growth", "empty_plans", "refusals", "losses_and_samples"
+        tmp_path_factory.mktemp("ddp"),
+        "gradients_after_growth",
+        "empty_plans",
+        "refusals",
+        "losses_and_samples",
+        "heads",
     )
 
 
@@ -37,6 +42,12 @@ def test_gradients_after_growth_are_those_of_one_process_on_all_batches(found, w
         assert rank["gradients_after_growth"][way]["replicas_equal"]
         # Two processes with half of the probe samples each decide as one does with all of them.
         assert rank["gradients_after_growth"][way]["same_decisions"]
+
+
+def test_heads_grow_by_the_plan_of_the_first_process_as_on_one(found):
+    for rank in found:
+        assert rank["heads"]["difference"] < 1e-9 and rank["heads"]["replicas_equal"]
+        assert list(rank["heads"]["heads"]) == ["layers.1.attention"]
 
 
 def test_a_run_whose_plans_are_empty_has_the_losses_of_a_run_without_the_callback(found):
