@@ -58,8 +58,7 @@ class GrowthConfig(Limits):
         max_depth (`int`, *optional*, defaults to 2):
             Branches that may be nested; 0 allows width only.
         criterion (`str`, *optional*, defaults to `"auto"`):
-            What ranks the neurons, of auto, width, depth, random, grad_norm, gradmax, paper_score; 'auto' is width and
-            depth.
+            What ranks the neurons, of auto, width, depth, random; 'auto' is width and depth.
         operator (`str`, *optional*, defaults to `"auto"`):
             How neurons grow, of auto, zero_gain, residual_pair, opposed_pair, split, net2net, gradmax; 'auto' fits the
             criterion.
