@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..models.shapes import MAX_SKIP_DEPTH
 from .limits import Limits
@@ -123,7 +123,7 @@ class GrowthConfig(Limits):
     quotas = False
     step_size = 0.2
     directions = "whitened"
-    known_criteria = CRITERIA
+    known_criteria: ClassVar[tuple[str, ...]] = CRITERIA
 
     def __post_init__(self) -> None:
         self.settle_schedule()

@@ -58,15 +58,14 @@ def decide(
     )
 
     def scores_of(growths: Sequence[LayerGrowth]) -> UnitScores:
-        shared = {"distributed": replicas.size > 1, "group": replicas.group}
-        return score_growths(model, growths, choosing, judging, loss=loss, **shared)
+        several, group = replicas.size > 1, replicas.group
+        return score_growths(model, growths, choosing, judging, loss=loss, distributed=several, group=group)
 
     offered = replicas.together("Looking for what may grow", lambda: _offered(report, model, config))
     pursued = scores_of(offered) if offered else None
 
     def choose() -> tuple[GrowthPlan, UnitScores | None]:
-        when = {"event": event, "lr_ratio": lr_ratio, "to_come": to_come}
-        return choose_growths(report, model, config, scores=pursued, **when)
+        return choose_growths(report, model, config, event=event, lr_ratio=lr_ratio, to_come=to_come, scores=pursued)
 
     plan, scores = replicas.together("Planning the growth", choose)
     plan = replicas.agree_on(plan)
