@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from transformers.activations import ACT2FN
 
 from ..curvature import CurvatureReport, UnitScores, analyze_curvature
@@ -19,6 +20,7 @@ from ..models.modeling_saddle import GrowablePreTrainedModel
 from .distributed import Replicas
 from .model_checks import growable_paths
 from .probe import event_seed
+from .wrappers import is_compiled
 
 
 def decide(
@@ -125,7 +127,11 @@ def try_step(
         sums = replicas.gather((replicas.together("Trying the growth", measure), count))
         return sum(total for total, _ in sums) / sum(samples for _, samples in sums)
 
-    return found, *measured_step(plan, found, scores.loss, loss_of)
+    step = measured_step(plan, found, scores.loss, loss_of)
+    if is_compiled(model):
+        # The trials count among the recompilations, after a few of which torch silently runs eagerly.
+        torch.compiler.reset()
+    return found, *step
 
 
 def _paying(plan: GrowthPlan, found: Judgement, factor: float, gain: float, config: GrowthConfig) -> GrowthPlan:
