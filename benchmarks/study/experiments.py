@@ -319,12 +319,21 @@ CHOICES = {
 }
 
 
-def gains() -> Iterable[Job]:
+def chosen() -> list[Arm]:
     """Neurons ranked one by one, or chosen by what they add to others, and random ones in the same linears."""
     default = PROBE | WHITENED | {"max_parameters": TARGET}
     arms = [replace(UNIFORM[0], name=name, events=EARLY, growth=default | fields) for name, fields in CHOICES.items()]
-    arms.append(replace(arms[-1], name="pursuit, natural step, random in the same linears", matched=True))
-    yield from _tested(map(on_digits, arms), seeds=range(10, 18))
+    return [*arms, replace(arms[-1], name="pursuit, natural step, random in the same linears", matched=True)]
+
+
+def gains() -> Iterable[Job]:
+    """Choices and steps on digits."""
+    yield from _tested(map(on_digits, chosen()), seeds=range(10, 18))
+
+
+def choice() -> Iterable[Job]:
+    """The same arms but one on Fashion-MNIST, with seeds that nothing was chosen by."""
+    yield from _tested([arm for arm in chosen() if arm.name != "ranked, natural step"], seeds=range(50, 58))
 
 
 DIGITS_RATES = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
@@ -355,6 +364,7 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "digits_tuning": digits_tuning,
     "digits": digits,
     "gains": gains,
+    "choice": choice,
     "finetuning_tuning": lambda: starmap(Job, finetuning_tuning()),
     "finetuning": lambda: starmap(Job, finetuning()),
 }

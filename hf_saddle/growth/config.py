@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..models.shapes import MAX_SKIP_DEPTH
 from .block_records import BLOCK_OPERATORS
@@ -59,8 +59,7 @@ class GrowthConfig(Limits):
         max_depth (`int`, *optional*, defaults to 2):
             Branches that may be nested; 0 allows width only.
         criterion (`str`, *optional*, defaults to `"auto"`):
-            What ranks the neurons, of auto, width, depth, random, grad_norm, gradmax, paper_score; 'auto' is width and
-            depth.
+            What ranks the neurons, of auto, width, depth, random; 'auto' is width and depth.
         operator (`str`, *optional*, defaults to `"auto"`):
             How neurons grow, of auto, zero_gain, residual_pair, opposed_pair, split, net2net, gradmax; 'auto' fits the
             criterion. Or how whole blocks are inserted: block_copy, block_identity, block_average, block_stack.
@@ -135,7 +134,7 @@ class GrowthConfig(Limits):
     quotas = False
     step_size = 0.2
     directions = "whitened"
-    known_criteria = CRITERIA
+    known_criteria: ClassVar[tuple[str, ...]] = CRITERIA
 
     def __post_init__(self) -> None:
         self.settle_schedule()

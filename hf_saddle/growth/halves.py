@@ -23,11 +23,12 @@ def halves(batches: Sequence[Any], ranks: Ranks | None = None) -> tuple[list[Any
         `tuple[list, list]`: Batches of the samples that choose, and of those that judge.
 
     Raises:
-        ValueError: If there are fewer than eight samples on all ranks, or this rank has none that choose.
+        ValueError: If there are fewer than eight samples on all ranks.
     """
     ranks = ranks or Ranks()
     sizes = [sample_count(batch) for batch in batches]
-    before, total = (int(count) for count in ranks.before_and_total(torch.tensor(sum(sizes))))
+    counts = ranks.gather(sum(sizes))
+    before, total = sum(counts[: ranks.rank]), sum(counts)
     if total < 2 * MINIMUM_SAMPLES:
         raise ValueError(
             f"The probe has {total} samples. One half chooses what grows and the other judges it, which needs at "

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from .config import CRITERIA, GrowthConfig
 from .old_names import accepts_old_names
@@ -82,7 +83,7 @@ class PaperGrowthConfig(GrowthConfig):
         ),
     )
 
-    known_criteria = CONTROLS
+    known_criteria: ClassVar[tuple[str, ...]] = CONTROLS
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -76,8 +76,7 @@ def plan_growth(
         ValueError: If the report does not fit the model, or the config asks for an operator that the model's branches
             do not allow, or names linears or layers that the model does not have.
     """
-    when = {"event": event, "lr_ratio": lr_ratio, "to_come": to_come}
-    plan, own = choose_growths(report, model, config, scores=scores, **when)
+    plan, own = choose_growths(report, model, config, event=event, lr_ratio=lr_ratio, to_come=to_come, scores=scores)
     return priced(model, plan if own is None else take_natural_step(plan, own, config.natural_step))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from transformers.activations import ACT2FN
 
 from ..curvature import CurvatureReport, UnitScores, analyze_curvature
@@ -29,6 +30,7 @@ from ..models.modeling_saddle import GrowablePreTrainedModel
 from .distributed import Replicas
 from .model_checks import growable_paths
 from .probe import event_seed
+from .wrappers import is_compiled
 
 
 def decide(
@@ -74,15 +76,14 @@ def decide(
     )
 
     def scores_of(growths: Sequence[LayerGrowth]) -> UnitScores:
-        shared = {"distributed": replicas.size > 1, "group": replicas.group}
-        return score_growths(model, growths, choosing, judging, loss=loss, **shared)
+        several, group = replicas.size > 1, replicas.group
+        return score_growths(model, growths, choosing, judging, loss=loss, distributed=several, group=group)
 
     offered = replicas.together("Looking for what may grow", lambda: _offered(report, model, config))
     pursued = scores_of(offered) if offered else None
 
     def choose() -> tuple[GrowthPlan, UnitScores | None]:
-        when = {"event": event, "lr_ratio": lr_ratio, "to_come": to_come}
-        return choose_growths(report, model, config, scores=pursued, **when)
+        return choose_growths(report, model, config, event=event, lr_ratio=lr_ratio, to_come=to_come, scores=pursued)
 
     plan, scores = replicas.together("Planning the growth", choose)
     plan = replicas.agree_on(plan)
@@ -142,7 +143,11 @@ def try_step(
         sums = replicas.gather((replicas.together("Trying the growth", measure), count))
         return sum(total for total, _ in sums) / sum(samples for _, samples in sums)
 
-    return found, *measured_step(plan, found, scores.loss, loss_of)
+    step = measured_step(plan, found, scores.loss, loss_of)
+    if is_compiled(model):
+        # The trials count among the recompilations, after a few of which torch silently runs eagerly.
+        torch.compiler.reset()
+    return found, *step
 
 
 def _paying(plan: GrowthPlan, found: Judgement, factor: float, gain: float, config: GrowthConfig) -> GrowthPlan:

@@ -245,7 +245,7 @@ def test_the_rules_of_the_paper_are_idle_without_it():
         field.name for field in dataclasses.fields(GrowthConfig)
     }
     plain, idle = GrowthConfig(), PaperGrowthConfig()
-    assert rules == {"layer_threshold", "quotas", "schedule"}
+    assert rules == {"layer_threshold", "quotas", "schedule", "step_size", "directions"}
     assert all(getattr(plain, name) == getattr(idle, name) for name in rules)
 
 
@@ -291,3 +291,10 @@ def test_the_documentation_of_a_field_is_its_type_its_default_and_its_help(name,
     default = "" if field.default is None else f", defaults to {kinds.get(type(field.default), field.default)}"
     assert kind == f"`{hint.removesuffix(' | None')}`, *optional*{default}"
     assert " ".join(text.split()) == field.metadata["help"]
+
+
+@pytest.mark.parametrize("fields", [{"criterion": "gradmax"}, {"directions": "random"}, {"step_size": 0.3}], ids=str)
+def test_what_only_studies_need_is_read_from_files_and_refused_by_a_plain_config(fields):
+    assert GrowthConfig.from_dict(fields) == PaperGrowthConfig(**fields)
+    with pytest.raises(ValueError, match=f"`{next(iter(fields))}"):
+        GrowthConfig(**fields)

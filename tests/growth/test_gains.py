@@ -221,7 +221,8 @@ def test_an_event_of_noise_grows_nothing():
 
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     done = growth_event_(model, None, probe, GrowthConfig(num_events=1, significance=2.0), loss=loss)
-    assert done.layers == [] and done.predicted_gain == 0.0
+    assert done.layers == [] and done.predicted_gain == 0.0 and done.forecast is None
+    assert done.held_back.startswith(("Significance: ", "Held-out samples: "))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 

@@ -25,7 +25,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, defaul
 from transformers.training_args import ParallelMode
 
 from hf_saddle.curvature import analyze_curvature
-from hf_saddle.growth import GrowthHistory, PaperGrowthConfig, grow_, plan_growth
+from hf_saddle.growth import GrowthHistory, PaperGrowthConfig, grow_, halves, plan_growth
 from hf_saddle.training import GrowthCallback, GrowthTrainer, growth_event_, probe_batches, trainer_event
 from hf_saddle.training.probe import event_seed
 from hf_saddle.training.trainer_checks import check_supported
@@ -94,15 +94,15 @@ def test_the_callback_does_what_the_public_functions_do(tmp_path):
 
 @pytest.mark.parametrize("directions", ["whitened", "eigenvectors", "random"])
 def test_an_event_plans_from_the_directions_that_the_config_names(directions):
-    """Against a plan made by hand from an analysis with the same seed."""
-    config = growth(num_events=1, directions=directions)
+    """Against a plan made by hand from an analysis of the samples that choose, with the same seed."""
+    config = PaperGrowthConfig(**growth(num_events=1).to_dict() | {"directions": directions})
     batches = probe_batches(Images(), config)
     model, twin = tiny().train(), tiny().train()
     event = growth_event_(model, None, batches, config)
     paths = [site.path for site in twin.growable_linears() if site.block == 0]
     report = analyze_curvature(
         twin,
-        batches,
+        halves(batches)[0],
         config.criteria,
         linears=paths,
         step_size=config.step_size,
