@@ -159,7 +159,7 @@ def test_trainers_that_cannot_be_compared_are_refused(tmp_path, fields, message)
 def test_what_is_asked_for_in_vain_is_refused(tmp_path):
     with pytest.raises(ValueError, match="has to leave the GrowthCallback out"):
         compare(maker(tmp_path, callbacks=[GrowthCallback(growth())]), growth(), seeds=[0], cost="macs")
-    with pytest.raises(ValueError, match="no `eval_dataset`"):
+    with pytest.raises(ValueError, match="needs one `eval_dataset`"):
         compare(lambda seed: trainer_for(tmp_path, seed=seed), growth(), seeds=[0], cost="macs")
     with pytest.raises(ValueError, match="`cost` must be one of"):
         compare(maker(tmp_path), growth(), cost="euros")
