@@ -14,6 +14,11 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "torch.nn.Conv2d": ("_reversed_padding_repeated_twice",),
     "torch.Tensor": ("_post_accumulate_grad_hooks", "_version"),
     # Quantised weights are tensors that wrap others.
+    # The attention of processors, which PyTorch's counter of operations leaves out.
+    "torch.ops.aten": (
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_flash_attention_for_cpu_backward",
+    ),
     "torch.utils": ("_python_dispatch",),
     # Parameters are put in and out without `register_parameter`, which would move them to the end; what pruning and
     # adapters put beside them is seen; modules resize themselves to what is loaded; hooks outlive the renewal of a

@@ -202,8 +202,8 @@ def _check(trainer: Trainer, seed: int) -> None:
         raise ValueError(
             "`make_trainer` has to leave the GrowthCallback out: the comparison adds it where it belongs."
         )
-    if trainer.eval_dataset is None:
-        raise ValueError("The trainer has no `eval_dataset`, on which the trainings are compared.")
+    if trainer.eval_dataset is None or isinstance(trainer.eval_dataset, dict):
+        raise ValueError("The trainer needs one `eval_dataset`, on which the trainings are compared.")
     for kind in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(kind)
     args.eval_strategy, args.save_strategy = IntervalStrategy.NO, SaveStrategy.NO

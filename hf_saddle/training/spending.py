@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 
+from ..hub.comparison import COSTS
 from .probe import private_randomness
 
 
@@ -146,6 +147,11 @@ class Spending(TrainerCallback):  # type: ignore[misc]
             yield
             self._charge(0.0)
         self.growth_cost += self.spent - started
+        if self.budget is not None and self.spent > self.budget:
+            raise ValueError(
+                f"Growth cost more than the budget of the comparison: {self.growth_cost:.3g} of {self.budget:.3g} "
+                f"{COSTS[self.cost]}, and the training would end with it. Train longer, or with fewer `probe_samples`."
+            )
         self.measure_step()
 
     def measure_step(self) -> None:

@@ -11,7 +11,15 @@ from hf_saddle.training import GrowthCallback, GrowthTrainer, callback, compare,
 from hf_saddle.training.spending import Spending
 
 
-GROWING = {"at": [0.25, 0.5], "warmup": None, "interval": None, "unit": None, "num_events": -1, "layers": None}
+GROWING = {
+    "probe_samples": 8,
+    "at": [0.25, 0.5],
+    "warmup": None,
+    "interval": None,
+    "unit": None,
+    "num_events": -1,
+    "layers": None,
+}
 
 STEPS = 40
 
@@ -55,14 +63,17 @@ def test_the_arms_differ_in_growth_alone_and_cost_the_same(tmp_path):
 
 
 def test_without_growth_it_is_the_training_that_would_be_without_a_comparison(tmp_path):
-    made: list[GrowthTrainer] = []
-    compare(maker(tmp_path, made), growth(**GROWING), seeds=[1], cost="macs")
     (plain := maker(tmp_path)(1)).train()
-    rates = [entry["learning_rate"] for entry in plain.state.log_history if "learning_rate" in entry]
-    kept = [entry["learning_rate"] for entry in made[0].state.log_history if "learning_rate" in entry]
+    paid = maker(tmp_path)(1)
+    paid.add_callback(Spending(paid, "macs", None, 10))
+    paid.train()
+    rates, kept = (
+        [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+        for trainer in (plain, paid)
+    )
     assert kept == pytest.approx(rates, rel=1e-6, abs=1e-12) and len(rates) == 12
     for name, tensor in plain.model.state_dict().items():
-        assert torch.allclose(tensor, made[0].model.state_dict()[name], rtol=1e-4, atol=1e-6), name
+        assert torch.allclose(tensor, paid.model.state_dict()[name], rtol=1e-4, atol=1e-6), name
 
 
 def test_the_random_twin_grows_as_many_neurons_in_the_same_places(tmp_path):
@@ -112,11 +123,19 @@ def test_seconds_are_those_of_steps_and_events_without_evaluations(tmp_path, mon
     assert [run.growth_cost for run in found.runs] == [0.0, 4.0, 2.0]
 
 
+def test_events_that_cost_more_than_there_is_are_refused(tmp_path):
+    dear = growth(**GROWING | {"probe_samples": 64})
+    with pytest.raises(
+        ValueError, match="Growth cost more than the budget .*Train longer, or with fewer `probe_samples`"
+    ):
+        compare(maker(tmp_path), dear, seeds=[0], cost="macs")
+
+
 def test_a_budget_of_ones_own_and_its_learning_rate(tmp_path):
     step = 3 * 8 * count_macs(tiny())
     made: list[GrowthTrainer] = []
-    found = compare(maker(tmp_path, made), growth(**GROWING), seeds=[0], cost="macs", budget=20 * step)
-    assert found.of(NONE)[0].steps == 20
+    found = compare(maker(tmp_path, made), growth(**GROWING), seeds=[0], cost="macs", budget=STEPS * step)
+    assert found.of(NONE)[0].steps == STEPS  # more than the 12 that the trainer's arguments plan
     for trainer in made:
         last = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry][-1]
         assert 0 <= last < 0.05 * trainer.args.learning_rate  # annealed, whatever the number of steps
@@ -140,7 +159,7 @@ def test_trainers_that_cannot_be_compared_are_refused(tmp_path, fields, message)
 def test_what_is_asked_for_in_vain_is_refused(tmp_path):
     with pytest.raises(ValueError, match="has to leave the GrowthCallback out"):
         compare(maker(tmp_path, callbacks=[GrowthCallback(growth())]), growth(), seeds=[0], cost="macs")
-    with pytest.raises(ValueError, match="no `eval_dataset`"):
+    with pytest.raises(ValueError, match="needs one `eval_dataset`"):
         compare(lambda seed: trainer_for(tmp_path, seed=seed), growth(), seeds=[0], cost="macs")
     with pytest.raises(ValueError, match="`cost` must be one of"):
         compare(maker(tmp_path), growth(), cost="euros")
