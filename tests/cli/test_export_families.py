@@ -10,7 +10,7 @@ from test_commands import run
 
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
-from families_cases import every_family, grown_model, inputs  # noqa: E402
+from families_cases import every_family, every_family_slowly, grown_model, inputs  # noqa: E402
 
 
 def prepared(name: str, folder: Path) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -27,7 +27,7 @@ def assert_close(found, wanted) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-@every_family
+@every_family_slowly
 def test_files_of_torch_compute_the_same(name, tmp_path, capsys):
     batch, wanted = prepared(name, tmp_path)
     assert run("export", tmp_path, tmp_path / "model.pt2") == 0

@@ -135,6 +135,15 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Callable[[], dict[str, Tensor]]
 OF_FAMILY = {model_type: name for name, (model_type, *_) in reversed(CASES.items())}
 every_case = pytest.mark.parametrize("name", CASES)
 every_family = pytest.mark.parametrize("name", OF_FAMILY.values(), ids=OF_FAMILY)
+# Every family too, for tests that take seconds; daily only for those whose kinds of layers and models differ most.
+DAILY = ("convnext", "gpt2", "llama", "resnet", "whisper")
+every_family_slowly = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, id=model_type, marks=[] if model_type in DAILY else pytest.mark.slow)
+        for model_type, name in OF_FAMILY.items()
+    ],
+)
 
 
 # A stack of a single block for tests of what happens within one, which take as long as there are layers.

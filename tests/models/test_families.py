@@ -13,6 +13,7 @@ from families_cases import (
     assert_equal,
     every_case,
     every_family,
+    every_family_slowly,
     grown_model,
     inputs,
     one_block,
@@ -246,6 +247,15 @@ def test_copies_and_pickles(name, copied):
 
 
 @every_family
+def test_what_ends_the_constructor_initialises_nothing_anew(name):
+    """Upstream, too, it may be called again, as after other embeddings have been put in."""
+    model = grown_model(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.post_init()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@every_family
 def test_a_damaged_checkpoint_leaves_the_model_as_it_was(name):
     model, grown, batch = saddle(name).from_stock(stock_model(name)), grown_model(name), inputs(name)
     expected, state = outputs(model, batch), grown.state_dict()
@@ -335,7 +345,7 @@ def compiled(name: str, backend: str) -> tuple[list[torch.Tensor], list[torch.Te
     )
 
 
-@every_family
+@every_family_slowly
 def test_grown_models_are_one_graph(name):
     found, wanted = compiled(name, "eager")
     assert_equal(found, wanted)

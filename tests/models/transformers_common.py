@@ -13,6 +13,7 @@ import transformers
 from families_cases import grown_shapes, input_kinds
 from torch import Tensor
 from upstream import test_modeling_common
+from upstream.generation.test_utils import GenerationTesterMixin
 from upstream.test_configuration_common import ConfigTester
 from upstream.test_modeling_common import ModelTesterMixin
 from upstream_cases import ROWS, UNITS, VARIANTS, WITHOUT_LOSS
@@ -58,7 +59,7 @@ class ModelTester:
         return self.get_config(), self.inputs()
 
 
-class CommonTests(ModelTesterMixin):
+class CommonTests(ModelTesterMixin, GenerationTesterMixin):
     """The common tests with what every family needs of them."""
 
     fields: dict[str, Any]
