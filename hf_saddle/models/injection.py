@@ -23,7 +23,8 @@ def inject_(base: Any, config: Any) -> bool:
         config ([`SaddleConfig`]): The growable config.
 
     Returns:
-        `bool`: Whether weights are to be initialised, since layers have other shapes than those of stock.
+        `bool`: Whether weights are to be initialised, since layers got other shapes than those that stock has
+            initialised; not again where they had become growable before.
 
     Raises:
         ValueError: If a module of the description is not there, or is of another kind, or if the config names layers
@@ -48,6 +49,7 @@ def inject_(base: Any, config: Any) -> bool:
     unknown = sorted({*widths, *branches} - found.keys()) + sorted(heads.keys() - attentions.keys())
     if unknown:
         raise ValueError(f"The config names {', '.join(unknown[:5])}, which a {type(base).__name__} does not have.")
+    again = all(isinstance(module, Growable) for module in found.values())
     layers = {root: make_growable_(module) for root, module in found.items()}
     for path, block in blocks:
         for neurons in block.neurons:
@@ -71,7 +73,7 @@ def inject_(base: Any, config: Any) -> bool:
         if list(sizes) != layer.skip_sizes:
             layer.skip = SkipBranch(layer, sizes, config.skip_unit, config.skip_activation)
     finish_vision_(base, config)
-    return bool(widths or branches or heads) or config.model_type == "saddle_deit"
+    return not again and (bool(widths or branches or heads) or config.model_type == "saddle_deit")
 
 
 def _mismatch(base: Any, name: str, error: Exception | None) -> str:

@@ -45,6 +45,25 @@ def check_files(
         fields = vars(config)
     files = find_weights(path, source, fields.get("transformers_weights"), options.get("variant"))
     check_number_of_layers(fields | dict(options), files)
+    if _splits_layers(options):
+        _check_whole(config if isinstance(config, PreTrainedConfig) else cls.config_class.from_dict(fields))
+
+
+def _splits_layers(options: Mapping[str, Any]) -> bool:
+    """Whether `from_pretrained` is asked for tensor parallelism."""
+    asked = options.get("distributed_config") or {}
+    values = {**(asked if isinstance(asked, Mapping) else vars(asked)), **options}
+    return bool(values.get("tp_plan")) or (values.get("tp_size") or 1) > 1
+
+
+def _check_whole(config: Any) -> None:
+    """Raise a `ValueError` for a model with branches, of which every process would have to have the whole layer."""
+    if config.skip_sizes:
+        raise ValueError(
+            f"Tensor parallelism would split layers that have skip branches ({', '.join(list(config.skip_sizes)[:3])}"
+            "…), whose units the plans of transformers do not know. Use `device_map`, FSDP2, or a model that grew in "
+            "width only."
+        )
 
 
 def check_loaded(model: Any, info: Mapping[str, Any], path: str, *, ignore_sizes: bool) -> None:

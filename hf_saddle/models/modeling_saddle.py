@@ -20,7 +20,7 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from .blocks import block_siblings
-from .branch_guard import branch_links, guarded
+from .branch_guard import branch_links, check_quantiser, guarded
 from .checkpoint_checks import check_headers, check_values, whole_numbers
 from .configuration_saddle import SaddleConfig, config_class
 from .families import FAMILIES, family_of
@@ -33,7 +33,7 @@ from .pushing import upload
 from .resizing import retire_
 from .shapes import Shapes, grown_heads
 from .sites import Site, sites_in
-from .stock import convert_stock, growable_config, read_stock, replace_config_
+from .stock import convert_stock, growable_config, part_types, read_stock, replace_config_
 from .vision import STOCK_KEYS, init_tokens_
 
 
@@ -198,6 +198,8 @@ class GrowablePreTrainedModel(PreTrainedModel):
         # A quantiser has exchanged modules by now, but nothing is read yet.
         for _ in branch_links(model.base_model):
             pass
+        if load_config.hf_quantizer is not None:
+            check_quantiser(model, load_config.hf_quantizer)
         return PreTrainedModel._load_pretrained_model(
             model, state_dict, checkpoint_files, load_config, *args, **kwargs
         )
@@ -259,7 +261,8 @@ class GrowablePreTrainedModel(PreTrainedModel):
         Args:
             model (`PreTrainedModel` or `str` or `os.PathLike`):
                 A stock model of the matching class, a folder, or a repo id on the Hub. Checkpoints of a folder or
-                repo may have the key names of any transformers version.
+                repo may have the key names of any transformers version, and may be those of a model of several of
+                which this is one: `SaddleCLIPVisionModel` takes its part of a whole CLIP.
             config_overrides:
                 Fields of the config to change. With another `num_labels` (or `id2label`) the head starts anew.
 
@@ -361,6 +364,13 @@ def growable(model: PreTrainedModel) -> Any:
     if isinstance(model, GrowablePreTrainedModel):
         return model
     model_type = model.config.model_type
+    parts = [field for field, kind in part_types(model.config).items() if kind in FAMILIES]
+    if model_type not in FAMILIES and parts:
+        raise ValueError(
+            f"A {type(model).__name__} is made of several models, and only one by itself grows: that of its "
+            f"`{parts[0]}`. Load it from the same checkpoint by `from_stock` of its Saddle class, such as "
+            "`hf_saddle.SaddleCLIPVisionModel.from_stock(folder or repo)` for the images of CLIP."
+        )
     family_of(model_type)
     if stock_named(type(model).__name__) is not type(model):
         raise ValueError(

@@ -14,6 +14,7 @@ from family_cases import (
     family_model,
     family_plan,
     loss_of,
+    one_block,
     paths,
     predicted_by_splitting,
     predicted_by_units,
@@ -52,6 +53,12 @@ def wake_(model, seed=5):
             parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter) * 0.1)
 
 
+def assert_same_tensors(one, other):
+    found, wanted = one.state_dict(), other.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(value, found[key]) for key, value in wanted.items())
+
+
 def deepened(name, **kwargs):
     """A model with nested units of all layers that answer something, some neurons having several."""
     model = family_model(name, **kwargs)
@@ -66,7 +73,7 @@ def deepened(name, **kwargs):
     ("name", "dtype"), [(name, torch.float32) for name in CASES] + [(name, torch.bfloat16) for name in KINDS]
 )
 def test_units_of_all_layers_change_nothing_and_come_back_from_files(name, dtype, tmp_path):
-    model = family_model(name, dtype, smooth=False)
+    model = family_model(name, dtype, smooth=False, **one_block(name))
     before = answers(model, name)
     for depth in range(2):
         plan = family_plan(model, "zero_gain", [0, 3, 5] if depth == 0 else [2, 0], depth=depth)
@@ -78,18 +85,19 @@ def test_units_of_all_layers_change_nothing_and_come_back_from_files(name, dtype
     model.save_pretrained(tmp_path)
     # Copied, since the memory of a file is aligned otherwise, by which products are rounded.
     loaded = copy.deepcopy(type(model).from_pretrained(tmp_path, dtype=dtype))
-    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
+    assert_same_tensors(loaded, model)
     # Frequencies of rotary embeddings are made in float32, but were cast here.
     assert dtype is torch.bfloat16 or torch.equal(answers(loaded, name), answers(model, name))
     history = GrowthHistory.from_model(loaded)
     history.check(loaded)
-    assert history.apply(family_model(name, smooth=False).config).skip_sizes == model.config.skip_sizes
+    small = family_model(name, smooth=False, **one_block(name))
+    assert history.apply(small.config).skip_sizes == model.config.skip_sizes
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_splits_of_all_neurons_keep_the_function_to_second_order(name, monkeypatch):
     exact_norms_(monkeypatch)
-    model = deepened(name, dtype=torch.float64)
+    model = deepened(name, dtype=torch.float64, **one_block(name))
     before = answers(model, name)
     for depth in (0, 1):
         moved = []
@@ -105,10 +113,10 @@ def test_splits_of_all_neurons_keep_the_function_to_second_order(name, monkeypat
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_an_operator_costs_what_is_booked_everywhere_at_once(name, operator):
     if operator == "residual_pair":
-        model = family_model(name)
+        model = family_model(name, **one_block(name))
         grow_(model, family_plan(model, operator, [0, 3]))
     else:
-        model = deepened(name)
+        model = deepened(name, **one_block(name))
     for depth in (0, 1):
         plan = family_plan(model, operator, [1, 2, 0][: 3 - depth], depth=depth)
         parameters, macs = count_parameters(model), count_macs(model)
@@ -118,7 +126,7 @@ def test_an_operator_costs_what_is_booked_everywhere_at_once(name, operator):
         assert count_parameters(model) - parameters == cost.parameters == event.parameters_after - parameters
         assert count_macs(model) - macs == cost.macs
         grow_(twin, GrowthPlan.from_json(plan.to_json()))
-        assert all(torch.equal(value, twin.state_dict()[key]) for key, value in model.state_dict().items())
+        assert_same_tensors(twin, model)
         assert answers(model, name).isfinite().all()
 
 
