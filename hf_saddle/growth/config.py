@@ -230,7 +230,6 @@ class GrowthConfig(Limits):
         )
 
     @property
-    @property
     def inserts_blocks(self) -> bool:
         """Whether events insert whole blocks; otherwise neurons grow."""
         return self.operator in BLOCK_OPERATORS
@@ -261,6 +260,8 @@ class GrowthConfig(Limits):
     @property
     def judged(self) -> bool:
         """Whether half of the probe judges what the other half has chosen; not where nothing can move at once."""
+        if self.inserts_blocks:
+            return False
         if self.operator != "auto":
             return OPERATORS[self.operator].scaled is not None
         return self.criterion not in ("paper_score", "gradmax")

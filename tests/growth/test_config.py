@@ -14,6 +14,7 @@ from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
 
 
 BAD = {
+    "freeze": ["yes", 1, None],
     "at": [10, 20],
     "warmup": -1,
     "interval": 0,
