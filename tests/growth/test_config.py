@@ -14,7 +14,7 @@ from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
 
 
 BAD = {
-    "freeze": ["yes", 1, None],
+    "freeze": 1,
     "at": [10, 20],
     "warmup": -1,
     "interval": 0,
