@@ -142,14 +142,17 @@ def places_of_blocks(model: GrowablePreTrainedModel, places: Sequence[int] | Non
             return False
         return True
 
+    best: tuple[list[str], int] = ([], 1)
     for number in _PERIODS:
         # Most models take a block anywhere; of others each place is tried, and then all that fit together.
         if fits(paths, number):
             return paths, number
         fitting = [path for path in paths if fits([path], number)]
-        if fitting and fits(fitting, number):
-            return fitting, number
-    raise ValueError(f"No block can be inserted. {objections[0]}")
+        if len(fitting) > len(best[0]) and fits(fitting, number):
+            best = fitting, number
+    if not best[0]:
+        raise ValueError(f"No block can be inserted. {objections[0]}")
+    return best
 
 
 def _copies(paths: Sequence[str], number: int, how: str) -> GrowthPlan:

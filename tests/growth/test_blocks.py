@@ -138,7 +138,7 @@ def test_blocks_with_branches_and_more_neurons_are_copied_with_them(name, how):
 def test_fresh_blocks_of_a_loaded_model_are_initialised(tmp_path):
     name = "ResNetForImageClassification"
     block_model(name).save_pretrained(tmp_path)
-    model = hf_saddle.growable(transformers.ResNetForImageClassification.from_pretrained(tmp_path)).eval()
+    model = hf_saddle.SaddleResNetForImageClassification.from_pretrained(tmp_path)
     state, before = torch.get_rng_state(), answers(model, name)
     event = insert_blocks_(model, [0], "identity")  # behind a block that a copy could not follow
     assert torch.equal(torch.get_rng_state(), state) and torch.equal(answers(model, name), before)
