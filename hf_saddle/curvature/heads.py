@@ -73,7 +73,8 @@ class HeadSplits:
                 values = {name: value.detach().requires_grad_() for name, value in self._parameters()}
                 form = (self._answer(use, values) * use.gradient).sum()
                 slopes = torch.autograd.grad(form, list(values.values()), create_graph=True)
-                along = sum((slope * tangents[name]).sum() for name, slope in zip(values, slopes, strict=True))
+                pairs = zip(values, slopes, strict=True)
+                along = torch.stack([(slope * tangents[name]).sum() for name, slope in pairs]).sum()
                 products = torch.autograd.grad(along, list(values.values()))
             total += self._by_head(dict(zip(values, products, strict=True))).t()
         return total / self.samples

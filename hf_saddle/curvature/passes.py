@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,8 +22,12 @@ def probe(
     """Yield probe batches with their numbers of samples, and what maps them to the sum of their samples' losses."""
     collected, sizes = collect(batches)
     measured = own_loss_of(model, collected, Ranks()) if loss is None else loss
+
+    def total(batch: Any, count: int) -> Tensor:
+        return check_loss(measured(model, batch)) * count
+
     for batch, count in zip(collected, sizes, strict=True):
-        yield batch, count, lambda batch, count=count: check_loss(measured(model, batch)) * count
+        yield batch, count, partial(total, count=count)
 
 
 @contextmanager

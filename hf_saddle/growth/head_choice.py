@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,7 +91,7 @@ def _merged(chosen: Sequence[tuple[LayerGrowth, Tensor]]) -> Iterator[LayerGrowt
         numbers = tuple(growth.neurons[0] for growth, _ in members)
         if operator == "new_head":
             numbers = tuple(range(numbers[0], numbers[0] + len(members)))
-        fields = {
+        fields: dict[str, Any] = {
             name: torch.cat([getattr(growth, name) for growth, _ in members])
             for name in ("directions", "steps", "gains", "eigenvalues")
         }

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from ..models.growable import linear_at
 from ..models.heads import Attention, heads_of
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .drafts import LinearDraft, TableDraft
@@ -71,7 +72,7 @@ class HeadsDraft:
     def of(cls, model: GrowablePreTrainedModel, attention: Attention) -> "HeadsDraft":
         """The draft of an attention module as it is, to be looked at."""
         names = (*attention.heads.rows, attention.heads.reader)
-        drafts = {name: LinearDraft.of(name, model.get_submodule(name)) for name in names}
+        drafts = {name: LinearDraft.of(name, linear_at(name, model.get_submodule(name))) for name in names}
         return cls(attention, heads_of(model.base_model)[attention.root], drafts)
 
     @property
@@ -121,10 +122,10 @@ class HeadsDraft:
             layer.parameters["weight"].append_(weight, layer.layout.rows)
             if "bias" in layer.parameters:
                 layer.parameters["bias"].append_(bias)
-        for weight, dim in self._read():
-            size = list(weight.value.shape)
+        for columns, dim in self._read():
+            size = list(columns.value.shape)
             size[dim] = len(rows) * self.columns
-            weight.append_(weight.value.new_zeros(size), dim)
+            columns.append_(columns.value.new_zeros(size), dim)
         if self.table is not None:
             entries = self.table.parameter
             entries.append_(entries.value.new_zeros(*entries.value.shape[:-1], len(rows)), entries.value.dim() - 1)
@@ -132,7 +133,7 @@ class HeadsDraft:
 
     def by_layer(self, rows: Tensor) -> Iterator[Tensor]:
         """Rows of heads, as `affine` has them, by layer."""
-        parts = rows.split([count * size for count, size in self.sizes], 1)
+        parts = torch.split(rows, [count * size for count, size in self.sizes], 1)
         for part, (_, size) in zip(parts, self.sizes, strict=True):
             yield part.reshape(-1, size)
 

@@ -105,9 +105,9 @@ def head_growth(
     if how == "new":
         # As large as what is there, without biases.
         rows = torch.zeros(len(chosen), own.shape[1])
-        for part, like, (count, size) in zip(
-            *(value.split([n * d for n, d in draft.sizes], 1) for value in (rows, own)), draft.sizes, strict=True
-        ):
+        widths = [count * size for count, size in draft.sizes]
+        parts = zip(torch.split(rows, widths, 1), torch.split(own, widths, 1), draft.sizes, strict=True)
+        for part, like, (count, size) in parts:
             weights = part.view(len(chosen), count, size)[..., :-1]
             scale = like.reshape(draft.number, count, size)[..., :-1].square().mean().sqrt()
             weights.copy_(torch.randn(weights.shape, generator=generator) * scale)

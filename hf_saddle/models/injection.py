@@ -63,7 +63,7 @@ def inject_(base: Any, config: Any) -> bool:
         own = attentions[root].heads
         for name in own.rows:
             _resize_(layers[name], rows=layers[name].neurons // present[root] * number)
-        reader = layers[own.reader]
+        reader: Any = layers[own.reader]
         columns = reader.weight.shape[reader.layout.columns]
         _resize_(reader, columns=columns // present[root] * number)
         resize_table_(attentions[root], base, number)

@@ -141,7 +141,8 @@ class Shapes:
 def grown_heads(config: Any, heads: Mapping[str, int]) -> dict[str, int]:
     """Those of some numbers of heads, by attention module, that are not the ones of a growable config's stock."""
     stock = config.stock()
-    known = _sizes(type(stock), stock.to_json_string(use_diff=False))[1] if heads else {}
+    kind: Any = type(stock)
+    known = _sizes(kind, stock.to_json_string(use_diff=False))[1] if heads else {}
     return {root: number for root, number in heads.items() if known.get(root, number) != number}
 
 

@@ -33,7 +33,7 @@ def test_states_count_heads(model):
 
 
 def test_cards_and_pages_name_heads(model):
-    card = render_model_card(model, name="demo")
+    card = str(render_model_card(model, name="demo"))
     assert "`new_head`" in card and "`self_attn`" in card and "2 heads" in card
     page = render_report(GrowthHistory.from_model(model), title="demo")
     assert "attention heads" in page and "new_head" in page
