@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
-from ..models.configuration_saddle import MAX_PARAMETERS
+from ..models.config_fields import MAX_PARAMETERS
 from ..models.growable import SKIP_UNITS
 from ..models.shapes import Shapes
 from ..models.sites import Place

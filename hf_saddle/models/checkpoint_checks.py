@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from .configuration_saddle import LAYER_FIELDS
+from .config_fields import LAYER_FIELDS
 from .json_files import read_json
 
 

@@ -1,6 +1,5 @@
 """Growable configs: those of stock with the sizes of what grew, by path, and the checks that guard them."""
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -13,108 +12,28 @@ from transformers.activations import ACT2FN
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils.versions import require_version
 
+from .config_fields import check_field
 from .families import FAMILIES, family_of
 from .growable import SKIP_UNITS
 from .json_files import read_json
-from .shapes import MAX_LAYERS, check_paths, check_shapes, check_size, is_index
+from .shapes import check_paths
 
 
 # The range this code was tested with; code that was uploaded with a model meets whatever version its reader has.
 TRANSFORMERS_RANGE = "transformers>=5.18,<6"
 require_version(TRANSFORMERS_RANGE.split(",")[0], "Growable models need strict configs.")
 
-DTYPES = ("float16", "bfloat16", "float32", "float64")
 # Activations that branches do not take from the model: they have no curvature almost everywhere, or parameters.
 UNSUITED = ("leaky_relu", "linear", "prelu", "relu", "relu6", "xielu")
-
-# A model of more of them is corrupt or hostile, see `shapes.py`.
-MAX_PARAMETERS = 2**35
-MAX_VOCABULARY = 2**24
 
 # The activation of the first layer in the `per_layer_config` of the files of grown models: stock classes, which would
 # build them without their branches, raise when they read what differs between layers.
 REFUSAL = "this model grew: load it with hf_saddle, or with trust_remote_code=True"
 
-LAYER_FIELDS = ("num_hidden_layers", "num_layers", "n_layer", "encoder_layers", "decoder_layers", "num_decoder_layers")
-_SIZE_FIELDS = (
-    "d_ff",
-    "d_kv",
-    "d_model",
-    "decoder_ffn_dim",
-    "embed_dim",
-    "embedding_size",
-    "encoder_ffn_dim",
-    "encoder_stride",
-    "hidden_size",
-    "intermediate_size",
-    "n_embd",
-    "num_attention_heads",
-    "num_channels",
-)
-_OPTIONAL_SIZE_FIELDS = ("head_dim", "n_inner", "pooler_output_size")
-_SIDE_FIELDS = ("image_size", "patch_size")
-_ACTIVATION_FIELDS = ("activation_function", "hidden_act", "hidden_activation", "pooler_act", "skip_activation")
-_PROBABILITY_FIELDS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-_SCALE_FIELDS = ("initializer_range", "layer_norm_eps")
-
 
 def sides(size: int | Sequence[int]) -> tuple[int, int]:
     """Height and width of an `image_size` or `patch_size`, which is one number where both are the same."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def _check_labels(field: str, value: Any) -> None:
-    if value is None:
-        return
-    if not isinstance(value, Mapping):
-        raise ValueError(f"`{field}` must relate whole numbers and texts, got {value!r}.")
-    items = [(index, label) for label, index in value.items()] if field == "label2id" else list(value.items())
-    if not all(is_index(index) and isinstance(label, str) for index, label in items):
-        raise ValueError(f"`{field}` must relate whole numbers and texts, which {len(value)} entries of it do not.")
-
-
-def check_field(field: str, value: Any) -> None:
-    """Raise a `ValueError` that names the field if no config of any family may have this value in it."""
-    if field in _SIZE_FIELDS or (field in _OPTIONAL_SIZE_FIELDS and value is not None):
-        check_size(field, value)
-    elif field in LAYER_FIELDS and value is not None:
-        check_size(field, value, high=MAX_LAYERS)
-    elif field == "vocab_size":
-        check_size(field, value, high=MAX_VOCABULARY)
-    elif field == "num_labels" and value is not None:
-        check_size(field, value, low=0)
-    elif field in _SIDE_FIELDS:
-        sides = value if isinstance(value, (list, tuple)) else (value, value)
-        if len(sides) != 2:
-            raise ValueError(f"`{field}` must be one integer or two (height and width), got {value!r}.")
-        for side in sides:
-            check_size(field, side)
-    elif field in _ACTIVATION_FIELDS and not (isinstance(value, str) and value in ACT2FN):
-        if field != "skip_activation" or value is not None:
-            raise ValueError(f"`{field}` must be the name of an activation of transformers, got {value!r}.")
-    elif field in _PROBABILITY_FIELDS and not (is_number(value) and 0 <= value <= 1):
-        raise ValueError(f"`{field}` must be a number in [0, 1], got {value!r}.")
-    elif field in _SCALE_FIELDS and not (is_number(value) and 0 <= value < math.inf):
-        raise ValueError(f"`{field}` must be a number that is not negative, got {value!r}.")
-    elif field == "skip_unit" and value not in SKIP_UNITS:
-        raise ValueError(f"`skip_unit` must be one of {', '.join(SKIP_UNITS)}, got {value!r}.")
-    elif field in ("dtype", "torch_dtype") and not (value is None or _dtype_name(value) in DTYPES):
-        raise ValueError(f"`{field}` must be one of {', '.join(DTYPES)}, got {value!r}.")
-    elif field == "auto_map" and not (value is None or isinstance(value, Mapping)):
-        raise ValueError(f"`auto_map` must map names of Auto classes to code, got {value!r}.")
-    elif field in ("id2label", "label2id"):
-        _check_labels(field, value)
-    elif field in ("widths", "skip_sizes"):
-        check_shapes(field, value)
-
-
-def _dtype_name(value: Any) -> str:
-    return value if isinstance(value, str) else str(value).removeprefix("torch.")
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a number, and not `True` or `False`."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 _first_uses: list[Callable[[str], None]] = []

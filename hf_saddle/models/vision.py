@@ -10,7 +10,8 @@ from transformers import DeiTConfig, ViTConfig
 from transformers import initialization as init
 
 from .branch_dropout import BranchDropout
-from .configuration_saddle import MAX_PARAMETERS, SaddleConfig, is_number, is_refusal, sides
+from .config_fields import MAX_PARAMETERS, is_number
+from .configuration_saddle import SaddleConfig, is_refusal, sides
 from .shapes import check_layers
 from .sites import FC1, LINEARS, root_path
 

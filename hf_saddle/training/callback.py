@@ -1,44 +1,30 @@
 """`GrowthCallback`: decides when a model grows inside of HF `Trainer`, delegates, and logs."""
 
-import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from ..curvature.loss import Loss
-from ..curvature.samples import sample_count
 from ..growth import GrowthConfig, GrowthEvent, GrowthHistory
-from ..growth.optimizer_rebind import same_parameters, watch_modules
 from ..hub.record import CLOCK
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .artefacts import share_artefacts
-from .distributed import Replicas
-from .event import growth_event_
 from .followers import adopt_history_, check_followers
-from .loss import training_loss
+from .held import Held
 from .model_checks import check_budget, check_growable, check_optimizer, check_parameters, growable_paths
-from .rebind import rebind_
-from .reports import describe, growth_metrics, lr_ratio, size_metrics
+from .reports import announce, describe, growth_metrics, say, size_metrics
 from .resuming import check_given, left_out, note_changes, progress, saved_history
-from .schedule import Course, announce
+from .schedule import Course
 from .trainer_checks import check_supported, check_training
-from .trainer_probe import trainer_batches
+from .trainer_event import trainer_event_
 from .wrappers import renew_wrapper_
-
-
-logger = logging.getLogger(__name__)
-
-# A probe shorter than that shows no progress bar.
-_BAR_DELAY_SECONDS = 5.0
 
 
 class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
@@ -90,9 +76,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.events_done = 0
         self._history: dict[str, Any] | None = None
         self._given: list[str] = []
-        # What the optimizer trains, by name, and whether the model still has it; noted while a training runs.
-        self._held: dict[str, nn.Parameter] = {}
-        self._unchanged: Callable[[], bool] = bool
+        self._held = Held()
         self._started = time.perf_counter()
 
     # --------------------------------------------------------------------------------------------------------- state
@@ -135,8 +119,8 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             renew_wrapper_(self.trainer.model_wrapped)
         self._restore(state, model)
         adopt_history_(model, self.followers)
-        self._note(model)
-        self._announce(Course.of(args, state, kwargs["train_dataloader"]), args, state, model)
+        self._held.note_(model)
+        announce(Course.of(args, state, kwargs["train_dataloader"]), self.config, args, state, model, self.events_done)
         self._started = time.perf_counter() - max((entry.get(CLOCK, 0.0) for entry in state.log_history), default=0.0)
         if state.global_step == 0:
             self._log(state, control, size_metrics(model, self.config))
@@ -149,7 +133,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if not self._unchanged() and not same_parameters(kwargs["model"], self._held):
+        if not self._held.fits(kwargs["model"]):
             raise RuntimeError(
                 "The model took other shapes after its gradients were computed, which are lost. Load checkpoints "
                 "between two steps, for instance in `on_step_end`."
@@ -167,8 +151,21 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.follow_(args, state, model, optimizer)
         # Those that do not fall inside of the training leave their share of the budget to the others.
         to_come = len(Course.of(args, state, loader).events(self.config, state.global_step - 1, self.events_done))
-        event = self._grow(args, state, model, optimizer, loader, to_come)
-        self._note(model)
+        event = trainer_event_(
+            args,
+            state,
+            model,
+            optimizer,
+            loader,
+            self.config,
+            event=self.events_done,
+            to_come=to_come,
+            trainer=self.trainer,
+            loss=self.loss,
+            probe_dataset=self.probe_dataset,
+            followers=self.followers,
+        )
+        self._held.note_(model)
         self.events_done += 1
         self._history = model.growth_history
         self._report(args, state, control, model, event)
@@ -176,7 +173,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._held, self._unchanged = {}, bool
+        self._held.forget_()
         if not args.load_best_model_at_end or state.best_model_checkpoint is None:
             return
         model = kwargs["model"]
@@ -190,77 +187,18 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         """Seconds of the training so far; of a resumed one, those before its last log too."""
         return time.perf_counter() - self._started
 
-    def _note(self, model: nn.Module) -> None:
-        self._held, self._unchanged = dict(model.named_parameters()), watch_modules(model)
-
     def follow_(
         self, args: TrainingArguments, state: TrainerState, model: PreTrainedModel, optimizer: Optimizer | None
     ) -> None:
         """Make optimizer, wrappers and history follow a model that took other shapes by `load_state_dict`."""
-        if optimizer is None or not self._held or self._unchanged():
-            return
-        if same_parameters(model, self._held):
-            self._note(model)
-            return
-        before = len(GrowthHistory.from_model(model))
         wrapped = model if self.trainer is None else self.trainer.model_wrapped
-        changes = rebind_(wrapped, optimizer, self._held, followers=self.followers)
-        if args.torch_compile and self.trainer is None:
-            torch.compiler.reset()
-        self._history = model.growth_history
-        self._note(model)
-        logger.warning(
-            f"Parameters of the model were replaced outside of a growth before step {state.global_step + 1} (a "
-            "checkpoint of other shapes was loaded). The optimizer goes on with those of the model: "
-            f"{len(changes.replaced)} took the place of others, {len(changes.added)} came, {len(changes.removed)} "
-            f"went; what has another shape starts without state. The history goes from {before} to "
-            f"{len(GrowthHistory.from_model(model))} events; the {self.events_done} that happened are not repeated."
+        followed = self._held.follow_(
+            model, wrapped, optimizer, self.followers, events_done=self.events_done, step=state.global_step + 1
         )
-
-    def _grow(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        model: PreTrainedModel,
-        optimizer: Optimizer,
-        loader: Any,
-        to_come: int,
-    ) -> GrowthEvent:
-        wrapped = model if self.trainer is None else self.trainer.model_wrapped
-        replicas = Replicas.of(wrapped)
-        batches = trainer_batches(
-            loader,
-            self.config,
-            event=self.events_done,
-            dataset=self.probe_dataset,
-            trainer=self.trainer,
-            replicas=replicas,
-            device=model.device,
-        )
-        loss = self.loss
-        if loss is None and self.trainer is not None:
-            loss = training_loss(self.trainer, batches, replicas)
-        assert loss is not None  # `check_training`
-        silent = args.disable_tqdm or not state.is_world_process_zero
-        # Analysis of all samples, or of one half, scores, and a trial on the other half; and the loss afterwards.
-        total = sum(map(sample_count, batches)) * (3 if self.config.judged else 2)
-        with tqdm(total=total, desc="Growth", delay=_BAR_DELAY_SECONDS, leave=False, disable=silent) as bar:
-            event = growth_event_(
-                wrapped,
-                optimizer,
-                batches,
-                self.config,
-                event=self.events_done,
-                step=state.global_step,
-                epoch=state.epoch,
-                lr_ratio=lr_ratio(optimizer, args.learning_rate),
-                to_come=to_come,
-                loss=partial(_ticking, bar, loss),
-                followers=self.followers,
-            )
-        if args.torch_compile and self.trainer is None and event.layers:
-            torch.compiler.reset()  # as `growth_event_` does where it sees the wrapper
-        return event
+        if followed:
+            self._history = model.growth_history
+            if args.torch_compile and self.trainer is None:
+                torch.compiler.reset()
 
     # --------------------------------------------------------------------------------------------------------- output
     def _report(
@@ -275,7 +213,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         seconds = [entry["growth_seconds"] for entry in state.log_history if "growth_seconds" in entry]
         share = (sum(seconds) + event.seconds) / self._clock()
         self._log(state, control, metrics | size_metrics(model, self.config) | {"growth_time_share": share})
-        _say(describe(event, self.events_done), args, state)
+        say(describe(event, self.events_done), args, state)
 
     def _log(self, state: TrainerState, control: TrainerControl, metrics: dict[str, float]) -> None:
         if self.trainer is None:
@@ -300,22 +238,6 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self._log(state, control, size_metrics(model, self.config) | end)
         if self.trainer is not None and state.is_world_process_zero:
             share_artefacts(self.trainer.callback_handler.callbacks, model, state)
-
-    def _announce(
-        self, course: Course, args: TrainingArguments, state: TrainerState, model: GrowablePreTrainedModel
-    ) -> None:
-        line, grows = announce(
-            self.config,
-            course,
-            model,
-            len(growable_paths(model, self.config)),
-            step=state.global_step,
-            events_done=self.events_done,
-        )
-        if grows:
-            _say(line, args, state)
-        elif state.is_world_process_zero and state.global_step < state.max_steps:
-            logger.warning(line)
 
     # --------------------------------------------------------------------------------------------------------- checks
     def _check(
@@ -346,19 +268,3 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         check_parameters(inner, paths, optimizer)
         if state.global_step == 0:  # a resumed one may have spent its budget
             check_budget(inner, paths, self.config)
-
-
-def _say(line: str, args: TrainingArguments, state: TrainerState) -> None:
-    """A line for people, beside the progress bar where there is one."""
-    if not state.is_world_process_zero:
-        return
-    if args.disable_tqdm:
-        logger.info(line)
-    else:
-        tqdm.write(line)
-
-
-def _ticking(bar: tqdm, loss: Loss, model: nn.Module, batch: Any) -> Any:
-    value = loss(model, batch)
-    bar.update(sample_count(batch))
-    return value

@@ -1,13 +1,48 @@
-"""What an event did, for logs and for people."""
+"""What will happen and what an event did, for logs and for people."""
 
+import logging
 import math
 from collections import Counter
 
 from torch.optim import Optimizer
+from tqdm.auto import tqdm
+from transformers import TrainerState, TrainingArguments
 
 from ..growth import GrowthConfig, GrowthEvent, count_macs, count_parameters
 from ..growth.planner import sizes
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from .model_checks import growable_paths
+from .schedule import Course, announcement
+
+
+logger = logging.getLogger(__name__)
+
+
+def announce(
+    course: Course,
+    config: GrowthConfig,
+    args: TrainingArguments,
+    state: TrainerState,
+    model: GrowablePreTrainedModel,
+    events_done: int,
+) -> None:
+    """Say before the first step which events a training will have; a warning if there are none."""
+    number = len(growable_paths(model, config))
+    line, grows = announcement(config, course, model, number, step=state.global_step, events_done=events_done)
+    if grows:
+        say(line, args, state)
+    elif state.is_world_process_zero and state.global_step < state.max_steps:
+        logger.warning(line)
+
+
+def say(line: str, args: TrainingArguments, state: TrainerState) -> None:
+    """A line for people, beside the progress bar where there is one."""
+    if not state.is_world_process_zero:
+        return
+    if args.disable_tqdm:
+        logger.info(line)
+    else:
+        tqdm.write(line)
 
 
 def size_metrics(model: GrowablePreTrainedModel, config: GrowthConfig) -> dict[str, float]:

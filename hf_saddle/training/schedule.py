@@ -68,7 +68,7 @@ class Course:
             found.append(step)
 
 
-def announce(
+def announcement(
     config: GrowthConfig,
     course: Course,
     model: GrowablePreTrainedModel,

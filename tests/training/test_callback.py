@@ -26,8 +26,7 @@ from transformers.training_args import ParallelMode
 
 from hf_saddle.curvature import analyze_curvature
 from hf_saddle.growth import GrowthHistory, PaperGrowthConfig, grow_, halves, plan_growth
-from hf_saddle.training import GrowthCallback, GrowthTrainer, growth_event_, probe_batches
-from hf_saddle.training import callback as callback_module
+from hf_saddle.training import GrowthCallback, GrowthTrainer, growth_event_, probe_batches, trainer_event
 from hf_saddle.training.probe import event_seed
 from hf_saddle.training.trainer_checks import check_supported
 
@@ -370,12 +369,12 @@ def test_a_plain_trainer_keeps_the_metrics_in_its_log_history(tmp_path, caplog):
 def test_the_progress_bar_of_a_probe_comes_to_its_end(tmp_path, monkeypatch, selection):
     bars = []
 
-    class Bar(callback_module.tqdm):
+    class Bar(trainer_event.tqdm):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             bars.append(self)
 
-    monkeypatch.setattr(callback_module, "tqdm", Bar)
+    monkeypatch.setattr(trainer_event, "tqdm", Bar)
     config = growth(num_events=1, criterion="depth", selection=selection, natural_step=0.5)
     train(tmp_path, config, max_steps=4, disable_tqdm=False)
     (bar,) = bars

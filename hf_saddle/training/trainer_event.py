@@ -1,0 +1,98 @@
+"""One growth event inside of a training by `Trainer`: its samples, its loss, its progress bar."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerState, TrainingArguments
+
+from ..curvature.loss import Loss
+from ..curvature.samples import sample_count
+from ..growth import GrowthConfig, GrowthEvent
+from ..models.modeling_saddle import GrowablePreTrainedModel
+from .distributed import Replicas
+from .event import growth_event_
+from .loss import training_loss
+from .reports import lr_ratio
+from .trainer_probe import trainer_batches
+
+
+# A probe shorter than that shows no progress bar.
+_BAR_DELAY_SECONDS = 5.0
+
+
+def trainer_event_(
+    args: TrainingArguments,
+    state: TrainerState,
+    model: GrowablePreTrainedModel,
+    optimizer: Optimizer,
+    loader: DataLoader[Any],
+    config: GrowthConfig,
+    *,
+    event: int,
+    to_come: int,
+    trainer: Trainer | None,
+    loss: Loss | None,
+    probe_dataset: Any,
+    followers: Sequence[GrowablePreTrainedModel],
+) -> GrowthEvent:
+    """
+    [`growth_event_`] on samples that the training's sampler takes, by the training's loss. All processes have to call
+    this.
+
+    Args:
+        args (`TrainingArguments`): The arguments of the training.
+        state (`TrainerState`): Where it is.
+        model ([`GrowablePreTrainedModel`]): The model.
+        optimizer (`Optimizer`): What trains it.
+        loader (`DataLoader`): The loader of the training data.
+        config ([`GrowthConfig`]): Where, how and how much to grow.
+        event (`int`): Index of the event, from 0.
+        to_come (`int`): Events that the training still has room for, this one included.
+        trainer (`Trainer`, *optional*): The trainer, where it is known.
+        loss (`Callable`, *optional*): Takes the place of the trainer's loss.
+        probe_dataset (`Dataset`, *optional*): Takes the place of the training data.
+        followers (`Sequence[GrowablePreTrainedModel]`): Models that grow by the same plan.
+
+    Returns:
+        [`GrowthEvent`]: What happened.
+    """
+    wrapped = model if trainer is None else trainer.model_wrapped
+    replicas = Replicas.of(wrapped)
+    batches = trainer_batches(
+        loader, config, event=event, dataset=probe_dataset, trainer=trainer, replicas=replicas, device=model.device
+    )
+    if loss is None and trainer is not None:
+        loss = training_loss(trainer, batches, replicas)
+    assert loss is not None  # `check_training`
+    silent = args.disable_tqdm or not state.is_world_process_zero
+    # Analysis of all samples, or of one half, scores, and a trial on the other half; and the loss afterwards.
+    total = sum(map(sample_count, batches)) * (3 if config.judged else 2)
+    with tqdm(total=total, desc="Growth", delay=_BAR_DELAY_SECONDS, leave=False, disable=silent) as bar:
+        grown = growth_event_(
+            wrapped,
+            optimizer,
+            batches,
+            config,
+            event=event,
+            step=state.global_step,
+            epoch=state.epoch,
+            lr_ratio=lr_ratio(optimizer, args.learning_rate),
+            to_come=to_come,
+            loss=partial(_ticking, bar, loss),
+            followers=followers,
+        )
+    if args.torch_compile and trainer is None and grown.layers:
+        torch.compiler.reset()  # as `growth_event_` does where it sees the wrapper
+    return grown
+
+
+def _ticking(bar: tqdm, loss: Loss, model: nn.Module, batch: Any) -> Any:
+    value = loss(model, batch)
+    bar.update(min(sample_count(batch), bar.total - bar.n))  # a step may be tried more than once
+    return value
