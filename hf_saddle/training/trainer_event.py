@@ -94,5 +94,5 @@ def trainer_event_(
 
 def _ticking(bar: tqdm, loss: Loss, model: nn.Module, batch: Any) -> Any:
     value = loss(model, batch)
-    bar.update(sample_count(batch))
+    bar.update(min(sample_count(batch), bar.total - bar.n))  # a step may be tried more than once
     return value
