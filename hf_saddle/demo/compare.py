@@ -83,7 +83,7 @@ def compare_runs(
 
     def make_trainer(seed: int) -> GrowthTrainer:
         own = copy.copy(training)
-        own.seed = seed
+        own.seed, own.report_to, own.push_to_hub = seed, [], False
         return build_trainer(arguments, own, data(seed))
 
     task, first = TASKS[arguments.task], training.seed

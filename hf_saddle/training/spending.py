@@ -176,5 +176,10 @@ class Spending(TrainerCallback):  # type: ignore[misc]
         """What was spent until now, and the validation loss, at no charge."""
         self._charge(0.0)
         loss = float(self.trainer.evaluate()["eval_loss"])
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"The validation loss is {loss} at step {self.trainer.state.global_step}: nothing can be compared. "
+                "Lower the learning rate."
+            )
         self._since, self._wall_since = self._clock(), time.perf_counter()
         return [self.spent, loss]
