@@ -58,6 +58,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "transformers.PreTrainedModel": (
         "_can_record_outputs",
         "_from_config",
+        "_get_dtype_plan",
         "_hf_peft_config_loaded",
         "_init_weights",
         "_is_hf_initialized",

@@ -222,10 +222,6 @@ class SkipBranch(nn.Module):
         Raises:
             ValueError: If a target is not a neuron of the layer. `name` is the name of the buffer in the message.
         """
-        if self.target.is_meta:
-            # On disk, and read for each pass: units are summed before they meet z, which is right for any targets.
-            self.shared_targets = True
-            return
         check_targets(name, self.target, self.neurons)
         self.shared_targets = torch.unique(self.target).numel() < self.target.numel()
 

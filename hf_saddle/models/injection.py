@@ -90,7 +90,7 @@ def _resize_(module: Any, rows: int | None = None, columns: int | None = None) -
     if not isinstance(module, Growable):
         for held in (module._parameters, module._buffers):
             for name, tensor in held.items():
-                if tensor is not None and tensor.dim():
+                if tensor is not None and tensor.dim() and len(tensor) != rows:
                     new = torch.zeros(rows or 0, dtype=tensor.dtype, device=tensor.device)
                     new += name in ("weight", "running_var")
                     held[name] = nn.Parameter(new) if held is module._parameters else new

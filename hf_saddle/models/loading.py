@@ -45,8 +45,8 @@ def check_files(
         fields = vars(config)
     files = find_weights(path, source, fields.get("transformers_weights"), options.get("variant"))
     check_number_of_layers(fields | dict(options), files)
-    if _splits_layers(options):
-        _check_whole(config if isinstance(config, PreTrainedConfig) else cls.config_class.from_dict(fields))
+    if _splits_layers(options) or options.get("offload_buffers"):
+        _check_whole(config if isinstance(config, PreTrainedConfig) else cls.config_class.from_dict(fields), options)
 
 
 def _splits_layers(options: Mapping[str, Any]) -> bool:
@@ -56,14 +56,20 @@ def _splits_layers(options: Mapping[str, Any]) -> bool:
     return bool(values.get("tp_plan")) or (values.get("tp_size") or 1) > 1
 
 
-def _check_whole(config: Any) -> None:
-    """Raise a `ValueError` for a model with branches, of which every process would have to have the whole layer."""
-    if config.skip_sizes:
+def _check_whole(config: Any, options: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` for a model with branches that would be split, or lack the neurons that its units feed."""
+    if not config.skip_sizes:
+        return
+    places = ", ".join(list(config.skip_sizes)[:3])
+    if _splits_layers(options):
         raise ValueError(
-            f"Tensor parallelism would split layers that have skip branches ({', '.join(list(config.skip_sizes)[:3])}"
-            "…), whose units the plans of transformers do not know. Use `device_map`, FSDP2, or a model that grew in "
-            "width only."
+            f"Tensor parallelism would split layers that have skip branches ({places}, …), whose units the plans of "
+            "transformers do not know. Use `device_map`, FSDP2, or a model that grew in width only."
         )
+    raise ValueError(
+        f"With `offload_buffers=True` the numbers of the neurons that units of branches feed ({places}, …) would not "
+        "be in memory where they are needed. Leave it out: weights are offloaded without it."
+    )
 
 
 def check_loaded(model: Any, info: Mapping[str, Any], path: str, *, ignore_sizes: bool) -> None:

@@ -73,13 +73,26 @@ class GrowablePreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         init_tokens_(module, self.config)
-        if isinstance(module, PairedLinear):
-            init.copy_(module.twin_weight, -module.weight)
-            init.copy_(module.twin_bias, -module.bias)
-        elif isinstance(module, SkipBranch):
-            if module.gain is not None:
-                init.zeros_(module.gain)
-            init.copy_(module.target, torch.arange(module.target.numel()) % module.neurons)
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """As in transformers; branches too, which may be in stacks that are models of stock by themselves."""
+        parts = [part for part in self.modules() if isinstance(part, (PairedLinear, SkipBranch))]
+        waiting = [part for part in parts if not vars(part).get("_is_hf_initialized", False)]
+        super().initialize_weights()
+        for part in waiting:
+            if isinstance(part, PairedLinear):
+                init.copy_(part.twin_weight, -part.weight)
+                init.copy_(part.twin_bias, -part.bias)
+            else:
+                if part.gain is not None:
+                    init.zeros_(part.gain)
+                init.copy_(part.target, torch.arange(part.target.numel()) % part.neurons)
+
+    def _get_dtype_plan(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
+        plan: dict[str, torch.dtype] = super()._get_dtype_plan(dtype)
+        # Layers that are kept in single precision have whole numbers, too: the neurons that units feed.
+        return {r"*\.skip\.target$": torch.int64} | plan if plan else plan
 
     # ---------------------------------------------------------------------------------------------- growable linears
     def growable_linears(self) -> Iterator[Site]:

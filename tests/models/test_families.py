@@ -252,7 +252,30 @@ def test_what_ends_the_constructor_initialises_nothing_anew(name):
     model = grown_model(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     model.post_init()
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert [key for key, value in model.state_dict().items() if not torch.equal(value, before[key])] == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@every_family
+def test_a_checkpoint_is_loaded_in_other_precisions(name, dtype, tmp_path):
+    model = grown_model(name)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path, dtype=dtype)
+    for (key, one), other in zip(again.state_dict().items(), model.state_dict().values(), strict=True):
+        kept = torch.float32 if re.search(r"\.wo\b", key) and dtype is torch.float16 else dtype  # as in stock T5
+        assert torch.equal(one, other.to(kept) if other.is_floating_point() else other), key
+
+
+@every_family
+def test_models_of_the_meta_device_are_initialised_as_others(name):
+    model = grown_model(name)
+    with torch.device("meta"):
+        again = type(model)(model.config)
+    again.to_empty(device="cpu").init_weights()
+    fresh = dict(type(model)(model.config).named_buffers())
+    for key, buffer in again.named_buffers():
+        assert torch.equal(buffer, fresh[key]), key
+    assert not any(value.any() for key, value in again.state_dict().items() if key.endswith("skip.gain"))
 
 
 @every_family

@@ -1,6 +1,7 @@
 """Where grown models of every family may lie: on devices of a map, and on disk; their layers are never split."""
 
 import pytest
+import torch
 from families_cases import assert_equal, every_family, grown_model, inputs, outputs
 from transformers import PreTrainedModel
 from transformers.distributed import DistributedConfig
@@ -26,21 +27,23 @@ def test_a_device_map_changes_nothing(name, place, tmp_path):
 
 
 @every_family
-@pytest.mark.parametrize("buffers", [False, True], ids=["weights", "buffers too"])
-def test_layers_that_lie_on_disk_compute_the_same(name, buffers, tmp_path):
+def test_layers_that_lie_on_disk_compute_the_same(name, tmp_path):
     model = grown_model(name)
     model.save_pretrained(tmp_path / "saved")
     blocks = {site.path.removesuffix(f".{site.linear}") for site in model.growable_linears() if not site.nested}
     places = dict.fromkeys(blocks, "disk")
-    for key, _ in (*model.named_parameters(), *model.named_buffers()):
+    for key in model.state_dict():  # tied weights by all of their names
         if not key.startswith(tuple(f"{path}." for path in blocks)):
             places[key.rpartition(".")[0] or key] = "cpu"
-    again = type(model).from_pretrained(
-        tmp_path / "saved", device_map=places, offload_folder=tmp_path / "disk", offload_buffers=buffers
-    )
+    options = {"device_map": places, "offload_folder": tmp_path / "disk"}
+    again = type(model).from_pretrained(tmp_path / "saved", **options)
     assert any(parameter.is_meta for parameter in again.parameters())
-    assert_equal(outputs(again, inputs(name)), outputs(model, inputs(name)))
+    # The memory of a file is aligned otherwise, by which products are rounded.
+    found, wanted = outputs(again, inputs(name)), outputs(model, inputs(name))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     assert again.shapes() == model.shapes()
+    with pytest.raises(ValueError, match="`offload_buffers=True`.*Leave it out"):
+        type(model).from_pretrained(tmp_path / "saved", **options, offload_buffers=True)
 
 
 @every_family

@@ -107,9 +107,24 @@ ROWS: dict[str, tuple[str, str, dict[str, Any], str, dict[str, Any]]] = {
     "whisper_decoder": ("Whisper", "ForCausalLM", WHISPER | {"is_decoder": True}, "text", {}),
 }
 # Classes that have no loss, or one that asks for more than the tests give.
-WITHOUT_LOSS = ("DoubleHeadsModel", "ForPreTraining", "ModelWithProjection", "WithTeacher")
+WITHOUT_LOSS = ("DoubleHeadsModel", "EncoderModel", "ForPreTraining", "ModelWithProjection", "WithTeacher")
 # The kinds of models that are tested, with the kind of the branches' units of those that have grown.
 VARIANTS = {"Stock": None, "Ungrown": None, "Grown": "gain"}
 UNITS = {"Paired": "residual_pair", "Residual": "residual"}
 # Tests with another outcome than for the stock models of the same row, with the reason, and the rows where it is so.
-DIFFERENCES: dict[str, tuple[str, Collection[str]]] = {}
+CLASSIFIERS = ("convnext", "deit", "dinov2", "dinov2_with_registers", "resnet", "swin", "vit", "whisper_encoder")
+TEXT_CLASSIFIERS = ("bert", "gemma3_text", "gpt2", "llama", "mistral", "qwen3", "roberta")
+RENAMED = ("clip_vision_model", "deit", "dinov2", "dinov2_with_registers", "swin", "vit")
+DIFFERENCES: dict[str, tuple[str, Collection[str]]] = {
+    "test_model_weights_reload_no_missing_tied_weights": (
+        "a checkpoint that lacks the tensors of layers is refused; stock starts them anew",
+        tuple(ROWS),
+    ),
+    "test_can_load_ignoring_mismatched_shapes": (
+        "a head of another shape raises a ValueError that names it, unless it is asked for; stock a RuntimeError",
+        (*CLASSIFIERS, *TEXT_CLASSIFIERS),
+    ),
+    "test_load_with_mismatched_shapes": ("the same", TEXT_CLASSIFIERS),
+    "test_reverse_loading_mapping": ("names on disk are those in memory, there is no mapping", RENAMED),
+    "test_can_load_from_already_mapped_keys": ("the same", RENAMED),
+}
