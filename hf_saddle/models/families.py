@@ -1,9 +1,10 @@
 """Where the neurons of each architecture are: all that a family needs to grow."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import transformers
 from torch import nn
 
 from .head_kinds import BERT, CLIP, GPT2, GROUPED, SWIN, VISION, Heads
@@ -253,13 +254,14 @@ def family_of(model_type: str) -> Family:
     return family
 
 
-def blocks_in(base: nn.Module, config: Any) -> Iterator[tuple[str, Block]]:
+def blocks_in(base: nn.Module, config: Any) -> list[tuple[str, Block]]:
     """
-    Yield every block of a base model, in the order of the forward pass, with its path.
+    Every block of a base model, in the order of the forward pass, with its path.
 
     Raises:
-        ValueError: If the model type is not known.
+        ValueError: If the model type is not known, or if the model does not have a module that the description names.
     """
+    blocks: list[tuple[str, Block]] = []
     for block in family_of(config.model_type).blocks(config):
         found = {"": base}
         for part in block.path.split("."):
@@ -269,7 +271,26 @@ def blocks_in(base: nn.Module, config: Any) -> Iterator[tuple[str, Block]]:
                 for name, child in module.named_children()
                 if part in ("*", name)
             }
-        yield from ((path, block) for path in found)
+        blocks += [(path, block) for path in found]
+    missing = [] if blocks else ["any block"]
+    for path, block in blocks:
+        known = {name for name, _ in base.get_submodule(path).named_modules(remove_duplicate=False)}
+        named = [*block.linears]
+        for neurons in block.neurons:
+            named += [*neurons.rows, *neurons.readers, *neurons.norms, neurons.activation]
+        missing += [f"{path}.{name}" for name in dict.fromkeys(named) if name not in known]
+    if missing:
+        raise ValueError(mismatch(base, f"has not {', '.join(missing[:5])}"))
+    return blocks
 
 
-__all__ = ["FAMILIES", "Block", "Family", "Neurons", "blocks_in", "family_of"]
+def mismatch(base: nn.Module, what: str) -> str:
+    """The message that a base model is not what the description of its type says."""
+    return (
+        f"A {type(base).__name__} of transformers {transformers.__version__} {what}, against the description of its "
+        "family in `FAMILIES` of hf_saddle/models/families.py. Adapters and quantisers have to come after the "
+        "conversion; if transformers has changed its modules, the description has to follow."
+    )
+
+
+__all__ = ["FAMILIES", "Block", "Family", "Neurons", "blocks_in", "family_of", "mismatch"]

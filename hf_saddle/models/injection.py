@@ -3,10 +3,9 @@
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 
-from .families import blocks_in
+from .families import blocks_in, mismatch
 from .growable import Growable, SkipBranch, check_growable, make_growable_
 from .heads import attentions_in, heads_of, resize_table_
 from .layouts import layout_of
@@ -31,20 +30,16 @@ def inject_(base: Any, config: Any) -> bool:
             that the model does not have.
     """
     widths, branches, heads = dict(config.widths or {}), dict(config.skip_sizes or {}), dict(config.heads or {})
-    blocks = list(blocks_in(base, config))
+    blocks = blocks_in(base, config)
     found: dict[str, nn.Module] = {}
     for path, block in blocks:
-        described = [name for part in block.neurons for name in (part.activation, *part.norms)]
-        for name in (*block.linears, *described):
+        for name in block.linears:
+            root = f"{path}.{name}"
+            found[root] = base.get_submodule(root)
             try:
-                module = base.get_submodule(f"{path}.{name}")
-                if name in block.linears:
-                    check_growable(module)
-                    found[f"{path}.{name}"] = module
-            except (AttributeError, ValueError) as error:
-                raise ValueError(_mismatch(base, f"{path}.{name}", error)) from error
-    if not blocks:
-        raise ValueError(_mismatch(base, "any block", None))
+                check_growable(found[root])
+            except ValueError as error:
+                raise ValueError(mismatch(base, f"has another {root} ({error})")) from error
     attentions = {attention.root: attention for attention in attentions_in(base)}
     unknown = sorted({*widths, *branches} - found.keys()) + sorted(heads.keys() - attentions.keys())
     if unknown:
@@ -74,14 +69,6 @@ def inject_(base: Any, config: Any) -> bool:
             layer.skip = SkipBranch(layer, sizes, config.skip_unit, config.skip_activation)
     finish_vision_(base, config)
     return not again and (bool(widths or branches or heads) or config.model_type == "saddle_deit")
-
-
-def _mismatch(base: Any, name: str, error: Exception | None) -> str:
-    return (
-        f"A {type(base).__name__} of transformers {transformers.__version__} has not {name}, as the description of "
-        f"its family in `FAMILIES` says it should{'' if error is None else f' ({error})'}. Adapters and quantisers "
-        "have to come after the conversion; if transformers has changed its modules, the description has to follow."
-    )
 
 
 @torch.no_grad()
