@@ -45,7 +45,7 @@ class RowSpace:
 
     def directions(self, coordinates: Tensor) -> Tensor:
         """The vectors `B y` of coordinates `(tokens, n)`."""
-        weights = torch.linalg.solve_triangular(self.factor.t(), coordinates, upper=True)
+        weights: Tensor = torch.linalg.solve_triangular(self.factor.t(), coordinates, upper=True)
         return self.inputs.t() @ weights
 
 

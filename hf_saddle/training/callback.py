@@ -154,20 +154,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.follow_(args, state, model, optimizer)
         # Those that do not fall inside of the training leave their share of the budget to the others.
         to_come = len(Course.of(args, state, loader).events(self.config, state.global_step - 1, self.events_done))
-        event = trainer_event_(
-            args,
-            state,
-            model,
-            optimizer,
-            loader,
-            self.config,
-            event=self.events_done,
-            to_come=to_come,
-            trainer=self.trainer,
-            loss=self.loss,
-            probe_dataset=self.probe_dataset,
-            followers=self.followers,
-        )
+        event = self._grow(args, state, model, optimizer, loader, to_come)
         self._held.note_(model)
         self.events_done += 1
         self._history = model.growth_history
@@ -202,6 +189,30 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             self._history = model.growth_history
             if args.torch_compile and self.trainer is None:
                 torch.compiler.reset()
+
+    def _grow(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        model: GrowablePreTrainedModel,
+        optimizer: Optimizer,
+        loader: DataLoader[Any],
+        to_come: int,
+    ) -> GrowthEvent:
+        return trainer_event_(
+            args,
+            state,
+            model,
+            optimizer,
+            loader,
+            self.config,
+            event=self.events_done,
+            to_come=to_come,
+            trainer=self.trainer,
+            loss=self.loss,
+            probe_dataset=self.probe_dataset,
+            followers=self.followers,
+        )
 
     # --------------------------------------------------------------------------------------------------------- output
     def _report(
