@@ -24,7 +24,7 @@ NEXT_STEP = 0.5
 
 def moves(growth: LayerGrowth) -> bool:
     """Whether a growth has a natural step: splits, and units whose gains may be finite."""
-    return OPERATORS[growth.operator].scaled is not None
+    return growth.operator in OPERATORS and OPERATORS[growth.operator].scaled is not None
 
 
 def score_growths(
