@@ -26,11 +26,11 @@ class SolverOptions:
             neurons are screened. 1 turns screening off: every neuron is refined on all tokens.
         screen_floor (`int`, *optional*, defaults to 512): Number of tokens that screening uses at least.
         screen_steps (`int`, *optional*, defaults to 8): Lanczos steps of the screening, per fold.
-        shortlist (`float`, *optional*, defaults to 1/6): Share of the neurons, by screened gain, that are refined.
+        shortlist (`float`, *optional*, defaults to 1/4): Share of the neurons, by screened gain, that are refined.
         shortlist_floor (`int`, *optional*, defaults to 32): Number of neurons that are refined at least.
         refine_steps (`int`, *optional*, defaults to 2): Lanczos steps on all tokens of each fold, from the screened
             vectors.
-        polish_steps (`int`, *optional*, defaults to 4): Lanczos steps on the tokens of both folds, from the
+        polish_steps (`int`, *optional*, defaults to 2): Lanczos steps on the tokens of both folds, from the
             combination of the folds' vectors.
         tolerance (`float`, *optional*, defaults to 0.01): Recurrences stop early when all residuals are below this
             share of their eigenvalues.
@@ -39,10 +39,10 @@ class SolverOptions:
     screen_tokens: float = 1 / 12
     screen_floor: int = 512
     screen_steps: int = 8
-    shortlist: float = 1 / 6
+    shortlist: float = 1 / 4
     shortlist_floor: int = 32
     refine_steps: int = 2
-    polish_steps: int = 4
+    polish_steps: int = 2
     tolerance: float = 0.01
 
     def __post_init__(self) -> None:

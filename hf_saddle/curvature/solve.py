@@ -215,7 +215,9 @@ def _start(
         # Random vectors that lean towards where the inputs are large: eigenvectors of large eigenvalues lie there.
         start = moments.scaled(start)
     if earlier is not None:
-        start[:, : earlier.shape[1]] = earlier if whitening is None else whitened(whitening, earlier)
+        known = earlier if whitening is None else whitened(whitening, earlier)
+        # In the space of the tokens nothing may be left of a direction.
+        start[:, : known.shape[1]] = torch.where(known.any(dim=0), known, start[:, : known.shape[1]])
     if tokens.module.bias is None and not tokens.extended:
         start.view(size // moments.inputs.shape[-1], -1, tokens.neurons)[:, -1] = 0
     return start

@@ -110,30 +110,6 @@ def test_batches_make_no_difference_for_any_kind_of_neuron(name, options):
     assert_same(*reports)
 
 
-def analyze_wide(rows, **kwargs):
-    """More inputs than tokens: those of all ranks are brought together."""
-    wide = transformer_case(samples=20, tokens=6, width=150, hidden=12)
-    batches = [{name: value[part] for name, value in wide.batch.items()} for part in rows]
-    options = {"loss": cross_entropy, "seed": 3, "linears": ["mlp.fc1", "mlp.fc2"], "whiten": True}
-    return analyze_curvature(wide.model, batches, ("width", "depth"), **options, **kwargs)
-
-
-def run_wide_rank(rank, path, store):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    rows = [[slice(0, 7)], [slice(7, 11), slice(11, 20)]][rank]
-    torch.save(analyze_wide(rows, distributed=True, max_tokens=10**6), f"{path}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.mark.distributed
-def test_two_ranks_give_the_result_of_one_process_on_fewer_tokens_than_inputs(tmp_path):
-    multiprocessing.spawn(run_wide_rank, args=(str(tmp_path), str(tmp_path / "store")), nprocs=2)
-    expected = analyze_wide([slice(0, 20)])
-    for rank in range(2):
-        assert_same(torch.load(tmp_path / f"{rank}.pt", weights_only=False), expected)
-
-
 class FailingBackward(torch.autograd.Function):
     """The identity, whose gradient is an error."""
 
