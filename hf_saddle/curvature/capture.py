@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 # Entries of a kernel up to which a layer of groups keeps as many patches as other layers keep tokens.
 _KERNEL = 9
 # Entries of a patch up to which a convolution does; of larger ones it keeps as many numbers.
-_ENTRIES = 128
+_ENTRIES = 512
 
 
 @dataclass
