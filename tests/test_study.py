@@ -123,6 +123,7 @@ def test_directions_that_are_alike_are_known():
 
 def test_branches_start_from_one_snapshot(digits):
     growth = {"probe_samples": 32, "significance": 0.0, "criterion": "depth", "operator": "zero_gain"}
+    growth |= {"selection": "gain", "natural_step": 0.0}
     branches = (event.Branch("none"), event.Branch("zero gain", growth | {"max_growth": 1.2}))
     row = event.run_branches(experiments.shape(4, hidden=16), branches, 0, 4e-3, 5, 15, (0, 10))
     none, grown = (row["branches"][name]["losses"] for name in ("none", "zero gain"))
