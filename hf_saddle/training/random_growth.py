@@ -9,9 +9,22 @@ from torch.optim import Optimizer
 
 from ..curvature import CurvatureReport, analyze_curvature
 from ..curvature.loss import Loss
-from ..growth import GrowthConfig, GrowthEvent, GrowthPlan, LayerGrowth, grow_, probe_loss, record_
+from ..growth import (
+    GrowthConfig,
+    GrowthEvent,
+    GrowthPlan,
+    LayerGrowth,
+    grow_,
+    halves,
+    probe_loss,
+    record_,
+    score_growths,
+)
+from ..growth.natural_step import moves, stepped
 from ..growth.operators import OPERATORS
 from ..growth.rows import find_site
+from .decision import try_step
+from .distributed import Replicas
 from .model_checks import check_growable
 from .probe import event_seed, private_randomness
 
@@ -33,7 +46,8 @@ def random_event_(
 
     The neurons are drawn without repetition, the directions are random and of the size that the operator asks for:
     units with a gain have pre-activations with a root mean square of 1 on the probe, as those that curvature chose.
-    Nothing else is measured.
+    They move at once by the natural step that fits them, as those of the other model, which leaves out splits that
+    would not lower the loss.
 
     Args:
         model (`nn.Module`): The model, of the shapes that the other one had before its event; in one process.
@@ -56,6 +70,7 @@ def random_event_(
         if units:
             report = analyze_curvature(inner, batches, ("random",), loss=loss, linears=sorted(units), seed=seed)
         plan = GrowthPlan(tuple(_at_random(inner, layers, report, seed)), criterion="random", seed=config.growth_seed)
+        plan = _stepped(inner, plan, batches, config, loss)
         done = grow_(
             inner, plan, optimizer, step=step, epoch=epoch, loss_before=report.loss if report is not None else None
         )
@@ -63,6 +78,16 @@ def random_event_(
             done.loss_after = probe_loss(inner, batches, loss)
             record_(inner, done)
     return done
+
+
+def _stepped(model: Any, plan: GrowthPlan, batches: Sequence[Any], config: GrowthConfig, loss: Loss) -> GrowthPlan:
+    moving = [growth for growth in plan.growths if moves(growth)]
+    if not moving or not config.natural_step:
+        return plan
+    choosing, judging = halves(batches)
+    scores = score_growths(model, moving, choosing, judging, loss=loss)
+    found, factor, gain = try_step(model, plan, scores, judging, config, loss=loss, replicas=Replicas())
+    return stepped(plan, found, factor, gain)
 
 
 def _at_random(
