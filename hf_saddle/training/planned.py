@@ -71,8 +71,6 @@ def grow_by_plan_(
             step=step,
             epoch=epoch,
             loss_before=before,
-            candidates=plan.candidates,
-            held_back=plan.held_back,
         )
         replicas.check_same_model("model and optimizer after the growth", inner, optimizer)
     record_(inner, done)

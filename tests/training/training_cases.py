@@ -77,7 +77,8 @@ RANKED = {"selection": "gain", "natural_step": 0.0}
 
 
 def growth(**fields) -> GrowthConfig:
-    return GrowthConfig(**GROWING | PROBE | RANKED | fields)
+    ranked = {} if str(fields.get("operator")).startswith("block") else RANKED
+    return GrowthConfig(**GROWING | PROBE | ranked | fields)
 
 
 def no_growth(**fields) -> GrowthConfig:
