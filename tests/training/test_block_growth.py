@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_ddp import found_by_ranks
 from test_resume import SAVING, assert_same_run, checkpoint
-from training_cases import Images, events, growth, tiny, train, trainer_for
+from training_cases import Images, assert_same_weights, events, growth, tiny, train, trainer_for
 from transformers import AutoModelForImageClassification, Trainer
 
 from hf_saddle.growth import GrowthHistory
@@ -58,10 +58,14 @@ def test_resuming_with_the_grown_model(full, tmp_path, step):
 
 
 def test_the_best_model_may_have_fewer_blocks(tmp_path):
-    options = SAVING | {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1}
-    trainer = trainer_for(tmp_path, inserting(), **options, learning_rate=1.0, metric_for_best_model="loss")
-    trainer.eval_dataset = Images(16)
-    trainer.train()
+    # The largest loss is the best here, which is an early one.
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
+    options = SAVING | best | {"eval_strategy": "steps", "eval_steps": 1}
+    trainer = train(tmp_path, inserting(), eval_dataset=Images(16), **options)
+    reloaded = AutoModelForImageClassification.from_pretrained(checkpoint(trainer, trainer.state.best_global_step))
+    inserted = [entry["growth_blocks"] for entry in trainer.state.log_history if "growth_blocks" in entry]
+    assert trainer.model.config.num_hidden_layers < 2 + sum(inserted)
+    assert_same_weights(trainer.model, reloaded)
     GrowthHistory.from_model(trainer.model).check(trainer.model)
 
 
