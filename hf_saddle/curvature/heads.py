@@ -70,7 +70,7 @@ class HeadSplits:
         tangents, total = self._by_parameter(vectors.t()), torch.zeros_like(vectors)
         for use in self.uses:
             with twice_differentiable(self.model):
-                values = {name: value.detach().requires_grad_() for name, value in self._parameters()}
+                values = {name: value.detach().requires_grad_() for name, value in self._values()}
                 form = (self._answer(use, values) * use.gradient).sum()
                 slopes = torch.autograd.grad(form, list(values.values()), create_graph=True)
                 pairs = zip(values, slopes, strict=True)
@@ -89,7 +89,7 @@ class HeadSplits:
         Returns:
             `Tensor`: Shape `(samples, heads)`.
         """
-        tangents, values, found = self._by_parameter(steps), dict(self._parameters()), []
+        tangents, values, found = self._by_parameter(steps), dict(self._values()), []
         for use in self.uses:
 
             def moved(size: Tensor, use: _Use = use) -> Tensor:
@@ -109,14 +109,14 @@ class HeadSplits:
 
     def pairs(self, steps: int, seed: int) -> HeadPairs:
         """Lowest eigenpairs from as many Lanczos steps, which start at random vectors."""
-        like = self._by_head(dict(self._parameters()))
+        like = self._by_head(dict(self._values()))
         start = torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like)
         # Entries of biases that there are not stay out.
-        start = start * self._by_head({name: torch.ones_like(value) for name, value in self._parameters()})
+        start = start * self._by_head({name: torch.ones_like(value) for name, value in self._values()})
         ritz = lanczos(self, start.t().contiguous(), steps).ritz(torch.zeros(self.number, dtype=torch.bool))
         return HeadPairs(ritz.value, ritz.vector.t().contiguous(), ritz.residual)
 
-    def _parameters(self) -> Iterator[tuple[str, Tensor]]:
+    def _values(self) -> Iterator[tuple[str, Tensor]]:
         for name, layer in self.layers.items():
             yield f"{name}.weight", layer.weight
             if layer.bias is not None:

@@ -120,7 +120,7 @@ def head_growth(
     zeros = torch.zeros(len(chosen))
     return LayerGrowth(
         linear=attention.path,
-        operator=f"{how}_head",
+        operator="new_head" if how == "new" else "split_head",
         neurons=chosen,
         directions=rows,
         steps=steps,
