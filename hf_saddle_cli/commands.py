@@ -224,12 +224,11 @@ def export(
     revision: Revision = None,
 ) -> None:
     """
-    Write a model as one file, for batches of any size and texts of any length, and verify what the file computes.
+    Write a model of images as one file, for batches of any size, and verify what the file computes.
 
     Example: `hf-saddle export outputs/demo model.onnx --format onnx`
     """
     from .export import export_model
 
-    *names, difference = export_model(source, output, format, tolerance, revision)
-    typer.echo(f"wrote {output}, which takes {', '.join(names)}")
-    typer.echo(f"largest difference of the outputs on random inputs: {difference}")
+    difference = export_model(source, output, format, tolerance, revision)
+    typer.echo(f"wrote {output}; largest difference of the outputs on random images: {difference:.2g}")

@@ -27,7 +27,7 @@ ABSENT = {
     ),
 }
 MINIMUM = 60
-# Families whose kinds of models differ most, and tests of what growable models do themselves, for the daily tests.
+# Families whose kinds of models differ most, and tests of what growable models do themselves, for a quick look.
 QUICK = ("llama", "resnet")
 OWN = "config or init or load or save or tied or training or hidden_states or batching"
 
@@ -110,6 +110,7 @@ def check(outcomes: dict[str, dict[str, str]], row: str, whole: bool) -> None:
         assert not whole or counts["passed"] >= MINIMUM
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("row", QUICK)
 def test_growable_models_do_as_stock(row, upstream, tmp_path):

@@ -22,26 +22,17 @@ def found_by_ranks(folder, *checks: str, processes: int = 2) -> list[dict]:
     return [json.loads((folder / f"found_{rank}.json").read_text()) for rank in range(processes)]
 
 
-CHECKS = (
-    "gradients_after_growth",
-    "empty_plans",
-    "refusals",
-    "losses_and_samples",
-    "shapes_from_outside",
-    "followers",
-    "heads",
-)
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("ddp")
-
-
-@pytest.fixture(scope="module")
-def found(folder):
+def found(tmp_path_factory):
     """What both ranks found in one launch."""
-    return found_by_ranks(folder, *CHECKS)
+    return found_by_ranks(
+        tmp_path_factory.mktemp("ddp"),
+        "gradients_after_growth",
+        "empty_plans",
+        "refusals",
+        "losses_and_samples",
+        "heads",
+    )
 
 
 @pytest.mark.parametrize("way", ["plain", "unused", "views", "static", "small_buckets", "no_sync", "comm_hook"])
@@ -112,8 +103,8 @@ def test_if_one_rank_cannot_grow_none_does(found):
     assert first["unchanged"] and second["unchanged"]
 
 
-def test_going_back_to_weights_of_other_shapes(found, folder):
-    for rank in (rank["shapes_from_outside"] for rank in found):
+def test_going_back_to_weights_of_other_shapes(tmp_path):
+    for rank in (found["shapes_from_outside"] for found in found_by_ranks(tmp_path, "shapes_from_outside")):
         assert "DDP wrapper was made for other parameters" in rank["not_told"]
         assert "in its DDP wrapper" in rank["unwrapped"]
         assert rank["difference"] < 1e-13
@@ -121,14 +112,14 @@ def test_going_back_to_weights_of_other_shapes(found, folder):
         assert rank["resumed"] and rank["further"] and rank["loop_replicas_equal"]
     # One process goes on from what two have saved.
     loop = Loop()
-    loop.accelerator.load_state(str(folder / "shapes_from_outside" / "loop" / "4"))
+    loop.accelerator.load_state(str(tmp_path / "shapes_from_outside" / "loop" / "4"))
     loop.run(start=4)
     GrowthHistory.from_model(loop.model).check(loop.model)
     assert len(loop.losses) == 8
 
 
-def test_a_follower_that_cannot_grow_on_one_rank_holds_up_all(found):
-    first, second = (rank["followers"] for rank in found)
+def test_a_follower_that_cannot_grow_on_one_rank_holds_up_all(tmp_path):
+    first, second = (found["followers"] for found in found_by_ranks(tmp_path, "followers"))
     assert first["refused"].startswith("RuntimeError: The growth failed on rank 1")
     assert "not finite after the growth" in second["refused"]
     for rank in (first, second):
