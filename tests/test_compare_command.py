@@ -40,7 +40,7 @@ def test_every_task_is_compared(task, tmp_path):
 def test_the_card_of_a_grown_model_tells_the_comparison(tmp_path):
     grown, images = str(tmp_path / "grown"), [*COMMON, *TASKS["images"]]
     run(["--output-dir", grown, *images])
-    words = ["--output-dir", str(tmp_path / "c"), *images, "--seeds", "1", "--cost", "seconds", "--in-card", grown]
+    words = ["--output-dir", str(tmp_path / "c"), *images, "--seeds", "1", "--cost", "macs", "--in-card", grown]
     compare.run(words)
     card = (tmp_path / "grown" / "README.md").read_text()
     assert "## Did growth help?" in card and "## What grew and why" in card

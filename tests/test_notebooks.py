@@ -10,7 +10,7 @@ FOLDER = Path(__file__).parents[1] / "examples" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # What takes the place of the settings in the cell that is tagged `parameters`, as papermill does.
 TINY = {
-    "grow_an_image_classifier": {"steps": 20, "seeds": 1, "max_samples": 200},
+    "grow_an_image_classifier": {"steps": 150, "seeds": 1, "max_samples": 200},
     "grow_a_language_model": {"steps": 12, "block_size": 32, "max_samples": 100},
 }
 SAID = {"grow_an_image_classifier": "growth − no growth", "grow_a_language_model": "computes the same: True"}
