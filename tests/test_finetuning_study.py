@@ -101,7 +101,7 @@ def small_task(monkeypatch):
     for module, changes in (
         (finetuning_task, {"upright": lambda: splits, "pretrained": random_weights, "TRAIN": 64, "STEPS": 10}),
         (finetuning, sizes | {"METHODS": methods}),
-        (training, {"fashion_mnist": lambda: splits}),
+        (training, {"TASKS": {"fashion-mnist": lambda: splits}}),
     ):
         for name, value in changes.items():
             monkeypatch.setattr(module, name, value)

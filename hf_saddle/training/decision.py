@@ -79,6 +79,13 @@ def decide(
         several, group = replicas.size > 1, replicas.group
         return score_growths(model, growths, choosing, judging, loss=loss, distributed=several, group=group)
 
+    def before() -> float:
+        # Of all samples at once, as the loss afterwards: a loss that is a mean over tokens is not one over halves.
+        if not config.judged:
+            return float(report.loss)
+        own = replicas.together("The loss before the growth", lambda: probe_loss(model, batches, loss))
+        return replicas.mean(own, sum(map(sample_count, batches)))
+
     offered = replicas.together("Looking for what may grow", lambda: _offered(report, model, config))
     pursued = scores_of(offered) if offered else None
 
@@ -89,13 +96,12 @@ def decide(
     plan = replicas.agree_on(plan)
     moving = [growth for growth in plan.growths if moves(growth)]
     if not moving:
-        return replicas.agree_on(priced(model, plan)), report.loss
+        return replicas.agree_on(priced(model, plan)), before()
     if scores is None:
         scores = scores_of(moving)
     found, factor, gain = try_step(model, plan, scores, judging, config, loss=loss, replicas=replicas)
     plan = replicas.agree_on(priced(model, _paying(plan, found, factor, gain, config)))
-    fitted = int((~scores.judges).sum())
-    return plan, (report.loss * fitted + scores.loss * (len(scores.judges) - fitted)) / len(scores.judges)
+    return plan, before()
 
 
 def _offered(report: CurvatureReport, model: GrowablePreTrainedModel, config: GrowthConfig) -> Sequence[LayerGrowth]:

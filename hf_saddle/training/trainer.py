@@ -10,9 +10,11 @@ from accelerate.utils import broadcast_object_list
 from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
+from transformers.utils import CONFIG_NAME
 
 from ..growth.optimizer_state import held_parameters
 from ..hub import ModelCardMixin
+from ..models.json_files import read_json
 from ..models.loading import fit_blocks_
 from .callback import GrowthCallback
 from .checkpoints import discard, last_whole_checkpoint, missing_parts, write_manifest
@@ -89,7 +91,10 @@ class GrowthTrainer(ModelCardMixin, Trainer):  # type: ignore[misc]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         # Weights do not tell what kinds the blocks are of, where these differ.
-        fit_blocks_(self.model, type(self.model.config).from_pretrained(resume_from_checkpoint))
+        # Checkpoints of adapters have none, and those of another model are refused with their weights.
+        config = Path(resume_from_checkpoint, CONFIG_NAME)
+        if config.is_file() and read_json(config).get("model_type") == self.model.config.model_type:
+            fit_blocks_(self.model, type(self.model.config).from_pretrained(resume_from_checkpoint))
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

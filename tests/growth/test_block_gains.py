@@ -146,7 +146,7 @@ def test_places_where_no_block_fits_are_no_candidates():
 WRONG = {
     "criterion": ({"criterion": "depth"}, "criterion"),
     "linears": ({"linears": ["mlp.up_proj"]}, "linears"),
-    "line_search": ({"line_search": True}, "line_search"),
+    "selection": ({"selection": "gain"}, "selection"),
     "freeze": ({"operator": "auto", "freeze": True}, "freeze=True"),
 }
 

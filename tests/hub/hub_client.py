@@ -185,7 +185,14 @@ def train_and_push(folder: str, repo_id: str, strategy: str, *, again: bool = Fa
                 trainer.push_in_progress.wait_until_done()
 
     growth = GrowthConfig(
-        unit="steps", warmup=3, num_events=1, significance=0, probe_samples=12, max_growth=1.2, selection="gain"
+        unit="steps",
+        warmup=3,
+        num_events=1,
+        significance=0,
+        probe_samples=12,
+        max_growth=1.2,
+        selection="gain",
+        natural_step=0.0,
     )
 
     def accuracy(prediction) -> dict[str, float]:
@@ -249,7 +256,8 @@ def train_text_and_push(folder: str, repo_id: str) -> dict[str, Any]:
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
     tokens = {"vocab_size": 270, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
     model = SaddleLlamaForCausalLM(SaddleLlamaForCausalLM.config_class(**sizes, **tokens))
-    growth = GrowthConfig(unit="steps", warmup=3, num_events=1, significance=0, probe_samples=12, max_growth=1.2)
+    ranked = {"selection": "gain", "natural_step": 0.0, "significance": 0}
+    growth = GrowthConfig(unit="steps", warmup=3, num_events=1, probe_samples=12, max_growth=1.2, **ranked)
     settings = {"max_steps": 6, "per_device_train_batch_size": 4, "report_to": "none", "use_cpu": True}
     settings |= {"disable_tqdm": True, "push_to_hub": True, "hub_model_id": repo_id, "logging_steps": 1}
     trainer = GrowthTrainer(

@@ -115,7 +115,7 @@ def test_a_name_that_matches_no_module_raises(name, monkeypatch):
     family = family_of(model_type)
 
     def renamed(config):
-        return tuple(((*linears, "of_tomorrow"), neurons) for linears, neurons in family.insides(config))
+        return tuple(((*linears, "of_tomorrow"), *rest) for linears, *rest in family.insides(config))
 
     stock = stock_model(name)
     elsewhere = tuple(f"body.{path}" for path in family.paths)

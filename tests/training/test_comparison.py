@@ -7,7 +7,7 @@ from transformers import TrainerCallback
 
 from hf_saddle.growth import GrowthHistory, count_macs
 from hf_saddle.hub.comparison import GROWTH, NONE, RANDOM
-from hf_saddle.training import GrowthCallback, GrowthTrainer, callback, compare, comparison, spending
+from hf_saddle.training import GrowthCallback, GrowthTrainer, compare, comparison, spending, trainer_event
 from hf_saddle.training.spending import Spending
 
 
@@ -114,7 +114,7 @@ def test_seconds_are_those_of_steps_and_events_without_evaluations(tmp_path, mon
 
     monkeypatch.setitem(spending._CLOCKS, "cpu-seconds", lambda: time.now)
     monkeypatch.setattr(comparison, "_warm_up", lambda *args: None)
-    monkeypatch.setattr(callback, "growth_event_", lasting(callback.growth_event_, 2))
+    monkeypatch.setattr(trainer_event, "growth_event_", lasting(trainer_event.growth_event_, 2))
     monkeypatch.setattr(comparison, "random_event_", lasting(comparison.random_event_, 1))
     make_trainer = maker(tmp_path, callbacks=[time])
     found = compare(make_trainer, growth(**GROWING), seeds=[0], cost="cpu-seconds", budget=12.0)
