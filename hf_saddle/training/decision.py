@@ -79,7 +79,7 @@ def decide(
         several, group = replicas.size > 1, replicas.group
         return score_growths(model, growths, choosing, judging, loss=loss, distributed=several, group=group)
 
-    def before() -> float:
+    def loss_before() -> float:
         # Of all samples at once, as the loss afterwards: a loss that is a mean over tokens is not one over halves.
         if not config.judged:
             return float(report.loss)
@@ -96,12 +96,12 @@ def decide(
     plan = replicas.agree_on(plan)
     moving = [growth for growth in plan.growths if moves(growth)]
     if not moving:
-        return replicas.agree_on(priced(model, plan)), before()
+        return replicas.agree_on(priced(model, plan)), loss_before()
     if scores is None:
         scores = scores_of(moving)
     found, factor, gain = try_step(model, plan, scores, judging, config, loss=loss, replicas=replicas)
     plan = replicas.agree_on(priced(model, _paying(plan, found, factor, gain, config)))
-    return plan, before()
+    return plan, loss_before()
 
 
 def _offered(report: CurvatureReport, model: GrowablePreTrainedModel, config: GrowthConfig) -> Sequence[LayerGrowth]:
