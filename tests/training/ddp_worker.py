@@ -203,7 +203,7 @@ def losses_and_samples(folder):
         "replicas_equal": same_everywhere(fingerprint(trainer.model, trainer.optimizer)),
     }
     trainer = train(folder / "sampler", CONFIG, trainer_class=FirstImages)
-    found["sampler"] = {"probed": trainer.probed_images()[:16], "events": len(events(trainer))}
+    found["sampler"] = {"probed": trainer.probed_images()[-16:], "events": len(events(trainer))}
     return found
 
 

@@ -69,13 +69,14 @@ def test_an_own_optimizer_and_a_plain_trainer_follow(found, trainer):
 
 
 def test_all_ranks_draw_from_what_the_first_one_s_sampler_draws(found):
-    """The shares of a draw of 32 samples, made by hand."""
+    """The shares of the last event's draw of 32 samples, made by hand."""
     config = growth()
     ranks = [rank["losses_and_samples"]["sampler"] for rank in found]
     assert [rank["events"] for rank in ranks] == [3, 3]
     loader = DataLoader(Images(), batch_size=8, sampler=WeightedRandomSampler([1.0] * 8 + [0.0] * 56, 64))
-    indices = training_indices(loader, config)
-    drawn = torch.cat([batch["pixel_values"] for batch in probe_batches(Images(), config, indices=indices)])
+    indices = training_indices(loader, config, event=2)
+    batches = probe_batches(Images(), config, event=2, indices=indices)
+    drawn = torch.cat([batch["pixel_values"] for batch in batches])
     expected = [int((Images().pixels == image).flatten(1).all(dim=1).nonzero()) for image in drawn]
     assert ranks[0]["probed"] + ranks[1]["probed"] == expected
 
