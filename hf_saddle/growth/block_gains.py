@@ -19,13 +19,11 @@ from ..models.restacking import assign_
 from .block_records import NewBlock
 from .blocks import draft_blocks
 from .costs import Cost
+from .natural_step import RIDGE
 from .plan import GrowthPlan
 from .surgery import prepare_growth
 
 
-# What the empirical Fisher information of the gates is damped by, relative to the mean of its diagonal: of the values
-# tried on neurons it gave the steps that lowered the loss of other samples most.
-RIDGE = 0.3
 # Blocks that a candidate may have to be of, so that those behind it stay what they are (a Swin's alternate).
 _PERIODS = (1, 2)
 

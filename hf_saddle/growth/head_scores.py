@@ -16,13 +16,12 @@ from .costs import Cost
 from .halves import halves
 from .head_drafts import find_attention
 from .heads import STEP, check_family, head_growth
+from .natural_step import RIDGE
 from .plan import GrowthPlan, LayerGrowth
 from .surgery import prepare_growth
 
 
 WAYS = ("new", "split")
-# Share of the mean Fisher information of the candidates that is added to its diagonal.
-_RIDGE = 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +50,7 @@ class HeadScores:
         """The natural step of some candidates, `-(E[u uᵀ] + ridge)⁻¹ E[u]`, fitted to the samples that choose."""
         values = self.values[~self.judges][:, list(chosen)]
         fisher = values.t() @ values / len(values)
-        fisher.diagonal().add_(_RIDGE * fisher.diagonal())
+        fisher.diagonal().add_(RIDGE * fisher.diagonal())
         step = -torch.linalg.solve(fisher, values.mean(dim=0))
         splits = torch.tensor([self.candidates[index].operator == "split_head" for index in chosen])
         return torch.where(splits, step.clamp(0, 1), step)

@@ -17,7 +17,7 @@ from .plan import GrowthPlan, LayerGrowth
 
 
 # What is added to the diagonal of the Fisher information of the units, as a share of its mean.
-_RIDGE = 0.3
+RIDGE = 0.3
 # The share of the natural step that is judged where units start at rest.
 NEXT_STEP = 0.5
 
@@ -140,7 +140,7 @@ def judge(scores: UnitScores, share: float) -> Judgement:
 def _bounded_step(values: Tensor, splits: Tensor, terms: float) -> Tensor:
     """The natural step in `[-1, 1]`, of splits in `[0, 1]`; what meets a bound stays there, and the rest is solved."""
     fisher, slope = values.t() @ values * (terms / len(values)), values.mean(dim=0)
-    fisher.diagonal().add_(_RIDGE * fisher.diagonal().mean().clamp_min(torch.finfo(fisher.dtype).tiny))
+    fisher.diagonal().add_(RIDGE * fisher.diagonal().mean().clamp_min(torch.finfo(fisher.dtype).tiny))
     low = torch.where(splits, 0.0, -1.0).to(values)
     step, free = torch.zeros_like(slope), torch.ones_like(splits)
     while bool(free.any()):

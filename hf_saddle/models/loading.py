@@ -5,7 +5,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
@@ -16,7 +15,7 @@ from .growable import Growable, SkipBranch, check_targets
 from .heads import fit_heads_
 from .parameters import check_replaceable
 from .resizing import expect_, retire_, take_shapes_
-from .restacking import Restacking, assign_, restack
+from .restacking import Restacking, assign_, restack, twin_of
 from .shapes import Shapes
 from .stock import is_head
 
@@ -124,7 +123,7 @@ def resize_to_(model: Any, state_dict: Mapping[str, Tensor], prefix: str) -> Non
     check_kept(model.config, orders)
     config = copy.deepcopy(model.config)
     reorder_config_(config, orders)
-    reordered = _twin(model, config) if orders else model
+    reordered = twin_of(model, config) if orders else model
     incoming, kinds = Shapes.of_tensors(
         state_dict, inner, reordered.growable_linears() if orders else sites, reordered.base_model
     )
@@ -136,7 +135,7 @@ def resize_to_(model: Any, state_dict: Mapping[str, Tensor], prefix: str) -> Non
         return
     stacks = restack(model, orders, config, to_be_loaded=True) if orders else Restacking()
     incoming.write_(config, kind)
-    twin = _twin(model, config)
+    twin = twin_of(model, config)
     _check_tensors(state_dict, prefix, twin.state_dict())
     undo = assign_(stacks.assignments)
     try:
@@ -181,12 +180,6 @@ def _has_rest(model: Any, blocks: list[str], state_dict: Mapping[str, Tensor], i
         if not name.startswith(tuple(f"{path}." for path in blocks)):
             found[parameter] = found.get(parameter, False) or f"{inner}{name}" in state_dict
     return all(found.values())
-
-
-def _twin(model: Any, config: Any) -> Any:
-    """A model of a config that takes no memory."""
-    with torch.device("meta"):
-        return type(model)(config)
 
 
 def _take_shapes_(model: Any, twin: Any, shapes: Shapes, kind: str) -> None:

@@ -59,7 +59,7 @@ def restack(
         ValueError: If a block would compute something else at its new place, cannot be a copy of another, or if other
             parameters would have other shapes.
     """
-    before, after = _twin(model, model.config), _twin(model, config)
+    before, after = twin_of(model, model.config), twin_of(model, config)
     found, base = Restacking(), model.base_model
     places = {id(module) for stack in orders for module in after.base_model.get_submodule(stack).children()}
     for stack, order in orders.items():
@@ -112,7 +112,7 @@ def assign_(assignments: Iterable[Assignment]) -> list[Assignment]:
     return undo
 
 
-def _twin(model: Any, config: Any) -> Any:
+def twin_of(model: Any, config: Any) -> Any:
     """A model of a config that takes no memory."""
     with torch.device("meta"):
         return type(model)(copy.deepcopy(config)).train(model.training)
@@ -207,4 +207,4 @@ def _made_like(block: nn.Module, stock: nn.Module, fresh: nn.Module, path: str) 
     return made  # type: ignore[no-any-return]
 
 
-__all__ = ["Assignment", "Restacking", "assign_", "restack"]
+__all__ = ["Assignment", "Restacking", "assign_", "restack", "twin_of"]

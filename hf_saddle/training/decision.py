@@ -53,12 +53,16 @@ def decide(
     if event_budget(model, config, event, lr_ratio, to_come) <= 0:
         why = no_budget(*sizes(model, config), config, event)
         return GrowthPlan(criterion=config.criterion, budget=0.0, seed=config.growth_seed, held_back=why), None
+
+    def measured_before() -> float:
+        own = replicas.together("The loss before the growth", lambda: probe_loss(model, batches, loss))
+        return replicas.mean(own, sum(map(sample_count, batches)))
+
     if config.inserts_blocks:
         how = config.operator.removeprefix("block_")
         candidates = block_candidates(model, batches, loss=loss, places=config.layers, how=how, ranks=replicas)
         plan = plan_blocks(candidates, model, config, event=event, lr_ratio=lr_ratio, to_come=to_come)
-        before = replicas.mean(probe_loss(model, batches, loss), sum(map(sample_count, batches)))
-        return replicas.agree_on(plan), before
+        return replicas.agree_on(plan), measured_before()
     choosing, judging = halves(batches, replicas) if config.judged else (list(batches), [])
     report = analyze_curvature(
         model,
@@ -81,10 +85,7 @@ def decide(
 
     def loss_before() -> float:
         # Of all samples at once, as the loss afterwards: a loss that is a mean over tokens is not one over halves.
-        if not config.judged:
-            return float(report.loss)
-        own = replicas.together("The loss before the growth", lambda: probe_loss(model, batches, loss))
-        return replicas.mean(own, sum(map(sample_count, batches)))
+        return measured_before() if config.judged else float(report.loss)
 
     offered = replicas.together("Looking for what may grow", lambda: _offered(report, model, config))
     pursued = scores_of(offered) if offered else None
