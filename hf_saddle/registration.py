@@ -7,8 +7,8 @@ from transformers import AutoConfig
 
 from .models import FAMILIES, GrowablePreTrainedModel, config_class, model_class
 from .models.configuration_saddle import on_first_use
-from .models.modeling_saddle import auto_classes
 from .models.pushing import before_push
+from .models.stock_classes import auto_classes
 
 
 def register() -> None:

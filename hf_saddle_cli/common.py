@@ -18,7 +18,7 @@ from hf_saddle.demo.tasks import TASKS
 from hf_saddle.growth.macs import sample_of
 from hf_saddle.models import FAMILIES, GrowablePreTrainedModel, SaddleConfig
 from hf_saddle.models.json_files import read_json
-from hf_saddle.models.modeling_saddle import auto_classes
+from hf_saddle.models.stock_classes import auto_classes
 
 
 def quiet() -> None:

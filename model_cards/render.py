@@ -9,7 +9,8 @@ from hf_saddle import models
 from hf_saddle.growth import GrowthHistory
 from hf_saddle.hub import TrainingRecord, render_model_card, save_pictures
 from hf_saddle.hub.states import neuron_counts
-from hf_saddle.models.modeling_saddle import GrowablePreTrainedModel, read_history
+from hf_saddle.models.history_file import read_history
+from hf_saddle.models.modeling_saddle import GrowablePreTrainedModel
 
 
 FOLDER = Path(__file__).parent

@@ -23,7 +23,7 @@ import hf_saddle.models as models
 
 from ..models.configuration_saddle import sides
 from ..models.families import family_of
-from ..models.modeling_saddle import auto_classes
+from ..models.stock_classes import auto_classes
 from .architectures import DECODERS, TEXT, VISION, Fields
 from .arguments import ModelAndDataArguments
 from .data import load_images, preprocess

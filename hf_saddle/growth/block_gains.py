@@ -13,7 +13,8 @@ from ..curvature.ranks import Ranks
 from ..curvature.samples import MINIMUM_SAMPLES, collect
 from ..curvature.undisturbed import undisturbed
 from ..models.blocks import block_paths, split_path
-from ..models.families import Block, blocks_in
+from ..models.descriptions import Block
+from ..models.families import blocks_in
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.restacking import assign_
 from .block_records import NewBlock

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..models.blocks import block_paths, orders_after, reorder_config_, split_path
-from ..models.families import Block, blocks_in, family_of
+from ..models.descriptions import Block
+from ..models.families import blocks_in, family_of
 from ..models.growable import Growable
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.parameters import follow_

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..models.shapes import MAX_SKIP_DEPTH
+from ..models.shape_checks import MAX_SKIP_DEPTH
 from .block_records import BLOCK_OPERATORS
 from .limits import Limits
 from .old_names import accepts_old_names, current_names, refuse

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from ..models.growable import linear_at
 from ..models.heads import Attention, heads_of
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from ..models.sites import linear_at
 from .drafts import LinearDraft, TableDraft
 from .operators import HEAD_OPERATORS
 from .plan import GrowthPlan, LayerGrowth

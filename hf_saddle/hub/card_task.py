@@ -8,7 +8,8 @@ import torch
 
 from ..growth.macs import sample_of
 from ..models.configuration_saddle import sides
-from ..models.modeling_saddle import GrowablePreTrainedModel, auto_classes
+from ..models.modeling_saddle import GrowablePreTrainedModel
+from ..models.stock_classes import auto_classes
 
 
 MODALITIES = {"pixel_values": "vision", "input_features": "audio"}

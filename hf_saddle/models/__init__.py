@@ -5,15 +5,8 @@ from typing import TYPE_CHECKING, Any
 from . import configuration_saddle, modeling_saddle
 from .configuration_saddle import SaddleConfig, config_class
 from .families import FAMILIES
-from .growable import (
-    Growable,
-    GrowableConv1D,
-    GrowableConv2d,
-    GrowableLinear,
-    PairedLinear,
-    SkipBranch,
-    make_growable_,
-)
+from .growable import Growable, GrowableConv1D, GrowableConv2d, GrowableLinear, PairedLinear, SkipBranch
+from .injection import make_growable_
 from .modeling_saddle import GrowablePreTrainedModel, growable, model_class
 from .vision import SaddleDeiTConfig, SaddleViTConfig
 

@@ -180,18 +180,3 @@ def check_kept(config: Any, orders: Orders) -> None:
             "(`layer_types`, or features of a backbone) only its config says. Make the model by `from_pretrained` of "
             "the checkpoint's folder, and load the state then."
         )
-
-
-__all__ = [
-    "Orders",
-    "block_paths",
-    "block_siblings",
-    "check_kept",
-    "new_places",
-    "orders_after",
-    "orders_of_config",
-    "orders_of_tensors",
-    "reorder_config_",
-    "reordered",
-    "split_path",
-]

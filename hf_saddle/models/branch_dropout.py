@@ -30,6 +30,3 @@ class BranchDropout(nn.Dropout):
     def extra_repr(self) -> str:
         """As in `nn.Dropout`, with the second probability."""
         return f"{super().extra_repr()}, drop_path={self.drop_path:g}"
-
-
-__all__ = ["BranchDropout"]

@@ -215,14 +215,3 @@ def check_quantised(model: Any) -> None:
             f"The quantiser {method} cannot quantise residual pairs, whose rows are added. Merge them first: "
             "`hf-saddle convert --to merged`."
         )
-
-
-__all__ = [
-    "ADDITIVE_TUNERS",
-    "branch_links",
-    "check_branches",
-    "check_quantised",
-    "check_quantiser",
-    "check_wrapper",
-    "guarded",
-]

@@ -193,14 +193,3 @@ def check_regular(file: str | os.PathLike[str], what: str) -> None:
 def _names(files: Sequence[str]) -> str:
     first, *rest = files
     return f"{first} and {len(rest)} more" if rest else first
-
-
-__all__ = [
-    "check_headers",
-    "check_number_of_layers",
-    "check_regular",
-    "check_values",
-    "find_weights",
-    "shard_names",
-    "whole_numbers",
-]

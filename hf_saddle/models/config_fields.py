@@ -7,7 +7,7 @@ from typing import Any
 from transformers.activations import ACT2FN
 
 from .growable import SKIP_UNITS
-from .shapes import MAX_LAYERS, check_shapes, check_size, is_index
+from .shape_checks import MAX_LAYERS, check_shapes, check_size, is_index
 
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -92,6 +92,3 @@ def _dtype_name(value: Any) -> str:
 def is_number(value: Any) -> bool:
     """Whether a value is a number, and not `True` or `False`."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-__all__ = ["LAYER_FIELDS", "MAX_PARAMETERS", "SHAPE_FIELDS", "check_field", "is_number"]

@@ -14,9 +14,8 @@ from transformers.utils.versions import require_version
 
 from .config_fields import SHAPE_FIELDS, check_field
 from .families import FAMILIES, family_of
-from .growable import SKIP_UNITS
 from .json_files import read_json
-from .shapes import check_paths
+from .shape_checks import check_paths
 
 
 # The range this code was tested with; code that was uploaded with a model meets whatever version its reader has.
@@ -211,6 +210,3 @@ def __getattr__(name: str) -> Any:
         if name == f"Saddle{CONFIG_MAPPING_NAMES[model_type]}":
             return config_class(model_type)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-__all__ = ["SKIP_UNITS", "SaddleConfig", "config_class", "sides"]

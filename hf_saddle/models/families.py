@@ -1,99 +1,12 @@
 """Where the neurons of each architecture are: all that a family needs to grow."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import transformers
 from torch import nn
 
-from .head_kinds import BERT, CLIP, GPT2, GROUPED, SWIN, VISION, Heads
-
-
-@dataclass(frozen=True)
-class Neurons:
-    """
-    Hidden neurons of a block, whose outputs reach the network through linear readers only. Names are relative to it in
-    a description, and those of a model where it has been found there.
-
-    Attributes:
-        rows (`tuple[str, ...]`): The layer that they are the rows of, or gate and up of `h = act(gate) * up`.
-        readers (`tuple[str, ...]`): The layers that have a column, or input channel, for each of them.
-        activation (`str`): Their activation.
-        norms (`tuple[str, ...]`): Batch normalisations between rows and activation.
-    """
-
-    rows: tuple[str, ...]
-    readers: tuple[str, ...]
-    activation: str
-    norms: tuple[str, ...] = ()
-
-    def at(self, path: str) -> "Neurons":
-        """The neurons of the block at a path, with the names that they have from there on."""
-        rows, readers, norms = (
-            tuple(f"{path}.{name}" for name in names) for names in (self.rows, self.readers, self.norms)
-        )
-        return Neurons(rows, readers, f"{path}.{self.activation}", norms)
-
-
-@dataclass(frozen=True)
-class Block:
-    """
-    A kind of block.
-
-    Attributes:
-        path (`str`): Path in the base model; `*` stands for any index.
-        linears (`tuple[str, ...]`): Layers that skip branches may feed, in the order of the forward pass.
-        neurons (`tuple[Neurons, ...]`): Neurons that may be split.
-        outputs (`tuple[str, ...]`): Modules, or parameters, that all of what it adds to its input passes last.
-        heads ([`Heads`], *optional*): Attention heads that may be.
-    """
-
-    path: str
-    linears: tuple[str, ...]
-    neurons: tuple[Neurons, ...] = ()
-    outputs: tuple[str, ...] = ()
-    heads: Heads | None = None
-
-
-Inside = tuple[tuple[str, ...], tuple[Neurons, ...], tuple[str, ...]]  # linears, neurons and outputs of a block
-
-
-@dataclass(frozen=True)
-class Family:
-    """
-    What the models of a type have in common. A block that a model class does not have, as an encoder alone has no
-    decoder, is left out; within a block every name must be that of a module.
-
-    Attributes:
-        paths (`tuple[str, ...]`): Where its kinds of blocks are, in the order of the forward pass, see [`Block`].
-        insides (`Callable`): Maps a config of the type to linears, neurons and outputs of each of these kinds.
-        activation (`str`): The field of the config that names the activation of the neurons.
-        widths (`tuple[str, ...]`):
-            The field of the stock config that says how many neurons there are, for each of `paths`; none if they
-            follow from others.
-        counts (`tuple[str, ...]`):
-            The field of the stock config that says how many blocks there are, for each of `paths`; of paths in stages
-            it has a number for each.
-        silence (`float`): The value of all parameters of a block's outputs at which it adds nothing to its input.
-        audible (`Callable`): Why a block whose outputs are silent still changes what passes it; `None` if it does not.
-        heads (`Heads` or `str`): The attention heads of each of these kinds, or why heads cannot grow.
-    """
-
-    paths: tuple[str, ...]
-    insides: Callable[[Any], tuple[Inside, ...]]
-    activation: str = "hidden_act"
-    widths: tuple[str, ...] = ("intermediate_size",)
-    counts: tuple[str, ...] = ("num_hidden_layers",)
-    silence: float = 0.0
-    audible: Callable[[Any], str | None] = lambda config: None
-    heads: Heads | str = "they have no attention heads"
-
-    def blocks(self, config: Any) -> tuple[Block, ...]:
-        """The kinds of blocks of a config of the type."""
-        heads = self.heads if isinstance(self.heads, Heads) else None
-        insides = zip(self.paths, self.insides(config), strict=True)
-        return tuple(Block(path, *inside, heads) for path, inside in insides)
+from .descriptions import Block, Family, Inside, Neurons
+from .head_kinds import BERT, CLIP, GPT2, GROUPED, SWIN, VISION
 
 
 def _names(prefix: str, names: str) -> tuple[str, ...]:
@@ -291,6 +204,3 @@ def mismatch(base: nn.Module, what: str) -> str:
         "family in `FAMILIES` of hf_saddle/models/families.py. Adapters and quantisers have to come after the "
         "conversion; if transformers has changed its modules, the description has to follow."
     )
-
-
-__all__ = ["FAMILIES", "Block", "Family", "Neurons", "blocks_in", "family_of", "mismatch"]

@@ -244,61 +244,6 @@ def check_targets(name: str, target: Tensor, neurons: int) -> None:
         )
 
 
-_KINDS: dict[type[nn.Module], type[Growable]] = {
-    nn.Linear: GrowableLinear,
-    Conv1D: GrowableConv1D,
-    nn.Conv2d: GrowableConv2d,
-}
-
-
-def check_growable(module: nn.Module) -> None:
-    """Raise a `ValueError` if a module is neither a growable layer nor one that [`make_growable_`] takes."""
-    if not isinstance(module, Growable) and type(module) not in _KINDS:
-        raise ValueError(f"a {type(module).__name__} is no plain nn.Linear, Conv1D or nn.Conv2d, and cannot grow")
-
-
-def make_growable_(module: nn.Module) -> Growable:
-    """
-    Make a plain affine layer growable, in place: its parameters, hooks, device and flags stay.
-
-    Raises:
-        ValueError: If it is none, or of a class of its own.
-    """
-    check_growable(module)
-    layer: Any = module
-    if not isinstance(module, Growable):
-        layer.__class__ = _KINDS[type(module)]
-        layer.skip = None
-    return layer  # type: ignore[no-any-return]
-
-
 def growable_in(module: nn.Module) -> Growable | None:
     """The outermost growable layer in a module: itself, or the one that it wraps (as the adapters of PEFT do)."""
     return next((found for found in module.modules() if isinstance(found, Growable)), None)
-
-
-def linear_at(path: str, module: nn.Module) -> Growable:
-    """The growable layer in a module that should be one, or wrap one."""
-    linear = growable_in(module)
-    if linear is None:
-        raise ValueError(
-            f"{path} is a {type(module).__name__}, which has taken the place of a growable linear, as quantisers do. "
-            "Such a model computes and saves, but has no shapes and does not grow: use the model as it was before."
-        )
-    return linear
-
-
-__all__ = [
-    "SKIP_UNITS",
-    "Growable",
-    "GrowableConv1D",
-    "GrowableConv2d",
-    "GrowableLinear",
-    "PairedLinear",
-    "SkipBranch",
-    "check_growable",
-    "check_targets",
-    "growable_in",
-    "linear_at",
-    "make_growable_",
-]

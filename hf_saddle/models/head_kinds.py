@@ -57,5 +57,3 @@ BERT = Heads(
 GPT2 = Heads("attn", ("attn.c_attn",), "attn.c_proj", counts=("num_heads",), widths=("split_size",))
 CLIP = _heads("self_attn", "q_proj k_proj v_proj out_proj", counts=("num_heads",))
 SWIN = replace(VISION, table="attention.relative_position_bias.relative_position_bias_table")
-
-__all__ = ["BERT", "CLIP", "GPT2", "GROUPED", "SWIN", "VISION", "Heads"]

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from .families import blocks_in
-from .growable import growable_in, linear_at
+from .growable import growable_in
 from .head_kinds import Heads
 from .layouts import layout_of
 from .parameters import follow_
 from .resizing import retire_
+from .sites import linear_at
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,3 @@ def resize_table_(attention: Attention, base: nn.Module, number: int) -> None:
     if old.shape[-1] != number:
         module._parameters[name] = follow_(nn.Parameter(old.new_zeros(*old.shape[:-1], number)), old)
         retire_([old])
-
-
-__all__ = ["Attention", "attentions_in", "fit_heads_", "heads_in_tensors", "heads_of", "resize_table_"]

@@ -32,6 +32,3 @@ def read_history(path: str | os.PathLike[str], source: dict[str, Any]) -> dict[s
         check_regular(Path(path, source.get("subfolder") or "", HISTORY_NAME), "The growth history")
     file = cached_file(path, HISTORY_NAME, _raise_exceptions_for_missing_entries=False, **source)
     return None if file is None else read_json(file, "The growth history")
-
-
-__all__ = ["HISTORY_NAME", "read_history", "write_history"]

@@ -4,12 +4,41 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from .families import blocks_in, mismatch
-from .growable import Growable, SkipBranch, check_growable, make_growable_
+from .growable import Growable, GrowableConv1D, GrowableConv2d, GrowableLinear, SkipBranch
 from .heads import attentions_in, heads_of, resize_table_
 from .layouts import layout_of
 from .vision import finish_vision_
+
+
+_KINDS: dict[type[nn.Module], type[Growable]] = {
+    nn.Linear: GrowableLinear,
+    Conv1D: GrowableConv1D,
+    nn.Conv2d: GrowableConv2d,
+}
+
+
+def check_growable(module: nn.Module) -> None:
+    """Raise a `ValueError` if a module is neither a growable layer nor one that [`make_growable_`] takes."""
+    if not isinstance(module, Growable) and type(module) not in _KINDS:
+        raise ValueError(f"a {type(module).__name__} is no plain nn.Linear, Conv1D or nn.Conv2d, and cannot grow")
+
+
+def make_growable_(module: nn.Module) -> Growable:
+    """
+    Make a plain affine layer growable, in place: its parameters, hooks, device and flags stay.
+
+    Raises:
+        ValueError: If it is none, or of a class of its own.
+    """
+    check_growable(module)
+    layer: Any = module
+    if not isinstance(module, Growable):
+        layer.__class__ = _KINDS[type(module)]
+        layer.skip = None
+    return layer  # type: ignore[no-any-return]
 
 
 def inject_(base: Any, config: Any) -> bool:
@@ -95,6 +124,3 @@ def _resize_(module: Any, rows: int | None = None, columns: int | None = None) -
         if rows is not None and layer.bias is not None:
             layer.bias = nn.Parameter(layer.bias.new_zeros(rows))
         layer.fit_sizes_()
-
-
-__all__ = ["inject_"]

@@ -71,6 +71,3 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"the number {text[:20]} is not finite")
     return number
-
-
-__all__ = ["parse_json", "read_json"]

@@ -52,6 +52,3 @@ def layout_of(module: nn.Module) -> Layout:
         if isinstance(module, kind):
             return layout
     raise ValueError(f"A {type(module).__name__} is no affine layer; those are nn.Linear, Conv1D and nn.Conv2d.")
-
-
-__all__ = ["LAYOUTS", "Layout", "layout_of"]

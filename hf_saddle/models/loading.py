@@ -233,6 +233,3 @@ def _neurons(state_dict: Mapping[str, Tensor], target: str) -> int:
     layer = target.removesuffix("skip.target")
     bias = state_dict.get(f"{layer}bias")
     return len(state_dict[f"{layer}weight"] if bias is None else bias)
-
-
-__all__ = ["check_files", "check_loaded", "fit_blocks_", "resize_to_"]

@@ -72,6 +72,3 @@ def _check_plain(path: str, module: nn.Module) -> None:
                 "its shape. Make that permanent first (`prune.remove`, `remove_weight_norm`, "
                 "`parametrize.remove_parametrizations`)."
             )
-
-
-__all__ = ["check_replaceable", "check_unattached", "follow_", "own_parameters"]

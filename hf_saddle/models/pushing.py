@@ -86,6 +86,3 @@ def upload(
         revision=revision,
     )
     return commit
-
-
-__all__ = ["MODEL_FILES", "before_push", "upload"]

@@ -145,5 +145,3 @@ _REMEDY = (
     "and `growth_event_`, `register_growth_checkpointing` before `accelerator.load_state`, `rebind_` after "
     "`load_state_dict`, a GrowthCallback in a Trainer."
 )
-
-__all__ = ["expect_", "reinstate_", "retire_", "siblings", "take_shapes_"]

@@ -205,6 +205,3 @@ def _made_like(block: nn.Module, stock: nn.Module, fresh: nn.Module, path: str) 
     for name, module in wanted.items():
         assign_(_differences(made.get_submodule(name), kept[name], module))
     return made  # type: ignore[no-any-return]
-
-
-__all__ = ["Assignment", "Restacking", "assign_", "restack", "twin_of"]

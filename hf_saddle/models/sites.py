@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from .families import FAMILIES, Neurons, blocks_in
-from .growable import growable_in
+from .descriptions import Neurons
+from .families import FAMILIES, blocks_in
+from .growable import Growable, growable_in
 
 
 FC1 = "mlp.fc1"
@@ -135,4 +136,12 @@ def sites_in(base: nn.Module, prefix: str) -> Iterator[Site]:
                 module = None if found is None or found.skip is None else found.skip.linear
 
 
-__all__ = ["FC1", "LINEARS", "Place", "Site", "inner_path", "root_path", "sites_in"]
+def linear_at(path: str, module: nn.Module) -> Growable:
+    """The growable layer in a module that should be one, or wrap one."""
+    linear = growable_in(module)
+    if linear is None:
+        raise ValueError(
+            f"{path} is a {type(module).__name__}, which has taken the place of a growable linear, as quantisers do. "
+            "Such a model computes and saves, but has no shapes and does not grow: use the model as it was before."
+        )
+    return linear

@@ -109,6 +109,3 @@ def part_types(config: Any) -> dict[str, str]:
 def is_head(name: str) -> bool:
     """Whether a tensor is part of a head or a pooler."""
     return name.startswith(_HEADS) or "pooler." in name
-
-
-__all__ = ["convert_stock", "growable_config", "is_head", "part_types", "read_stock", "replace_config_"]

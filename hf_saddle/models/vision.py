@@ -12,7 +12,7 @@ from transformers import initialization as init
 from .branch_dropout import BranchDropout
 from .config_fields import MAX_PARAMETERS, is_number
 from .configuration_saddle import SaddleConfig, is_refusal, sides
-from .shapes import check_layers
+from .shape_checks import check_layers
 from .sites import FC1, LINEARS, root_path
 
 
@@ -201,6 +201,3 @@ def init_tokens_(module: nn.Module, config: SaddleConfig) -> None:
     if isinstance(module, DeiTEmbeddings):
         for token in (module.cls_token, module.distillation_token, module.position_embeddings):
             init.trunc_normal_(token, std=config.initializer_range)
-
-
-__all__ = ["STOCK_KEYS", "SaddleDeiTConfig", "SaddleViTConfig", "VisionConfig", "finish_vision_", "init_tokens_"]

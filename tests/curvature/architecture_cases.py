@@ -9,7 +9,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from hf_saddle.models.families import Block, Neurons, family_of
+from hf_saddle.models.descriptions import Block, Neurons
+from hf_saddle.models.families import family_of
 from hf_saddle.models.layouts import layout_of
 
 

@@ -17,7 +17,12 @@ pytestmark = pytest.mark.hub
 
 CODE = {
     "blocks.py",
+    "checkpointed.py",
     "config_fields.py",
+    "descriptions.py",
+    "growable_parts.py",
+    "shape_checks.py",
+    "stock_classes.py",
     "head_kinds.py",
     "heads.py",
     "restacking.py",

@@ -10,7 +10,7 @@ from model_cases import GROWN, SHAPE
 from transformers import AutoConfig, DeiTConfig, DeiTModel
 
 from hf_saddle import SaddleDeiTConfig, SaddleViTConfig, SaddleViTForImageClassification, SaddleViTModel
-from hf_saddle.models.shapes import MAX_LAYERS, MAX_SIZE, MAX_SKIP_DEPTH
+from hf_saddle.models.shape_checks import MAX_LAYERS, MAX_SIZE, MAX_SKIP_DEPTH
 
 
 every_config = pytest.mark.parametrize("config_class", [SaddleDeiTConfig, SaddleViTConfig], ids=["deit", "vit"])

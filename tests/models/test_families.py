@@ -26,7 +26,8 @@ from transformers import AutoConfig, GenerationMixin, PreTrainedConfig, PreTrain
 
 import hf_saddle
 from hf_saddle.models import FAMILIES, Growable, families
-from hf_saddle.models.families import Family, blocks_in, family_of
+from hf_saddle.models.descriptions import Family
+from hf_saddle.models.families import blocks_in, family_of
 from hf_saddle.models.shapes import Shapes
 
 

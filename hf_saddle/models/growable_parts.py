@@ -1,0 +1,95 @@
+"""What grows in a model: its layers and attention heads in their places, and the shapes that they have."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import PreTrainedModel
+
+from .configuration_saddle import SaddleConfig
+from .growable import Growable
+from .heads import Attention, attentions_in, heads_of
+from .shapes import Shapes, grown_heads
+from .sites import Site, linear_at, sites_in
+
+
+class GrowableParts(PreTrainedModel):
+    """The part of [`GrowablePreTrainedModel`] that knows where the model grows."""
+
+    config: SaddleConfig
+
+    def growable_linears(self) -> Iterator[Site]:
+        """
+        Yield every growable linear in canonical order, branches right after the linear they feed.
+
+        Where a tuner has wrapped a linear, the one inside is yielded, under the path of the wrapper.
+
+        Raises:
+            ValueError: If another module has taken the place of a linear, as quantisers do.
+        """
+        for site in self.linear_places():
+            yield replace(site, module=linear_at(site.path, site.module))
+
+    def linear_places(self) -> Iterator[Site]:
+        """Yield every place of a growable linear with what is there, be it wrapped or exchanged."""
+        prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
+        yield from sites_in(self.base_model, prefix)
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """
+        As in torch.
+
+        Raises:
+            ValueError: If the path leads into the branch of a linear whose place a tuner or a quantiser has taken, as
+                happens where they go on to the branch. The message tells what to do.
+        """
+        try:
+            module: nn.Module = super().get_submodule(target)
+            return module
+        except AttributeError as error:
+            path, in_branch, _ = target.rpartition(".skip")
+            place = super().get_submodule(path) if in_branch else None
+            if place is None or isinstance(place, Growable):
+                raise
+            raise ValueError(
+                f"A {type(place).__name__} has taken the place of {path}, so that {target} is out of reach. "
+                'Leave branches out: for adapters of PEFT by `exclude_modules=["skip.linear"]`, for quantisers by '
+                "naming the linears that have a branch in `modules_to_not_convert` or its like. A part of the linears "
+                "has been exchanged by now: load the model anew."
+            ) from error
+
+    def check_linears(self) -> None:
+        """
+        Verify that the growable linears are as they were built: not wrapped, exchanged or quantised.
+
+        Raises:
+            ValueError: If an adapter or a quantiser has taken the place of one. The message tells what to do.
+        """
+        for site in self.linear_places():
+            path, module, linear = site.path, site.module, linear_at(site.path, site.module)
+            if module is not linear:
+                raise ValueError(
+                    f"A {type(module).__name__} has taken the place of the linear {path}, which cannot change then. "
+                    "Merge adapters first (`merge_and_unload()` of a PeftModel), or remove them (`unload()` of a "
+                    "PeftModel, `model.delete_adapter` after `model.add_adapter`)."
+                )
+            if is_traceable_wrapper_subclass(linear.weight):
+                raise ValueError(
+                    f"The weights of {path} are no plain tensors but {type(linear.weight).__name__}, and cannot be "
+                    "changed. Change the model as it was before it was quantised or sharded."
+                )
+
+    def shapes(self) -> Shapes:
+        """The shapes that the modules have."""
+        sites = list(self.growable_linears())  # which raises where linears were exchanged
+        return Shapes.of_modules(sites, grown_heads(self.config, heads_of(self.base_model)))
+
+    def attentions(self) -> Iterator[Attention]:
+        """Yield every self-attention module whose heads can grow."""
+        prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
+        yield from attentions_in(self.base_model, prefix)
+
+    def update_config_(self) -> None:
+        """Write the shapes of the modules into the config."""
+        self.shapes().write_(self.config, self.config.skip_unit)
