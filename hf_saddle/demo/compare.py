@@ -63,12 +63,7 @@ def compare_runs(
 ) -> Comparison:
     """
     Compare the trainings of a task of the demo, see [`~hf_saddle.compare`]; the result goes to the output folder.
-
-    Args:
-        arguments ([`ModelAndDataArguments`]): Task, model and data.
-        options ([`ComparisonArguments`]): What is compared.
-        growth ([`~hf_saddle.GrowthConfig`]): When, where, how and how much to grow.
-        training (`TrainingArguments`): The training without growth; its seed is the first one.
+    `training` is that without growth; its seed is the first one.
 
     Raises:
         ValueError: If the folder has a comparison already, or data, model and task do not fit each other.
@@ -124,13 +119,7 @@ def tell_in_card(folder: str, task: Task, comparison: Comparison) -> None:
 
 
 def run(words: Sequence[str], prog: str | None = None) -> str:
-    """
-    The comparison as a program: options in, tables out.
-
-    Args:
-        words (`Sequence[str]`): The command line.
-        prog (`str`, *optional*): Name of the program in `--help`.
-    """
+    """The comparison as a program: the words of a command line in, tables out; `prog` is its name in `--help`."""
     kinds = (ModelAndDataArguments, ComparisonArguments)
     arguments, options, growth, training = read_options(kinds, words, prog, epilog=EXAMPLES)
     if options.in_card is not None:

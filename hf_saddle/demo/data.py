@@ -47,13 +47,7 @@ def published_splits(
     name: str, dataset_config: str | None = None, image_column: str | None = None, label_column: str | None = None
 ) -> DatasetDict:
     """
-    The splits that a data set's authors made, `train` at least, with the columns of [`load_images`].
-
-    Args:
-        name (`str`): As in [`load_images`].
-        dataset_config (`str`, *optional*): Configuration, where a data set on the Hub has several.
-        image_column (`str`, *optional*): The column of images, where there are several.
-        label_column (`str`, *optional*): The column of labels, where there are several.
+    The splits that a data set's authors made, `train` at least, with the arguments and columns of [`load_images`].
 
     Raises:
         ValueError: If the data set is not installed, has no images with labels or no `train`, or cannot be found.

@@ -25,12 +25,7 @@ _STEPS = 8
 
 def dry_run(arguments: ModelAndDataArguments, growth: GrowthConfig, training: TrainingArguments) -> str:
     """
-    Say what a training would grow. Nothing is written, and the model is thrown away.
-
-    Args:
-        arguments ([`ModelAndDataArguments`]): Task, model and data.
-        growth ([`~hf_saddle.GrowthConfig`]): When, where, how and how much to grow.
-        training (`TrainingArguments`): As for any `Trainer`; on one process.
+    Say what a training on one process would grow. Nothing is written, and the model is thrown away.
 
     Returns:
         `str`: When events fall; what the first one would grow if it were now; its cost in parameters,

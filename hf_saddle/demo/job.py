@@ -25,11 +25,7 @@ class RunData:
 def build_model(arguments: ModelAndDataArguments, splits: DatasetDict, processor: Any = None) -> PreTrainedModel:
     """
     A growable model for the labels of `splits`: from scratch, from a stock checkpoint, or a Saddle one.
-
-    Args:
-        arguments ([`ModelAndDataArguments`]): Which model, for which task.
-        splits (`DatasetDict`): Data with a column `label`, where the task has labels.
-        processor (*optional*): The tokenizer, for a language model from scratch.
+    A language model from scratch needs the tokenizer as `processor`.
 
     Raises:
         ValueError: If the family has no models for the task, or the checkpoint's positions are fewer than the tokens.

@@ -47,15 +47,9 @@ def read_options(
     A training that starts from a checkpoint has the defaults of fine-tuning: a small learning rate, few epochs. Where
     the output is no terminal, lines take the place of progress bars.
 
-    Args:
-        own (`Sequence[type]`): Dataclasses of options, [`ModelAndDataArguments`] first.
-        words (`Sequence[str]`): The command line.
-        prog (`str`, *optional*): Name of the program in `--help`.
-        epilog (`str`): What `--help` ends with.
-        defaults (`dict`, *optional*): More defaults.
-
     Returns:
-        `tuple`: The options of `own`, those of growth and those of the training.
+        `tuple`: The options of the dataclasses in `own`, [`ModelAndDataArguments`] first, those of growth and those of
+            the training.
     """
     refuse_options(words)
     # Bars are for people who watch; a log file gets lines.

@@ -46,11 +46,6 @@ def train_and_grow(arguments: ModelAndDataArguments, growth: GrowthConfig, train
     """
     Train a model that grows, test it, save it, and verify that the saved model computes the same.
 
-    Args:
-        arguments ([`ModelAndDataArguments`]): Task, model and data.
-        growth ([`~hf_saddle.GrowthConfig`]): When, where, how and how much to grow.
-        training (`TrainingArguments`): As for any `Trainer`.
-
     Returns:
         [`RunResult`]: the trainer, metrics on the test split, the history, and the largest difference between the
         logits of the trained and the reloaded model on test samples (0.0 is expected).
@@ -89,11 +84,7 @@ def reload_difference(model: PreTrainedModel, reloaded: PreTrainedModel, data: D
 
 def run(arguments: Sequence[str] | None = None, prog: str | None = None) -> str:
     """
-    The job as a program: options in, a report for people out.
-
-    Args:
-        arguments (`Sequence[str]`, *optional*): Command line; that of the process if `None`.
-        prog (`str`, *optional*): Name of the program in `--help`.
+    The job as a program: options in, by default those of the process, a report for people out.
 
     Returns:
         `str`: What grew, the metric of the task on the test split, and where the model is; with `--dry-run` what would

@@ -98,12 +98,8 @@ def sample_name(model: GrowablePreTrainedModel) -> str:
 
 def usage(model: GrowablePreTrainedModel, source: str, processed: bool) -> str:
     """
-    Python code that loads a model from a `source`, a Python literal, and lets it answer.
-
-    Args:
-        model ([`GrowablePreTrainedModel`]): The model.
-        source (`str`): Folder or repo id, as code.
-        processed (`bool`): Whether its image processor or tokenizer is there too.
+    Python code that loads a model from a `source`, the Python literal of a folder or repo id, and lets it answer;
+    `processed` tells whether its image processor or tokenizer is there too.
     """
     task = card_task(model)
     processor = _PROCESSORS[task.modality]

@@ -8,15 +8,7 @@ from .intervals import mean_interval
 
 
 def comparison_text(comparison: Comparison) -> str:
-    """
-    Means of the arms, paired differences with their intervals, and what follows from them.
-
-    Args:
-        comparison ([`Comparison`]): At least one seed of all three arms.
-
-    Returns:
-        `str`: Two tables and a sentence of Markdown.
-    """
+    """Means of the arms, paired differences with their intervals, and what follows from them, as Markdown."""
     seeds = len(comparison.seeds)
     judged = [f"{markdown(comparison.split)} {markdown(metric)}" for metric in comparison.metrics]
     head = ["arm", "steps", "parameters", *_costs(comparison), "of it growing", *judged]

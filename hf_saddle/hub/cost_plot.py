@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from ..growth import GrowthHistory
 from .states import Baseline, reached, seconds_at, series, states
-from .style import BLUE, MUTED, ORANGE, label_quantities, new_figure
+from .style import BLUE, ORANGE, label_quantities, mark_event, new_figure
 
 
 def draw_cost(history: GrowthHistory, log: Sequence[dict[str, float]], key: str, baseline: Baseline | None) -> Figure:
@@ -23,17 +23,7 @@ def draw_cost(history: GrowthHistory, log: Sequence[dict[str, float]], key: str,
     for number, state in enumerate(found[1:], 1):
         after = min((clock[step] for step in clock if step >= state.step), default=None)
         if timed and after is not None:
-            right.axvline(after, color=MUTED, linewidth=0.8, linestyle=":")
-            right.text(
-                after,
-                1.0,
-                str(number),
-                transform=right.get_xaxis_transform(),
-                color=MUTED,
-                fontsize=8,
-                ha="center",
-                va="bottom",
-            )
+            mark_event(right, after, str(number))
     if baseline is not None:
         other = series(baseline.log, key)
         if other:

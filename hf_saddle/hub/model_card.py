@@ -16,7 +16,8 @@ from .card_task import card_task, sample_name, usage
 from .comparison import Comparison
 from .comparison_text import comparison_text, settings_text
 from .escape import markdown, number, plain, quantity
-from .record import TrainingRecord, is_repo_id
+from .names import is_repo_id
+from .record import TrainingRecord
 from .states import blocks_of, forecast, growths
 
 

@@ -12,7 +12,7 @@ from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.shapes import Shapes
 from ..models.sites import Place
 from .escape import number
-from .record import CLOCK
+from .measured import CLOCK
 
 
 # How to read eigenvalues, on pictures and pages.
@@ -110,6 +110,19 @@ def width_text(first: int, last: int) -> str:
     return f"+{last - first} of {first}" if last > first else str(last)
 
 
+def units_text(sizes: Sequence[int], neurons: int | None) -> str:
+    """`+10 › 2 for 64`: ten units of a linear of 64 neurons, fed by two more; empty without units."""
+    if not sizes:
+        return ""
+    return f"+{' › '.join(map(str, sizes))}" + ("" if neurons is None else f" for {neurons}")
+
+
+def short_name(linear: str) -> str:
+    """A name in a layer that fits beside a picture."""
+    parts = linear.split(".")
+    return ".".join(parts[-2:]) if parts[-1] in ("dense", "convolution") else parts[-1]
+
+
 def neuron_counts(model: GrowablePreTrainedModel) -> dict[str, int]:
     """Number of neurons of every linear that is no branch, by its path in the encoder."""
     return {site.root: site.module.neurons for site in model.growable_linears() if not site.nested}
@@ -127,11 +140,8 @@ def last_step(log: Sequence[Mapping[str, float]]) -> int:
 
 def seconds_at(log: Sequence[Mapping[str, float]], *, grew: bool) -> dict[int, float]:
     """
-    Seconds of a training at the steps of its log; empty where it does not tell.
-
-    Args:
-        log (`Sequence[Mapping]`): The `log_history` of the training.
-        grew (`bool`): Whether the model grew. If not, all steps take equally long, so that the duration is enough.
+    Seconds of a training at the steps of its log; empty where it does not tell. Where no model grew, all steps take
+    equally long, so that the duration is enough.
     """
     clock = {int(entry["step"]): entry[CLOCK] for entry in log if CLOCK in entry and "step" in entry}
     if clock or grew:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
@@ -40,11 +41,18 @@ STYLE: dict[str, Any] = {
 }
 
 
-def new_figure(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
-    """A figure of a size in inches with a grid of axes; it belongs to no window."""
+def new_figure(width: float, height: float, mosaic: Any = None, **grid: Any) -> tuple[Figure, Any]:
+    """A figure of a size in inches with a grid, or a mosaic, of axes; it belongs to no window."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(**grid)
+    return figure, figure.subplots(**grid) if mosaic is None else figure.subplot_mosaic(mosaic, **grid)
+
+
+def mark_event(axes: Axes, x: float, text: str) -> None:
+    """A dotted line where a growth event was, with a text above."""
+    axes.axvline(x, color=MUTED, linewidth=0.8, linestyle=":")
+    above: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "va": "bottom", "ha": "center"}
+    axes.text(x, 1.0, text, color=MUTED, fontsize=8, **above)
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -14,7 +14,7 @@ from transformers.trainer_callback import ExportableState
 from ..curvature.loss import Loss
 from ..growth import GrowthConfig, GrowthEvent, GrowthHistory
 from ..growth.blocks import freeze_as_before_
-from ..hub.record import CLOCK
+from ..hub.measured import CLOCK
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .artefacts import share_artefacts
 from .course import Course
@@ -23,7 +23,7 @@ from .held import Held
 from .model_checks import check_budget, check_growable, check_optimizer, check_parameters, growable_paths
 from .reports import announce, describe, growth_metrics, say, size_metrics
 from .resuming import check_given, left_out, note_changes, progress, saved_history
-from .trainer_checks import check_supported, check_training
+from .trainer_checks import check_training
 from .trainer_event import trainer_event_
 from .wrappers import renew_wrapper_
 
@@ -154,11 +154,15 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.follow_(args, state, model, optimizer)
         # Those that do not fall inside of the training leave their share of the budget to the others.
         to_come = len(Course.of(args, state, loader).events(self.config, state.global_step - 1, self.events_done))
-        event = self._grow(args, state, model, optimizer, loader, to_come)
+        event = self._grow(args, state, model, optimizer, loader, to_come=to_come)
         self._held.note_(model)
         self.events_done += 1
         self._history = model.growth_history
-        self._report(args, state, control, model, event)
+        metrics = {"growth_event": self.events_done, **growth_metrics(event)}
+        seconds = [entry["growth_seconds"] for entry in state.log_history if "growth_seconds" in entry]
+        share = (sum(seconds) + event.seconds) / self._clock()
+        self._log(state, control, metrics | size_metrics(model, self.config) | {"growth_time_share": share})
+        say(describe(event, self.events_done), args, state)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -190,21 +194,9 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             if args.torch_compile and self.trainer is None:
                 torch.compiler.reset()
 
-    def _grow(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        model: GrowablePreTrainedModel,
-        optimizer: Optimizer,
-        loader: DataLoader[Any],
-        to_come: int,
-    ) -> GrowthEvent:
+    def _grow(self, *training: Any, to_come: int) -> GrowthEvent:
         return trainer_event_(
-            args,
-            state,
-            model,
-            optimizer,
-            loader,
+            *training,
             self.config,
             event=self.events_done,
             to_come=to_come,
@@ -215,20 +207,6 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         )
 
     # --------------------------------------------------------------------------------------------------------- output
-    def _report(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: GrowablePreTrainedModel,
-        event: GrowthEvent,
-    ) -> None:
-        metrics = {"growth_event": self.events_done, **growth_metrics(event)}
-        seconds = [entry["growth_seconds"] for entry in state.log_history if "growth_seconds" in entry]
-        share = (sum(seconds) + event.seconds) / self._clock()
-        self._log(state, control, metrics | size_metrics(model, self.config) | {"growth_time_share": share})
-        say(describe(event, self.events_done), args, state)
-
     def _log(self, state: TrainerState, control: TrainerControl, metrics: dict[str, float]) -> None:
         if self.trainer is None:
             now = {"epoch": state.epoch, "step": state.global_step, CLOCK: self._clock()}
@@ -262,13 +240,6 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         optimizer: Optimizer,
         loader: DataLoader[Any],
     ) -> None:
-        check_supported(args, self.trainer)
-        inner = check_growable(model)
-        paths = growable_paths(inner, self.config)
-        check_followers(inner, self.followers)
-        # How `Trainer` keeps the states of callbacks of one class.
-        if isinstance(state.stateful_callbacks.get(type(self).__name__), list):
-            raise ValueError("A model grows by one GrowthCallback; leave out the others.")
         check_training(
             args,
             state,
@@ -278,6 +249,12 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             loss=self.loss,
             probe_dataset=self.probe_dataset,
         )
+        inner = check_growable(model)
+        paths = growable_paths(inner, self.config)
+        check_followers(inner, self.followers)
+        # How `Trainer` keeps the states of callbacks of one class.
+        if isinstance(state.stateful_callbacks.get(type(self).__name__), list):
+            raise ValueError("A model grows by one GrowthCallback; leave out the others.")
         check_optimizer(model, optimizer)
         check_parameters(inner, paths, optimizer)
         if state.global_step == 0:  # a resumed one may have spent its budget
