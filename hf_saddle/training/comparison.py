@@ -6,14 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.optim import Optimizer
 from transformers import (
-    PreTrainedModel,
     PrinterCallback,
     ProgressCallback,
     Trainer,
-    TrainerState,
-    TrainingArguments,
 )
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -143,18 +139,11 @@ class _Growth(GrowthCallback):
         super().__init__(config, trainer=trainer)
         self.spending, self.like = spending, like
 
-    def _grow(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        model: PreTrainedModel,
-        optimizer: Optimizer,
-        loader: Any,
-        to_come: int,
-    ) -> GrowthEvent:
+    def _grow(self, *training: Any, to_come: int) -> GrowthEvent:
         with self.spending.of_event():
             if self.like is None:
-                return super()._grow(args, state, model, optimizer, loader, to_come)
+                return super()._grow(*training, to_come=to_come)
+            _, state, model, optimizer, loader = training
             batches, loss = _probe(self.trainer, loader, self.config, self.events_done)
             like = self.like[self.events_done] if self.events_done < len(self.like) else None
             return random_event_(

@@ -67,7 +67,8 @@ def check_training(
     probe_dataset: Any,
 ) -> None:
     """
-    Verify that a training's loss, samples and epochs are known to its callback; warn of what it cannot log.
+    Verify that a model may grow in a training, whose loss, samples and epochs its callback knows; warn of what it
+    cannot log.
 
     Args:
         args (`TrainingArguments`): The arguments.
@@ -77,8 +78,9 @@ def check_training(
         trainer, loss, probe_dataset: What the callback was given, see [`GrowthCallback`].
 
     Raises:
-        ValueError: If they are not; the message tells what to do.
+        ValueError: If it may not, or they are not known; the message tells what to do.
     """
+    check_supported(args, trainer)
     _check_loss(trainer, state, loss)
     if config.unit == "epochs" and not has_length(loader):
         raise ValueError(
