@@ -20,6 +20,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
 
+from hf_saddle.demo.architectures import DECODERS
 from hf_saddle.demo.sources import three_splits
 from hf_saddle.demo.text import load_text, pack, train_tokenizer
 from hf_saddle.growth import GrowthHistory, block_candidates, count_parameters, insert_blocks_
@@ -108,19 +109,7 @@ def main() -> None:
     raw = {"old": load(options.dataset, options.max_samples), "new": load(options.new_dataset, options.max_samples)}
     tokenizer = train_tokenizer(raw["old"]["train"]["text"], options.vocab_size, enclose=False)
     texts = {name: pack(text, tokenizer, options.block_size) for name, text in raw.items()}
-    config = SaddleLlamaForCausalLM.config_class(
-        vocab_size=len(tokenizer),
-        hidden_size=options.hidden_size,
-        num_hidden_layers=options.num_hidden_layers,
-        num_attention_heads=options.num_attention_heads,
-        num_key_value_heads=options.num_attention_heads,
-        intermediate_size=options.intermediate_size,
-        max_position_embeddings=2 * options.block_size,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    config = SaddleLlamaForCausalLM.config_class(**DECODERS["llama"](options, tokenizer))
     model = trained(SaddleLlamaForCausalLM(config), texts["old"], arguments)
     rows = {"trained on the old text": losses(model, texts, arguments)}
 

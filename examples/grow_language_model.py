@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, HfArgumentParser, TrainingArguments, set_seed
 
 from hf_saddle import GrowthCallback, GrowthConfig, GrowthHistory, GrowthTrainer
+from hf_saddle.demo.architectures import DECODERS
 from hf_saddle.demo.text import load_text, pack, train_tokenizer
 from hf_saddle.models import SaddleLlamaForCausalLM  # every class of every family can be imported by such a name
 
@@ -61,21 +62,7 @@ def main() -> None:
     texts = load_text(options.dataset, max_samples=options.max_samples)
     tokenizer = train_tokenizer(texts["train"]["text"], options.vocab_size, enclose=False)
     blocks = pack(texts, tokenizer, options.block_size)
-    model = SaddleLlamaForCausalLM(
-        SaddleLlamaForCausalLM.config_class(
-            vocab_size=len(tokenizer),
-            hidden_size=options.hidden_size,
-            num_hidden_layers=options.num_hidden_layers,
-            num_attention_heads=options.num_attention_heads,
-            num_key_value_heads=options.num_attention_heads,
-            intermediate_size=options.intermediate_size,
-            max_position_embeddings=2 * options.block_size,
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    model = SaddleLlamaForCausalLM(SaddleLlamaForCausalLM.config_class(**DECODERS["llama"](options, tokenizer)))
 
     trainer = GrowthTrainer(
         model=model,

@@ -203,3 +203,39 @@ def predicted_by_units(model, growths, loss):
             response = activation(patch @ row) - at_zero * (patch @ taken)
             total += float(gain) * float((slope[:, neuron] * response).sum())
     return total
+
+
+def assert_state_is_that_of_a_twin_that_grew_before(make, grow_, name, momentum, rtol, atol):
+    """
+    Two steps and a split at step size 0 lead to the state that the split and two steps lead to, in training mode:
+    copies see half of the gradient, what reads them all of it. Returns both models.
+    """
+
+    def trained(split_first):
+        model = make(name, dtype=torch.float64).train()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        kind, options = (torch.optim.SGD, {"momentum": 0.9}) if momentum else (torch.optim.AdamW, {})
+        optimizer = kind(model.parameters(), lr=0.0, **options)
+
+        def steps():
+            for _ in range(2):
+                loss_of(name)(model).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+        for action in (
+            (lambda: grow_(model, optimizer), steps) if split_first else (steps, lambda: grow_(model, optimizer))
+        ):
+            action()
+        return model, optimizer
+
+    (model, optimizer), (twin, other) = trained(False), trained(True)
+    own = dict(model.named_parameters())
+    for key, parameter in twin.named_parameters():
+        assert torch.equal(parameter, own[key])
+        for field, value in other.state[parameter].items():
+            if value is not None:
+                torch.testing.assert_close(optimizer.state[own[key]][field], value, rtol=rtol, atol=atol)
+    return model, twin

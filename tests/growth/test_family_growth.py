@@ -10,6 +10,7 @@ from family_cases import (
     EVERY,
     KINDS,
     answers,
+    assert_state_is_that_of_a_twin_that_grew_before,
     exact_norms_,
     family_model,
     family_plan,
@@ -192,42 +193,16 @@ def test_scores_say_what_small_steps_do(name, operator, monkeypatch):
 @pytest.mark.parametrize("name", ["GPT2LMHeadModel", "LlamaForCausalLM", "ResNetForImageClassification"])
 @pytest.mark.parametrize("momentum", [False, True], ids=["adamw", "sgd"])
 def test_state_after_a_split_is_that_of_a_twin_that_was_split_before(name, momentum):
-    """At step size 0, in training mode: copies see half of the gradient, their columns all of it."""
-
-    def trained(split_first):
-        model = deepened(name, dtype=torch.float64).train()
+    def make(name, **kwargs):
+        model = deepened(name, **kwargs)
         model.config.use_cache = False
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-        optimizer = (
-            torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
-            if momentum
-            else torch.optim.AdamW(model.parameters(), lr=0.0)
-        )
-        # Units keep their numbers where neurons and units are split one after the other.
-        plans = [family_plan(model, "split", [0, 2, 5], steps=0.0)]
+        return model
 
-        def steps():
-            for _ in range(2):
-                loss_of(name)(model).backward()
-                optimizer.step()
-                optimizer.zero_grad()
+    def split_(model, optimizer):
+        grow_(model, family_plan(model, "split", [0, 2, 5], steps=0.0), optimizer)
 
-        None if split_first else steps()
-        for plan in plans:
-            grow_(model, plan, optimizer)
-        steps() if split_first else None
-        return model, optimizer
-
-    (model, optimizer), (twin, other) = trained(False), trained(True)
-    own = dict(model.named_parameters())
-    assert any("normalization" in key for key in own) == ("ResNet" in name)
-    for key, parameter in twin.named_parameters():
-        assert torch.equal(parameter, own[key])
-        for field, value in other.state[parameter].items():
-            if value is not None:
-                torch.testing.assert_close(optimizer.state[own[key]][field], value, rtol=1e-9, atol=1e-14)
+    model, twin = assert_state_is_that_of_a_twin_that_grew_before(make, split_, name, momentum, rtol=1e-9, atol=1e-14)
+    assert any("normalization" in key for key, _ in model.named_parameters()) == ("ResNet" in name)
     for key, buffer in twin.named_buffers():
         torch.testing.assert_close(dict(model.named_buffers())[key], buffer, rtol=1e-12, atol=1e-15)
 

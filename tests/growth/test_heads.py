@@ -5,7 +5,18 @@ import copy
 import pytest
 import torch
 import transformers
-from family_cases import CASES, EVERY, answers, exact_norms_, family_model, family_plan, inputs, loss_of, stock_model
+from family_cases import (
+    CASES,
+    EVERY,
+    answers,
+    assert_state_is_that_of_a_twin_that_grew_before,
+    exact_norms_,
+    family_model,
+    family_plan,
+    inputs,
+    loss_of,
+    stock_model,
+)
 from torch import nn
 from torch.nn.utils import prune
 
@@ -97,35 +108,12 @@ def test_splits_of_heads_keep_the_function_to_second_order(name, make, monkeypat
 @every_family
 @pytest.mark.parametrize("momentum", [False, True], ids=["adamw", "sgd"])
 def test_state_after_a_split_is_that_of_a_twin_that_was_split_before(name, momentum, monkeypatch):
-    """At step size 0, in training mode: copies see half of the gradient, what reads them all of it."""
     exact_norms_(monkeypatch)
 
-    def trained(split_first):
-        model = with_units(name, dtype=torch.float64).train()
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-        kind, options = (torch.optim.SGD, {"momentum": 0.9}) if momentum else (torch.optim.AdamW, {})
-        optimizer = kind(model.parameters(), lr=0.0, **options)
-
-        def steps():
-            for _ in range(2):
-                loss_of(name)(model).backward()
-                optimizer.step()
-                optimizer.zero_grad()
-
-        None if split_first else steps()
+    def split_(model, optimizer):
         grow_heads_(model, asked(model, "split"), "split", optimizer, step_size=0.0)
-        steps() if split_first else None
-        return model, optimizer
 
-    (model, optimizer), (twin, other) = trained(False), trained(True)
-    own = dict(model.named_parameters())
-    for key, parameter in twin.named_parameters():
-        assert torch.equal(parameter, own[key])
-        for field, value in other.state[parameter].items():
-            if value is not None:
-                torch.testing.assert_close(optimizer.state[own[key]][field], value, rtol=1e-8, atol=1e-12)
+    assert_state_is_that_of_a_twin_that_grew_before(with_units, split_, name, momentum, rtol=1e-8, atol=1e-12)
 
 
 @every_family
