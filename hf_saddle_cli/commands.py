@@ -224,11 +224,12 @@ def export(
     revision: Revision = None,
 ) -> None:
     """
-    Write a model of images as one file, for batches of any size, and verify what the file computes.
+    Write a model as one file, for batches of any size and texts of any length, and verify what the file computes.
 
     Example: `hf-saddle export outputs/demo model.onnx --format onnx`
     """
     from .export import export_model
 
-    difference = export_model(source, output, format, tolerance, revision)
-    typer.echo(f"wrote {output}; largest difference of the outputs on random images: {difference:.2g}")
+    found = export_model(source, output, format, tolerance, revision)
+    typer.echo(f"wrote {output}, which takes {', '.join(found.inputs)} and gives {', '.join(found.outputs)}")
+    typer.echo(f"largest difference of the outputs on random inputs: {found.difference:.2g}")

@@ -64,7 +64,7 @@ def _facts(source: str, revision: str | None) -> dict[str, Any]:
             check = f"The history does not fit this model: {error}"
     return {
         "class": kind.__name__,
-        "model_type": config.model_type,
+        "model_type": type(config).model_type,
         "parameters": count_parameters(model),
         "macs": count_macs(model),
         "sample": sample_name(model),

@@ -45,7 +45,7 @@ def build_model(arguments: ModelAndDataArguments, splits: DatasetDict, processor
 
 def load_growable(source: str, task: Task, **labels: Any) -> PreTrainedModel:
     """The growable model of a checkpoint, stock or Saddle, with a new head where it has another number of labels."""
-    model_type = AutoConfig.from_pretrained(source).model_type
+    model_type = type(AutoConfig.from_pretrained(source)).model_type
     model_class = task.model_class(model_type)
     if model_type != model_class.config_class.model_type:
         model: PreTrainedModel = model_class.from_stock(source, **labels)

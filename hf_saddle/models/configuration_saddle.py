@@ -35,6 +35,10 @@ def sides(size: int | Sequence[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
+# The types that transformers asks configs for by their stock names, where its pipelines and `generate` treat the models
+# in ways of their own. Files have the type of the class.
+_ASKED_FOR = ("saddle_whisper",)
+
 _first_uses: list[Callable[[str], None]] = []
 _used: set[str] = set()
 
@@ -89,6 +93,8 @@ class SaddleConfig(PreTrainedConfig):
         if self.skip_activation is None:
             own = getattr(self, family_of(self.model_type).activation)
             self.skip_activation = own if own in ACT2FN and own not in UNSUITED else "gelu"
+        if type(self).model_type in _ASKED_FOR:
+            self.model_type = type(self).model_type.removeprefix("saddle_")
 
     def __setattr__(self, key: str, value: Any) -> None:
         check_field(key, value)

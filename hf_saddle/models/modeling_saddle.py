@@ -39,6 +39,14 @@ class GrowablePreTrainedModel(GrowableParts, CheckpointedModel):
                 module._is_hf_initialized = False
         super().post_init()
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """
+        As of stock classes. For others transformers passes over modules without parameters of their own, and with them
+        over what the rules of stock say of those that they hold; `_init_weights` leaves alone what was loaded.
+        """
+        return False
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -93,7 +93,7 @@ class GrowthTrainer(ModelCardMixin, Trainer):  # type: ignore[misc]
         # Weights do not tell what kinds the blocks are of, where these differ.
         # Checkpoints of adapters have none, and those of another model are refused with their weights.
         config = Path(resume_from_checkpoint, CONFIG_NAME)
-        if config.is_file() and read_json(config).get("model_type") == self.model.config.model_type:
+        if config.is_file() and read_json(config).get("model_type") == type(self.model.config).model_type:
             fit_blocks_(self.model, type(self.model.config).from_pretrained(resume_from_checkpoint))
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 

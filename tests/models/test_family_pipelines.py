@@ -1,17 +1,20 @@
-"""Pipelines, but that of recognising speech, answer as those of stock, whose outputs branches without a gain keep."""
+"""Pipelines of every task answer as those of stock, whose outputs branches without a gain keep."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from families_cases import CASES, stock_model
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     ViTImageProcessorPil,
     WhisperFeatureExtractor,
+    WhisperTokenizer,
     pipeline,
 )
 
@@ -32,6 +35,17 @@ TASKS = {
 NAMES = [name for name, (_, auto, *_) in CASES.items() if auto in TASKS and name != "WhisperForCausalLM"]
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
 ARGUMENTS: dict[str, Any] = {"text-generation": GREEDY}
+
+
+def grown_and_stock(name: str, folder: Path) -> dict[str, PreTrainedModel]:
+    """A stock model, and the same grown without a change of its outputs; both are saved under their kinds."""
+    stock = stock_model(name)
+    stock.save_pretrained(folder / "stock")
+    model = getattr(hf_saddle, f"Saddle{name}").from_stock(stock)
+    sites = list(model.growable_linears())
+    grow_(model, GrowthPlan(tuple(LayerGrowth.by_hand(model, site.path, "zero_gain", [0, 2, 1]) for site in sites)))
+    model.save_pretrained(folder / "grown")
+    return {"stock": stock, "grown": model}
 
 
 def save_preprocessors(folder: Path, size: int) -> None:
@@ -56,17 +70,58 @@ def question(task: str) -> Any:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_pipeline_answers_as_that_of_stock(name, tmp_path):
     task = TASKS[CASES[name][1]]
-    stock = stock_model(name)
-    stock.save_pretrained(tmp_path / "stock")
-    model = getattr(hf_saddle, f"Saddle{name}").from_stock(stock)
-    sites = list(model.growable_linears())
-    grow_(model, GrowthPlan(tuple(LayerGrowth.by_hand(model, site.path, "zero_gain", [0, 2, 1]) for site in sites)))
-    model.save_pretrained(tmp_path / "grown")
     found = {}
-    for kind in ("stock", "grown"):
+    for kind, model in grown_and_stock(name, tmp_path).items():
         size = {"pixels": 16, "large_pixels": 32}.get(CASES[name][3].__name__[1:], 0)
         save_preprocessors(tmp_path / kind, size)
         pipe = pipeline(task, model=str(tmp_path / kind))
-        assert type(pipe.model) is (type(stock) if kind == "stock" else type(model))
+        assert type(pipe.model) is type(model)
         found[kind] = pipe(question(task), **ARGUMENTS.get(task, {}))
     assert found["grown"] == found["stock"] and found["stock"]
+
+
+# Tokens of their own, in the order of Whisper's: of letters, of what came before, and of times, 0.05 s apart.
+LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())[: 97 - 3 - 2 - 21]
+SPEECH = ["<|pad|>", "<|startoftranscript|>", "<|endoftext|>", *LETTERS, "<|startofprev|>", "<|notimestamps|>"]
+SPEECH += [f"<|{index / 20:.2f}|>" for index in range(21)]
+LISTENING = {"no_timestamps_token_id": SPEECH.index("<|notimestamps|>"), "is_multilingual": False}
+LISTENING |= {"prev_sot_token_id": SPEECH.index("<|startofprev|>"), "max_initial_timestamp_index": 5}
+
+
+def sound(seconds: float) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=int(16000 * seconds)).astype(np.float32)
+
+
+def recognisers(folder: Path) -> dict[str, Any]:
+    """Pipelines of a stock and of a grown Whisper."""
+    found = {}
+    for kind, model in grown_and_stock("WhisperForConditionalGeneration", folder).items():
+        model.generation_config.update(**LISTENING)
+        model.generation_config.save_pretrained(folder / kind)
+        words = WhisperTokenizer(vocab={word: index for index, word in enumerate(SPEECH)}, merges=[])
+        words.add_special_tokens({"pad_token": SPEECH[0], "additional_special_tokens": [SPEECH[1], *SPEECH[-23:-21]]})
+        words.save_pretrained(folder / kind)
+        WhisperFeatureExtractor(feature_size=8, hop_length=400, chunk_length=1).save_pretrained(folder / kind)
+        found[kind] = pipeline("automatic-speech-recognition", model=str(folder / kind))
+        assert type(found[kind].model) is type(model)
+    return found
+
+
+@pytest.mark.parametrize("seconds", [0.8, 2.6], ids=["short", "long"])
+@pytest.mark.parametrize("times", [False, True], ids=["", "with times"])
+def test_speech_is_recognised_as_by_stock(seconds, times, tmp_path):
+    found = {
+        kind: pipe(sound(seconds), return_timestamps=times or seconds > 1, generate_kwargs={"max_new_tokens": 12})
+        for kind, pipe in recognisers(tmp_path).items()
+    }
+    assert found["grown"] == found["stock"] and found["stock"]["text"]
+    assert ("chunks" in found["stock"]) == (times or seconds > 1)
+
+
+def test_what_came_before_is_a_prompt_as_for_stock(tmp_path):
+    found = {}
+    for kind, pipe in recognisers(tmp_path).items():
+        features = pipe.feature_extractor(sound(0.8), sampling_rate=16000, return_tensors="pt")["input_features"]
+        before = torch.tensor([LISTENING["prev_sot_token_id"], 10, 20, 30])
+        found[kind] = pipe.model.generate(features, prompt_ids=before, max_new_tokens=8, num_beams=1)
+    assert torch.equal(found["grown"], found["stock"])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families_cases import OF_FAMILY, assert_equal, every_family, grown_model, inputs, outputs
+from families_cases import assert_equal, every_family, grown_model, inputs, outputs
 from transformers import PreTrainedModel
 from transformers.distributed import DistributedConfig
 
@@ -15,9 +15,6 @@ PARALLEL = [
     {"tp_plan": "auto"},
     {"tp_size": 2},
 ]
-# A map has to name tied weights twice.
-TIED = ("gemma3_text", "gpt2", "llama", "t5", "whisper")
-UNTIED = [name for model_type, name in OF_FAMILY.items() if model_type not in TIED]
 
 
 @every_family
@@ -29,13 +26,14 @@ def test_a_device_map_changes_nothing(name, place, tmp_path):
     assert_equal(outputs(again, inputs(name)), outputs(model, inputs(name)))
 
 
-@pytest.mark.parametrize("name", UNTIED)
+@every_family
 def test_layers_that_lie_on_disk_compute_the_same(name, tmp_path):
     model = grown_model(name)
     model.save_pretrained(tmp_path / "saved")
     blocks = {site.path.removesuffix(f".{site.linear}") for site in model.growable_linears() if not site.nested}
     places = dict.fromkeys(blocks, "disk")
-    for key, _ in (*model.named_parameters(), *model.named_buffers()):
+    # Of weights that are tied under each of their names.
+    for key in {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}:
         if not key.startswith(tuple(f"{path}." for path in blocks)):
             places[key.rpartition(".")[0] or key] = "cpu"
     options = {"device_map": places, "offload_folder": tmp_path / "disk"}
