@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         GrowthTrainer,
         compare,
         growth_event_,
+        plan_event,
         probe_batches,
         register_growth_checkpointing,
     )
@@ -67,6 +68,7 @@ __all__ = [
     "growth_event_",
     "insert_blocks_",
     "merge_pairs_",
+    "plan_event",
     "plan_growth",
     "probe_batches",
     "register_growth_checkpointing",

@@ -54,14 +54,21 @@ def analyze(
         bool, typer.Option(help="Directions relative to the second moments of the inputs, as growth has them.")
     ] = True,
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
-    samples: Annotated[int, typer.Option(min=2, help="Number of samples.")] = 256,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch.")] = 64,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Number of samples that are drawn, `--probe-samples` in short.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Samples of a batch, `--probe-batch-size` in short.")
+    ] = None,
+    max_samples: Annotated[
+        int | None, typer.Option(min=1, help="Keep at most that many samples of each split.")
+    ] = None,
     dataset_config: Annotated[str | None, typer.Option(help="Configuration of the data set on the Hub.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Column of images, where there are several.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Column of texts, where there are several.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of labels, where there are several.")] = None,
     block_size: Annotated[int, typer.Option(min=1, help="Tokens of a text: packed, or at most.")] = 128,
-    seed: Annotated[int, typer.Option(help="Seed of folds and start vectors.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the training, by which data without splits are divided.")] = 42,
     picture: Annotated[Path | None, typer.Option(help="Also draw all eigenvalues into this PNG or SVG file.")] = None,
     revision: Revision = None,
     as_json: AsJson = False,
@@ -69,7 +76,8 @@ def analyze(
     """
     Measure where the neurons of a model want more depth or width. The model is not changed.
 
-    Fields of `GrowthConfig` are options too, after the data set; an event with them is planned, and not carried out.
+    It also says what an event would do now. Fields of `GrowthConfig` are options too, after the data set, and the same
+    event is that of `hf-saddle grow` with the same options.
     Examples: `hf-saddle analyze outputs/demo digits`,
     `hf-saddle analyze outputs/demo digits --linears mlp.fc1 --significance 3`
     """
@@ -86,13 +94,17 @@ def analyze(
             text_column=text_column,
             label_column=label_column,
             block_size=block_size,
-            max_samples=samples,
+            max_samples=max_samples,
         ),
         criterion or [],
         whiten=whiten,
         split=split,
-        batch_size=batch_size,
         seed=seed,
+        defaults={
+            name: value
+            for name, value in {"probe_samples": samples, "probe_batch_size": batch_size}.items()
+            if value is not None
+        },
         picture=picture,
         revision=revision,
         as_json=as_json,

@@ -97,16 +97,17 @@ def find_processor(source: str, revision: str | None) -> Any:
 
 
 def load_data(
-    source: str, revision: str | None, model: GrowablePreTrainedModel, arguments: ModelAndDataArguments, split: str
+    revision: str | None, model: GrowablePreTrainedModel, arguments: ModelAndDataArguments, split: str, seed: int
 ) -> tuple[datasets.Dataset, Any]:
     """
-    Preprocessed samples of a data set, with the model's own image processor or tokenizer, and what makes batches.
+    Preprocessed samples of a split of a data set, as a training with a seed has them, and what makes batches. The
+    image processor or tokenizer is the model's own.
 
     Raises:
         ValueError: If there is no such data set or split, or the model does not know its labels.
     """
     task = TASKS[arguments.task]
-    splits = task.load(arguments, 0)
+    splits = task.load(arguments, seed)
     if split not in splits:
         raise ValueError(f"The data set {arguments.dataset!r} has no split {split!r}; it has {', '.join(splits)}.")
     if "label" in splits[split].features:
@@ -116,7 +117,8 @@ def load_data(
                 f"The data set {arguments.dataset!r} has {labels} labels, the model {model.config.num_labels}."
             )
     processor = task.processor(arguments, splits, **at(revision))
-    return task.prepare(splits, processor, arguments)[split], task.collator(processor)
+    wanted = datasets.DatasetDict(train=splits[split])
+    return task.prepare(wanted, processor, arguments)["train"], task.collator(processor)
 
 
 def task_of(model: GrowablePreTrainedModel) -> str:

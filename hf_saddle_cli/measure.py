@@ -9,17 +9,19 @@ from typing import Any
 
 import torch
 import typer
-from torch.utils.data import DataLoader
 from transformers.activations import ACT2FN
 
 from hf_saddle.curvature import analyze_curvature
 from hf_saddle.demo.arguments import ModelAndDataArguments
 from hf_saddle.demo.options import parse
-from hf_saddle.growth import GrowthConfig, GrowthHistory, GrowthPlan, count_macs, count_parameters, plan_growth
+from hf_saddle.growth import GrowthConfig, GrowthHistory, GrowthPlan, count_macs, count_parameters
+from hf_saddle.growth.block_records import block_texts
 from hf_saddle.hub.card_task import sample_name
 from hf_saddle.hub.pictures import check_matplotlib, save_report
 from hf_saddle.models.history_file import read_history
+from hf_saddle.training import plan_event, probe_batches
 from hf_saddle.training.model_checks import growable_paths
+from hf_saddle.training.reports import prediction
 
 from .common import at, load_config, load_data, load_model, model_class, print_table, quiet, task_of
 
@@ -95,19 +97,34 @@ def print_curvature(
     *,
     whiten: bool,
     split: str,
-    batch_size: int,
     seed: int,
+    defaults: dict[str, Any],
     picture: Path | None,
     revision: str | None,
     as_json: bool,
     growth: Sequence[str] = (),
 ) -> None:
     """
-    Print where the neurons of a model want more depth or width, and draw it.
+    Print where the neurons of a model want more depth or width, and what an event would do.
+
+    The samples are those that the first event of a training on these data draws.
+
+    Args:
+        source (`str`): Folder or repo of the model.
+        arguments ([`ModelAndDataArguments`]): The data.
+        criteria (`list[str]`): What is measured; what `growth` ranks by if empty.
+        whiten (`bool`): Whether directions are relative to the second moments of the inputs.
+        split (`str`): Split of the data.
+        seed (`int`): Seed of the training, by which data without splits are divided.
+        defaults (`dict`): Defaults of the [`~hf_saddle.GrowthConfig`].
+        picture (`Path`, *optional*): File that all eigenvalues are drawn into.
+        revision (`str`, *optional*): Revision of the model.
+        as_json (`bool`): Whether to print JSON.
+        growth (`Sequence[str]`): Options of the [`~hf_saddle.GrowthConfig`], as on a command line.
 
     Raises:
         ValueError: If the picture has an ending that is not known, or the data do not fit the model.
-        SystemExit: With code 2, if `growth`, options of a [`~hf_saddle.GrowthConfig`], has one that is unknown.
+        SystemExit: With code 2, if `growth` has an option that is unknown.
         ImportError: If a picture is wanted and matplotlib is not installed.
     """
     quiet()
@@ -115,34 +132,38 @@ def print_curvature(
         check_matplotlib()
         if picture.suffix not in (".png", ".svg"):
             raise ValueError(f"`--picture` must end in .png or .svg, got {picture}.")
-    (config,) = parse([GrowthConfig], growth, {}, prog="hf-saddle analyze", usage="%(prog)s SOURCE DATASET [options]")
-    if len(criteria) == 1:
-        config = replace(config, criterion=criteria[0])
+    usage = "%(prog)s SOURCE DATASET [options]"
+    (config,) = parse([GrowthConfig], growth, defaults, prog="hf-saddle analyze", usage=usage)
+    planned = True
+    if criteria and set(criteria) != set(config.ranking):
+        planned = len(criteria) == 1 and criteria[0] in config.known_criteria
+        config = replace(config, criterion=criteria[0]) if planned else config
     model = load_model(source, revision)
     arguments.task, arguments.model_name_or_path = task_of(model), source
-    data, collator = load_data(source, revision, model, arguments, split)
-    paths = growable_paths(model, config)
+    data, collator = load_data(revision, model, arguments, split, seed)
+    batches = probe_batches(data, config, collate_fn=collator)
     report = analyze_curvature(
         model,
-        DataLoader(data, batch_size=batch_size, collate_fn=collator),
-        criteria or list(config.criteria),
-        linears=paths,
+        batches,
+        criteria or (["width", "depth"] if config.inserts_blocks else list(config.criteria)),
+        linears=growable_paths(model, config),
         step_size=config.step_size,
         significance=config.significance,
         unit_activation=ACT2FN[model.config.skip_activation],
         whiten=whiten and config.directions != "eigenvectors",
-        seed=seed,
+        seed=config.growth_seed,
     )
     if picture is not None:
         save_report(picture, report)
+    plan = plan_event(model, batches, config) if planned else None
     if as_json:
-        typer.echo(json.dumps(report.to_dict()))
+        typer.echo(json.dumps(report.to_dict() | {"event": None if plan is None else _plan_facts(plan)}))
         return
     typer.echo(replace(report, skipped={}).summary())
     if report.skipped:
         typer.echo(_folded(report.skipped))
-    if growth:
-        typer.echo(_planned(plan_growth(report, model, config)))
+    if plan is not None:
+        typer.echo(_planned(plan))
 
 
 def _folded(skipped: dict[str, str]) -> str:
@@ -152,9 +173,33 @@ def _folded(skipped: dict[str, str]) -> str:
 
 
 def _planned(plan: GrowthPlan) -> str:
-    """What the first event would do, in a sentence."""
+    """What an event would do, linear by linear."""
     if not plan:
-        return f"An event would not grow anything. {plan.held_back}"
-    neurons = sum(len(growth.neurons) for growth in plan.growths)
-    told = ", ".join(f"{growth.linear} {len(growth.neurons)} by {growth.operator}" for growth in plan.growths)
-    return f"An event would grow {neurons} neurons by {plan.parameters:,} parameters and {plan.macs:,} MACs: {told}."
+        return f"An event now would not grow anything. {plan.held_back}"
+    facts = _plan_facts(plan)
+    what = [f"{sum(len(growth.neurons) for growth in plan.growths)} neurons"] if plan.growths else []
+    what += block_texts(facts["blocks"])
+    told = f"; {prediction(plan)}" if plan.forecast is not None else ""
+    head = f"An event now would grow {', '.join(what)}: {plan.parameters:,} parameters and {plan.macs:,} MACs{told}:"
+    lines = [
+        f"  {growth['linear']}: {growth['chosen']} of {growth['candidates']} by {growth['operator']}"
+        for growth in facts["growths"]
+    ]
+    return "\n".join([head if lines else f"{head[:-1]}.", *lines])
+
+
+def _plan_facts(plan: GrowthPlan) -> dict[str, Any]:
+    """A plan without its directions, fit for JSON."""
+    names = ("parameters", "macs", "budget", "predicted_gain", "predicted_error", "forecast", "held_back")
+    growths = [
+        {
+            "linear": growth.linear,
+            "operator": growth.operator,
+            "neurons": list(growth.neurons),
+            "chosen": len(growth.neurons),
+            "candidates": growth.candidates,
+        }
+        for growth in plan.growths
+    ]
+    facts: dict[str, Any] = {name: getattr(plan, name) for name in names}
+    return facts | {"growths": growths, "blocks": [block.to_dict() for block in plan.blocks]}

@@ -14,6 +14,7 @@ from ..training import GrowthTrainer, growth_event_, training_loss
 from ..training.course import Course, announcement
 from ..training.distributed import Replicas
 from ..training.model_checks import growable_paths
+from ..training.reports import prediction
 from ..training.spending import planned_steps
 from ..training.trainer_probe import trainer_batches
 from .arguments import ModelAndDataArguments
@@ -87,7 +88,8 @@ def _told(event: GrowthEvent) -> str:
         f"  {layer['linear']}: {layer['chosen']} of {layer['candidates']} by {layer['operator']}"
         for layer in event.layers
     ]
-    return "\n".join([head, *lines])
+    told = f"It is {prediction(event)}." if event.forecast is not None else ""
+    return "\n".join([head, *lines, *([told] if told else [])])
 
 
 def _price(event: GrowthEvent, before: float, after: float) -> str:

@@ -28,10 +28,17 @@ from .schema import (
 
 
 _NOT_SAVED = ("replaced", "added")
-_OPTIONAL_NUMBERS = ("budget", "epoch", "loss_before", "loss_after")
-_NOT_NEGATIVE = ("budget", "epoch", "seconds")
+_OPTIONAL_NUMBERS = ("budget", "epoch", "loss_before", "loss_after", "predicted_error")
+_NOT_NEGATIVE = ("budget", "epoch", "seconds", "predicted_error")
 # What histories of earlier versions do not have.
-_LATER: dict[str, Any] = {"candidates": {}, "held_back": None, "forecast": None, "blocks": [], "frozen": False}
+_LATER: dict[str, Any] = {
+    "candidates": {},
+    "held_back": None,
+    "forecast": None,
+    "predicted_error": None,
+    "blocks": [],
+    "frozen": False,
+}
 
 
 @dataclass
@@ -40,8 +47,8 @@ class GrowthEvent:
     What one event did.
 
     Losses are of the probe set, in evaluation mode. `predicted_gain` is what `forecast` says, see
-    [`GrowthPlan.predicted_gain`]; without a forecast, as in histories of version 0.2, it is no prediction. MACs are
-    multiply-accumulates of the forward pass of one sample.
+    [`GrowthPlan.predicted_gain`]; without a forecast, as in histories of version 0.2, it is no prediction. Its
+    standard error is `predicted_error`. MACs are multiply-accumulates of the forward pass of one sample.
     """
 
     criterion: str | None = None
@@ -56,6 +63,7 @@ class GrowthEvent:
     candidates: dict[str, int] = field(default_factory=dict)  # neurons that could have been chosen, by operator
     held_back: str | None = None  # why nothing grew, where nothing did
     forecast: str | None = None  # what `predicted_gain` is of
+    predicted_error: float | None = None  # its standard error
     parameters_before: int = 0
     parameters_after: int = 0
     macs_before: int = 0

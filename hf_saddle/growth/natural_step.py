@@ -197,10 +197,10 @@ def take_natural_step(plan: GrowthPlan, scores: UnitScores, share: float) -> Gro
         out of it.
     """
     found = judge(scores, share or NEXT_STEP)
-    return stepped(plan, found, 1.0 if share else 0.0, found.gain)
+    return stepped(plan, found, 1.0 if share else 0.0, found.gain, found.error)
 
 
-def stepped(plan: GrowthPlan, found: Judgement, factor: float, gain: float) -> GrowthPlan:
+def stepped(plan: GrowthPlan, found: Judgement, factor: float, gain: float, error: float | None = None) -> GrowthPlan:
     """
     A plan that takes a judged step times a factor.
 
@@ -209,6 +209,7 @@ def stepped(plan: GrowthPlan, found: Judgement, factor: float, gain: float) -> G
         found ([`Judgement`]): The step.
         factor (`float`): Share of it. With 0 units stay at rest and splits keep their steps.
         gain (`float`): What is predicted.
+        error (`float`, *optional*): Its standard error.
     """
     coefficients, gains = found.coefficients.float().cpu() * factor, found.shares_of(gain).float().cpu()
     growths, start = [], 0
@@ -228,4 +229,5 @@ def stepped(plan: GrowthPlan, found: Judgement, factor: float, gain: float) -> G
             if wanted:
                 moved = replace(growth, steps=growth.steps * step.clamp_min(0).sqrt(), predicted_gain=share)
                 growths.append(moved.of(wanted))
-    return replace(plan, growths=tuple(growths), forecast="event" if factor else "next step")
+    forecast = "event" if factor else "next step"
+    return replace(plan, growths=tuple(growths), forecast=forecast, predicted_error=error)

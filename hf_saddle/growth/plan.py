@@ -184,6 +184,7 @@ class GrowthPlan:
         candidates (`dict[str, int]`): Neurons that could have been chosen, by operator.
         held_back (`str`, *optional*): Why nothing grows, where nothing does.
         forecast (`str`, *optional*): What `predicted_gain` is of, see there.
+        predicted_error (`float`, *optional*): Its standard error, by the choice of the samples that judge.
         blocks (`tuple[NewBlock, ...]`): Whole blocks that are inserted, in a plan without `growths`.
         freeze (`bool`): Whether only inserted blocks are trained from then on.
     """
@@ -197,6 +198,7 @@ class GrowthPlan:
     candidates: dict[str, int] = field(default_factory=dict)
     held_back: str | None = None
     forecast: str | None = None
+    predicted_error: float | None = None
     blocks: tuple[NewBlock, ...] = ()
     freeze: bool = False
 

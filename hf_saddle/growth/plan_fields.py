@@ -44,11 +44,19 @@ PLAN_FIELDS: dict[str, Callable[[Any], bool]] = {
     "candidates": lambda value: isinstance(value, dict) and all(map(_is_count, value.values())),
     "held_back": lambda value: value is None or _is_text(value),
     "forecast": lambda value: value in (None, *FORECASTS),
+    "predicted_error": lambda value: value is None or (is_number(value) and value >= 0),
     "blocks": lambda value: isinstance(value, list),
     "freeze": lambda value: isinstance(value, bool),
 }
 # What plans of earlier schemas do not have.
-LATER_FIELDS: dict[str, Any] = {"candidates": {}, "held_back": None, "forecast": None, "blocks": [], "freeze": False}
+LATER_FIELDS: dict[str, Any] = {
+    "candidates": {},
+    "held_back": None,
+    "forecast": None,
+    "predicted_error": None,
+    "blocks": [],
+    "freeze": False,
+}
 GROWTH_FIELDS: dict[str, Callable[[Any], bool]] = {
     "linear": _is_text,
     "operator": _is_text,

@@ -165,6 +165,7 @@ def prepare_growth(
             layers=[layer_record(growth) for growth in plan.growths],
             predicted_gain=plan.predicted_gain,
             forecast=plan.forecast,
+            predicted_error=plan.predicted_error,
             budget=plan.budget,
             candidates=dict(plan.candidates),
             held_back=plan.held_back,

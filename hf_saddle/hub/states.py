@@ -181,10 +181,11 @@ def growths(event: GrowthEvent) -> list[Growth]:
 
 
 def forecast(event: GrowthEvent) -> str:
-    """The decrease of the loss that was predicted, and of what; empty where nothing was."""
+    """The decrease of the loss that was predicted, its standard error, and of what; empty where nothing was."""
     if event.forecast is None:
         return ""
-    return number(event.predicted_gain) + ("" if event.forecast == "event" else f" ({event.forecast})")
+    error = "" if event.predicted_error is None else f" ± {number(event.predicted_error, 2)}"
+    return number(event.predicted_gain) + error + ("" if event.forecast == "event" else f" ({event.forecast})")
 
 
 def linears(history: GrowthHistory) -> list[str]:

@@ -7,6 +7,7 @@ from .event import growth_event_
 from .loop_checkpoints import register_growth_checkpointing
 from .loss import training_loss
 from .planned import grow_by_plan_
+from .preview import plan_event
 from .probe import probe_batches
 from .rebind import rebind_
 from .sampling import training_indices
@@ -24,6 +25,7 @@ __all__ = [
     "growth_event_sharded_",
     "last_whole_checkpoint",
     "missing_parts",
+    "plan_event",
     "probe_batches",
     "rebind_",
     "rebuild_ddp_",

@@ -87,7 +87,7 @@ def _stepped(model: Any, plan: GrowthPlan, batches: Sequence[Any], config: Growt
     choosing, judging = halves(batches)
     scores = score_growths(model, moving, choosing, judging, loss=loss)
     found, factor, gain = try_step(model, plan, scores, judging, config, loss=loss, replicas=Replicas())
-    return stepped(plan, found, factor, gain)
+    return stepped(plan, found, factor, gain, found.error * factor)
 
 
 def _at_random(

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 from transformers import TrainerState, TrainingArguments
 
-from ..growth import GrowthConfig, GrowthEvent, count_macs, count_parameters
+from ..growth import GrowthConfig, GrowthEvent, GrowthPlan, count_macs, count_parameters
 from ..growth.block_records import block_texts
 from ..growth.planner import sizes
 from ..models.modeling_saddle import GrowablePreTrainedModel
@@ -70,6 +70,8 @@ def growth_metrics(event: GrowthEvent) -> dict[str, float]:
     if event.forecast is not None:
         name = "growth_predicted_change" if event.forecast == "event" else "growth_next_step_change"
         metrics[name] = -event.predicted_gain
+        if event.predicted_error is not None:
+            metrics["growth_predicted_error"] = event.predicted_error
     if event.loss_before is not None:
         metrics["growth_probe_loss"] = event.loss_before
     if event.loss_before is not None and event.loss_after is not None:
@@ -92,18 +94,23 @@ def describe(event: GrowthEvent, number: int) -> str:
     what = f"{event.neurons} neurons in {len({layer['linear'] for layer in event.layers})} linears"
     if event.blocks:
         what = f"{', '.join(block_texts(event.blocks))}{', all else frozen' if event.frozen else ''},"
-    change = ""
+    change = f", {prediction(event)}" if event.forecast is not None else ""
     if event.loss_before is not None and event.loss_after is not None:
-        change = f", probe loss {event.loss_before:.4f} → {event.loss_after:.4f}"
-    if event.forecast is not None:
-        what = "of samples that chose nothing" if event.forecast == "event" else "by a half natural step after it"
-        change += f", predicted {-event.predicted_gain:+.4f} {what}"
+        measured = event.loss_after - event.loss_before
+        change += f", measured {measured:+.4f} (probe loss {event.loss_before:.4f} → {event.loss_after:.4f})"
     ratio = event.parameters_after / event.parameters_before
     return (
         f"{where}: {what} by {', '.join(event.operators)}, "
         f"{event.parameters_before:,} → {event.parameters_after:,} parameters (×{ratio:.3f}){change}, "
         f"{event.seconds:.1f} s"
     )
+
+
+def prediction(of: GrowthEvent | GrowthPlan) -> str:
+    """What an event with a forecast is predicted to do to the loss, with its standard error, in words."""
+    error = "" if of.predicted_error is None else f" ± {of.predicted_error:.4f}"
+    when = "of samples that chose nothing" if of.forecast == "event" else "by a half natural step after it"
+    return f"predicted {-of.predicted_gain:+.4f}{error} {when}"
 
 
 def lr_ratio(optimizer: Optimizer, peak: float) -> float:
