@@ -4,6 +4,7 @@ what transformers calls deprecated is a failure.
 """
 
 import atexit
+import gc
 import logging
 import os
 import re
@@ -37,6 +38,11 @@ from hf_saddle import (  # noqa: E402
 
 
 torch.set_num_threads(1)
+
+# Accelerate collects garbage after every training. What was imported never is: looking through it would take longer than
+# most trainings of the tests.
+gc.collect()
+gc.freeze()
 
 _DEPRECATION = re.compile(r"deprecat|(will be|is) removed in|removed in (a future|v?\d)", re.IGNORECASE)
 
