@@ -4,11 +4,13 @@ what transformers calls deprecated is a failure.
 """
 
 import atexit
+import gc
 import logging
 import os
 import re
 import shutil
 import tempfile
+from collections import Counter
 
 import read_guard
 
@@ -38,6 +40,11 @@ from hf_saddle import (  # noqa: E402
 
 torch.set_num_threads(1)
 
+# Accelerate collects garbage after every training, and looking through what was imported would take longer than most
+# trainings of the tests.
+gc.collect()
+gc.freeze()
+
 _DEPRECATION = re.compile(r"deprecat|(will be|is) removed in|removed in (a future|v?\d)", re.IGNORECASE)
 
 
@@ -62,6 +69,19 @@ def pytest_configure(config: pytest.Config) -> None:
             config.addinivalue_line("filterwarnings", f"error::{category}:{origin}")
     # PEFT reads the old name of this attribute of transformers.
     config.addinivalue_line("filterwarnings", "ignore:`is_gradient_checkpointing`:FutureWarning")
+
+
+@pytest.hookimpl(tryfirst=True)  # before those that are slow are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test that is `thinned(n)` every n-th case always runs; the others are slow."""
+    cases: Counter[str] = Counter()
+    for item in items:
+        thinned = item.get_closest_marker("thinned")
+        if thinned is not None:
+            test = item.nodeid.split("[")[0]
+            if cases[test] % thinned.args[0]:
+                item.add_marker(pytest.mark.slow)
+            cases[test] += 1
 
 
 @pytest.hookimpl(tryfirst=True)

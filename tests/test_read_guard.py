@@ -70,6 +70,7 @@ def test_the_home_folder_is_an_empty_one_of_the_run():
     assert inside.stdout.strip() == os.environ["HF_HOME"]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("body", ["Path('/srv/data').read_text()", "suppressed()"], ids=["plain", "caught"])
 def test_the_test_that_reads_elsewhere_fails(body, tmp_path):
     """In a run of its own, with the conftest of this run, where one of two tests reads."""

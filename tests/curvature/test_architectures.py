@@ -45,6 +45,7 @@ def assert_products(case, name, operator, displace, bias):
         assert error < tolerance, f"{float(error):.2g}"
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", FAMILY_CASES)
 def test_depth_matrices_are_the_hessians_of_quadratic_units(name):
     case = family_case(name)
@@ -98,6 +99,7 @@ def grown_by_split(case, entry, neurons, neuron, step):
     return model
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("whiten", [False, True], ids=["eigenvectors", "whitened"])
 @pytest.mark.parametrize("name", FAMILY_CASES)
 def test_a_real_split_changes_the_loss_as_predicted(name, whiten):
@@ -126,6 +128,7 @@ def test_a_real_split_changes_the_loss_as_predicted(name, whiten):
             assert all(later < 0.3 * earlier for earlier, later in zip(errors, errors[1:], strict=False)), errors
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", FAMILY_CASES)
 def test_the_analysis_finds_the_extreme_eigenvectors(name):
     case = family_case(name)

@@ -84,6 +84,7 @@ def test_large_kernels_keep_fewer_tokens_and_the_memory_is_stated(caplog):
     assert len(report) == 2 * 3
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("criterion", ["width", "depth"])
 @pytest.mark.parametrize("name", ["dinov2 swiglu", "resnet", "convnext", "gpt2"])
 def test_noise_is_not_selected(name, criterion):
@@ -98,6 +99,7 @@ def test_noise_is_not_selected(name, criterion):
     assert fraction <= results[0].nominal
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("whiten", [False, True], ids=["eigenvectors", "whitened"])
 @pytest.mark.parametrize("name", ["dinov2 swiglu", "convnext", "resnet"])
 def test_a_shortlist_of_neurons_is_refined_on_their_own_tokens(name, whiten):

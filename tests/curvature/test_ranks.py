@@ -86,6 +86,7 @@ def two_ranks(tmp_path_factory):
     return folder
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", OPTIONS)
 def test_two_ranks_give_the_result_of_one_process(name, two_ranks):

@@ -60,6 +60,7 @@ def cut(batch, rows, width):
     return {name: value[rows, :width].contiguous() for name, value in batch.items()}
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("whiten", [False, True], ids=["eigenvectors", "whitened"])
 @pytest.mark.parametrize("name", ["gpt2", "bert", "llama", "t5 gated"])
 def test_more_padding_changes_nothing(name, whiten):

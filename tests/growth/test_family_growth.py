@@ -95,6 +95,7 @@ def test_units_of_all_layers_change_nothing_and_come_back_from_files(name, dtype
     assert history.apply(small.config).skip_sizes == model.config.skip_sizes
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", EVERY)
 def test_splits_of_all_neurons_keep_the_function_to_second_order(name, monkeypatch):
     exact_norms_(monkeypatch)
@@ -110,6 +111,7 @@ def test_splits_of_all_neurons_keep_the_function_to_second_order(name, monkeypat
         assert 3.8 < moved[1] / moved[2] < 4.2, moved
 
 
+@pytest.mark.thinned(4)
 @every_kind
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_an_operator_costs_what_is_booked_everywhere_at_once(name, operator):
@@ -393,6 +395,7 @@ def entry_for(model, site, criterion):
     )
 
 
+@pytest.mark.thinned(3)
 @every_kind
 @pytest.mark.parametrize("unit", ["parameters", "macs"])
 def test_a_plan_of_any_family_keeps_to_its_budget(name, unit):

@@ -121,6 +121,7 @@ def events_of(make, seed, **options):
 
 
 # What is measured of the samples of a probe and of others differs by both their errors, most on images of digits.
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("name", MODELS)
 def test_an_event_does_what_was_predicted(name):
     found = list(events_of(MODELS[name], 0))

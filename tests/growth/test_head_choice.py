@@ -50,6 +50,7 @@ def state(model):
     return {key: (id(value), value.clone()) for key, value in model.state_dict(keep_vars=True).items()}
 
 
+@pytest.mark.thinned(3)
 @every_family
 def test_the_loss_changes_by_splits_as_their_curvature_says(name, monkeypatch):
     exact_norms_(monkeypatch)
@@ -73,6 +74,7 @@ def test_the_loss_changes_by_splits_as_their_curvature_says(name, monkeypatch):
     assert predicted < 0
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", ["GPT2LMHeadModel", "LlamaForCausalLM"])
 def test_eigenpairs_are_those_of_the_dense_matrices(name, monkeypatch):
     exact_norms_(monkeypatch)
@@ -91,6 +93,7 @@ def test_eigenpairs_are_those_of_the_dense_matrices(name, monkeypatch):
     torch.testing.assert_close(pairs.values, values[:, 0], rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.thinned(3)
 @every_family
 def test_the_loss_falls_as_new_heads_are_read(name, monkeypatch):
     exact_norms_(monkeypatch)

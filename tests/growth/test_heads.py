@@ -63,6 +63,7 @@ def with_units(name, **kwargs):
     return model
 
 
+@pytest.mark.thinned(3)
 @every_family
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("make", [family_model, with_units])
@@ -87,6 +88,7 @@ def test_new_heads_change_nothing_and_come_back_from_files(name, attention, make
         assert heads_of(again.base_model) == heads_of(model.base_model)
 
 
+@pytest.mark.thinned(3)
 @every_family
 @pytest.mark.parametrize("make", [family_model, with_units])
 def test_splits_of_heads_keep_the_function_to_second_order(name, make, monkeypatch):
@@ -105,6 +107,7 @@ def test_splits_of_heads_keep_the_function_to_second_order(name, make, monkeypat
     assert 3.8 < moved[1] / moved[2] < 4.2, moved
 
 
+@pytest.mark.thinned(7)
 @every_family
 @pytest.mark.parametrize("momentum", [False, True], ids=["adamw", "sgd"])
 def test_state_after_a_split_is_that_of_a_twin_that_was_split_before(name, momentum, monkeypatch):

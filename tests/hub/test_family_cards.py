@@ -49,6 +49,7 @@ def test_the_card_names_the_task(name):
         assert not re.search(r"\b(image|pixel|vision)", card.text, re.IGNORECASE)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("processed", [False, True])
 @pytest.mark.parametrize("name", CASES)
 def test_the_code_of_the_card_runs(name, processed, tmp_path, monkeypatch, capsys):

@@ -29,6 +29,7 @@ def offer(hub, folder, request):
     return put
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

@@ -67,6 +67,7 @@ def question(task: str) -> Any:
     return "w5 w60 w4 w7" if task == "fill-mask" else "w5 w60 w7"
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_pipeline_answers_as_that_of_stock(name, tmp_path):
     task = TASKS[CASES[name][1]]

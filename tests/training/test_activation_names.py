@@ -32,6 +32,7 @@ def training(folder, activation, **fields):
     return trainer_for(folder, config, model=tiny(hidden_act=activation), max_steps=5)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(("criterion", "name"), CASES)
 def test_an_event_with_any_activation(tmp_path, criterion, name):
     trainer = training(tmp_path, name, criterion=criterion, significance=0.0)

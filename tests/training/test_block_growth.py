@@ -43,6 +43,7 @@ def test_events_insert_blocks_within_their_budget(full):
 
 
 # 2: before all; 3: right after the first event; 4: between; 6: right after the second; 9: after both.
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("step", [2, 3, 4, 6, 9])
 @pytest.mark.parametrize("trainer_class", [GrowthTrainer, Trainer])
 def test_resuming_from_the_small_model(full, tmp_path, step, trainer_class):
@@ -50,6 +51,7 @@ def test_resuming_from_the_small_model(full, tmp_path, step, trainer_class):
     assert_same_run(train(tmp_path, config, checkpoint(whole, step), trainer_class=trainer_class), whole)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("step", [2, 4])
 def test_resuming_with_the_grown_model(full, tmp_path, step):
     config, whole = full

@@ -159,6 +159,7 @@ MODES = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", MODES)
 def test_grows_in_mode(tmp_path, name):
     trainer = train(tmp_path, growth(), **MODES[name])

@@ -88,6 +88,7 @@ def whole(request, tmp_path_factory):
 
 
 # 2: before all growth; 3: right after the first event; 8: at the end of an epoch; 10: after the last event.
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("step", [2, 3, 8, 10])
 def test_resuming_with_a_fresh_model(whole, step):
     config, folder, uninterrupted = whole
@@ -96,6 +97,7 @@ def test_resuming_with_a_fresh_model(whole, step):
     assert_same_run(resumed.run(start=step), uninterrupted)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("step", [2, 8])
 def test_going_back_with_a_model_that_has_grown_further(whole, step):
     config, folder, uninterrupted = whole

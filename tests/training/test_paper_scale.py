@@ -84,6 +84,7 @@ def run(folder, arm: str, **options) -> recipe.RecipeTrainer:
 
 
 # ------------------------------------------------------------------------------------------------------------ training
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("arm", recipe.arms.ARMS)
 def test_every_arm_trains_and_leaves_a_result(arm, tmp_path):
     trainer = run(tmp_path, arm)

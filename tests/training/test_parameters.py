@@ -72,6 +72,7 @@ SPENT = {
 }
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("trainer_class", [Trainer, GrowthTrainer])
 @pytest.mark.parametrize("case", SPENT)
 def test_a_budget_for_no_neuron_is_refused_before_the_first_step(tmp_path, case, trainer_class):

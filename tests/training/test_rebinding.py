@@ -61,6 +61,7 @@ def assert_trains_all(model, optimizer, before) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- in a Trainer
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("trainer_class", [Trainer, GrowthTrainer])
 @pytest.mark.parametrize("moment", ["on_step_end", "on_log"])
 @by_config
@@ -75,6 +76,7 @@ def test_rolling_back_to_weights_of_before_an_event(tmp_path, trainer_class, mom
     assert "before step 8" in message and "from 2 to 1 events" in message
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("trainer_class", [Trainer, GrowthTrainer])
 @pytest.mark.parametrize("moment", ["on_step_end", "on_evaluate"])
 def test_weights_of_an_older_shape_swapped_in_and_back_change_nothing(tmp_path, trainer_class, moment):

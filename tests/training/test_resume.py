@@ -55,6 +55,7 @@ def assert_same_run(trainer, other) -> None:
 
 
 # 2: before all growth; 3: right after the first; 4: between; 8: before the last; 9, 11: after it.
+@pytest.mark.thinned(5)
 @pytest.mark.parametrize("step", [2, 3, 4, 8, 9, 11])
 @pytest.mark.parametrize("trainer_class", [GrowthTrainer, Trainer])
 def test_resuming_from_the_small_model(full, tmp_path, step, trainer_class):
@@ -106,6 +107,7 @@ IN_MODE = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", IN_MODE)
 def test_resuming_in_mode(tmp_path, name):
     whole = train(tmp_path / "a", growth(), **IN_MODE[name], **SAVING)

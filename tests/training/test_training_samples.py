@@ -126,6 +126,7 @@ TRAINERS = {
 }
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", TRAINERS)
 def test_the_probe_draws_from_what_the_training_draws(tmp_path, name):
     """And the training is the one without growth, to the bit."""
@@ -141,6 +142,7 @@ def test_the_probe_draws_from_what_the_training_draws(tmp_path, name):
 
 # Samplers that draw from the global generator draw otherwise in an epoch that is resumed in its middle, growth or not;
 # those with a generator of their own in a later epoch.
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(
     ("name", "step"),
     [
