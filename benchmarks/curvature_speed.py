@@ -400,14 +400,14 @@ def memory_of(mode: str) -> float:
         halves = [{name: value[half] for name, value in batch.items()} for half in (slice(0, 32), slice(32, 64))]
         analyze_curvature(model, halves, ("depth", "width"))
     else:
-        analyze_curvature(model, [batch], ("depth", "width"))
+        analyze_curvature(model, [batch], ("depth", "width"), whiten=mode == "analysis_whitened")
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
 def memory_part() -> dict[str, float]:
     """Peaks of separate processes, as a process's peak never falls."""
     result = {}
-    for mode in ("training_step", "forward_backward", "analysis", "several_batches"):
+    for mode in ("training_step", "forward_backward", "analysis", "analysis_whitened", "several_batches"):
         command = [sys.executable, __file__, "--memory-of", mode]
         result[mode] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
     result["extra_share"] = (result["analysis"] - result["forward_backward"]) / result["training_step"]
@@ -466,85 +466,70 @@ def versions() -> dict[str, str]:
     return found | {"cpu": f"{len(cpu)} x {cpu[0]}"}
 
 
+# Of the block: what is told, the figure of its cost, and that of the true top 64.
+BLOCK_ROWS = (
+    ("whole analysis, width (its own forward and backward pass included)", "analysis_width", "by_eigenvalue"),
+    ("the same, ranked by gain", None, "by_gain"),
+    ("the same from 4,096 of the tokens (`max_tokens`)", "analysis_width_4096_tokens", "by_eigenvalue_4096_tokens"),
+    ("whole analysis, depth", "analysis_depth", None),
+    ("whole analysis, width, whitened, ranked by gain", "analysis_width_whitened", "by_gain_whitened"),
+    ("whole analysis, depth, whitened", "analysis_depth_whitened", None),
+    ("probe and a first-order score only", "probe_only", None),
+    ("one product with all matrices", "one_product", None),
+    ("plain batched Lanczos, 12 steps", "plain_lanczos_12", "plain_lanczos_12_top64"),
+    ("dense matrices and `eigh`", "dense", "dense_top64"),
+)
+
+
+def block_lines(kind: str, part: dict[str, Any]) -> list[str]:
+    """The table of one kind of tokens."""
+    cost, found = part["ratio_to_fb"], {name: [each[name] for each in part["top64"]] for name in part["top64"][0]}
+    found |= {"plain_lanczos_12_top64": part["plain_lanczos_12_top64"], "dense_top64": TOP}
+    head = f"## Block 384-768-384, 12,608 {kind} tokens (fb = {cost['fb_ms']:.0f} ms)"
+    rows = []
+    for what, key, top in BLOCK_ROWS:
+        price = "" if key is None else f"{cost[key]:.{0 if cost[key] >= 10 else 2}f}"
+        rows.append(f"| {what} | {price} | {'' if top is None else found[top]} |")
+    return [head, "", "| what | cost / fb | of the true top 64 |", "|---|---|---|", *rows, ""]
+
+
+def scaling_line(name: str, rows: list[dict[str, float]]) -> str:
+    """How time grows with one of the sizes."""
+    cells = [f"x{row['factor']}: fb {row['fb_ms']:.0f} ms, analysis {row['analysis_to_fb']:.2f} fb" for row in rows]
+    first, last = (row["fb_ms"] * row["analysis_to_fb"] for row in (rows[0], rows[-1]))
+    exponent = math.log(last / first) / math.log(rows[-1]["factor"])
+    return f"* growth with {name}: time ~ {name}^{exponent:.2f} (linear: 1); {'; '.join(cells)}"
+
+
+def section(head: str, values: dict[str, Any]) -> list[str]:
+    """A heading and its figures."""
+    return ["", f"## {head}", "", *(f"* {name}: {value}" for name, value in values.items())]
+
+
 def table(results: dict[str, Any]) -> str:
     """The results as Markdown."""
-    lines = [
-        "# Cost of the curvature analysis",
-        "",
-        "Made by `benchmarks/curvature_speed.py`; details in the JSON file.",
-        "",
-    ]
+    made = "Made by `benchmarks/curvature_speed.py`; details in the JSON file."
+    lines = ["# Cost of the curvature analysis", "", made, ""]
     for kind, part in results.get("block", {}).items():
-        cost = part["ratio_to_fb"]
-        lines += [
-            f"## Block 384-768-384, 12,608 {kind} tokens (fb = {cost['fb_ms']:.0f} ms)",
-            "",
-            "| what | cost / fb | of the true top 64 |",
-            "|---|---|---|",
-        ]
-        for name in ("by_eigenvalue", "by_gain", "by_gain_whitened", "in_shortlist", "by_eigenvalue_4096_tokens"):
-            part[name] = [found[name] for found in part["top64"]]
-        lines.append(
-            f"| whole analysis, width (its own forward and backward pass included) | {cost['analysis_width']:.2f} "
-            f"| {part['by_eigenvalue']} |"
-        )
-        lines.append(f"| the same, ranked by gain | | {part['by_gain']} |")
-        lines.append(
-            f"| the same from 4,096 of the tokens (`max_tokens`) | {cost['analysis_width_4096_tokens']:.2f} "
-            f"| {part['by_eigenvalue_4096_tokens']} |"
-        )
-        lines.append(f"| whole analysis, depth | {cost['analysis_depth']:.2f} | |")
-        lines.append(
-            f"| whole analysis, width, whitened, ranked by gain | {cost['analysis_width_whitened']:.2f} "
-            f"| {part['by_gain_whitened']} |"
-        )
-        lines.append(f"| whole analysis, depth, whitened | {cost['analysis_depth_whitened']:.2f} | |")
-        lines.append(f"| probe and a first-order score only | {cost['probe_only']:.2f} | |")
-        lines.append(f"| one product with all matrices | {cost['one_product']:.2f} | |")
-        lines.append(
-            f"| plain batched Lanczos, 12 steps | {cost['plain_lanczos_12']:.2f} | {part['plain_lanczos_12_top64']} |"
-        )
-        lines += [f"| dense matrices and `eigh` | {cost['dense']:.0f} | 64 |", ""]
-    for name, rows in results.get("scaling", {}).items():
-        cells = "; ".join(
-            f"x{row['factor']}: fb {row['fb_ms']:.0f} ms, analysis {row['analysis_to_fb']:.2f} fb" for row in rows
-        )
-        first, last = (row["fb_ms"] * row["analysis_to_fb"] for row in (rows[0], rows[-1]))
-        exponent = math.log(last / first) / math.log(rows[-1]["factor"])
-        lines.append(f"* growth with {name}: time ~ {name}^{exponent:.2f} (linear: 1); {cells}")
+        lines += block_lines(kind, part)
+    lines += [scaling_line(name, rows) for name, rows in results.get("scaling", {}).items()]
     if "model" in results:
         part = results["model"]
-        lines += [
-            "",
-            f"## DeiT-S, reduced widths, 64 images (training step {part['training_step_ms'] / 1e3:.1f} s)",
-            "",
-        ]
         names = [f"{name}{end}" for end in ("", "_whitened") for name in ("depth", "width", "depth_and_width")]
-        lines += [f"* {name}: {part[name]:.2f} training steps" for name in names]
+        head = f"DeiT-S, reduced widths, 64 images (training step {part['training_step_ms'] / 1e3:.1f} s)"
+        lines += section(head, {name: f"{part[name]:.2f} training steps" for name in names})
     for kind, part in results.get("families", {}).items():
-        lines += [
-            "",
-            f"## {kind}, {part['parameters']:,} parameters (forward and backward {part['fb_ms']:.0f} ms)",
-            "",
-        ]
-        lines += [
-            f"* {name}{end}: {part[name + end]:.2f} forward and backward passes"
-            for end in ("", "_whitened")
-            for name in ("depth", "width")
-        ]
-        lines += [f"* of the true 64 largest whitened gains, {name}: {found}" for name, found in part["top64"].items()]
+        head = f"{kind}, {part['parameters']:,} parameters (forward and backward {part['fb_ms']:.0f} ms)"
+        names = [f"{name}{end}" for end in ("", "_whitened") for name in ("depth", "width")]
+        cells = {name: f"{part[name]:.2f} forward and backward passes" for name in names}
+        top = {f"of the true 64 largest whitened gains, {name}": found for name, found in part["top64"].items()}
+        lines += section(head, cells | top)
     if "memory" in results:
-        lines += ["", "## Peak memory, DeiT-S, 64 images (MiB above model and batch)", ""]
-        lines += [
-            f"* {name}: {value:.2f}" if name == "extra_share" else f"* {name}: {value:.0f}"
-            for name, value in results["memory"].items()
-        ]
+        cells = {name: f"{value:.{2 * name.endswith('share')}f}" for name, value in results["memory"].items()}
+        lines += section("Peak memory, DeiT-S, 64 images (MiB above model and batch)", cells)
     if "others" in results:
-        lines += ["", "## Other packages on the correlated block, ratio to fb", ""]
-        lines += [
-            f"* {name}: {'not installed' if value is None else f'{value:.1f}'}"
-            for name, value in results["others"].items()
-        ]
+        cells = {name: "not installed" if v is None else f"{v:.1f}" for name, v in results["others"].items()}
+        lines += section("Other packages on the correlated block, ratio to fb", cells)
     return "\n".join(lines) + "\n"
 
 

@@ -39,7 +39,7 @@ def train_until_done(folder: str, board) -> None:
     """The job: resume from the last whole checkpoint if there is one. `board` tells the killer where it is."""
     from training_cases import growth, trainer_for
 
-    from hf_saddle.training import GrowthTrainer, checkpoints, event
+    from hf_saddle.training import GrowthTrainer, checkpoints, decision, event
     from hf_saddle.training import trainer as trainer_module
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -54,11 +54,11 @@ def train_until_done(folder: str, board) -> None:
 
         setattr(owner, name, announced)
 
-    announce(event, "analyze_curvature", "probe")
+    announce(decision, "analyze_curvature", "probe")
     announce(event, "prepare_growth", "surgery")
     announce(GrowthTrainer, "save_model", "save")
     announce(GrowthTrainer, "_push_from_checkpoint", "upload")
-    announce(trainer_module, "rotate", "removal")
+    announce(trainer_module, "rotate_checkpoints", "removal")
     board[0] = 1
     hub = {"push_to_hub": True, "hub_strategy": "every_save", "hub_model_id": "user/killed", "hub_token": "hf_write"}
     saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 3}

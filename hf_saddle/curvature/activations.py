@@ -33,12 +33,9 @@ class Activation:
     reach: float = math.inf
 
 
-def _normal_density(z: Tensor) -> Tensor:
-    return torch.exp(-0.5 * z * z) * (1 / math.sqrt(2 * math.pi))
-
-
 def _gelu_first(z: Tensor) -> Tensor:
-    return 0.5 * (1 + torch.erf(z * math.sqrt(0.5))) + z * _normal_density(z)
+    density = torch.exp(-0.5 * z * z) * (1 / math.sqrt(2 * math.pi))
+    return 0.5 * (1 + torch.erf(z * math.sqrt(0.5))) + z * density
 
 
 def _gelu_second(z: Tensor) -> Tensor:

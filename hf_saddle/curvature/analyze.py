@@ -17,7 +17,7 @@ from .eigenpairs import SolverOptions
 from .loss import Loss
 from .ranks import Ranks
 from .report import CurvatureReport, LayerCurvature
-from .settings import Settings
+from .settings import Settings, kind_of
 from .solve import solve_control, solve_curvature
 from .undisturbed import undisturbed
 
@@ -86,7 +86,7 @@ def analyze_curvature(
         max_tokens (`int`, *optional*, defaults to 4096): Number of tokens that are used per layer, all ranks and
             batches together: drawn by importance, and weighted such that the estimates stay unbiased. More tokens cost
             time and memory in proportion, and lower the noise of the estimates. A convolution's patches are unfolded
-            for these only; of patches of more than 128 entries or kernels of more than nine, proportionally fewer are
+            for these only; of patches of more than 512 entries or kernels of more than nine, proportionally fewer are
             kept.
         seed (`int`, *optional*, defaults to 0): Seed of folds, start vectors and drawn tokens.
         warm_start (`CurvatureReport`, *optional*): An earlier report whose directions are the start vectors. Its probe
@@ -151,27 +151,13 @@ def analyze(
     chosen, skipped = choose(model, linears, described)
     if not chosen:
         raise nothing_to_analyse(criteria, skipped)
-    by_kind = {"width": [name for name in criteria if name == "width"]}
-    by_kind["depth"] = [name for name in criteria if name != "width"]
-    kinds = {kind for kind, names in by_kind.items() if names}
     found: list[LayerCurvature] = []
     with undisturbed(model):
-        captured = capture(
-            model,
-            chosen,
-            batches,
-            loss,
-            kinds=kinds,
-            max_tokens=settings.max_tokens,
-            seed=settings.seed,
-            ranks=ranks,
-            described=described,
-            whiten=settings.whiten,
-        )
+        captured = capture(model, chosen, batches, loss, settings=settings, ranks=ranks, described=described)
         skipped |= captured.skipped
         for layer in captured:
             with torch.autocast(layer.module.weight.device.type, enabled=False):
-                for name in by_kind[layer.kind]:
+                for name in (name for name in criteria if kind_of(name) == layer.kind):
                     solve = solve_control if name in CONTROLS else solve_curvature
                     result = solve(layer, name, settings=settings, samples=captured.samples, ranks=ranks)
                     if isinstance(result, str):

@@ -7,18 +7,20 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .calls import Call
 from .choice import add_reason
 from .described import Described
-from .hooks import LOSS_SCALE, Hooks
+from .hooks import Hooks
 from .inputs import Affine, group_count, input_size, neuron_count
 from .loss import Loss, check_loss, own_loss_of
 from .moments import Moments
 from .padding import POSITIONS_FOR_SCALE, masks_of
 from .ranks import Ranks, seed_of
 from .samples import Samples, collect
+from .settings import Settings, kind_of
+from .shown import Shown
 from .tokens import Tokens
 
 
@@ -73,12 +75,9 @@ def capture(
     batches: Iterable[Any],
     loss: Loss | None,
     *,
-    kinds: set[str],
-    max_tokens: int,
-    seed: int,
+    settings: Settings,
     ranks: Ranks,
     described: Described | None = None,
-    whiten: bool = False,
 ) -> Captured:
     """
     Run a model forwards and backwards on all batches, and keep some tokens of each layer.
@@ -89,15 +88,11 @@ def capture(
     Args:
         model (`nn.Module`): The model; it is used as it is (eval mode is the caller's business).
         linears (`dict[str, Affine]`): The layers, by name.
-        batches (`Iterable`): The probe batches of this rank.
-        loss (`Callable`, *optional*): Maps model and batch to the mean loss over the samples of the batch. Defaults to
-            the model's own, see [`own_loss_of`].
-        kinds (`set[str]`): `"width"`, `"depth"` or both.
-        max_tokens (`int`): Number of tokens that are kept per layer, all ranks and batches together.
-        seed (`int`): Seed of folds and of the tokens that are kept.
+        batches, loss: As in [`analyze_curvature`], of this rank.
+        settings ([`Settings`]): The criteria, how many tokens are kept, by which seed, and whether second moments are
+            to be as good as these, for whitening.
         ranks (`Ranks`): Processes that share the analysis.
         described ([`Described`], *optional*): What is known of the model.
-        whiten (`bool`, *optional*, defaults to `False`): Whether second moments are to be as good as what is kept.
 
     Raises:
         ValueError: If there are too few samples, a loss is not finite, or the ranks' batches use different layers.
@@ -106,38 +101,23 @@ def capture(
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     collected, sizes = ranks.together("Collecting the probe batches", partial(collect, batches))
-    samples = Samples.divide(sum(sizes), seed, ranks, device)
+    samples = Samples.divide(sum(sizes), settings.seed, ranks, device)
     measured = own_loss_of(model, collected, ranks) if loss is None else loss
+    kinds = {kind_of(criterion) for criterion in settings.criteria}
     layers: dict[tuple[str, str], CapturedLayer] = {}
 
-    def receive(
-        call: Call, kind: str, value: Tensor, gradient: Tensor, pre_activation: Tensor | None, factor: Tensor | None
-    ) -> None:
-        width = kind == "width"
-        if kind not in kinds or call.linear not in linears or (width and call.why_no_width() is not None):
+    def receive(shown: Shown) -> None:
+        call, kind = shown.call, shown.kind
+        if kind not in kinds or call.linear not in linears or (kind == "width" and call.why_no_width() is not None):
             return
         key = (call.linear, kind)
-        sample = torch.arange(call.samples, device=value.device) + (call.first - samples.first)
-        tokens = Tokens.draw(
-            call.module,
-            value,
-            gradient,
-            owner=sample.repeat_interleave(call.tokens // call.samples),
-            budget=max(1, _token_limit(call.module, max_tokens) * call.samples // samples.total),
-            seed=seed_of(seed, *key, call.first),
-            gradient_scale=LOSS_SCALE,
-            mask=call.mask,
-            pre_activation=pre_activation,
-            factor=factor,
-            activation=call.activation if width else None,
-            slope=call.slope if width else None,
-        )
-        square = call.width_square if width and call.width_square is not None else call.pre_activation_square
-        moments = Moments.of(value, call.module, call.rows, square)
+        budget = max(1, _token_limit(call.module, settings.max_tokens) * call.samples // samples.total)
+        tokens = shown.drawn(samples.first, budget, seed_of(settings.seed, *key, call.first))
+        moments = Moments.of(shown.inputs, call.module, call.rows, shown.square)
         earlier = layers.get(key)
         if earlier is not None:
             moments = earlier.moments.add(moments)
-        partner = () if not width or call.partner is None else (call.partner.module,)
+        partner = () if kind == "depth" or call.partner is None else (call.partner.module,)
         layers[key] = CapturedLayer(
             linear=call.linear,
             modules=(call.module, *partner),
@@ -150,7 +130,7 @@ def capture(
 
     def positions(module: Affine) -> int:
         # A matrix of second moments needs more tokens than the mean squares that steps are relative to.
-        kept = _token_limit(module, max_tokens) // samples.total if whiten else 0
+        kept = _token_limit(module, settings.max_tokens) // samples.total if settings.whiten else 0
         return max(POSITIONS_FOR_SCALE, kept)
 
     seen = dict.fromkeys(linears, 0)
@@ -163,7 +143,7 @@ def capture(
                 forward = partial(measured, model, batch)
                 value = check_loss(hooks.forward(forward, size, device, first, masks_of(batch, size)))
                 if first == samples.first:
-                    _announce(hooks.calls, kinds, samples.local / size, max_tokens)
+                    _announce(hooks.calls, kinds, samples.local / size, settings.max_tokens)
                 total, first = total + float(value.detach()) * size, first + size
                 hooks.backward(value)
                 for name, calls in hooks.calls.items():

@@ -13,13 +13,9 @@ def choose(
     model: nn.Module, names: Sequence[str] | None, described: Described | None = None
 ) -> tuple[dict[str, Affine], dict[str, str]]:
     """
-    The affine layers to be analysed, by name, and the reasons for leaving out others.
-
-    Args:
-        model (`nn.Module`): The model.
-        names (`Sequence[str]`, *optional*): What is wanted. Defaults to all that can grow by the description of the
-            model's type, with what is nested in them, or to all where there is none; frozen ones are left out.
-        described ([`Described`], *optional*): What is known of the model.
+    The affine layers to be analysed, by name, and the reasons for leaving out others. Without `names` these are all
+    that can grow by the description of the model's type, with what is nested in them, or all where there is none;
+    frozen ones are left out.
 
     Raises:
         ValueError: If a name is not that of an affine layer.

@@ -15,13 +15,7 @@ _SLICE = 2048
 
 
 def weight_gradient(tokens: Tokens, samples: int, ranks: Ranks) -> Tensor:
-    """
-    The gradient of the mean loss with respect to `[W, b]`, transposed, shape `(d + 1, n)`.
-
-    Args:
-        tokens (`Tokens`): Captured at the layer, with the gradient at z.
-        samples (`int`): Number of samples on all ranks.
-    """
+    """The gradient, over the samples of all ranks, of the mean loss in `[W, b]`, transposed, shape `(d + 1, n)`."""
     device = tokens.inputs.device
     result = torch.zeros(input_size(tokens.module) + 1, tokens.neurons, dtype=tokens.dtype, device=device)
     for rows in torch.split(torch.arange(len(tokens), device=device), _SLICE):

@@ -8,16 +8,8 @@ from .ranks import Ranks
 
 def rows_by_importance(importance: Tensor, rows: Tensor, budget: int, seed: int) -> tuple[Tensor, Tensor | None]:
     """
-    Some rows of one rank, drawn by importance.
-
-    Args:
-        importance (`Tensor`): Not negative, float64, shape `(tokens,)`.
-        rows (`Tensor`): What may be drawn, int64.
-        budget (`int`): Number of rows wanted.
-        seed (`int`): Seed of the draw.
-
-    Returns:
-        `tuple[Tensor, Tensor | None]`: Rows and their inverse probabilities.
+    About `budget` of some `rows` of one rank, drawn by the importance of all, float64, shape `(tokens,)`, and their
+    inverse probabilities.
     """
     chosen = importance.index_select(0, rows)
     total = chosen.sum()

@@ -25,11 +25,9 @@ def outgoing_scores(
     What the last heads of attention modules would do, which nothing reads yet, sample by sample.
 
     Args:
-        model ([`GrowablePreTrainedModel`]): The model that has them.
-        batches (`Iterable`): The probe batches.
+        model, batches, loss: As in [`analyze_curvature`].
         paths (`Sequence[str]`): The modules, by path in the model.
         number (`int`): How many heads of each are meant.
-        loss (`Callable`, *optional*): Maps model and batch to the mean loss over the samples of the batch.
         outgoing (`Sequence[Tensor]`, *optional*):
             Outgoing weights `A` of each of the heads, shape `(d, columns)`; by default those of steepest descent on
             these batches, of norm 1.

@@ -13,7 +13,7 @@ from ..models.layouts import layout_of
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .lanczos import lanczos
 from .loss import Loss
-from .passes import arguments_into, inputs_of, probe, twice_differentiable
+from .passes import arguments_of, inputs_of, probe, twice_differentiable
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,13 +81,8 @@ class HeadSplits:
 
     def forms(self, steps: Tensor) -> Tensor:
         """
-        Each sample's change of its loss by splits, to second order: `½ pᵀ S p` with the samples' own matrices.
-
-        Args:
-            steps (`Tensor`): `p = step · direction` of every head, shape `(heads, R)`.
-
-        Returns:
-            `Tensor`: Shape `(samples, heads)`.
+        Each sample's change of its loss by splits, to second order: `½ pᵀ S p` with the samples' own matrices, shape
+        `(samples, heads)`. The `steps` are `p = step · direction` of every head, shape `(heads, R)`.
         """
         tangents, values, found = self._by_parameter(steps), dict(self._values()), []
         for use in self.uses:
@@ -168,36 +163,20 @@ def capture_heads(
     model: GrowablePreTrainedModel, batches: Iterable[Any], paths: Sequence[str], loss: Loss | None = None
 ) -> dict[str, HeadSplits]:
     """
-    Run a model on the probe, in evaluation mode, and keep what its attention modules meet.
-
-    Args:
-        model ([`GrowablePreTrainedModel`]): The model; nothing of it changes.
-        batches (`Iterable`): The probe batches.
-        paths (`Sequence[str]`): Attention modules, by path in the model.
-        loss (`Callable`, *optional*): Maps model and batch to the mean loss over the samples of the batch.
-
-    Returns:
-        `dict[str, HeadSplits]`: By path.
+    Run a model on the probe, in evaluation mode, and keep what its attention modules meet, by their paths in the
+    model. Nothing of it changes.
 
     Raises:
         ValueError: If a loss is not finite, or a module was not used exactly once in a forward pass.
     """
     known = {attention.path: attention for attention in model.attentions()}
     uses: dict[str, list[_Use]] = {path: [] for path in paths}
+    modules = {path: known[path].module for path in paths}
     readers = {path: model.get_submodule(known[path].heads.reader) for path in paths}
     with twice_differentiable(model):
         for batch, count, measure in probe(model, batches, loss):
-            met: dict[str, tuple[Any, Any]] = {}
-            hooks = [
-                known[path].module.register_forward_pre_hook(arguments_into(met, path), with_kwargs=True)
-                for path in paths
-            ]
-            try:
-                with inputs_of(readers, leaves=True) as inputs:
-                    value = measure(batch)
-            finally:
-                for hook in hooks:
-                    hook.remove()
+            with arguments_of(modules) as met, inputs_of(readers, leaves=True) as inputs:
+                value = measure(batch)
             if met.keys() != uses.keys():
                 raise ValueError(f"The forward pass does not reach {', '.join(sorted(uses.keys() - met.keys()))}.")
             gradients = torch.autograd.grad(value, [inputs[path] for path in paths])

@@ -12,14 +12,10 @@ from .gates import Gates
 from .inputs import Affine, column_size, group_count, neuron_count
 from .moments import pre_activation_square
 from .padding import NO_MASKS, POSITIONS_FOR_SCALE, Masks, Positions, rows_for_scale
-from .receivers import Receiver, depth_receiver, gated_receiver, width_receiver
+from .receivers import Receiver, depth_receiver, width_receiver
 from .recognition import Recognised, may_be_activation
+from .shown import LOSS_SCALE
 from .taps import Known, tap
-
-
-# Gradients are taken of the summed loss times this factor (a power of two, hence exact): in fp16 those of a mean loss
-# would be flushed to zero.
-LOSS_SCALE = 1024.0
 
 
 class Hooks:
@@ -29,9 +25,7 @@ class Hooks:
     Args:
         model (`nn.Module`): The model; it is used as it is (eval mode is the caller's business).
         linears (`dict[str, nn.Module]`): The layers to be analysed, by name.
-        receive (`Callable`): Called during the backward pass with the call, `"depth"` or `"width"`, the layer's input,
-            the gradient at z or φ(z) and, for width, z, all of the shapes that the layer's input and output have. Of
-            gated neurons the gradient is that at `φ(z) u`, and `u` comes last.
+        receive (`Callable`): Called during the backward pass with what each use of a layer has [`Shown`].
         width (`bool`): Whether activations and consumers are looked for.
         described ([`Described`], *optional*): What is known of the model.
         positions (`Callable`, *optional*): Maps a layer to how many positions of a sample scales are taken of.
@@ -91,14 +85,8 @@ class Hooks:
         masks: Masks = NO_MASKS,
     ) -> Tensor:
         """
-        Run the forward pass of one batch.
-
-        Args:
-            compute_loss (`Callable`): Returns the mean loss of the batch.
-            samples (`int`): Number of samples of the batch.
-            device (`torch.device`): Where the model is.
-            first (`int`, *optional*, defaults to 0): Number of samples in earlier batches and on lower ranks.
-            masks ([`Masks`], *optional*): Which positions of the batch are no padding.
+        Run the forward pass of one batch, to its mean loss, of a model on a device; `first` is the number of samples
+        in earlier batches and on lower ranks, and `masks` tells which positions are no padding.
         """
         self.calls, self._samples, self._first, self._recording = {}, samples, first, True
         self._outputs, self._activated = Known(), Known()
@@ -230,7 +218,7 @@ class Hooks:
             if first.call is not None and second.call is not None:
                 if not self._gates.connect(gate, first, second, reader, module, args[0]):
                     return None
-                receive = gated_receiver(first.call, gate, self.receive)
+                receive = width_receiver(first.call, self.receive, gate)
             tapped = tap(args[0], self._anchor, receive, first.inputs, first.row(), second.row())
             return (tapped, *args[1:])
 

@@ -57,7 +57,7 @@ def neurons_at(value: Tensor, module: Affine, rows: Tensor | None = None) -> Ten
 
 def neuron_norms(value: Tensor, module: Affine) -> Tensor:
     """Norms of a layer's output, or of what has its shape, at all positions, float64, shape `(positions,)`."""
-    wide = torch.float64 if value.dtype == torch.float64 else torch.float32
+    wide = torch.promote_types(value.dtype, torch.float32)
     norms: Tensor = torch.linalg.vector_norm(value, dim=layout_of(module).channel, dtype=wide)
     return norms.flatten().double()
 
@@ -92,7 +92,7 @@ def inputs_at(value: Tensor, module: Affine, rows: Tensor | None = None) -> Tens
 
 def input_square_norms(value: Tensor, module: Affine) -> Tensor:
     """Square norms of what a layer's neurons read at all positions, float64, shape `(positions,)`."""
-    wide = torch.float64 if value.dtype == torch.float64 else torch.float32
+    wide = torch.promote_types(value.dtype, torch.float32)
     if not isinstance(module, nn.Conv2d):
         norms: Tensor = torch.linalg.vector_norm(value, dim=-1, dtype=wide)
         return norms.flatten().double().square()

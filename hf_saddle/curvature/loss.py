@@ -25,10 +25,8 @@ def own_loss(model: nn.Module, batch: Any) -> Tensor:
 
 def terms_per_sample(model: nn.Module, batches: Sequence[Any], ranks: Ranks) -> float:
     """How many predictions the loss of a sample is the mean of: labelled tokens, where tokens are predicted, or 1."""
-    counts = [_label_count(model, batch) for batch in batches]
-    parts = ranks.gather((sum(count or 0 for count in counts), sum(map(sample_count, batches))))
-    labels, samples = (sum(column) for column in zip(*parts, strict=True))
-    return max(1.0, float(labels) / float(samples))
+    labels, samples = _totals(model, batches, ranks)
+    return max(1.0, labels / samples)
 
 
 def own_loss_of(model: nn.Module, batches: Sequence[Any], ranks: Ranks) -> Loss:
@@ -38,15 +36,8 @@ def own_loss_of(model: nn.Module, batches: Sequence[Any], ranks: Ranks) -> Loss:
 
     A model that predicts tokens takes the mean over those of a batch that have a label. Batches with more of them
     count for more here: a batch's loss is multiplied by its tokens per sample, relative to those of all batches.
-
-    Args:
-        model (`nn.Module`): The model.
-        batches (`Sequence`): The probe batches of this rank.
-        ranks (`Ranks`): Processes that share the probe.
     """
-    counts = [_label_count(model, batch) for batch in batches]
-    parts = ranks.gather((sum(count or 0 for count in counts), sum(map(sample_count, batches))))
-    labels, samples = (sum(column) for column in zip(*parts, strict=True))
+    labels, samples = _totals(model, batches, ranks)
     if labels == 0:
         return own_loss
 
@@ -57,9 +48,16 @@ def own_loss_of(model: nn.Module, batches: Sequence[Any], ranks: Ranks) -> Loss:
         if count == 0:
             raise ValueError("A probe batch has no label that counts (all are -100). Leave such batches out.")
         share = count * samples / (labels * sample_count(batch))
-        return own_loss(model, batch) * float(share)
+        return own_loss(model, batch) * share
 
     return loss
+
+
+def _totals(model: nn.Module, batches: Sequence[Any], ranks: Ranks) -> tuple[int, int]:
+    """Labels that count and samples, on all ranks."""
+    counts = [_label_count(model, batch) or 0 for batch in batches]
+    parts: list[tuple[int, int]] = ranks.gather((sum(counts), sum(map(sample_count, batches))))
+    return sum(labels for labels, _ in parts), sum(samples for _, samples in parts)
 
 
 def _label_count(model: nn.Module, batch: Any) -> int | None:

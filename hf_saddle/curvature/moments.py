@@ -19,7 +19,7 @@ _RIDGE = 1e-3
 
 def pre_activation_square(value: Tensor, module: Affine, rows: Tensor) -> Tensor:
     """Sum of squares of a layer's output over the positions used for scales, shape `(1, n)`."""
-    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+    dtype = torch.promote_types(value.dtype, torch.float32)
     return neurons_at(value, module, rows).to(dtype).square().sum(dim=0, keepdim=True)
 
 
@@ -55,13 +55,8 @@ class Moments:
     @classmethod
     def of(cls, value: Tensor, module: Affine, rows: Tensor, pre_activation: Tensor) -> "Moments":
         """
-        Moments of one use of a layer.
-
-        Args:
-            value (`Tensor`): Its input.
-            module (`nn.Linear`, `Conv1D` or `nn.Conv2d`): The layer.
-            rows (`Tensor`): The positions used for scales, see [`rows_for_scale`].
-            pre_activation (`Tensor`): Its part of the moments, see [`pre_activation_square`].
+        Moments of one use of a layer: of its input at the positions used for scales, see [`rows_for_scale`], and what
+        [`pre_activation_square`] gives.
         """
         inputs = extended(inputs_at(value, module, rows).to(pre_activation.dtype))
         grouped = inputs.unsqueeze(0) if inputs.dim() == 2 else inputs.transpose(0, 1)

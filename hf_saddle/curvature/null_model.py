@@ -7,7 +7,6 @@ import torch.distributed as dist
 from torch import nn
 
 from .analyze import analyze
-from .eigenpairs import SolverOptions
 from .loss import Loss
 from .ranks import Ranks
 from .report import NullModel, nominal_rate
@@ -21,13 +20,9 @@ def check_null_model(
     *,
     loss: Loss | None = None,
     linears: Sequence[str] | None = None,
-    whiten: bool = False,
-    significance: float = 2.0,
-    solver: SolverOptions | None = None,
-    max_tokens: int = 4096,
-    seed: int = 0,
     distributed: bool = False,
     group: "dist.ProcessGroup | None" = None,
+    **options: Any,
 ) -> NullModel:
     """
     Run the analysis where there is nothing to be found, to see how many neurons it selects all the same.
@@ -41,20 +36,11 @@ def check_null_model(
     """
     if criterion not in ("width", "depth"):
         raise ValueError(f'The null model is for the criteria "width" and "depth", got {criterion!r}.')
-    settings = Settings(
-        criteria=(criterion,),
-        solver=solver or SolverOptions(),
-        max_tokens=max_tokens,
-        seed=seed,
-        significance=significance,
-        whiten=whiten,
-        flip=True,
-    )
+    settings = Settings(criteria=(criterion,), flip=True, **options)
     report = analyze(model, batches, loss=loss, linears=linears, settings=settings, ranks=Ranks(distributed, group))
-    selected = sum(layer.candidates for layer in report)
     return NullModel(
-        selected=selected,
+        selected=sum(layer.candidates for layer in report),
         neurons=sum(layer.neurons for layer in report),
-        nominal=nominal_rate(criterion, significance),
+        nominal=nominal_rate(criterion, settings.significance),
         report=report,
     )

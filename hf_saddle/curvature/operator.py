@@ -36,12 +36,7 @@ class CurvatureOperator:
     ranks: Ranks
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """
-        The products `S_i v_i`.
-
-        Args:
-            vectors (`Tensor`): One column per neuron, shape `(d + 1, n)`, of gated neurons `(2 (d + 1), n)`.
-        """
+        """The products `S_i v_i`, one column per neuron, shape `(d + 1, n)`, of gated neurons `(2 (d + 1), n)`."""
         result = torch.zeros_like(vectors)
         for inputs, coefficients in self.segments:
             for x, c in zip(torch.split(inputs, _SLICE), torch.split(coefficients, _SLICE), strict=True):

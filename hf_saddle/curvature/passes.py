@@ -1,7 +1,7 @@
 """What modules are given and give in the passes of a probe."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -61,12 +61,10 @@ def inputs_of(modules: Mapping[str, nn.Module], *, leaves: bool = False) -> Iter
 
         return hook
 
-    hooks = [module.register_forward_pre_hook(note(name)) for name, module in modules.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            hooks.enter_context(module.register_forward_pre_hook(note(name)))
         yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager
@@ -81,19 +79,27 @@ def outputs_of(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
 
         return hook
 
-    hooks = [module.register_forward_hook(note(name)) for name, module in modules.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            hooks.enter_context(module.register_forward_hook(note(name)))
         yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
-def arguments_into(met: dict[str, tuple[Any, Any]], path: str) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        met[path] = (tuple(map(_apart, args)), {name: _apart(value) for name, value in kwargs.items()})
+@contextmanager
+def arguments_of(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Any, Any]]]:
+    """All arguments that modules are given while this lasts, by name, fit for a second use."""
+    found: dict[str, tuple[Any, Any]] = {}
 
-    return hook
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found[name] = (tuple(map(_apart, args)), {key: _apart(value) for key, value in kwargs.items()})
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            hooks.enter_context(module.register_forward_pre_hook(note(name), with_kwargs=True))
+        yield found
 
 
 def _apart(value: Any) -> Any:

@@ -70,11 +70,8 @@ class Ranks:
 
     def together(self, what: str, action: Callable[[], Result]) -> Result:
         """
-        Do something on all ranks, or fail on all of them, so that none waits for another.
-
-        Args:
-            what (`str`): What is done, for the message.
-            action (`Callable`): Does it, without communication.
+        Do something, `what` for messages, on all ranks without communication, or fail on all of them, so that none
+        waits for another.
 
         Raises:
             RuntimeError: If it failed on another rank. On the rank itself its own error is raised.

@@ -8,6 +8,7 @@ from torch import Tensor
 from .calls import Call
 from .described import Gate
 from .inputs import neurons_at
+from .shown import Shown
 
 
 # Some tokens are checked by the chain rule: ∂L/∂z = ∂L/∂h φ'(z) holds only if the activation is the sole reader of z.
@@ -15,9 +16,7 @@ _CHECK_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 # Half-precision tensors carry their own rounding, about 2⁻⁸ of each value for bfloat16.
 _HALF_TOLERANCE = 0.1
 
-# Takes the call, "depth" or "width", the layer's input, the gradient at z or φ(z) and, for width, z and, of gated
-# neurons, u.
-Receiver = Callable[[Call, str, Tensor, Tensor, Tensor | None, Tensor | None], None]
+Receiver = Callable[[Shown], None]
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -36,38 +35,28 @@ def depth_receiver(call: Call, receive: Receiver) -> Callable[[Tensor, Tensor], 
             if bool(error > tolerance(gradient.dtype) * actual.norm()):
                 call.other_readers.append("an operation that is not a module")
             call.chain_rule = None
-        receive(call, "depth", inputs, gradient, None, None)
+        receive(Shown(call, inputs, gradient))
 
     return take
 
 
-def width_receiver(call: Call, receive: Receiver) -> Callable[[Tensor, Tensor, Tensor], None]:
-    """Takes the gradient at φ(z)."""
+def width_receiver(call: Call, receive: Receiver, gate: Gate | None = None) -> Callable[..., None]:
+    """Takes the gradient at φ(z), of a gate at φ(z) u."""
 
-    def take(gradient: Tensor, inputs: Tensor, pre_activation: Tensor) -> None:
+    def take(gradient: Tensor, inputs: Tensor, pre_activation: Tensor, factor: Tensor | None = None) -> None:
         if call.activation is not None:
             z, few = _few(call, pre_activation, gradient)
             call.chain_rule = call.activation.first(z) * few
             if call.slope is not None:
                 call.chain_rule *= call.slope.to(few.dtype)
-        receive(call, "width", inputs, gradient, pre_activation, None)
-
-    return take
-
-
-def gated_receiver(call: Call, gate: Gate, receive: Receiver) -> Callable[[Tensor, Tensor, Tensor, Tensor], None]:
-    """Takes the gradient at φ(z) u."""
-
-    def take(gradient: Tensor, inputs: Tensor, pre_activation: Tensor, factor: Tensor) -> None:
-        if call.activation is not None and call.partner is not None:
-            z, few, u = _few(call, pre_activation, gradient, factor)
-            call.chain_rule = call.activation.first(z) * few * u
-            call.partner.chain_rule = gate.activation.forward(z) * few
-        receive(call, "width", inputs, gradient, pre_activation, factor)
+            if gate is not None and factor is not None and call.partner is not None:
+                call.chain_rule *= _few(call, factor)[0]
+                call.partner.chain_rule = gate.activation.forward(z) * few
+        receive(Shown(call, inputs, gradient, pre_activation, factor))
 
     return take
 
 
 def _few(call: Call, *values: Tensor) -> list[Tensor]:
     parts = [neurons_at(value, call.module, call.few()) for value in values]
-    return [part.to(torch.float64 if part.dtype == torch.float64 else torch.float32) for part in parts]
+    return [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]

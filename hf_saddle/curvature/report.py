@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -138,32 +138,19 @@ class CurvatureReport:
         return self.summary()
 
 
-_PER_NEURON = (
-    "eigenvalue",
-    "standard_error",
-    "residual",
-    "response",
-    "step",
-    "gain",
-    "significant",
-    "fit_eigenvalue",
-    "refined",
-)
+_TENSORS = tuple(item.name for item in fields(LayerCurvature) if item.type is Tensor)
 
 
 def _layer_dict(entry: LayerCurvature) -> dict[str, Any]:
-    names = ("linear", "criterion", "cost_parameters", "cost_macs")
-    return {name: getattr(entry, name) for name in names} | {
-        name: getattr(entry, name).tolist() for name in _PER_NEURON
-    }
+    """All but the directions, fit for JSON."""
+    values = {item.name: getattr(entry, item.name) for item in fields(entry) if item.name != "direction"}
+    return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in values.items()}
 
 
 def _neuron_rows(entry: LayerCurvature) -> list[dict[str, Any]]:
-    shared = {"linear": entry.linear, "criterion": entry.criterion}
-    costs = {"cost_parameters": entry.cost_parameters, "cost_macs": entry.cost_macs}
-    columns = {name: getattr(entry, name).tolist() for name in _PER_NEURON}
+    values = _layer_dict(entry).items()
     return [
-        shared | {"neuron": neuron} | {name: column[neuron] for name, column in columns.items()} | costs
+        {"neuron": neuron} | {name: value[neuron] if isinstance(value, list) else value for name, value in values}
         for neuron in range(entry.neurons)
     ]
 
@@ -196,7 +183,7 @@ def check_finite(layer: LayerCurvature) -> LayerCurvature:
     Raises:
         ValueError: If one of the numbers is not finite.
     """
-    for name in (*_PER_NEURON, "direction"):
+    for name in _TENSORS:
         if not bool(torch.isfinite(getattr(layer, name)).all()):
             raise ValueError(
                 f"The curvature of {layer.linear} ({layer.criterion}) is not finite in `{name}`: its activations "

@@ -10,17 +10,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .calls import Call
 from .described import describe
-from .hooks import LOSS_SCALE, Hooks
-from .inputs import Affine, inputs_at, neurons_at
+from .hooks import Hooks
+from .inputs import Affine
 from .loss import Loss, check_loss, own_loss_of, terms_per_sample
 from .moments import LARGEST_CHANGE
 from .operator import quadratic_forms, responses
 from .padding import masks_of
 from .ranks import Ranks
 from .samples import collect
-from .tokens import Tokens
+from .shown import Shown
 from .undisturbed import undisturbed
 
 
@@ -134,7 +133,8 @@ def score_units(
     losses: list[float] = []
     # Sums of squares of what a coefficient of 1 changes, and of the pre-activations.
     change, size = (torch.zeros(starts[-1], dtype=torch.float64, device=device) for _ in range(2))
-    slope = _slope_at_zero(unit_activation)
+    zero, one = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    slope = float(torch.func.jvp(unit_activation, (zero,), (one,))[1])
 
     def bent(response: Tensor, part: Units, module: Affine) -> Tensor:
         """What a gain of 1 adds beside what the neuron's own row takes back, which may have no bias."""
@@ -142,57 +142,34 @@ def score_units(
             return unit_activation(response + part.rows[:, -1].to(response)) - slope * response
         return unit_activation(response) - slope * response
 
-    def receive(
-        call: Call, kind: str, value: Tensor, gradient: Tensor, pre_activation: Tensor | None, factor: Tensor | None
-    ) -> None:
-        if (call.linear, kind) not in places:
+    def receive(shown: Shown) -> None:
+        call = shown.call
+        if (call.linear, shown.kind) not in places:
             return
-        part, place = places[call.linear, kind]
-        neurons, width, module = part.neurons.to(value.device), kind == "width", call.module
-        vectors = part.rows.to(value.device, dtype).t().contiguous()
-        first = call.first - start
-        owner = (torch.arange(call.samples, device=value.device) + first).repeat_interleave(
-            call.tokens // call.samples
-        )
-
-        def tokens_at(rows: Tensor | None) -> Tokens:
-            def of_output(tensor: Tensor | None) -> Tensor | None:
-                return None if tensor is None or not width else neurons_at(tensor, module, rows)
-
-            return Tokens(
-                module=module,
-                inputs=inputs_at(value, module, rows),
-                gradient=neurons_at(gradient, module, rows),
-                gradient_scale=LOSS_SCALE,
-                owner=owner if rows is None else owner.index_select(0, rows),
-                pre_activation=of_output(pre_activation),
-                factor=of_output(factor),
-                activation=call.activation if width else None,
-                slope=call.slope if width else None,
-            )
-
+        part, place = places[call.linear, shown.kind]
+        owners, width, module = shown.owners(start), shown.kind == "width", call.module
+        neurons, vectors = part.neurons.to(owners.device), part.rows.to(owners.device, dtype).t().contiguous()
         # Of a convolution only some patches are unfolded at a time; other layers' tokens need no copy.
-        whole = None if isinstance(module, nn.Conv2d) else tokens_at(None)
+        whole = None if isinstance(module, nn.Conv2d) else shown.tokens(owners)
 
         def segment(rows: Tensor) -> tuple[Tensor, Tensor]:
             if whole is not None:
                 return whole.segment(rows, neurons)
-            return tokens_at(rows).segment(torch.arange(len(rows), device=rows.device), neurons)
+            return shown.tokens(owners, rows).segment(torch.arange(len(rows), device=rows.device), neurons)
 
-        for rows in torch.split(torch.arange(call.tokens, device=value.device), _SLICE):
+        for rows in torch.split(torch.arange(call.tokens, device=owners.device), _SLICE):
             inputs, coefficients = segment(rows)
             if width:
                 score = 0.5 * quadratic_forms(inputs, coefficients, vectors)
             else:
                 score = coefficients * bent(responses(inputs, coefficients, vectors), part, module)
-            values[:, place].index_add_(0, owner.index_select(0, rows), score.to(dtype))
+            values[:, place].index_add_(0, owners.index_select(0, rows), score.to(dtype))
         inputs, coefficients = segment(call.rows)
         response = responses(inputs, coefficients, vectors)
         if not width:
             response = bent(response, part, module)
-        square = call.width_square if width and call.width_square is not None else call.pre_activation_square
         change[place] += response.double().square().flatten(0, -2).sum(dim=0)
-        size[place] += square.double().sum(dim=0).index_select(0, neurons)
+        size[place] += shown.square.double().sum(dim=0).index_select(0, neurons)
 
     def passes() -> None:
         modules = dict(model.named_modules())
@@ -222,8 +199,3 @@ def score_units(
     # A unit that answers nothing anywhere cannot be told anything about.
     mean = sum(totals) / int(held_out.sum()) if bool(held_out.any()) else math.nan
     return UnitScores(everyone, held_out, torch.where(change > 0, largest, 0.0), splits, terms, mean)
-
-
-def _slope_at_zero(activation: Callable[[Tensor], Tensor]) -> float:
-    point = torch.zeros((), dtype=torch.float64)
-    return float(torch.func.jvp(activation, (point,), (torch.ones_like(point),))[1])

@@ -14,16 +14,21 @@ from .report import CurvatureReport
 CRITERIA = ("width", "depth", *CONTROLS)
 
 
+def kind_of(criterion: str) -> str:
+    """What is captured for a criterion: gradients at φ(z) for `"width"`, at z for all others (`"depth"`)."""
+    return "width" if criterion == "width" else "depth"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Options of an analysis; see [`analyze_curvature`]."""
 
     criteria: tuple[str, ...]
-    solver: SolverOptions
-    max_tokens: int
-    seed: int
-    significance: float
-    whiten: bool
+    solver: SolverOptions = SolverOptions()
+    max_tokens: int = 4096
+    seed: int = 0
+    significance: float = 2.0
+    whiten: bool = False
     step_size: float = 0.1
     unit_activation: nn.Module | str = "gelu"
     warm_start: CurvatureReport | None = None

@@ -28,14 +28,7 @@ def solve_curvature(
     layer: CapturedLayer, criterion: str, *, settings: Settings, samples: Samples, ranks: Ranks
 ) -> LayerCurvature | str:
     """
-    Find the extreme eigenpairs of the neurons of one layer.
-
-    Args:
-        layer (`CapturedLayer`): What was captured of it on this rank, of the kind of the criterion.
-        criterion (`str`): `"width"` or `"depth"`.
-        settings (`Settings`): Options.
-        samples (`Samples`): The probe's samples.
-        ranks (`Ranks`): Processes over which sums run.
+    Find the extreme eigenpairs of the neurons of one layer, under `"width"` or `"depth"`.
 
     Returns:
         `LayerCurvature` or the reason (`str`) why there is no curvature to report; the same on all ranks.

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from .activations import Activation
-from .drawing import rows_by_importance
-from .inputs import Affine, extended, input_square_norms, inputs_at, neuron_norms, neurons_at
+from .inputs import Affine, extended
 from .ranks import Ranks
 from .rowspace import RowSpace
 
@@ -51,67 +50,7 @@ class Tokens:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of all products: float32, and float64 for a float64 model."""
-        return torch.float64 if self.inputs.dtype == torch.float64 else torch.float32
-
-    @classmethod
-    def draw(
-        cls,
-        module: Affine,
-        value: Tensor,
-        gradient: Tensor,
-        *,
-        owner: Tensor,
-        budget: int,
-        seed: int,
-        gradient_scale: float = 1.0,
-        mask: Tensor | None = None,
-        pre_activation: Tensor | None = None,
-        factor: Tensor | None = None,
-        activation: Activation | None = None,
-        slope: Tensor | None = None,
-    ) -> "Tokens":
-        """
-        The tokens of one use of a layer, or about `budget` of them in memory of their own, drawn by importance and
-        weighted to stay unbiased.
-
-        Args:
-            module (`nn.Linear`, `Conv1D` or `nn.Conv2d`): The layer.
-            value (`Tensor`): Its input.
-            gradient (`Tensor`): The gradient, of the shape of its output.
-            owner (`Tensor`): Sample of every token, int64, shape `(tokens,)`.
-            budget (`int`): Number of tokens that may be kept.
-            seed (`int`): Seed of what is drawn.
-            gradient_scale (`float`, *optional*, defaults to 1.0): What the gradient is multiplied by.
-            mask (`Tensor`, *optional*): Tokens that are no padding, bool, shape `(tokens,)`. Padding with a gradient
-                is used all the same, as the loss depends on it.
-            pre_activation, factor (`Tensor`, *optional*): `z` and `u`, of the shape of the layer's output.
-            activation ([`Activation`], *optional*): `φ`.
-            slope (`Tensor`, *optional*): `a`, shape `(n,)`.
-        """
-        rows, weight = None, None
-        if len(owner) > budget or mask is not None:
-            importance = neuron_norms(gradient, module) * (1 + input_square_norms(value, module))
-            rows = torch.arange(len(owner), device=owner.device)
-            if mask is not None:
-                rows = rows[mask | (importance != 0)]
-            if len(rows) > budget:
-                rows, weight = rows_by_importance(importance, rows, budget, seed)
-
-        def of_output(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else neurons_at(tensor, module, rows)
-
-        return cls(
-            module=module,
-            inputs=inputs_at(value, module, rows),
-            gradient=neurons_at(gradient, module, rows),
-            gradient_scale=gradient_scale,
-            owner=owner if rows is None else owner.index_select(0, rows),
-            weight=None if weight is None else weight.to(_wide(value.dtype)),
-            pre_activation=of_output(pre_activation),
-            factor=of_output(factor),
-            activation=activation,
-            slope=slope,
-        )
+        return torch.promote_types(self.inputs.dtype, torch.float32)
 
     @classmethod
     def concatenate(cls, parts: "list[Tokens]") -> "Tokens":
@@ -229,7 +168,3 @@ class Tokens:
     def _take(self, source: Tensor, rows: Tensor, neurons: Tensor | None) -> Tensor:
         chosen = source.index_select(0, rows)
         return (chosen if neurons is None else chosen.index_select(1, neurons)).to(self.dtype)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -10,15 +10,7 @@ from torch import nn
 
 
 def note_random_state(gpus: Iterable[torch.device]) -> Callable[[], None]:
-    """
-    Note the states of the random generators of Python, NumPy and torch.
-
-    Args:
-        gpus (`Iterable[torch.device]`): CUDA devices whose generators count too.
-
-    Returns:
-        `Callable`: Puts them back.
-    """
+    """Note the random states of Python, NumPy and torch, on some GPUs too; what is returned puts them back."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     on_gpus = {gpu: torch.cuda.get_rng_state(gpu) for gpu in gpus}
 

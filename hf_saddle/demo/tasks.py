@@ -91,27 +91,17 @@ class Task:
         return getattr(models, f"Saddle{names[0]}")
 
 
-def _dataset(arguments: ModelAndDataArguments) -> str:
-    return arguments.dataset or TASKS[arguments.task].dataset
+def _loads(
+    load: Callable[..., DatasetDict], *columns: str, **options: Any
+) -> Callable[[ModelAndDataArguments, int], DatasetDict]:
+    """What loads the data that arguments name, by their fields for columns."""
 
+    def of_arguments(arguments: ModelAndDataArguments, seed: int) -> DatasetDict:
+        named = {name: getattr(arguments, name) for name in ("dataset_config", *columns)}
+        dataset = arguments.dataset or TASKS[arguments.task].dataset
+        return load(dataset, seed, arguments.max_samples, **options, **named)
 
-def _columns(arguments: ModelAndDataArguments, *names: str) -> dict[str, Any]:
-    return {name: getattr(arguments, name) for name in ("dataset_config", *names)}
-
-
-def _load_images(arguments: ModelAndDataArguments, seed: int) -> DatasetDict:
-    columns = _columns(arguments, "image_column", "label_column")
-    return load_images(_dataset(arguments), seed, arguments.max_samples, **columns)
-
-
-def _load_labelled(arguments: ModelAndDataArguments, seed: int) -> DatasetDict:
-    columns = _columns(arguments, "text_column", "label_column")
-    return load_text(_dataset(arguments), seed, arguments.max_samples, labelled=True, **columns)
-
-
-def _load_plain(arguments: ModelAndDataArguments, seed: int) -> DatasetDict:
-    columns = _columns(arguments, "text_column")
-    return load_text(_dataset(arguments), seed, arguments.max_samples, **columns)
+    return of_arguments
 
 
 def image_processor(source: str | None, size: tuple[int, int], **where: Any) -> Any:
@@ -160,18 +150,6 @@ def _tokenizer(arguments: ModelAndDataArguments, splits: DatasetDict, **where: s
     return train_tokenizer(splits["train"]["text"], arguments.vocab_size, enclose=enclose)
 
 
-def _to_pixels(splits: DatasetDict, processor: Any, arguments: ModelAndDataArguments) -> DatasetDict:
-    return preprocess(splits, processor)
-
-
-def _to_tokens(splits: DatasetDict, tokenizer: Any, arguments: ModelAndDataArguments) -> DatasetDict:
-    return tokenize(splits, tokenizer, arguments.block_size)
-
-
-def _to_blocks(splits: DatasetDict, tokenizer: Any, arguments: ModelAndDataArguments) -> DatasetDict:
-    return pack(splits, tokenizer, arguments.block_size)
-
-
 def _most_likely(logits: Any, labels: torch.Tensor) -> torch.Tensor:
     """Tokens in place of logits, which take as much memory for each token as the vocabulary is large."""
     found: torch.Tensor = (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
@@ -184,9 +162,9 @@ TASKS: dict[str, Task] = {
         architectures=VISION,
         dataset="digits",
         metric="accuracy",
-        load=_load_images,
+        load=_loads(load_images, "image_column", "label_column"),
         processor=_image_processor,
-        prepare=_to_pixels,
+        prepare=lambda splits, processor, arguments: preprocess(splits, processor),
         collator=lambda processor: default_data_collator,
         compute_metrics=compute_accuracy,
     ),
@@ -195,9 +173,9 @@ TASKS: dict[str, Task] = {
         architectures=TEXT,
         dataset="python-docs",
         metric="accuracy",
-        load=_load_labelled,
+        load=_loads(load_text, "text_column", "label_column", labelled=True),
         processor=_tokenizer,
-        prepare=_to_tokens,
+        prepare=lambda splits, tokenizer, arguments: tokenize(splits, tokenizer, arguments.block_size),
         collator=DataCollatorWithPadding,
         compute_metrics=compute_accuracy,
     ),
@@ -206,9 +184,9 @@ TASKS: dict[str, Task] = {
         architectures=DECODERS,
         dataset="python-docs",
         metric="perplexity",
-        load=_load_plain,
+        load=_loads(load_text, "text_column"),
         processor=_tokenizer,
-        prepare=_to_blocks,
+        prepare=lambda splits, tokenizer, arguments: pack(splits, tokenizer, arguments.block_size),
         collator=lambda tokenizer: default_data_collator,
         compute_metrics=compute_perplexity,
         shrink_logits=_most_likely,

@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..growth.macs import sample_of
-from ..models.configuration_saddle import sides
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.stock_classes import auto_classes
 
@@ -90,8 +88,7 @@ def sample_name(model: GrowablePreTrainedModel) -> str:
     """One sample, as multiply-accumulates are counted for: `"image"`, `"sequence of 128 tokens"`."""
     if model.main_input_name in MODALITIES:
         return {"vision": "image", "audio": "recording"}[MODALITIES[model.main_input_name]]
-    with torch.device("meta"):
-        sample = sample_of(model)
+    sample = _meta_sample(model)
     tokens = sample[model.main_input_name].shape[-1]
     return f"{'pair of sequences' if 'decoder_input_ids' in sample else 'sequence'} of {tokens} tokens"
 
@@ -122,7 +119,7 @@ def _inputs(model: GrowablePreTrainedModel, task: CardTask, processed: bool) -> 
         opened = 'image = Image.open("image.png").convert("RGB")'
         if processed:
             return [opened, 'inputs = processor(image, return_tensors="pt")']
-        height, width = sides(_size(model))
+        height, width = _meta_sample(model)["pixel_values"].shape[-2:]
         return [
             opened,
             "# No image processor was saved: scale pixels as you did for training. Here: [0, 1].",
@@ -176,7 +173,3 @@ def _answer(model: GrowablePreTrainedModel, task: CardTask, processed: bool) -> 
 def _meta_sample(model: GrowablePreTrainedModel) -> dict[str, torch.Tensor]:
     with torch.device("meta"):
         return sample_of(model)
-
-
-def _size(model: GrowablePreTrainedModel) -> Any:
-    return tuple(_meta_sample(model)["pixel_values"].shape[-2:])

@@ -11,7 +11,8 @@ def comparison_text(comparison: Comparison) -> str:
     """Means of the arms, paired differences with their intervals, and what follows from them, as Markdown."""
     seeds = len(comparison.seeds)
     judged = [f"{markdown(comparison.split)} {markdown(metric)}" for metric in comparison.metrics]
-    head = ["arm", "steps", "parameters", *_costs(comparison), "of it growing", *judged]
+    costs = ["seconds"] if comparison.cost == "seconds" else [COSTS[comparison.cost], "seconds"]
+    head = ["arm", "steps", "parameters", *costs, "of it growing", *judged]
     tables = [_table(head, [_row(comparison, arm) for arm in ARMS])]
     rows = [
         [
@@ -44,10 +45,6 @@ def settings_text(comparison: Comparison) -> str:
     return ", ".join(f"{plain(name)} {plain(value)}" for name, value in comparison.settings.items())
 
 
-def _costs(comparison: Comparison) -> list[str]:
-    return ["seconds"] if comparison.cost == "seconds" else [COSTS[comparison.cost], "seconds"]
-
-
 def _row(comparison: Comparison, arm: str) -> list[str]:
     runs = comparison.of(arm)
 
@@ -55,7 +52,8 @@ def _row(comparison: Comparison, arm: str) -> list[str]:
         return mean_interval(values)[0]
 
     spent, seconds = mean([run.spent for run in runs]), mean([run.seconds for run in runs])
-    paid = [f"{seconds:.1f}"] if comparison.cost == "seconds" else [_amount(comparison, spent), f"{seconds:.1f}"]
+    amount = quantity(round(spent)) if comparison.cost == "macs" else f"{spent:.1f}"
+    paid = [f"{seconds:.1f}"] if comparison.cost == "seconds" else [amount, f"{seconds:.1f}"]
     share = mean([run.growth_cost / run.spent if run.spent else 0.0 for run in runs])
     return [
         arm,
@@ -65,10 +63,6 @@ def _row(comparison: Comparison, arm: str) -> list[str]:
         f"{100 * share:.1f} %" if share else "–",
         *(f"{mean([run.results[metric] for run in runs]):.4f}" for metric in comparison.metrics),
     ]
-
-
-def _amount(comparison: Comparison, value: float) -> str:
-    return quantity(round(value)) if comparison.cost == "macs" else f"{value:.1f}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

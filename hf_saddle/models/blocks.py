@@ -76,12 +76,8 @@ def reordered(sizes: Mapping[str, Value], orders: Orders, bare: Iterable[str] = 
 
 def reorder_config_(config: Any, orders: Orders, bare: Iterable[str] = ()) -> None:
     """
-    Let a config ask for other numbers of blocks: what it says of single ones goes with them.
-
-    Args:
-        config ([`SaddleConfig`]): The config.
-        orders (`Mapping[str, Sequence[int]]`): The orders of lists.
-        bare (`Iterable[str]`, *optional*): Paths of new blocks that have no branches.
+    Let a growable config ask for other numbers of blocks: what it says of single ones goes with them. New blocks at
+    the paths in `bare` have no branches.
     """
     fields = (config.widths, config.skip_sizes, config.heads)
     widths, sizes, heads = (None if held is None else dict(held) for held in fields)

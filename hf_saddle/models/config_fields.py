@@ -75,7 +75,7 @@ def check_field(field: str, value: Any) -> None:
         raise ValueError(f"`{field}` must be a number that is not negative, got {value!r}.")
     elif field == "skip_unit" and value not in SKIP_UNITS:
         raise ValueError(f"`skip_unit` must be one of {', '.join(SKIP_UNITS)}, got {value!r}.")
-    elif field in ("dtype", "torch_dtype") and not (value is None or _dtype_name(value) in DTYPES):
+    elif field in ("dtype", "torch_dtype") and not (value is None or str(value).removeprefix("torch.") in DTYPES):
         raise ValueError(f"`{field}` must be one of {', '.join(DTYPES)}, got {value!r}.")
     elif field == "auto_map" and not (value is None or isinstance(value, Mapping)):
         raise ValueError(f"`auto_map` must map names of Auto classes to code, got {value!r}.")
@@ -83,10 +83,6 @@ def check_field(field: str, value: Any) -> None:
         _check_labels(field, value)
     elif field in SHAPE_FIELDS:
         check_shapes(field, value)
-
-
-def _dtype_name(value: Any) -> str:
-    return value if isinstance(value, str) else str(value).removeprefix("torch.")
 
 
 def is_number(value: Any) -> bool:

@@ -51,12 +51,8 @@ class Attention:
 
     def rows_of(self, heads: Tensor, unit: int, number: int) -> Tensor:
         """
-        Numbers of the rows of heads in a layer, head by head, int64.
-
-        Args:
-            heads (`Tensor`): The heads, int64, shape `(k,)`.
-            unit (`int`): Rows that a head has in each part of the layer.
-            number (`int`): Heads that there are.
+        Numbers of the rows of some heads, int64, head by head, in a layer that has a `number` of them with `unit` rows
+        in each of its parts.
         """
         first = torch.arange(self.parts) * number + heads[:, None]
         return (first[..., None] * unit + torch.arange(unit)).flatten()
@@ -75,11 +71,8 @@ class Attention:
 
 def attentions_in(base: nn.Module, prefix: str = "") -> Iterator[Attention]:
     """
-    Yield the self-attention modules of a base model whose heads can grow, in the order of the forward pass.
-
-    Args:
-        base (`nn.Module`): The base model, with its config.
-        prefix (`str`, *optional*): What precedes its paths in the model, such as `"bert."`.
+    Yield the self-attention modules of a base model whose heads can grow, in the order of the forward pass; `prefix`
+    precedes its paths in the model, as `"bert."`.
     """
     for number, (block_path, block) in enumerate(blocks_in(base, base.config)):
         if block.heads is not None:

@@ -44,11 +44,7 @@ def make_growable_(module: nn.Module) -> Growable:
 def inject_(base: Any, config: Any) -> bool:
     """
     Make the layers of a base model that its family describes growable, in the widths and with the branches of a
-    config.
-
-    Args:
-        base (`PreTrainedModel`): The base model.
-        config ([`SaddleConfig`]): The growable config.
+    growable config.
 
     Returns:
         `bool`: Whether weights are to be initialised, since layers got other shapes than those that stock has

@@ -24,13 +24,8 @@ def check_files(
     cls: Any, path: str | os.PathLike[str] | None, source: dict[str, Any], options: Mapping[str, Any]
 ) -> None:
     """
-    Verify what can be known before a model is built: that its files are complete, and enough for its layers.
-
-    Args:
-        cls (`type`): The class of the model.
-        path (`str` or `os.PathLike`, *optional*): The folder or repo.
-        source (`dict[str, Any]`): Arguments such as `revision`.
-        options (`Mapping[str, Any]`): The other arguments of `from_pretrained`.
+    Verify what can be known before a model of a class is built: that its files in a folder or repo are complete, and
+    enough for its layers. `source` are arguments such as `revision`, `options` the others of `from_pretrained`.
 
     Raises:
         ValueError: If not.
@@ -102,12 +97,7 @@ def check_loaded(model: Any, info: Mapping[str, Any], path: str, *, ignore_sizes
 def resize_to_(model: Any, state_dict: Mapping[str, Tensor], prefix: str) -> None:
     """
     Give a model as many blocks as a checkpoint has, and its growable linears the shapes; everything is checked before
-    it is changed.
-
-    Args:
-        model ([`GrowablePreTrainedModel`]): The model.
-        state_dict (`Mapping[str, Tensor]`): The checkpoint.
-        prefix (`str`): What precedes the names of the model's tensors in it.
+    it is changed. `prefix` precedes the names of the model's tensors in the checkpoint.
 
     Raises:
         ValueError: If the tensors are not those of one model.

@@ -29,10 +29,7 @@ def take_shapes_(layer: Any, fresh: Any) -> None:
 
     A parameter whose name and shape stay is the same object afterwards. The others are new ones with the value 0, to
     be filled: they require a gradient if their predecessor did, or, without one, if the neurons they feed are trained.
-
-    Args:
-        layer (`Growable` or a batch normalisation): The layer.
-        fresh (`nn.Module`): A layer of the same kind on the meta device.
+    The layer is growable, or a batch normalisation, and `fresh` one of its kind on the meta device.
     """
     before = dict(layer.named_parameters())
     weight = before["weight"]

@@ -88,13 +88,8 @@ class Shapes:
         cls, tensors: Mapping[str, Tensor], prefix: str, sites: Iterable[Site], base: Any
     ) -> tuple["Shapes", set[str]]:
         """
-        The shapes that the tensors of a checkpoint have, and the kinds of their branch units.
-
-        Args:
-            tensors (`Mapping[str, Tensor]`): The checkpoint.
-            prefix (`str`): What precedes paths in the base model, as `"deit."`.
-            sites (`Iterable[Site]`): The layers of the model; those that the checkpoint lacks are as there.
-            base (`PreTrainedModel`): The base model.
+        The shapes that the tensors of a checkpoint have, and the kinds of their branch units. `prefix` precedes paths
+        in the base model, as `"deit."`; layers that the checkpoint lacks are as in the model.
         """
         widths, skip_sizes, kinds = {}, {}, set()
         for site in sites:

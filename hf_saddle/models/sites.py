@@ -114,11 +114,8 @@ def inner_path(path: str) -> str:
 
 def sites_in(base: nn.Module, prefix: str) -> Iterator[Site]:
     """
-    Yield the place of every growable layer of a base model with what is there, be it wrapped or exchanged.
-
-    Args:
-        base (`nn.Module`): The base model, with its config.
-        prefix (`str`): What precedes its paths in the model, such as `"bert."`.
+    Yield the place of every growable layer of a base model with what is there, be it wrapped or exchanged; `prefix`
+    precedes its paths in the model, as `"bert."`.
 
     Raises:
         ValueError: If a module is not there at all.

@@ -28,6 +28,9 @@ from .trainer_event import trainer_event_
 from .wrappers import renew_wrapper_
 
 
+Training = tuple[TrainingArguments, TrainerState, GrowablePreTrainedModel, Optimizer, DataLoader[Any]]
+
+
 class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     """
     Lets a model grow while HF `Trainer` trains it. Pass it in `callbacks` of a [`GrowthTrainer`].
@@ -154,7 +157,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.follow_(args, state, model, optimizer)
         # Those that do not fall inside of the training leave their share of the budget to the others.
         to_come = len(Course.of(args, state, loader).events(self.config, state.global_step - 1, self.events_done))
-        event = self._grow(args, state, model, optimizer, loader, to_come=to_come)
+        event = self._grow((args, state, model, optimizer, loader), to_come)
         self._held.note_(model)
         self.events_done += 1
         self._history = model.growth_history
@@ -194,7 +197,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             if args.torch_compile and self.trainer is None:
                 torch.compiler.reset()
 
-    def _grow(self, *training: Any, to_come: int) -> GrowthEvent:
+    def _grow(self, training: Training, to_come: int) -> GrowthEvent:
         return trainer_event_(
             *training,
             self.config,
@@ -240,6 +243,9 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         optimizer: Optimizer,
         loader: DataLoader[Any],
     ) -> None:
+        # How `Trainer` keeps the states of callbacks of one class.
+        if isinstance(state.stateful_callbacks.get(type(self).__name__), list):
+            raise ValueError("A model grows by one GrowthCallback; leave out the others.")
         check_training(
             args,
             state,
@@ -252,9 +258,6 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         inner = check_growable(model)
         paths = growable_paths(inner, self.config)
         check_followers(inner, self.followers)
-        # How `Trainer` keeps the states of callbacks of one class.
-        if isinstance(state.stateful_callbacks.get(type(self).__name__), list):
-            raise ValueError("A model grows by one GrowthCallback; leave out the others.")
         check_optimizer(model, optimizer)
         check_parameters(inner, paths, optimizer)
         if state.global_step == 0:  # a resumed one may have spent its budget

@@ -15,7 +15,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..growth import GrowthConfig, GrowthEvent, GrowthHistory, count_parameters
 from ..hub.comparison import COSTS, GROWTH, NONE, RANDOM, ArmRun, Comparison
-from .callback import GrowthCallback
+from .callback import GrowthCallback, Training
 from .distributed import Replicas
 from .event import growth_event_
 from .loss import training_loss
@@ -139,10 +139,10 @@ class _Growth(GrowthCallback):
         super().__init__(config, trainer=trainer)
         self.spending, self.like = spending, like
 
-    def _grow(self, *training: Any, to_come: int) -> GrowthEvent:
+    def _grow(self, training: Training, to_come: int) -> GrowthEvent:
         with self.spending.of_event():
             if self.like is None:
-                return super()._grow(*training, to_come=to_come)
+                return super()._grow(training, to_come)
             _, state, model, optimizer, loader = training
             batches, loss = _probe(self.trainer, loader, self.config, self.events_done)
             like = self.like[self.events_done] if self.events_done < len(self.like) else None

@@ -10,6 +10,7 @@ from hf_saddle.curvature.capture import capture
 from hf_saddle.curvature.described import describe
 from hf_saddle.curvature.loss import Loss
 from hf_saddle.curvature.ranks import Ranks
+from hf_saddle.curvature.settings import Settings
 
 
 # Every neuron on all tokens, until converged: the dense answer without forming a matrix.
@@ -91,18 +92,8 @@ def captured(case: Case, linear: str, kind: str) -> CurvatureOperator:
 
 def captured_by(model: nn.Module, batch: dict[str, Tensor], loss: Loss, linear: str, kind: str) -> CurvatureOperator:
     """The operator of what is captured of one layer of any model."""
-    linears = {linear: model.get_submodule(linear)}
-    found = capture(
-        model,
-        linears,
-        [batch],
-        loss,
-        kinds={kind},
-        max_tokens=10**9,
-        seed=0,
-        ranks=Ranks(),
-        described=describe(model),
-    )
+    linears, settings = {linear: model.get_submodule(linear)}, Settings(criteria=(kind,), max_tokens=10**9)
+    found = capture(model, linears, [batch], loss, settings=settings, ranks=Ranks(), described=describe(model))
     layers = list(found)
     assert layers, found.skipped
     tokens = layers[0].tokens()

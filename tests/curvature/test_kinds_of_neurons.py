@@ -11,8 +11,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from hf_saddle.curvature import analyze_curvature, check_null_model
+from hf_saddle.curvature.calls import Call
 from hf_saddle.curvature.inputs import input_square_norms, inputs_at, neuron_norms, neurons_at
-from hf_saddle.curvature.tokens import Tokens
+from hf_saddle.curvature.shown import LOSS_SCALE, Shown
 
 
 CONVOLUTIONS = {
@@ -57,11 +58,12 @@ def test_tokens_that_are_drawn_leave_the_matrices_unbiased(name):
     module = nn.Conv2d(4, 8, **CONVOLUTIONS[name], dtype=torch.float64)
     images = torch.randn(3, 4, 7, 9, dtype=torch.float64)
     gradient = torch.randn_like(module(images)) * torch.rand(1, 1, 1, 1, dtype=torch.float64)
-    owner = torch.arange(3).repeat_interleave(gradient[0, 0].numel())
+    count = gradient[:, 0].numel()
+    call = Call("conv", module, 3, 0, count, mask=None, rows=torch.arange(count), pre_activation_square=gradient.sum())
 
     def matrices(budget, seed):
-        tokens = Tokens.draw(module, images, gradient, owner=owner, budget=budget, seed=seed)
-        assert budget < len(owner) and len(tokens) <= budget + 1 or len(tokens) == len(owner)
+        tokens = Shown(call, images, gradient * LOSS_SCALE).drawn(0, budget, seed)
+        assert budget < count and len(tokens) <= budget + 1 or len(tokens) == count
         inputs, coefficients = tokens.segment(torch.arange(len(tokens)))
         if inputs.dim() == 2:
             inputs = inputs[:, None].expand(-1, 8, -1)

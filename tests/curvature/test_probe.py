@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from hf_saddle.curvature import analyze_curvature
 from hf_saddle.curvature.capture import capture
 from hf_saddle.curvature.ranks import Ranks
+from hf_saddle.curvature.settings import Settings
 
 
 def hooks_of(model):
@@ -284,16 +285,8 @@ def test_memory_is_stated_before_the_backward_pass(caplog):
 def test_the_tokens_of_a_layer_are_freed_when_the_next_is_handed_out():
     case = transformer_case()
     linears = {name: module for name, module in case.model.named_modules() if isinstance(module, nn.Linear)}
-    captured = capture(
-        case.model.eval(),
-        linears,
-        [case.batch] * 2,
-        cross_entropy,
-        kinds={"width", "depth"},
-        max_tokens=10,
-        seed=0,
-        ranks=Ranks(),
-    )
+    settings = Settings(criteria=("width", "depth"), max_tokens=10)
+    captured = capture(case.model.eval(), linears, [case.batch] * 2, cross_entropy, settings=settings, ranks=Ranks())
     kept = [weakref.ref(part.gradient) for layer in captured.layers for part in layer.parts]
     assert len(kept) == 2 * (len(linears) + 1)
     alive = []

@@ -12,6 +12,7 @@ from hf_saddle.curvature.described import describe
 from hf_saddle.curvature.loss import own_loss
 from hf_saddle.curvature.padding import rows_for_scale
 from hf_saddle.curvature.ranks import Ranks
+from hf_saddle.curvature.settings import Settings
 
 
 LENGTHS = [3, 7, 5, 18, 6]
@@ -128,17 +129,9 @@ def test_encoder_and_decoder_have_masks_of_their_own(name):
 
 def forms(model, batches, loss, linears):
     """Each sample's share in the quadratic forms of random vectors, by layer and kind, `(samples, n)`."""
-    found = capture(
-        model,
-        {name: model.get_submodule(name) for name in linears},
-        batches,
-        loss,
-        kinds={"width", "depth"},
-        max_tokens=10**9,
-        seed=0,
-        ranks=Ranks(),
-        described=describe(model),
-    )
+    modules = {name: model.get_submodule(name) for name in linears}
+    settings = Settings(criteria=("width", "depth"), max_tokens=10**9)
+    found = capture(model, modules, batches, loss, settings=settings, ranks=Ranks(), described=describe(model))
     result = {}
     for layer in list(found.layers):
         tokens = layer.tokens()
