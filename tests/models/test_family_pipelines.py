@@ -10,7 +10,6 @@ from families_cases import CASES, stock_model
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     ViTImageProcessorPil,
@@ -97,8 +96,8 @@ def recognisers(folder: Path) -> dict[str, Any]:
     """Pipelines of a stock and of a grown Whisper."""
     found = {}
     for kind, model in grown_and_stock("WhisperForConditionalGeneration", folder).items():
-        # Fields of the model's own, which `update` would leave out.
-        GenerationConfig(**model.generation_config.to_diff_dict() | LISTENING).save_pretrained(folder / kind)
+        vars(model.generation_config).update(LISTENING, _from_model_config=False)
+        model.generation_config.save_pretrained(folder / kind)
         words = WhisperTokenizer(vocab={word: index for index, word in enumerate(SPEECH)}, merges=[])
         words.add_special_tokens({"pad_token": SPEECH[0], "additional_special_tokens": [SPEECH[1], *SPEECH[-23:-21]]})
         words.save_pretrained(folder / kind)
