@@ -97,7 +97,8 @@ def _sample(model: GrowablePreTrainedModel, number: int, cut: int) -> Inputs:
         found[name] = tensor if tensor.is_floating_point() else tensor[..., cut + (name != "input_ids") :]
         if name == "input_ids":
             found["attention_mask"] = torch.ones_like(found[name])
-            found["attention_mask"][-1, ..., 0] = 0
+            # Not the first: what a token answers that may look at none is left to the runtime.
+            found["attention_mask"][-1, ..., 1:2] = 0
     return found
 
 

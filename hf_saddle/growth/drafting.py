@@ -153,7 +153,8 @@ def _check_width(model: GrowablePreTrainedModel, growth: LayerGrowth, site: Site
     if not operator.can_widen(site, kind):
         raise ValueError(
             f"`{growth.operator}` widens hidden neurons (all but `gradmax` also those behind a batch normalisation, "
-            f"and branch units with gains), not {growth.linear}. {remedy}"
+            "which has no statistics of a neuron that is no copy, and branch units with gains), not "
+            f"{growth.linear}. {remedy}"
         )
     objection = widening_objection(model, site, operator)
     if objection is not None:

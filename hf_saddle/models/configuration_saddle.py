@@ -13,7 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils.versions import require_version
 
 from .config_fields import SHAPE_FIELDS, check_field
-from .families import FAMILIES, family_of
+from .families import FAMILIES, family_of, unknown_class
 from .json_files import read_json
 from .shape_checks import check_paths
 
@@ -35,8 +35,8 @@ def sides(size: int | Sequence[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-# The types that transformers asks configs for by their stock names, where its pipelines and `generate` treat the models
-# in ways of their own. Files have the type of the class.
+# The types that transformers asks configs for by their stock names, where its pipelines and `generate` do something of
+# their own for the models. Files have the type of the class.
 _ASKED_FOR = ("saddle_whisper",)
 
 _first_uses: list[Callable[[str], None]] = []
@@ -215,4 +215,4 @@ def __getattr__(name: str) -> Any:
     for model_type in FAMILIES:
         if name == f"Saddle{CONFIG_MAPPING_NAMES[model_type]}":
             return config_class(model_type)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{unknown_class(name)}")

@@ -161,10 +161,23 @@ def family_of(model_type: str) -> Family:
     if family is None:
         raise ValueError(
             f"There is no description of the model type {model_type!r}, so that it is not known where its neurons "
-            f"are. Known are {', '.join(FAMILIES)}; another one takes an entry of `FAMILIES` in "
-            "hf_saddle/models/families.py, see CONTRIBUTING.md."
+            f"are. {_known()}"
         )
     return family
+
+
+def _known() -> str:
+    return (
+        f"Known are {', '.join(FAMILIES)}; another one takes an entry of `FAMILIES` in hf_saddle/models/families.py, "
+        "see CONTRIBUTING.md."
+    )
+
+
+def unknown_class(name: str) -> str:
+    """What an error about a class that is asked for by name says of those that there are; nothing of other names."""
+    if not name.startswith("Saddle"):
+        return ""
+    return f". Growable classes have the names of those of transformers behind `Saddle`, of certain types. {_known()}"
 
 
 def blocks_in(base: nn.Module, config: Any) -> list[tuple[str, Block]]:

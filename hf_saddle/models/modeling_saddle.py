@@ -12,7 +12,7 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 from .branch_guard import guarded
 from .checkpointed import CheckpointedModel
 from .configuration_saddle import config_class
-from .families import FAMILIES, family_of
+from .families import FAMILIES, family_of, unknown_class
 from .growable import PairedLinear, SkipBranch
 from .growable_parts import GrowableParts
 from .injection import inject_
@@ -128,6 +128,8 @@ def growable(model: PreTrainedModel) -> Any:
     ```"""
     if isinstance(model, GrowablePreTrainedModel):
         return model
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(_no_twin(model))
     model_type = model.config.model_type
     parts = [field for field, kind in part_types(model.config).items() if kind in FAMILIES]
     if model_type not in FAMILIES and parts:
@@ -138,10 +140,7 @@ def growable(model: PreTrainedModel) -> Any:
         )
     family_of(model_type)
     if stock_named(type(model).__name__) is not type(model):
-        raise ValueError(
-            f"A {type(model).__name__} is not a model class of transformers, so that it has no growable twin. Unwrap "
-            "it, merge adapters, or load it with the class of transformers."
-        )
+        raise ValueError(_no_twin(model))
     own: Any = type(model)
     kind = model_class(own, model_type)
     inject_(model.base_model, growable_config(kind, model.config))
@@ -153,8 +152,15 @@ def growable(model: PreTrainedModel) -> Any:
     return model
 
 
+def _no_twin(model: object) -> str:
+    return (
+        f"A {type(model).__name__} is not a model class of transformers, so that it has no growable twin. Unwrap it, "
+        "merge adapters, or load it with the class of transformers."
+    )
+
+
 def __getattr__(name: str) -> Any:
     stock = stock_named(name.removeprefix("Saddle")) if name.startswith("Saddle") else None
     if stock is not None and stock.config_class is not None and stock.config_class.model_type in FAMILIES:
         return model_class(stock, stock.config_class.model_type)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{unknown_class(name)}")

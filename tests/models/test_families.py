@@ -135,10 +135,18 @@ def test_an_unknown_family_is_refused():
     config = transformers.OPTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, ffn_dim=8, vocab_size=9)
     with pytest.raises(ValueError, match="no description of the model type 'opt'.*llama.*CONTRIBUTING"):
         hf_saddle.growable(transformers.OPTModel(config))
-    with pytest.raises(AttributeError, match="SaddleOPTModel"):
+    with pytest.raises(AttributeError, match="SaddleOPTModel.*Known are .*llama.*CONTRIBUTING"):
         _ = hf_saddle.SaddleOPTModel
+    with pytest.raises(AttributeError, match="SaddleOPTConfig.*Known are .*llama.*CONTRIBUTING"):
+        _ = hf_saddle.SaddleOPTConfig
     with pytest.raises(AttributeError, match="SaddleLlamaForNothing"):
         _ = hf_saddle.SaddleLlamaForNothing
+
+
+@pytest.mark.parametrize("thing", ["openai-community/gpt2", nn.Linear(2, 2)], ids=["a name", "a module"])
+def test_only_models_of_transformers_become_growable(thing):
+    with pytest.raises(ValueError, match="not a model class of transformers"):
+        hf_saddle.growable(thing)
 
 
 def test_a_layer_that_was_exchanged_is_refused_and_nothing_is_changed():

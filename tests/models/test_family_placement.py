@@ -48,6 +48,18 @@ def test_layers_that_lie_on_disk_compute_the_same(name, tmp_path):
 
 
 @every_family
+def test_what_memory_has_no_room_for_is_put_on_disk(name, tmp_path):
+    model = grown_model(name)
+    model.save_pretrained(tmp_path / "saved")
+    room = {"cpu": sum(tensor.nbytes for tensor in model.state_dict().values()) * 6 // 10}
+    options = {"device_map": "auto", "max_memory": room, "offload_folder": tmp_path / "disk"}
+    again = type(model).from_pretrained(tmp_path / "saved", **options)
+    assert "disk" in again.hf_device_map.values() and any(parameter.is_meta for parameter in again.parameters())
+    torch.testing.assert_close(outputs(again, inputs(name)), outputs(model, inputs(name)), rtol=1e-5, atol=1e-5)
+    assert again.shapes() == model.shapes()
+
+
+@every_family
 @pytest.mark.parametrize("options", PARALLEL, ids=["config", "dictionary", "plan", "size"])
 def test_tensor_parallelism_of_branches_is_refused_before_anything_is_started(name, options, tmp_path, monkeypatch):
     model = grown_model(name)
