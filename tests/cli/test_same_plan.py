@@ -52,8 +52,10 @@ def test_analyze_a_dry_run_and_the_event_say_the_same(folder, tmp_path, capsys):
     event = GrowthHistory.load(tmp_path / "run" / "growth_history.json").events[0]
     grown = "{linear}: {chosen} of {candidates} by {operator}"
     assert [*(grown.format(**layer) for layer in event.layers), *told(first)] == analyzed and len(analyzed) > 2
-    measured = event.loss_after - event.loss_before
-    assert f", measured {measured:+.4f} (probe loss {event.loss_before:.4f} → {event.loss_after:.4f})" in first
+    error = analyzed[-1].split()[3]
+    assert float(error) == pytest.approx(event.predicted_error, rel=0.05)
+    measured, places = event.loss_after - event.loss_before, len(error) - len("0.")
+    assert f", measured {measured:+.{places}f} (probe loss {event.loss_before:.4f} → {event.loss_after:.4f})" in first
 
 
 def test_the_losses_of_an_event_are_measured_on_the_same_batches(folder):
