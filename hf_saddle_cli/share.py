@@ -83,7 +83,8 @@ def push_folder(folder: Path, repo_id: str, private: bool, revision: str | None,
         )
     except (HTTPError, RuntimeError) as error:
         raise ConnectionError(
-            f"{error} The model in {folder} is complete; once the reason is gone, run the same command again."
+            f"{str(error).rstrip('.')}. The model in {folder} is complete; once the reason is gone, run the same "
+            "command again."
         ) from error
     return str(commit.pr_url if create_pr else commit.commit_url)
 

@@ -88,7 +88,7 @@ def _told(event: GrowthEvent) -> str:
         f"  {layer['linear']}: {layer['chosen']} of {layer['candidates']} by {layer['operator']}"
         for layer in event.layers
     ]
-    told = f"It is {prediction(event)}." if event.forecast is not None else ""
+    told = f"Change of the loss: {prediction(event)}." if event.forecast is not None else ""
     return "\n".join([head, *lines, *([told] if told else [])])
 
 

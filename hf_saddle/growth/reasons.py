@@ -1,5 +1,6 @@
 """Why nothing grows at an event: which option held the best candidate back, with its numbers."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,8 +75,9 @@ def held_back(
         )
     if judged is not None:
         return f"{unsupported(*judged, sum(counts), config)} {best}"
-    share = f"each of {len(QUOTAS)} quotas of this event may add {allowed / len(QUOTAS):,.0f}"
-    budget = share if config.quotas else f"this event may add {allowed:,.0f}"
+    # Rounded down: what costs as much as that fits.
+    share = f"each of {len(QUOTAS)} quotas of this event may add {math.floor(allowed / len(QUOTAS)):,}"
+    budget = share if config.quotas else f"this event may add {math.floor(allowed):,}"
     return (
         f"Budget: there are {sum(counts)} candidates, but {budget} {config.budget_unit}, and the cheapest of them "
         f"costs {cheapest:,}. {best}"

@@ -96,8 +96,9 @@ def describe(event: GrowthEvent, number: int) -> str:
         what = f"{', '.join(block_texts(event.blocks))}{', all else frozen' if event.frozen else ''},"
     change = f", {prediction(event)}" if event.forecast is not None else ""
     if event.loss_before is not None and event.loss_after is not None:
+        places = _places(event.predicted_error)
         measured = event.loss_after - event.loss_before
-        change += f", measured {measured:+.4f} (probe loss {event.loss_before:.4f} → {event.loss_after:.4f})"
+        change += f", measured {measured:+.{places}f} (probe loss {event.loss_before:.4f} → {event.loss_after:.4f})"
     ratio = event.parameters_after / event.parameters_before
     return (
         f"{where}: {what} by {', '.join(event.operators)}, "
@@ -108,9 +109,15 @@ def describe(event: GrowthEvent, number: int) -> str:
 
 def prediction(of: GrowthEvent | GrowthPlan) -> str:
     """What an event with a forecast is predicted to do to the loss, with its standard error, in words."""
-    error = "" if of.predicted_error is None else f" ± {of.predicted_error:.4f}"
+    places = _places(of.predicted_error)
+    error = "" if of.predicted_error is None else f" ± {of.predicted_error:.{places}f}"
     when = "of samples that chose nothing" if of.forecast == "event" else "by a half natural step after it"
-    return f"predicted {-of.predicted_gain:+.4f}{error} {when}"
+    return f"predicted {-of.predicted_gain:+.{places}f}{error} {when}"
+
+
+def _places(error: float | None) -> int:
+    """Decimal places that show two digits of an error, and four at least."""
+    return max(4, 1 - math.floor(math.log10(error))) if error else 4
 
 
 def lr_ratio(optimizer: Optimizer, peak: float) -> float:

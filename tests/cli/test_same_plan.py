@@ -10,6 +10,7 @@ from hf_saddle import GrowthConfig, GrowthHistory, growth_event_, plan_event
 from hf_saddle.demo.arguments import ModelAndDataArguments
 from hf_saddle.demo.job import build_trainer, load_run_data
 from hf_saddle.demo.run import run as grow
+from hf_saddle.growth import halves, probe_loss
 from hf_saddle_cli import main
 
 
@@ -51,8 +52,28 @@ def test_analyze_a_dry_run_and_the_event_say_the_same(folder, tmp_path, capsys):
     event = GrowthHistory.load(tmp_path / "run" / "growth_history.json").events[0]
     grown = "{linear}: {chosen} of {candidates} by {operator}"
     assert [*(grown.format(**layer) for layer in event.layers), *told(first)] == analyzed and len(analyzed) > 2
-    measured = event.loss_after - event.loss_before
-    assert f", measured {measured:+.4f} (probe loss {event.loss_before:.4f} → {event.loss_after:.4f})" in first
+    error = analyzed[-1].split()[3]
+    assert float(error) == pytest.approx(event.predicted_error, rel=0.05)
+    measured, places = event.loss_after - event.loss_before, len(error) - len("0.")
+    assert f", measured {measured:+.{places}f} (probe loss {event.loss_before:.4f} → {event.loss_after:.4f})" in first
+
+
+def test_the_losses_of_an_event_are_measured_on_the_same_batches(folder):
+    """Also of a loss whose mean over batches depends on them, which here are the halves of those that were given."""
+    arguments = ModelAndDataArguments(model_name_or_path=str(folder))
+    training = TrainingArguments(str(folder), use_cpu=True, report_to="none")
+    trainer = build_trainer(arguments, training, load_run_data(arguments, 1))
+    model, data = trainer.model, trainer.train_dataset
+    batches = [data[start : start + 64] for start in range(0, 512, 64)]
+
+    def loss(model, batch):
+        return model(**batch).loss * len(batch["labels"]) ** 0.5
+
+    halves_ = [batch for half in halves(batches) for batch in half]
+    before = probe_loss(model, halves_, loss)
+    event = growth_event_(model, None, batches, GrowthConfig(max_growth=1.3), loss=loss)
+    assert event.layers and event.loss_before == pytest.approx(before, rel=1e-6)
+    assert event.loss_after == pytest.approx(probe_loss(model, halves_, loss), rel=1e-6)
 
 
 def test_a_planned_event_is_that_of_the_loop_and_leaves_the_model(folder):

@@ -47,7 +47,7 @@ def test_the_budget():
     fc1 = path_of(model, "mlp.fc1")
     gain = torch.zeros(24)
     gain[[3, 7]] = torch.tensor([1.0, 2.0])
-    config = GrowthConfig(num_events=1, max_growth=None, event_budget=17)
+    config = GrowthConfig(num_events=1, max_growth=None, event_budget=17.9)
     told = why(model, report_for(model, entry_for(model, fc1, gain=gain)), config)
     assert told.startswith("Budget: there are 2 candidates, but this event may add 17 parameters, and the cheapest")
     assert f"costs 18. The best is neuron 7 of {fc1}" in told and "ranked by 2." in told
