@@ -94,7 +94,7 @@ class SaddleConfig(PreTrainedConfig):
             own = getattr(self, family_of(self.model_type).activation)
             self.skip_activation = own if own in ACT2FN and own not in UNSUITED else "gelu"
         if type(self).model_type in _ASKED_FOR:
-            self.model_type = type(self).model_type.removeprefix("saddle_")
+            super().__setattr__("model_type", type(self).model_type.removeprefix("saddle_"))
 
     def __setattr__(self, key: str, value: Any) -> None:
         check_field(key, value)
