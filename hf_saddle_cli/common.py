@@ -17,6 +17,7 @@ from hf_saddle.demo.arguments import ModelAndDataArguments
 from hf_saddle.demo.tasks import TASKS
 from hf_saddle.growth.macs import sample_of
 from hf_saddle.models import FAMILIES, GrowablePreTrainedModel, SaddleConfig
+from hf_saddle.models.history_file import read_history
 from hf_saddle.models.json_files import read_json
 from hf_saddle.models.stock_classes import auto_classes
 
@@ -60,6 +61,15 @@ def load_model(source: str, revision: str | None = None) -> GrowablePreTrainedMo
     """
     kind = model_class(load_config(source, revision), source)
     model: GrowablePreTrainedModel = kind.from_pretrained(source, **at(revision)).eval()
+    return model
+
+
+def load_shape(source: str, revision: str | None = None) -> GrowablePreTrainedModel:
+    """A growable model without its weights, with its growth history; errors as in [`load_model`]."""
+    config = load_config(source, revision)
+    with torch.device("meta"):
+        model = model_class(config, source)(config)
+    model.growth_history = read_history(source, at(revision))
     return model
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import typer
 from transformers.activations import ACT2FN
 
@@ -18,12 +17,11 @@ from hf_saddle.growth import GrowthConfig, GrowthHistory, GrowthPlan, count_macs
 from hf_saddle.growth.block_records import block_texts
 from hf_saddle.hub.card_task import sample_name
 from hf_saddle.hub.pictures import check_matplotlib, save_report
-from hf_saddle.models.history_file import read_history
 from hf_saddle.training import plan_event, probe_batches
 from hf_saddle.training.model_checks import growable_paths
 from hf_saddle.training.reports import prediction
 
-from .common import at, load_config, load_data, load_model, model_class, print_table, quiet, task_of
+from .common import load_data, load_model, load_shape, print_table, quiet, task_of
 
 
 def print_facts(source: str, revision: str | None, as_json: bool) -> None:
@@ -51,12 +49,7 @@ def print_facts(source: str, revision: str | None, as_json: bool) -> None:
 
 
 def _facts(source: str, revision: str | None) -> dict[str, Any]:
-    config = load_config(source, revision)
-    kind = model_class(config, source)
-    with torch.device("meta"):
-        model = kind(config)
-    model.growth_history = read_history(source, at(revision))
-    check = None
+    model, check = load_shape(source, revision), None
     if model.growth_history is not None:
         history = GrowthHistory.from_model(model)
         check = history.summary()
@@ -65,13 +58,13 @@ def _facts(source: str, revision: str | None) -> dict[str, Any]:
         except ValueError as error:
             check = f"The history does not fit this model: {error}"
     return {
-        "class": kind.__name__,
-        "model_type": type(config).model_type,
+        "class": type(model).__name__,
+        "model_type": type(model.config).model_type,
         "parameters": count_parameters(model),
         "macs": count_macs(model),
         "sample": sample_name(model),
-        "labels": config.num_labels,
-        "skip_unit": config.skip_unit,
+        "labels": model.config.num_labels,
+        "skip_unit": model.config.skip_unit,
         "shapes": model.shapes().to_json(),
         "history": model.growth_history,
         "history_check": check,

@@ -3,17 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hf_saddle.growth import GrowthHistory, count_parameters
 from hf_saddle.hub import TrainingRecord, render_report
 from hf_saddle.hub.report_page import REPORT_NAME
 from hf_saddle.hub.states import Baseline, neuron_counts
-from hf_saddle.models import GrowablePreTrainedModel
-from hf_saddle.models.history_file import read_history
 from hf_saddle.models.json_files import read_json
 
-from .common import load_config, model_class, quiet
+from .common import load_shape, quiet
 
 
 _STATE_NAME = "trainer_state.json"
@@ -32,7 +28,7 @@ def write_report(folder: Path, output: Path | None, baseline: Path | None) -> Pa
         ValueError: If a file is damaged, the history does not fit the model, or the baseline has grown.
     """
     quiet()
-    model = _shape(folder)
+    model = load_shape(str(folder))
     history = GrowthHistory.from_model(model)
     if not history.matches(model):
         history.check(model)
@@ -51,16 +47,6 @@ def write_report(folder: Path, output: Path | None, baseline: Path | None) -> Pa
     return path
 
 
-def _shape(folder: Path) -> GrowablePreTrainedModel:
-    """The model of a folder without its weights, with its history."""
-    config = load_config(str(folder))
-    kind = model_class(config, str(folder))
-    with torch.device("meta"):
-        model = kind(config)
-    model.growth_history = read_history(str(folder), {})
-    return model
-
-
 def _log(folder: Path, record: TrainingRecord | None) -> list[dict[str, Any]]:
     """The log of the training: that of the record, else the one that a `Trainer` saved."""
     if record is not None and record.log:
@@ -73,7 +59,7 @@ def _log(folder: Path, record: TrainingRecord | None) -> list[dict[str, Any]]:
 
 
 def _baseline(folder: Path) -> Baseline:
-    model = _shape(folder)
+    model = load_shape(str(folder))
     if GrowthHistory.from_model(model).events:
         raise ValueError(f"{folder} has grown: a baseline is the same training without growth.")
     log = _log(folder, TrainingRecord.load(folder))

@@ -7,7 +7,7 @@ from .escape import markup, number, quantity
 from .record import TrainingRecord
 from .report_style import STYLE
 from .report_tables import architecture, eigenvalues, events, settings
-from .states import Baseline, State, last_step, reached, seconds_at, series, states
+from .states import Baseline, State, cost_curves, last_step, series, states
 from .svg import Line, chart
 
 
@@ -102,20 +102,12 @@ def _losses(
         return ""
     parts = [chart("Loss over the training", lines, x_label="step", y_label="loss", marks=_marks(found))]
     key, label = next(metric for metric in _METRICS if series(log, metric[0]))
-    values = series(log, key)
-    other = series(baseline.log, key) if baseline is not None else []
-    sizes = [Line("this model", reached(list(found), values), dots=True)]
-    if baseline is not None and other:
-        sizes.append(Line("without growth", [(baseline.parameters, other[-1][1])], "second"))
-    if history.events or other:
-        parts.append(chart(f"{label} at each size", sizes, x_label="parameters", y_label=f"last {label} at each size"))
-    clock = seconds_at(log, grew=bool(history.events))
-    timed = [Line("this model", [(clock[step], value) for step, value in values if step in clock])]
-    if baseline is not None and other:
-        clock = seconds_at(baseline.log, grew=False)
-        timed.append(Line("without growth", [(clock[s], v) for s, v in other if s in clock], "second"))
-    timed = [line for line in timed if line.points]
+    sizes, timed = cost_curves(history, log, key, baseline)
+    colours = {"this model": "first", "without growth": "second"}
+    if history.events or len(sizes) > 1:
+        lines = [Line(name, points, colours[name], dots=name == "this model") for name, points in sizes.items()]
+        parts.append(chart(f"{label} at each size", lines, x_label="parameters", y_label=f"last {label} at each size"))
     if timed:
-        seconds = "seconds of training, growth included"
-        parts.append(chart(f"{label} over the seconds", timed, x_label=seconds, y_label=label))
+        lines, seconds = [Line(name, points, colours[name]) for name, points in timed.items()], "seconds of training"
+        parts.append(chart(f"{label} over the seconds", lines, x_label=f"{seconds}, growth included", y_label=label))
     return "<h2>Loss</h2>" + "".join(parts)

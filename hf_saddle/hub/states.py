@@ -161,6 +161,22 @@ def reached(found: list[State], values: Sequence[tuple[int, float]]) -> list[tup
     return sorted(last.items())
 
 
+def cost_curves(
+    history: GrowthHistory, log: Sequence[Mapping[str, float]], key: str, baseline: Baseline | None
+) -> tuple[dict[str, list[tuple[float, float]]], dict[str, list[tuple[float, float]]]]:
+    """A metric over what it has cost, parameters and seconds, by name of the training, as far as logs tell."""
+    values = series(log, key)
+    sizes: dict[str, list[tuple[float, float]]] = {"this model": [*reached(states(history), values)]}
+    clock = seconds_at(log, grew=bool(history.events))
+    timed = {"this model": [(clock[step], value) for step, value in values if step in clock]}
+    other = [] if baseline is None else series(baseline.log, key)
+    if baseline is not None and other:
+        sizes["without growth"] = [(baseline.parameters, other[-1][1])]
+        clock = seconds_at(baseline.log, grew=False)
+        timed["without growth"] = [(clock[step], value) for step, value in other if step in clock]
+    return sizes, {name: points for name, points in timed.items() if points}
+
+
 def parameters_at(found: list[State], step: int) -> int:
     """Parameters of the model at a training step; a growth counts from the step after it."""
     return next(state.parameters for state in reversed(found) if state.step < step or state is found[0])

@@ -11,6 +11,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from .svg import short
+
 
 # An opaque light ground reads the same on a light and on a dark page. Blue and orange differ for every kind of colour
 # vision; no picture tells things apart by colour alone.
@@ -70,12 +72,5 @@ def linear_range(values: Iterable[float]) -> float:
 
 def label_quantities(axis: Axis) -> None:
     """Ticks such as 12.5k and 1.2M."""
-
-    def text(value: float, _: Any) -> str:
-        for unit, size in (("M", 1e6), ("k", 1e3)):
-            if abs(value) >= size:
-                return f"{value / size:g}{unit}"
-        return f"{value:g}"
-
     axis.set_major_locator(MaxNLocator(5))
-    axis.set_major_formatter(FuncFormatter(text))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
