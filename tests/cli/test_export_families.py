@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_commands import run
 
-from hf_saddle.growth.macs import IMAGE_SIZE
+from hf_saddle.growth.macs import sample_of
 
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
@@ -25,8 +25,9 @@ def cases(*daily: str) -> pytest.MarkDecorator:
 def prepared(name: str, folder: Path) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
     """Save a grown model; inputs of other sizes than those of the export, and what the model answers to them."""
     model, batch = grown_model(name), inputs(name)
-    if "pixel_values" in batch and "image_size" not in model.config.to_dict():
-        batch["pixel_values"] = torch.randn(3, 3, IMAGE_SIZE, IMAGE_SIZE)
+    if "pixel_values" in batch:
+        # Nets that take images of any size are exported for one.
+        batch["pixel_values"] = torch.randn(3, *sample_of(model)["pixel_values"].shape[1:])
     model.save_pretrained(folder)
     options = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
     with torch.no_grad():
