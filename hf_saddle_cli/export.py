@@ -81,7 +81,8 @@ def export_model(source: str, output: Path, format: Format, tolerance: float, re
             found = write(answer, samples, names, partial)
             expected = [_listed(answer(*sample.values())) for sample in samples]
         pairs = (pair for one, other in zip(found, expected, strict=True) for pair in zip(one, other, strict=True))
-        difference = max(float((one - other).abs().max()) for one, other in pairs)
+        # Of which `max` of Python would pass over one that is no number.
+        difference = float(torch.stack([(one - other).abs().max() for one, other in pairs]).max())
         if not difference <= tolerance:
             raise ValueError(f"The exported model differs by {difference:.2g}, more than {tolerance:.2g}.")
         partial.replace(output)
