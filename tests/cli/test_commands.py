@@ -143,15 +143,21 @@ def test_analyze(deeper, tmp_path, capsys):
     assert {layer["criterion"] for layer in report["layers"]} == {"depth"}
     assert "deit.layers.1.mlp.fc1.skip.linear" in {layer["linear"] for layer in report["layers"]}
     assert picture.read_text().startswith("<?xml")
+    assert bool(report["event"]["growths"]) != bool(report["event"]["held_back"])
+    assert run("analyze", deeper[1], "digits", "--samples", "32", "--criterion", "grad_norm", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["event"] is None  # no event ranks by it
 
 
 def test_analyze_with_options_of_growth_plans_an_event(deeper, capsys):
     where = ["--linears", "mlp.fc1", "--layers", "0", "--significance", "0", "--max_growth", "3"]
+    # So small and untrained a model supports no growth by samples that chose nothing.
+    where += ["--selection", "gain", "--natural-step", "0"]
     assert run("analyze", deeper[1], "digits", "--samples", "32", *where) == 0
     printed = capsys.readouterr().out
-    assert "An event would grow" in printed and "deit.layers.0.mlp.fc1" in printed and "layers.1" not in printed
+    assert "An event now would grow" in printed and "by a half natural step after it" in printed
+    assert "deit.layers.0.mlp.fc1" in printed and "layers.1" not in printed
     assert run("analyze", deeper[1], "digits", "--samples", "32", "--significance", "1e9") == 0
-    assert "An event would not grow anything. Significance: none of" in capsys.readouterr().out
+    assert "An event now would not grow anything. Significance: none of" in capsys.readouterr().out
     assert run("analyze", deeper[1], "digits", "--significanc", "1") == 2
     assert "did you mean --significance?" in capsys.readouterr().err
 

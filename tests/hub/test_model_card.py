@@ -270,6 +270,10 @@ def test_only_what_held_out_samples_gained_stands_as_predicted():
     assert forecast(event) == "" and not any("change" in name for name in growth_metrics(event))
     event = replace(event, predicted_gain=0.0312, forecast="event")
     assert forecast(event) == "0.0312" and growth_metrics(event)["growth_predicted_change"] == -0.0312
+    measured = replace(event, predicted_error=0.00451)
+    assert forecast(measured) == "0.0312 ± 0.0045" and growth_metrics(measured)["growth_predicted_error"] == 0.00451
+    with pytest.raises(ValueError, match="predicted_error"):
+        replace(measured, predicted_error=-1.0).check()
     event = replace(event, forecast="next step")
     assert forecast(event) == "0.0312 (next step)"
     assert "growth_predicted_change" not in growth_metrics(event)
