@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import torch
 
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .block_gains import BlockCandidate, held_out_gain
+from .block_gains import BlockCandidate
 from .block_records import NewBlock
 from .config import GrowthConfig
+from .joint import held_out_gain
 from .plan import GrowthPlan
 from .planner import event_budget
 
@@ -41,7 +42,7 @@ def plan_blocks(
     while True:
         taken = [known[path].scores for path in chosen]
         gains = {
-            path: held_out_gain(torch.cat([*taken, known[path].scores], 1)) - total
+            path: held_out_gain(torch.cat([*taken, known[path].scores], 1), known[path].terms) - total
             for path, price in waiting.items()
             if price <= left
         }

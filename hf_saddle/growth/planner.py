@@ -16,7 +16,8 @@ from .costs import CostBook, count_parameters, plan_cost
 from .drafting import branch_kind, widening_objection
 from .history import GrowthHistory
 from .macs import count_macs
-from .natural_step import NEXT_STEP, scaled, supported, take_natural_step
+from .joint import supported
+from .natural_step import NEXT_STEP, columns_of, take_natural_step
 from .operators import OPERATORS, Operator, default_operator
 from .paper import QUOTAS
 from .plan import GrowthPlan, LayerGrowth
@@ -319,14 +320,15 @@ def _by_pursuit(
     numbers: dict[tuple[str, int], int] = {}
     neurons = [numbers.setdefault(_neuron(candidate), len(numbers)) for candidate in candidates]
     device = scores.values.device
+    columns = columns_of(scores)
     order = pursue(
-        scaled(scores)[~scores.judges],
-        scores.splits,
+        columns.fitted,
+        columns.one_way,
         torch.tensor([budget.cost(candidate) for candidate in candidates], dtype=torch.float64, device=device),
         torch.tensor(neurons, device=device),
         budget.admit,
     )
-    return supported(scores, order, config.natural_step or NEXT_STEP, config.significance)
+    return supported(columns, order, config.natural_step or NEXT_STEP, config.significance)
 
 
 def _neuron(candidate: _Candidate) -> tuple[str, int]:

@@ -22,7 +22,8 @@ from ..growth import (
     score_growths,
 )
 from ..growth.halves import halves
-from ..growth.natural_step import NEXT_STEP, Judgement, judge, moves, stepped
+from ..growth.joint import Judgement, judge
+from ..growth.natural_step import NEXT_STEP, columns_of, moves, stepped
 from ..growth.planner import choose_growths, priced, sizes
 from ..growth.reasons import no_budget, unsupported
 from ..growth.trial import loss_of_plan, measured_step
@@ -140,7 +141,7 @@ def try_step(
         loss (`Callable`): Maps model and batch to the mean loss.
         replicas ([`Replicas`]): The processes that train the model.
     """
-    found = judge(scores, config.natural_step or NEXT_STEP)
+    found = judge(columns_of(scores), config.natural_step or NEXT_STEP)
     count = sum(map(sample_count, judging))
 
     def loss_of(trial: GrowthPlan) -> float:
