@@ -38,8 +38,8 @@ def outgoing_scores(
         ranks ([`Ranks`], *optional*): Processes that share the probe.
 
     Returns:
-        `tuple[list[Tensor], Tensor]`: The weights, and the slopes of the losses of this rank's samples in `c` where the
-        outgoing weights are `c A`, shape `(samples, heads)`.
+        `tuple[list[Tensor], Tensor]`: The weights, and the slopes of the losses of this rank's samples in `c` where
+        the outgoing weights are `c A`, shape `(samples, heads)`.
     """
     known = {attention.path: attention for attention in model.attentions()}
     readers = {path: model.get_submodule(known[path].heads.reader) for path in paths}
@@ -67,7 +67,10 @@ def outgoing_scores(
 
     def slopes(weights: Sequence[Tensor]) -> Tensor:
         scores = [
-            [torch.einsum("nto,oc,ntc->n", slope, weight, own) for weight, (own, slope) in zip(weights, each, strict=True)]
+            [
+                torch.einsum("nto,oc,ntc->n", slope, weight, own)
+                for weight, (own, slope) in zip(weights, each, strict=True)
+            ]
             for each in passes()
         ]
         return torch.cat([torch.stack(each, dim=1) for each in scores])

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..models.shapes import MAX_SKIP_DEPTH
 from .block_records import BLOCK_OPERATORS
+from .kinds import Kinds, kinds_of, names_of
 from .limits import Limits
 from .old_names import accepts_old_names, current_names, refuse
-from .operators import DEPTH_OPERATORS, OPERATORS, WIDTH_OPERATORS
+from .operators import HEAD_OPERATORS, OPERATORS, SCALED
 from .values import check_bounds, help_, is_int, is_list
 
 
@@ -52,6 +53,9 @@ class GrowthConfig(Limits):
             Final number of multiply-accumulates of one sample.
         event_budget (`float`, *optional*):
             Parameters that one event may add, multiply-accumulates with `max_macs`; a share of what is left if None.
+        budget_unit (`str`, *optional*, defaults to `"auto"`):
+            'seconds' of a training step instead of parameters, for `max_growth` and `event_budget`, timed for each
+            kind of growth on this machine; 'auto' counts parameters, multiply-accumulates with `max_macs`.
         linears (`list[str]`, *optional*):
             Linears that may grow, by their names in a layer, such as 'mlp.fc1'; all if None.
         layers (`list[int]`, *optional*):
@@ -60,9 +64,11 @@ class GrowthConfig(Limits):
             Branches that may be nested; 0 allows width only.
         criterion (`str`, *optional*, defaults to `"auto"`):
             What ranks the neurons, of auto, width, depth, random; 'auto' is width and depth.
-        operator (`str`, *optional*, defaults to `"auto"`):
-            How neurons grow, of auto, zero_gain, residual_pair, opposed_pair, split, net2net, gradmax; 'auto' fits the
-            criterion. Or how whole blocks are inserted: block_copy, block_identity, block_average, block_stack.
+        operator (`str` or `list[str]`, *optional*, defaults to `"auto"`):
+            What grows, and how. Neurons: zero_gain, residual_pair, opposed_pair, split, net2net, gradmax; 'auto' fits
+            the criterion. Attention heads: new_head, split_head. Whole blocks: block_copy, block_identity,
+            block_average, block_stack. Several compete for the budget of each event; 'any' is auto, new_head,
+            split_head and block_copy, as far as the model can.
         freeze (`bool`, *optional*, defaults to `False`):
             Train only inserted blocks from the first event on; for the operators of blocks.
         selection (`str`, *optional*, defaults to `"auto"`):
@@ -95,12 +101,15 @@ class GrowthConfig(Limits):
         default="auto",
         metadata=help_(f"What ranks the neurons, of {', '.join(CRITERIA)}; 'auto' is width and depth."),
     )
-    operator: str = field(
+    operator: str | list[str] = field(
         default="auto",
+        # The default once more, which `HfArgumentParser` does not take from the field where several may be given.
         metadata=help_(
-            f"How neurons grow, of auto, {', '.join(OPERATORS)}; 'auto' fits the criterion. Or how whole blocks are "
-            f"inserted: {', '.join(BLOCK_OPERATORS)}."
-        ),
+            f"What grows, and how. Neurons: {', '.join(OPERATORS)}; 'auto' fits the criterion. Attention heads: "
+            f"{', '.join(HEAD_OPERATORS)}. Whole blocks: {', '.join(BLOCK_OPERATORS)}. Several compete for the budget "
+            "of each event; 'any' is auto, new_head, split_head and block_copy, as far as the model can."
+        )
+        | {"default": "auto"},
     )
     freeze: bool = field(
         default=False,
@@ -141,48 +150,50 @@ class GrowthConfig(Limits):
         self._check_choices()
         self._check_numbers()
         self.check_limits()
-        if self.operator in WIDTH_OPERATORS and self.criterion == "depth":
-            raise ValueError(
-                f"`operator={self.operator!r}` widens, but `criterion='depth'` ranks for depth: use "
-                "`criterion='width'` or an operator of depth."
-            )
-        if self.selection == "pursuit" and not self.pursues:
-            raise ValueError(
-                f"`selection='pursuit'` chooses splits and zero-gain units by curvature, not "
-                f"`criterion={self.criterion!r}` with `operator={self.operator!r}`: use `selection='gain'`."
-            )
-        if self.operator in DEPTH_OPERATORS and self.criterion == "width":
-            raise ValueError(
-                f"`operator={self.operator!r}` deepens, but `criterion='width'` ranks for width: use "
-                "`criterion='depth'`, or `operator='split'`."
-            )
+        self._check_kinds()
 
-        self._check_blocks()
-
-    def _check_blocks(self) -> None:
-        """Refuse options of neurons for blocks, and the other way round."""
-        if self.freeze and not self.inserts_blocks:
-            raise ValueError(f"`freeze=True` goes with an operator of blocks: {', '.join(BLOCK_OPERATORS)}.")
-        if not self.inserts_blocks:
-            return
+    def _check_kinds(self) -> None:
+        """Refuse options that do not go with the operators."""
+        kinds, told = self.kinds, f"`operator={self.operator!r}`"
+        if kinds.neurons and self.criterion in ("width", "depth") and self.criterion not in kinds.ranking():
+            does, other, instead = ("widens", "width", "zero_gain")
+            if self.criterion == "width":
+                does, other, instead = ("deepens", "depth", "split")
+            raise ValueError(
+                f"{told} {does}, but `criterion={self.criterion!r}` ranks for {self.criterion}: use "
+                f"`criterion={other!r}`, or `operator={instead!r}`."
+            )
+        together = [name for name in ("selection", "budget_unit") if getattr(self, name) in ("pursuit", "seconds")]
+        if (together or kinds.several) and not self.pursues:
+            what = f"`{together[0]}={getattr(self, together[0])!r}`" if together else told
+            raise ValueError(
+                f"{what} chooses splits and zero-gain units, and heads and blocks, by curvature and pursuit, not "
+                f"`criterion={self.criterion!r}` with {told} and `selection={self.selection!r}`: use "
+                "`selection='gain'` with an operator of neurons alone and a budget of parameters, or leave it out."
+            )
+        if self.freeze and not kinds.only_blocks:
+            raise ValueError(f"`freeze=True` goes with an operator of blocks alone: {', '.join(BLOCK_OPERATORS)}.")
         given = {"criterion": self.criterion != "auto", "linears": self.linears is not None}
         given |= {"selection": self.selection != "auto", "quotas": self.quotas}
         wrong = [f"`{name}`" for name, is_given in given.items() if is_given]
-        if wrong:
+        if wrong and not kinds.neurons:
             raise ValueError(
-                f"`operator={self.operator!r}` inserts whole blocks, which are ranked by their own gain: leave out "
-                f"{', '.join(wrong)}. `layers` says behind which blocks."
+                f"{told} lets no neurons grow, and heads and blocks are ranked by their own gain: leave out "
+                f"{', '.join(wrong)}. `layers` says in or behind which blocks."
             )
+        if self.quotas and kinds.several:
+            raise ValueError(f"`quotas=True` shares the budget between linears, and not between the kinds of {told}.")
 
     def _check_choices(self) -> None:
         choices = {
             "criterion": self.known_criteria,
-            "operator": ("auto", *OPERATORS, *BLOCK_OPERATORS),
             "selection": SELECTIONS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        names = names_of(self.operator)
+        self.operator = names if len(names) > 1 else names[0]
         if not isinstance(self.freeze, bool):
             raise ValueError(f"`freeze` must be True or False, got {self.freeze!r}.")
         # Lists, as a checkpoint keeps them.
@@ -230,9 +241,9 @@ class GrowthConfig(Limits):
         )
 
     @property
-    def inserts_blocks(self) -> bool:
-        """Whether events insert whole blocks; otherwise neurons grow."""
-        return self.operator in BLOCK_OPERATORS
+    def kinds(self) -> Kinds:
+        """The operators, by what grows."""
+        return kinds_of(self.operator)
 
     @property
     def criteria(self) -> tuple[str, ...]:
@@ -242,28 +253,25 @@ class GrowthConfig(Limits):
 
     @property
     def ranking(self) -> tuple[str, ...]:
-        """The criteria that rank the neurons."""
+        """The criteria that rank the neurons; of heads and blocks alone, their own gain."""
         if self.criterion != "auto":
             return (self.criterion,)
-        if self.inserts_blocks:
-            return ("the gain of blocks",)
-        if self.operator in WIDTH_OPERATORS:
-            return ("width",)
-        return ("depth",) if self.operator in DEPTH_OPERATORS else ("width", "depth")
+        return self.kinds.ranking() or ("their own gain",)
 
     @property
     def pursues(self) -> bool:
         """Whether neurons are chosen by what they add to others; controls are ranked by their own scores."""
         by_curvature = self.criterion in ("auto", "width", "depth")
-        return by_curvature and self.operator in ("auto", "zero_gain", "split") and self.selection != "gain"
+        return by_curvature and {*self.kinds.neurons} <= {"auto", "zero_gain", "split"} and self.selection != "gain"
 
     @property
     def judged(self) -> bool:
         """Whether half of the probe judges what the other half has chosen; not where nothing can move at once."""
-        if self.inserts_blocks:
-            return False
-        if self.operator != "auto":
-            return OPERATORS[self.operator].scaled is not None
+        kinds = self.kinds
+        if kinds.several or kinds.only_blocks:
+            return kinds.several
+        if kinds.neurons != ("auto",):
+            return any(name in SCALED for name in kinds.neurons)
         return self.criterion not in ("paper_score", "gradmax")
 
     def to_dict(self) -> dict[str, Any]:

@@ -94,9 +94,19 @@ def score_heads(
     Raises:
         ValueError: If heads of the model cannot grow, or there are fewer than eight samples.
     """
-    halves_ = halves(list(batches))
-    options = {"candidates": candidates, "step_size": step_size, "steps": steps, "seed": seed}
-    return score_heads_of_halves(model, *halves_, ways, paths=paths, loss=loss, **options)
+    choosing, judging = halves(list(batches))
+    return score_heads_of_halves(
+        model,
+        choosing,
+        judging,
+        ways,
+        paths=paths,
+        candidates=candidates,
+        step_size=step_size,
+        steps=steps,
+        loss=loss,
+        seed=seed,
+    )
 
 
 def score_heads_of_halves(
@@ -202,9 +212,7 @@ def _score_splits(
     paths: Sequence[str],
     **options: Any,
 ) -> Scored:
-    fit, judge = (
-        capture_heads(model, part, paths, options["loss"], options["ranks"]) for part in (choosing, judging)
-    )
+    fit, judge = (capture_heads(model, part, paths, options["loss"], options["ranks"]) for part in (choosing, judging))
     found: list[LayerGrowth] = []
     values: list[tuple[Tensor, Tensor]] = []
     for index, path in enumerate(paths):

@@ -1,4 +1,4 @@
-"""What candidates of any kind would gain together: a regression on scores, fitted to some samples, judged on others."""
+"""What candidates of any kind would gain together: a regression on scores of some samples, judged on others."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

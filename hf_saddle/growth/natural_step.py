@@ -12,7 +12,7 @@ from ..curvature import Units, UnitScores, score_units
 from ..curvature.loss import Loss
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .joint import Columns, Judgement, judge
-from .operators import OPERATORS
+from .operators import OPERATORS, SCALED
 from .plan import GrowthPlan, LayerGrowth
 
 
@@ -21,8 +21,8 @@ NEXT_STEP = 0.5
 
 
 def moves(growth: LayerGrowth) -> bool:
-    """Whether a growth has a natural step: splits, and units whose gains may be finite."""
-    return growth.operator in OPERATORS and OPERATORS[growth.operator].scaled is not None
+    """Whether a growth has a natural step that an event takes: splits, and units whose gains may be finite."""
+    return growth.operator in SCALED
 
 
 def score_growths(
@@ -51,8 +51,10 @@ def score_growths(
     groups: dict[tuple[str, str], list[int]] = {}
     starts = torch.tensor([0, *(len(growth.neurons) for growth in growths)]).cumsum(0).tolist()
     for index, growth in enumerate(growths):
-        if not moves(growth):
-            raise ValueError(f"`{growth.operator}` of {growth.linear} has no natural step, so it cannot be scored.")
+        if growth.operator not in OPERATORS or not moves(growth):
+            raise ValueError(
+                f"`{growth.operator}` of {growth.linear} has no natural step, or is of no neurons: it has no scores."
+            )
         groups.setdefault((growth.linear, "depth" if OPERATORS[growth.operator].deepens else "width"), []).append(
             index
         )
@@ -129,7 +131,7 @@ def stepped(plan: GrowthPlan, found: Judgement, factor: float, gain: float) -> G
         step, share = coefficients[own], gains[own]
         if not factor:
             growths.append(replace(growth, predicted_gain=share))
-        elif OPERATORS[growth.operator].scaled == "gains":
+        elif SCALED[growth.operator] == "gains":
             growths.append(replace(growth, gains=step, predicted_gain=share))
         else:
             wanted = (step > 0).nonzero()[:, 0].tolist()

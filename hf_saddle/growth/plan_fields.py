@@ -46,9 +46,17 @@ PLAN_FIELDS: dict[str, Callable[[Any], bool]] = {
     "forecast": lambda value: value in (None, *FORECASTS),
     "blocks": lambda value: isinstance(value, list),
     "freeze": lambda value: isinstance(value, bool),
+    "timing": lambda value: value is None or isinstance(value, dict),
 }
 # What plans of earlier schemas do not have.
-LATER_FIELDS: dict[str, Any] = {"candidates": {}, "held_back": None, "forecast": None, "blocks": [], "freeze": False}
+LATER_FIELDS: dict[str, Any] = {
+    "candidates": {},
+    "held_back": None,
+    "forecast": None,
+    "blocks": [],
+    "freeze": False,
+    "timing": None,
+}
 GROWTH_FIELDS: dict[str, Callable[[Any], bool]] = {
     "linear": _is_text,
     "operator": _is_text,

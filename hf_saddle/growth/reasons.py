@@ -73,7 +73,7 @@ def held_back(
             f"{max(counts)} of {sum(counts)}. {best}"
         )
     if judged is not None:
-        return f"{unsupported(*judged, sum(counts), config)} {best}"
+        return f"{unsupported(*judged, f'{sum(counts)} candidates', config)} {best}"
     share = f"each of {len(QUOTAS)} quotas of this event may add {allowed / len(QUOTAS):,.0f}"
     budget = share if config.quotas else f"this event may add {allowed:,.0f}"
     return (
@@ -82,21 +82,26 @@ def held_back(
     )
 
 
-def unsupported(gain: float, error: float, units: int, candidates: int, config: GrowthConfig) -> str:
+def unsupported(gain: float, error: float, units: int, candidates: str, config: GrowthConfig) -> str:
     """Why nothing grows though there are candidates: samples that did not choose them gain too little."""
     return (
-        f"Held-out samples: of {candidates} candidates the best {units} together would lower the loss of samples that "
+        f"Held-out samples: of {candidates} the best {units} together would lower the loss of samples that "
         f"did not choose them by {gain:.3g} ± {error:.2g}, and `significance={config.significance:g}` standard errors "
         "are asked for; more `probe_samples` make the error smaller."
     )
 
 
-def no_budget(size: int, initial: int, final: float, config: GrowthConfig, event: int) -> str:
+def amount(value: float) -> str:
+    """A size in any unit: a whole number of parameters or MACs, or seconds, which are small."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def no_budget(size: float, initial: float, final: float, config: GrowthConfig, event: int) -> str:
     """Why nothing is measured: the model is as large as it may become, or the event has no share."""
     if size >= final:
         return (
-            f"Budget: it is spent. The model has {size:,} {config.budget_unit}, {initial:,} before its first event, "
-            f"and may have {final:,.0f}."
+            f"Budget: it is spent. The model has {amount(size)} {config.budget_unit}, {amount(initial)} before its "
+            f"first event, and may have {amount(final)}."
         )
     if config.events is not None and event >= config.events:
         return f"Budget: event {event + 1} is beyond the {config.events} that share it."

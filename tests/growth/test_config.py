@@ -15,6 +15,7 @@ from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
 
 BAD = {
     "freeze": 1,
+    "budget_unit": "days",
     "at": [10, 20],
     "warmup": -1,
     "interval": 0,
