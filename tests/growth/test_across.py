@@ -1,11 +1,12 @@
-"""Neurons, heads and blocks in one plan: atomic, exact where that is promised, and chosen by what other samples gain."""
+"""Neurons, heads and blocks in one plan: atomic, exact where that is promised, chosen by what other samples gain."""
 
 import copy
 import json
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from family_cases import CASES, answers, family_model
+from family_cases import CASES, answers, family_model, inputs
 from test_blocks import block_model
 
 from hf_saddle.growth import (
@@ -20,6 +21,12 @@ from hf_saddle.growth import (
     grow_,
     head_growth,
 )
+from hf_saddle.growth import timing as timing_module
+from hf_saddle.growth.across import Across, Part
+from hf_saddle.growth.costs import Cost
+from hf_saddle.growth.joint import Columns, judge
+from hf_saddle.growth.timing import time_kinds
+from hf_saddle.growth.timing_record import Timing
 from hf_saddle.models.blocks import block_paths
 
 
@@ -140,3 +147,121 @@ def test_what_cannot_be_meant_is_refused(case):
     fields, message = WRONG[case]
     with pytest.raises(ValueError, match=message):
         GrowthConfig(**fields)
+
+
+# -------------------------------------------------------------------------------------------------------------- choice
+@dataclass(frozen=True)
+class Thing:
+    """A candidate of a price."""
+
+    operator: str
+    number: int
+    price: int = 1
+    place: str = "mlp"
+
+    @property
+    def once(self):
+        return self.operator, self.number
+
+    def cost(self, book):
+        return Cost(self.price, self.price)
+
+    def book_(self, book):
+        pass
+
+
+def part(name, values, judges, prices=None):
+    """Candidates of one kind with scores."""
+    prices = prices or [1] * values.shape[1]
+    things = tuple(Thing(name, number, price) for number, price in enumerate(prices))
+    return Part(things, Columns.unbounded(values, judges), {name: len(things)})
+
+
+def noise(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+JUDGES = torch.arange(400) % 2 == 1
+
+
+def gain_of(values):
+    """What a natural step fitted to the first samples gains on the others, by the normal equations."""
+    fitted, other = values[~JUDGES], values[JUDGES]
+    fisher = fitted.T @ fitted / len(fitted)
+    damped = fisher + 0.3 * fisher.diagonal().mean() * torch.eye(len(fisher), dtype=fisher.dtype)
+    change = other @ (-0.5 * torch.linalg.solve(damped, fitted.mean(0)))
+    return -float((change + 0.5 * change.square()).mean())
+
+
+def choice(parts, allowed=3.0, **fields):
+    config = GrowthConfig(operator="any", max_growth=None, event_budget=allowed, significance=0.0, **fields)
+    return Across(parts, None, family_model("LlamaForCausalLM"), config).choose(allowed)
+
+
+def test_the_kinds_that_other_samples_gain_by_are_chosen_whatever_their_scale():
+    good, idle = noise(0, 400, 3) + 0.5, noise(1, 400, 3)
+    for scale in (1e-4, 1.0, 1e4):
+        # A kind of large scores that says nothing does not drown one of small scores, nor the other way round.
+        chosen = choice([part("one", good, JUDGES), part("other", scale * idle, JUDGES)])
+        assert {member.operator for member in chosen.members} == {"one"}
+    # Kinds that complement each other come together, and gain more than either alone.
+    chosen = choice([part("one", good[:, :1], JUDGES), part("other", 100 * good[:, 1:2], JUDGES)])
+    assert [member.operator for member in chosen.members] in (["one", "other"], ["other", "one"])
+    found = judge(chosen.columns, 0.5).gain
+    assert found == pytest.approx(gain_of(good[:, :2] / good[~JUDGES][:, :2].square().mean(0).sqrt()))
+    assert found > max(gain_of(good[:, :1]), gain_of(good[:, 1:2]))
+
+
+def test_a_kind_that_fits_the_choosing_samples_only_crowds_out_nothing():
+    good, fooled = noise(0, 400, 2) + 0.3, noise(1, 400, 3)
+    fooled[~JUDGES] += 2.0  # what choosing samples promise, and judging ones do not keep
+    chosen = choice([part("honest", good, JUDGES), part("fooled", fooled, JUDGES)], allowed=2.0)
+    assert {member.operator for member in chosen.members} == {"honest"}
+
+
+def test_the_same_gain_is_taken_where_it_is_cheaper():
+    column = noise(0, 400, 1) + 0.5
+    twins = [part("dear", column, JUDGES, [3]), part("cheap", column.clone(), JUDGES, [2])]
+    assert [member.operator for member in choice(twins).members] == ["cheap"]
+    none = choice(twins, allowed=1.0)
+    assert none.members == () and none.held_back.startswith("Budget: there are candidates (1 by dear, 1 by cheap)")
+    nothing = choice([part("idle", -noise(3, 400, 1).abs().where(JUDGES[:, None], noise(3, 400, 1).abs()), JUDGES)])
+    assert nothing.members == () and nothing.held_back.startswith("Held-out samples: of candidates (1 by idle)")
+
+
+# ------------------------------------------------------------------------------------------------------------- seconds
+def test_each_kind_is_timed_once_and_the_model_stays(monkeypatch):
+    model = family_model("LlamaForCausalLM")
+    before, fields = {key: value.clone() for key, value in model.state_dict().items()}, model.config.to_dict()
+    head = next(iter(model.attentions()))
+    kinds = {
+        "new_head self_attn": GrowthPlan((head_growth(model, head.path, 1, "new"),)),
+        "block_copy ": GrowthPlan(blocks=(NewBlock("layers.0", "copy"),)),
+    }
+
+    def loss(model, batch):
+        return model(**batch).logits.square().mean()
+
+    found = time_kinds(model, inputs("LlamaForCausalLM"), loss, kinds)
+    assert found.rates.keys() == kinds.keys() and found.added == 0
+    assert min(found.rates.values()) >= found.step / count_macs(model) > 0
+    assert model.config.to_dict() == fields and model.growth_history is None
+    assert all(torch.equal(x, before[key]) and x.grad is None for key, x in model.state_dict(keep_vars=True).items())
+    # What is known is not measured again; a slow kind is priced by what it takes.
+    clock = iter([1.0] + [1.0, 3.0] * 5)
+    monkeypatch.setattr(timing_module, "_seconds", lambda *args: next(clock))
+    known = replace(found, rates={"new_head self_attn": 7.0})
+    again = time_kinds(model, inputs("LlamaForCausalLM"), loss, kinds, known)
+    added = grow_(copy.deepcopy(model), kinds["block_copy "])
+    assert again.step == found.step and again.rates["new_head self_attn"] == 7.0
+    assert again.rates["block_copy "] == pytest.approx(2.0 / (added.macs_after - added.macs_before))
+    assert time_kinds(model, None, loss, kinds, again) is again
+    assert Timing.from_dict(json.loads(json.dumps(again.to_dict()))) == again
+
+
+@pytest.mark.parametrize(
+    "change", [{"step": 0.0}, {"added": -1.0}, {"rates": {"split": "dear"}}, {"more": 1}], ids=str
+)
+def test_a_damaged_timing_is_refused(change):
+    with pytest.raises(ValueError, match="`timing`"):
+        Timing.from_dict(Timing(1.0, 0.0, {"split mlp.fc1": 1.0}).to_dict() | change)
