@@ -71,6 +71,12 @@ def choose_growths(
 ) -> tuple[GrowthPlan, UnitScores | None]:
     """What [`plan_growth`] chooses, before it takes a step, and the scores of its units, if there are any."""
     check_where(model, config)
+    if config.kinds.several or config.kinds.only_blocks or config.budget_unit == "seconds":
+        raise ValueError(
+            f"`plan_growth` plans neurons, by parameters or MACs. With `operator={config.operator!r}` and "
+            f"`budget_unit={config.budget_unit!r}` kinds are measured, and timed, by an event: use `growth_event_` of "
+            "`hf_saddle.training`, or `plan_heads` and `plan_blocks` for one kind."
+        )
     allowed = event_budget(model, config, event, lr_ratio, to_come)
     check_branches(model, config)
     measured = list(measured_by(report, model, config))
