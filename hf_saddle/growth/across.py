@@ -31,6 +31,10 @@ from .reasons import unsupported
 from .surgery import prepare_growth
 
 
+# Relative difference of gains up to which they are the same.
+_TIE = 1e-9
+
+
 @dataclass(frozen=True)
 class HeadCandidate:
     """One head that could come."""
@@ -206,6 +210,8 @@ class Across:
         self.parts = [part for part in parts if part.candidates]
         self.report, self.model, self.config = report, model, config
         self.share = config.natural_step or NEXT_STEP
+        offered = [each for part in self.parts for each in part.candidates if isinstance(each, HeadCandidate)]
+        self.heads = Counter((each.growth.linear, each.operator) for each in offered)
         self.found = dict(sum((Counter(part.found) for part in self.parts), Counter[str]()))
 
     def kinds(self) -> dict[str, GrowthPlan]:
@@ -238,7 +244,8 @@ class Across:
             columns = beside([part.columns for part in some]) if len(some) > 1 else some[0].columns
             budget = Budget(CostBook(self.model), config, allowed, rates)
             chosen, judged = choose_together(candidates, columns, budget, self.share, config.significance)
-            if judged is not None and chosen and (best is None or judged[0] > best[0]):
+            # All kinds come first: where some of them gain as much, that is what is cheapest per cost among all.
+            if judged is not None and chosen and (best is None or judged[0] > best[0] * (1 + _TIE)):
                 best = judged[0], [candidates[index] for index in chosen], columns.of(chosen)
             elif judged is not None and not chosen and (failed is None or judged[0] > failed[0]):
                 failed = judged
@@ -300,11 +307,12 @@ class Across:
             numbers = Counter(each.group for each in found_by(measured, self.config))
             growths += growths_of(neurons, self.report, self.model, self.config, numbers)
         told = list(zip(members, shares, strict=True))
-        growths += merged_heads(
+        heads = merged_heads(
             replace(member.growth, predicted_gain=torch.tensor([share]))
             for member, share in told
             if isinstance(member, HeadCandidate)
         )
+        growths += [replace(growth, candidates=self.heads[growth.linear, growth.operator]) for growth in heads]
         blocks = [(member, share) for member, share in told if isinstance(member, InsertedCandidate)]
         new = (
             NewBlock(member.block.after, member.how, share / member.block.number)

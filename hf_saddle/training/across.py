@@ -67,8 +67,10 @@ def decide_across(
     columns = chosen.moving(plan)
     if columns is not None:
         before = judged_loss(judging, replicas, lambda own: probe_loss(model, own, loss))
+        # What starts at rest does nothing to the loss.
+        tried = replace(plan, growths=tuple(growth for growth in plan.growths if moves(growth)), blocks=())
         found, factor, gain = try_step(
-            model, plan, columns, judging, config, before=before, loss=loss, replicas=replicas
+            model, tried, columns, judging, config, before=before, loss=loss, replicas=replicas
         )
         error = found.error * factor
         if gain > config.significance * error:
