@@ -162,6 +162,7 @@ def prepare_growth(
         shapes.write_(model.config, kind)
         if optimizer is not None:
             carry_optimizer_state_(optimizer, changes, list(model.parameters()))
+            named |= {change.new: named[change.old] for change in changes.replaced}
             rename_in_optimizer_(inner_optimizer(optimizer), model, named)
         if heads or plan.blocks:
             cost = Cost(count_parameters(model) - parameters, count_macs(model) - counted)

@@ -65,7 +65,7 @@ def growable_paths(model: GrowablePreTrainedModel, config: GrowthConfig) -> list
         ValueError: If there are none, the config names linears or layers that the model lacks, or it asks for what the
             model's activation cannot do.
     """
-    if growing_kinds(model, config).neurons:
+    if config.kinds.neurons:
         check_activation(model.config, config)
     check_where(model, config)
     paths = [
@@ -169,9 +169,9 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
         ValueError: If no operator fits these linears, or the budget of a model that has not grown is below what the
             cheapest neuron adds.
     """
+    kinds, book = growing_kinds(model, config), CostBook(model)
     if config.budget_unit == "seconds":
         return  # what a neuron takes is measured by the first event
-    kinds, book = growing_kinds(model, config), CostBook(model)
     costs: list[Cost] = []
     if kinds.blocks is not None:
         found, number = places_of_blocks(model, config.layers, kinds.blocks)

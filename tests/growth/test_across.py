@@ -35,7 +35,7 @@ MIXED = ("GPT2LMHeadModel", "LlamaForCausalLM", "SwinForImageClassification", "D
 
 
 def silent_plan(model, name):
-    """Units at rest and a new head in the last block, and a copy before it: nothing changes what the model computes."""
+    """Units at rest and a new head in the last block, and a copy before it: the model computes what it did."""
     *_, before, _ = block_paths(model.base_model, model.config)
     number = 2 if CASES[name][0] == "swin" else 1  # of a Swin blocks alternate
     last = next(site for site in reversed(list(model.growable_linears())) if not site.nested)
@@ -51,7 +51,7 @@ def test_a_plan_of_all_kinds_is_one_event_that_changes_nothing(name):
     model = block_model(name)
     before, twin = answers(model, name), copy.deepcopy(model)
     plan = silent_plan(model, name)
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer = torch.optim.AdamW(model.named_parameters())
     size, macs = count_parameters(model), count_macs(model)
     event = grow_(model, GrowthPlan.from_json(plan.to_json()), optimizer)
     assert torch.equal(answers(model, name), before)
@@ -64,7 +64,9 @@ def test_a_plan_of_all_kinds_is_one_event_that_changes_nothing(name):
     assert moved.isdisjoint({growth.linear for growth in plan.growths})
     assert all(model.get_submodule(path) is not None for path in moved)
     # The optimizer trains what the model has, in its order.
-    assert [id(p) for group in optimizer.param_groups for p in group["params"]] == [id(p) for p in model.parameters()]
+    (group,) = optimizer.param_groups
+    assert [id(parameter) for parameter in group["params"]] == [id(parameter) for parameter in model.parameters()]
+    assert group["param_names"] == [key for key, _ in model.named_parameters()]
     # The history replays, survives as text, and a second model grows in the same way.
     history = GrowthHistory.from_dict(json.loads(json.dumps(model.growth_history)))
     history.check(model)
