@@ -16,12 +16,12 @@ from hf_saddle.growth import timing as timing_module
 from hf_saddle.hub import render_model_card, render_report
 from hf_saddle.hub.states import neuron_counts, states
 from hf_saddle.training import GrowthTrainer, growth_event_, probe_batches
-from hf_saddle.training.model_checks import growable_paths, growing_kinds
+from hf_saddle.training.model_checks import growing_kinds
 from hf_saddle.training.random_growth import random_event_
 
 
 sys.path.append(str(Path(__file__).parents[1] / "growth"))
-from family_cases import family_model  # noqa: E402
+from test_blocks import block_model  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,6 @@ def grown():
 def test_an_event_does_to_the_samples_that_judge_what_was_predicted(grown):
     before, model, event, batches, config = grown
     kinds = {name.partition("_")[2] for name in event.operators}
-    print(event.operators, event.neurons, event.heads, len(event.blocks), event.predicted_gain)
     assert {"head", "copy"} & kinds and event.neurons > 0
     judging = halves(batches)[1]
     measured = probe_loss(before, judging, own_loss) - probe_loss(model, judging, own_loss)
@@ -137,16 +136,16 @@ POSSIBLE = {
 
 @pytest.mark.parametrize("name", POSSIBLE)
 def test_any_is_what_the_model_can_and_what_is_named_must_be_possible(name):
-    model, (heads, blocks) = family_model(name), POSSIBLE[name]
+    model, (heads, blocks) = block_model(name), POSSIBLE[name]
     kinds = growing_kinds(model, GrowthConfig(operator="any"))
     assert (bool(kinds.heads), kinds.blocks is not None) == (heads, blocks)
     for operator, possible in (("new_head", heads), ("block_copy", blocks)):
         config = GrowthConfig(operator=["auto", operator])
         if possible:
-            assert growable_paths(model, config)
+            assert growing_kinds(model, config) == config.kinds
         else:
             with pytest.raises(ValueError, match=r"cannot|no attention heads"):
-                growable_paths(model, config)
+                growing_kinds(model, config)
 
 
 def test_heads_that_are_frozen_or_in_other_layers_do_not_grow():
