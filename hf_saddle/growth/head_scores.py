@@ -164,7 +164,7 @@ def _costs(model: GrowablePreTrainedModel, growths: Sequence[LayerGrowth]) -> tu
         sizes = tuple((name, x.shape) for layer in layers for name, x in layer.named_parameters())
         stack, _ = split_path(Place.parse(growth.linear).block)
         # A copy takes along the units that feed it, of which each head may have others.
-        own = growth.neurons if any("skip." in name for name, _ in sizes) else ()
+        own = (growth.linear, growth.neurons) if any("skip." in name for name, _ in sizes) else ()
         key = (growth.operator, stack, sizes, own)
         if key not in counted:
             counted[key] = head_cost(model, growth)
