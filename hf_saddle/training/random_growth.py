@@ -1,5 +1,6 @@
 """The control of growth by curvature: as many units of the same kind in the same places, of random neurons."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,10 +26,12 @@ from ..growth import (
 )
 from ..growth.block_gains import places_of_blocks
 from ..growth.block_records import blocks_with, new_blocks
+from ..growth.head_drafts import find_attention
 from ..growth.natural_step import columns_of, moves, stepped
 from ..growth.operators import HEAD_OPERATORS, OPERATORS
 from ..growth.rows import find_site
 from ..models.blocks import block_paths
+from ..models.heads import heads_of
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.sites import Place
 from .distributed import Replicas
@@ -55,7 +58,7 @@ def random_event_(
     The neurons are drawn without repetition, the directions are random and of the size that the operator asks for:
     units with a gain have pre-activations with a root mean square of 1 on the probe, as those that curvature chose.
     They move at once by the natural step that fits them, as those of the other model, which leaves out splits that
-    would not lower the loss. Heads are the first ones, or new, with random rows and steps; blocks come anywhere.
+    would not lower the loss. Heads are random ones, or new, with random rows and steps; blocks come anywhere.
 
     Args:
         model (`nn.Module`): The model, of the shapes that the other one had before its event; in one process.
@@ -120,11 +123,11 @@ def _blocks_at_random(
     """As many new blocks behind others, and where the blocks are now that the other event names by later numbers."""
     paths, blocks = block_paths(model.base_model, model.config), new_blocks(like.blocks, "a growth event")
     generator = torch.Generator().manual_seed(seed % 2**63)
-    fitting = {how: places_of_blocks(model, None, how)[0] for how in {block.how for block in blocks}}
-    drawn = [
-        NewBlock(fitting[block.how][int(torch.randint(len(fitting[block.how]), (), generator=generator))], block.how)
-        for block in blocks
-    ]
+    drawn: list[NewBlock] = []
+    for how, count in Counter(block.how for block in blocks).items():
+        fitting, number = places_of_blocks(model, None, how)  # of some models several come at a time
+        for place in torch.randint(len(fitting), (count // number,), generator=generator).tolist():
+            drawn += [NewBlock(fitting[place], how)] * number
     later = blocks_with(paths, model.shapes(), blocks)
     return tuple(sorted(drawn, key=lambda block: paths.index(block.after))), dict(zip(later, paths, strict=False))
 
@@ -138,8 +141,7 @@ def _at_random(
     for layer in layers:
         path, operator, count = layer["linear"], layer["operator"], layer["chosen"]
         if operator in HEAD_OPERATORS:
-            way: Any = operator.removesuffix("_head")
-            growths.append(head_growth(model, path, count, way, seed=seed % 2**31))
+            growths.append(_heads_at_random(model, path, operator, count, seed % 2**31))
             continue
         if path not in unused:
             size = find_site(model, path).module.neurons
@@ -151,6 +153,15 @@ def _at_random(
             along = {"directions": drawn.direction[neurons].float(), "steps": 1.0 / drawn.response[neurons].float()}
         growths.append(LayerGrowth.by_hand(model, path, operator, neurons, seed=seed % 2**63, **along))
     return growths
+
+
+def _heads_at_random(model: GrowablePreTrainedModel, path: str, operator: str, count: int, seed: int) -> LayerGrowth:
+    """New heads, or splits of random ones, with random rows and steps."""
+    if operator == "new_head":
+        return head_growth(model, path, count, "new", seed=seed)
+    number = heads_of(model.base_model)[find_attention(model, path).root]
+    drawn = torch.randperm(number, generator=torch.Generator().manual_seed(seed))[:count]
+    return head_growth(model, path, drawn.tolist(), "split", seed=seed)
 
 
 def _renamed(path: str, blocks: dict[str, str]) -> str:
