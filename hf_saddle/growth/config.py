@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..models.shapes import MAX_SKIP_DEPTH
 from .block_records import BLOCK_OPERATORS
-from .kinds import Kinds, kinds_of, names_of
+from .kinds import Kinds, check_kinds, kinds_of, names_of
 from .limits import Limits
 from .old_names import accepts_old_names, current_names, refuse
 from .operators import HEAD_OPERATORS, OPERATORS, SCALED
@@ -150,39 +150,7 @@ class GrowthConfig(Limits):
         self._check_choices()
         self._check_numbers()
         self.check_limits()
-        self._check_kinds()
-
-    def _check_kinds(self) -> None:
-        """Refuse options that do not go with the operators."""
-        kinds, told = self.kinds, f"`operator={self.operator!r}`"
-        if kinds.neurons and self.criterion in ("width", "depth") and self.criterion not in kinds.ranking():
-            does, other, instead = ("widens", "width", "zero_gain")
-            if self.criterion == "width":
-                does, other, instead = ("deepens", "depth", "split")
-            raise ValueError(
-                f"{told} {does}, but `criterion={self.criterion!r}` ranks for {self.criterion}: use "
-                f"`criterion={other!r}`, or `operator={instead!r}`."
-            )
-        together = [name for name in ("selection", "budget_unit") if getattr(self, name) in ("pursuit", "seconds")]
-        if (together or kinds.several) and not self.pursues:
-            what = f"`{together[0]}={getattr(self, together[0])!r}`" if together else told
-            raise ValueError(
-                f"{what} chooses splits and zero-gain units, and heads and blocks, by curvature and pursuit, not "
-                f"`criterion={self.criterion!r}` with {told} and `selection={self.selection!r}`: use "
-                "`selection='gain'` with an operator of neurons alone and a budget of parameters, or leave it out."
-            )
-        if self.freeze and not kinds.only_blocks:
-            raise ValueError(f"`freeze=True` goes with an operator of blocks alone: {', '.join(BLOCK_OPERATORS)}.")
-        given = {"criterion": self.criterion != "auto", "linears": self.linears is not None}
-        given |= {"selection": self.selection != "auto", "quotas": self.quotas}
-        wrong = [f"`{name}`" for name, is_given in given.items() if is_given]
-        if wrong and not kinds.neurons:
-            raise ValueError(
-                f"{told} lets no neurons grow, and heads and blocks are ranked by their own gain: leave out "
-                f"{', '.join(wrong)}. `layers` says in or behind which blocks."
-            )
-        if self.quotas and kinds.several:
-            raise ValueError(f"`quotas=True` shares the budget between linears, and not between the kinds of {told}.")
+        check_kinds(self)
 
     def _check_choices(self) -> None:
         choices = {
@@ -223,22 +191,9 @@ class GrowthConfig(Limits):
         times the learning rate relative to its peak, in four quotas, residual pairs in layers with 60 candidates.
         Its start is the reduced DeiT-S, `SaddleViTConfig(**PAPER_START)`.
         """
-        from .paper import PaperGrowthConfig  # which is made of this class
+        from .paper import recipe  # which is made of this class
 
-        return PaperGrowthConfig(
-            warmup=50,
-            interval=30,
-            num_events=9,
-            layer_threshold=60,
-            max_depth=9,
-            criterion="paper_score",
-            operator="residual_pair",
-            significance=0.0,
-            max_growth=None,
-            event_budget=580_000,
-            schedule="lr",
-            quotas=True,
-        )
+        return recipe()
 
     @property
     def kinds(self) -> Kinds:
@@ -268,8 +223,10 @@ class GrowthConfig(Limits):
     def judged(self) -> bool:
         """Whether half of the probe judges what the other half has chosen; not where nothing can move at once."""
         kinds = self.kinds
-        if kinds.several or kinds.only_blocks:
-            return kinds.several
+        if kinds.several or self.budget_unit == "seconds":
+            return True
+        if kinds.only_blocks:
+            return False
         if kinds.neurons != ("auto",):
             return any(name in SCALED for name in kinds.neurons)
         return self.criterion not in ("paper_score", "gradmax")

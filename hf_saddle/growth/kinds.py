@@ -2,11 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .block_records import BLOCK_OPERATORS
 from .operators import DEPTH_OPERATORS, HEAD_OPERATORS, OPERATORS, WIDTH_OPERATORS, default_operator
 
+
+if TYPE_CHECKING:
+    from .config import GrowthConfig
 
 AUTO = "auto"
 ANY = "any"
@@ -98,6 +101,44 @@ def kinds_of(operator: str | list[str]) -> Kinds:
     blocks = _among(names, BLOCK_OPERATORS)
     how = blocks[0].removeprefix("block_") if blocks else None
     return Kinds(_among(names, (AUTO, *OPERATORS)), _among(names, HEAD_OPERATORS), how)
+
+
+def check_kinds(config: "GrowthConfig") -> None:
+    """
+    Verify that the other options of a config go with its operators.
+
+    Raises:
+        ValueError: If one does not; the message names it and the remedy.
+    """
+    kinds, told = config.kinds, f"`operator={config.operator!r}`"
+    if kinds.neurons and config.criterion in ("width", "depth") and config.criterion not in kinds.ranking():
+        does, other, instead = ("widens", "width", "zero_gain")
+        if config.criterion == "width":
+            does, other, instead = ("deepens", "depth", "split")
+        raise ValueError(
+            f"{told} {does}, but `criterion={config.criterion!r}` ranks for {config.criterion}: use "
+            f"`criterion={other!r}`, or `operator={instead!r}`."
+        )
+    together = [name for name in ("selection", "budget_unit") if getattr(config, name) in ("pursuit", "seconds")]
+    if (together or kinds.several) and not config.pursues:
+        what = f"`{together[0]}={getattr(config, together[0])!r}`" if together else told
+        raise ValueError(
+            f"{what} chooses splits and zero-gain units, and heads and blocks, by curvature and pursuit, not "
+            f"`criterion={config.criterion!r}` with {told} and `selection={config.selection!r}`: use "
+            "`selection='gain'` with an operator of neurons alone and a budget of parameters, or leave it out."
+        )
+    if config.freeze and not kinds.only_blocks:
+        raise ValueError(f"`freeze=True` goes with an operator of blocks alone: {', '.join(BLOCK_OPERATORS)}.")
+    given = {"criterion": config.criterion != "auto", "linears": config.linears is not None}
+    given |= {"selection": config.selection != "auto", "quotas": config.quotas}
+    wrong = [f"`{name}`" for name, is_given in given.items() if is_given]
+    if wrong and not kinds.neurons:
+        raise ValueError(
+            f"{told} lets no neurons grow, and heads and blocks are ranked by their own gain: leave out "
+            f"{', '.join(wrong)}. `layers` says in or behind which blocks."
+        )
+    if config.quotas and kinds.several:
+        raise ValueError(f"`quotas=True` shares the budget between linears, and not between the kinds of {told}.")
 
 
 def _among(names: Iterable[str], some: Iterable[str]) -> tuple[str, ...]:

@@ -22,9 +22,10 @@ from hf_saddle.growth import (
     head_growth,
 )
 from hf_saddle.growth import timing as timing_module
-from hf_saddle.growth.across import Across, Part
+from hf_saddle.growth.across import Across
 from hf_saddle.growth.costs import Cost
 from hf_saddle.growth.joint import Columns, judge
+from hf_saddle.growth.parts import Part
 from hf_saddle.growth.timing import time_kinds
 from hf_saddle.growth.timing_record import Timing
 from hf_saddle.models.blocks import block_paths
