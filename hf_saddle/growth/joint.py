@@ -1,7 +1,7 @@
 """What candidates of any kind would gain together: a regression on scores of some samples, judged on others."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -53,8 +53,8 @@ class Columns:
     def of(self, chosen: Sequence[int]) -> "Columns":
         """Those of some of the candidates."""
         index = torch.as_tensor(chosen, dtype=torch.int64, device=self.values.device)
-        parts = (part.index_select(0, index) for part in (self.scale, self.low, self.high))
-        return Columns(self.values.index_select(1, index), self.judges, *parts, self.terms)
+        parts = {name: getattr(self, name).index_select(0, index) for name in ("scale", "low", "high")}
+        return replace(self, values=self.values.index_select(1, index), **parts)
 
     def rescaled(self, factor: Tensor) -> "Columns":
         """The same in a scale in which coefficients are smaller by a factor, shape `(candidates,)` or `()`."""
@@ -69,13 +69,8 @@ def beside(parts: Sequence[Columns]) -> Columns:
     so that those of no kind drown in what the regression adds to the information of all.
     """
     alike = [part.rescaled(1.0 / _size(part.fitted)) for part in parts]
-    names = ("scale", "low", "high")
-    return Columns(
-        torch.cat([part.values for part in alike], 1),
-        alike[0].judges,
-        *(torch.cat([getattr(part, name) for part in alike]) for name in names),
-        alike[0].terms,
-    )
+    joined = {name: torch.cat([getattr(part, name) for part in alike]) for name in ("scale", "low", "high")}
+    return replace(alike[0], values=torch.cat([part.values for part in alike], 1), **joined)
 
 
 def _size(values: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def held_back(
     report: CurvatureReport,
     config: GrowthConfig,
     allowed: float,
-    cheapest: int,
+    cheapest: float,
     judged: tuple[float, float, int] | None = None,
 ) -> str:
     """
@@ -47,7 +47,7 @@ def held_back(
         report ([`~hf_saddle.CurvatureReport`]): The measurement.
         config ([`GrowthConfig`]): The options.
         allowed (`float`): Budget of the event, in `config.budget_unit`.
-        cheapest (`int`): What the cheapest candidate costs.
+        cheapest (`float`): What the cheapest candidate costs.
         judged (`tuple[float, float, int]`, *optional*): What scores of held-out samples say of the best plan that
             fits the budget: the decrease of the loss, its standard error, and the number of units.
     """
