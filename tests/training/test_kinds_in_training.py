@@ -49,8 +49,9 @@ def grown():
 
 def test_an_event_does_to_the_samples_that_judge_what_was_predicted(grown):
     before, model, event, batches, config = grown
-    kinds = {name.partition("_")[2] for name in event.operators}
-    assert {"head", "copy"} & kinds and event.neurons > 0
+    # Something moves at once, and something rests.
+    assert {"split", "zero_gain", "split_head"} & {*event.operators}
+    assert {"new_head", "block_copy"} & {*event.operators}
     judging = halves(batches)[1]
     measured = probe_loss(before, judging, own_loss) - probe_loss(model, judging, own_loss)
     # New heads and blocks rest: what is told of them is what the next half natural step would bring.
