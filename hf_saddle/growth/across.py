@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from .plan import GrowthPlan, LayerGrowth
 from .pursuit import choose_together
 from .reasons import unsupported
 from .surgery import prepare_growth
+from .timing_record import Timing
 
 
 # Relative difference of gains up to which they are the same.
@@ -92,15 +93,20 @@ class Across:
         self.heads = Counter((each.growth.linear, each.operator) for each in offered)
         self.found = dict(sum((Counter(part.found) for part in self.parts), Counter[str]()))
 
-    def kinds(self) -> dict[str, GrowthPlan]:
-        """For each kind of growth some of it, so much that its time can be measured."""
+    def kinds(self) -> dict[str, tuple[GrowthPlan, GrowthPlan | None]]:
+        """For each kind of growth so much of it that its time can be measured, and how it begins; see `time_kinds`."""
         members: dict[str, dict[Any, Candidate]] = {}
         for candidate in itertools.chain.from_iterable(part.candidates for part in self.parts):
             once = candidate.growth.linear if isinstance(candidate, HeadCandidate) else candidate.once
             members.setdefault(kind_of(candidate), {})[once] = candidate
-        return {name: self._growths(list(once.values()), [0.0] * len(once)) for name, once in members.items()}
+        found = {}
+        for name, some in members.items():
+            first = list({each.opens: each for each in some.values() if each.opens is not None}.values())
+            few = self._growths(first, [0.0] * len(first)) if first else None
+            found[name] = self._growths(list(some.values()), [0.0] * len(some)), few
+        return found
 
-    def choose(self, allowed: float, rates: Mapping[str, float] | None = None) -> Chosen:
+    def choose(self, allowed: float, timing: Timing | None = None) -> Chosen:
         """
         Choose what grows.
 
@@ -111,7 +117,7 @@ class Across:
 
         Args:
             allowed (`float`): What the event may add, in the unit of the budget.
-            rates (`Mapping[str, float]`, *optional*): For a budget of seconds, see [`Timing`].
+            timing ([`Timing`], *optional*): For a budget of seconds.
 
         Returns:
             [`Chosen`]: Possibly nothing; `held_back` says why then.
@@ -120,7 +126,7 @@ class Across:
         for some in _sets(self.parts):
             candidates = [candidate for part in some for candidate in part.candidates]
             columns = beside([part.columns for part in some]) if len(some) > 1 else some[0].columns
-            budget = Budget(CostBook(self.model), config, allowed, rates)
+            budget = Budget(CostBook(self.model), config, allowed, timing)
             chosen, judged = choose_together(candidates, columns, budget, self.share, config.significance)
             # All kinds come first: where some of them gain as much, that is what is cheapest per cost among all.
             if judged is not None and chosen and (best is None or judged[0] > best[0] * (1 + _TIE)):
@@ -128,10 +134,10 @@ class Across:
             elif judged is not None and not chosen and (failed is None or judged[0] > failed[0]):
                 failed = judged
         if best is None:
-            return Chosen((), None, self._held_back(allowed, rates, failed))
+            return Chosen((), None, self._held_back(allowed, timing, failed))
         _, members, columns = best
         # What is chosen beside a head may make it dearer: a copy takes new units of its rows along.
-        while len(members) > 1 and rates is None and self._exact(members) > allowed:
+        while len(members) > 1 and timing is None and self._exact(members) > allowed:
             members, columns = members[:-1], columns.of(range(len(members) - 1))
         return Chosen(tuple(members), columns)
 
@@ -158,19 +164,19 @@ class Across:
         found = judge(chosen.columns, self.share)
         return found.gain > self.config.significance * found.error
 
-    def seconds(self, plan: GrowthPlan, chosen: Chosen, rates: Mapping[str, float]) -> float:
-        """What a plan of what is chosen adds to a step, by the rates of its kinds."""
+    def seconds(self, plan: GrowthPlan, chosen: Chosen, timing: Timing) -> float:
+        """What a plan of what is chosen adds to a step, by the timing of its kinds."""
         moving = {
             (growth.linear, neuron, growth.operator)
             for growth in plan.growths
             if moves(growth)
             for neuron in growth.neurons
         }
-        book, total = Budget(CostBook(self.model), self.config, math.inf, rates), 0.0
+        budget, total = Budget(CostBook(self.model), self.config, math.inf, timing), 0.0
         for member in chosen.members:
             if member.operator not in SCALED or (*member.once, member.operator) in moving:
-                total += book.price(member)
-                member.book_(book.book)
+                total += budget.price(member)
+                budget.book_(member)
         return total
 
     def _exact(self, members: Sequence[Candidate]) -> float:
@@ -200,16 +206,14 @@ class Across:
         )
         return GrowthPlan(tuple(growths), blocks=tuple(new), seed=self.config.growth_seed)
 
-    def _held_back(
-        self, allowed: float, rates: Mapping[str, float] | None, judged: tuple[float, float, int] | None
-    ) -> str:
+    def _held_back(self, allowed: float, timing: Timing | None, judged: tuple[float, float, int] | None) -> str:
         """Why nothing grows: no candidates, none within the budget, or none that held-out samples gain by."""
         counts = ", ".join(f"{number} by {name}" for name, number in self.found.items())
         if not self.parts:
             return "Significance: none of the neurons that may grow is a candidate."
         if judged is not None:
             return unsupported(*judged, f"candidates ({counts})", self.config)
-        budget = Budget(CostBook(self.model), self.config, allowed, rates)
+        budget = Budget(CostBook(self.model), self.config, allowed, timing)
         cheapest = min(budget.price(candidate) for part in self.parts for candidate in part.candidates)
         return (
             f"Budget: there are candidates ({counts}), but this event may add {allowed:,.6g} "

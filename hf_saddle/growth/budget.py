@@ -1,7 +1,6 @@
 """What an event may add to a model, and what is left of that while it chooses."""
 
 import math
-from collections.abc import Mapping
 from typing import Protocol
 
 from ..models.modeling_saddle import GrowablePreTrainedModel
@@ -28,6 +27,10 @@ class Candidate(Protocol):
     def once(self) -> tuple[str, int]:
         """What grows at most once an event."""
 
+    @property
+    def opens(self) -> str | None:
+        """The layer that gets its first branch by it."""
+
     def cost(self, book: CostBook) -> Cost:
         """What it adds, after what is in a book."""
 
@@ -43,35 +46,44 @@ class Budget:
         book ([`CostBook`]): Costs, and what was chosen.
         config ([`GrowthConfig`]): The unit of the budget, and whether quotas share it.
         allowed (`float`): What the event may add.
-        rates (`Mapping[str, float]`, *optional*):
-            Seconds for each multiply-accumulate of a kind of growth, see [`kind_of`]; for a budget of seconds.
+        timing ([`Timing`], *optional*): What kinds of growth take, by [`kind_of`]; for a budget of seconds.
     """
 
-    def __init__(self, book: CostBook, config: GrowthConfig, allowed: float, rates: Mapping[str, float] | None = None):
-        self.book, self.unit, self.rates = book, config.budget_unit, rates or {}
+    def __init__(self, book: CostBook, config: GrowthConfig, allowed: float, timing: Timing | None = None):
+        self.book, self.unit, self.timing = book, config.budget_unit, timing
+        self.opened: set[str] = set()  # layers that get their first branch
         self.shares = [allowed / len(QUOTAS)] * len(QUOTAS) if config.quotas else [allowed]
         groups = enumerate(QUOTAS) if config.quotas else ()
         self.quota_of = {linear: index for index, group in groups for linear in group}
 
     def price(self, candidate: Candidate) -> float:
         """What a candidate adds, which depends on what was chosen before."""
-        return in_unit(candidate.cost(self.book), self.unit, self.rates.get(kind_of(candidate), 0.0))
+        cost = candidate.cost(self.book)
+        if self.timing is None:
+            return in_unit(cost, self.unit)
+        kind = kind_of(candidate)
+        new = candidate.opens is not None and candidate.opens not in self.opened
+        return cost.macs * self.timing.rates[kind] + (self.timing.calls.get(kind, 0.0) if new else 0.0)
 
     def admit(self, candidate: Candidate) -> bool:
         """Pay for a candidate, if it fits into what is left."""
         quota, price = self.quota_of.get(candidate.place, 0), self.price(candidate)
         if price > self.shares[quota]:
             return False
-        candidate.book_(self.book)
+        self.book_(candidate)
         self.shares[quota] -= price
         return True
 
+    def book_(self, candidate: Candidate) -> None:
+        """Note that a candidate grows."""
+        candidate.book_(self.book)
+        if candidate.opens is not None:
+            self.opened.add(candidate.opens)
 
-def in_unit(cost: Cost, unit: str, rate: float = 0.0) -> float:
-    """A cost in the unit of a budget; `rate` is of seconds for each multiply-accumulate."""
-    if unit == "parameters":
-        return cost.parameters
-    return cost.macs if unit == "macs" else cost.macs * rate
+
+def in_unit(cost: Cost, unit: str) -> float:
+    """A cost in parameters or multiply-accumulates."""
+    return cost.macs if unit == "macs" else cost.parameters
 
 
 def kind_of(candidate: Candidate) -> str:

@@ -63,6 +63,11 @@ class NeuronCandidate:
         """Linear and operator, whose neurons make one growth."""
         return self.entry.linear, self.way.name
 
+    @property
+    def opens(self) -> str | None:
+        """The layer that gets its first branch by it."""
+        return self.site.path if self.way.deepens and self.site.module.skip is None else None
+
     def cost(self, book: CostBook) -> Cost:
         """What it adds, after what is in a book."""
         return book.cost(self.entry.linear, self.way, self.neuron)

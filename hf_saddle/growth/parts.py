@@ -44,6 +44,10 @@ class HeadCandidate:
         """A head that is split; new ones may be several."""
         return self.growth.linear, id(self) if self.operator == "new_head" else self.growth.neurons[0]
 
+    @property
+    def opens(self) -> None:
+        """No branch begins."""
+
     def cost(self, book: CostBook) -> Cost:
         """What it adds to the model as it is."""
         return self.adds
@@ -73,6 +77,10 @@ class InsertedCandidate:
     def once(self) -> tuple[str, int]:
         """The place."""
         return self.block.after, -1
+
+    @property
+    def opens(self) -> None:
+        """No branch begins."""
 
     def cost(self, book: CostBook) -> Cost:
         """What it adds."""

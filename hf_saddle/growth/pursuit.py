@@ -91,11 +91,19 @@ def choose_together(
     numbers: dict[tuple[str, int], int] = {}
     once = [numbers.setdefault(candidate.once, len(numbers)) for candidate in candidates]
     device = columns.values.device
-    order = pursue(
-        columns.fitted,
-        columns.one_way,
-        torch.tensor([budget.price(candidate) for candidate in candidates], dtype=torch.float64, device=device),
-        torch.tensor(once, device=device),
-        lambda index: budget.admit(candidates[index]),
-    )
+    prices = torch.tensor([budget.price(each) for each in candidates], dtype=torch.float64, device=device)
+    opening: dict[str, list[int]] = {}
+    for index, candidate in enumerate(candidates):
+        if budget.timing is not None and candidate.opens is not None:
+            opening.setdefault(candidate.opens, []).append(index)
+
+    def admit(index: int) -> bool:
+        if not budget.admit(candidates[index]):
+            return False
+        # The call of a branch is paid once: what else it holds is cheaper from now on.
+        for other in opening.pop(candidates[index].opens or "", ()):
+            prices[other] = budget.price(candidates[other])
+        return True
+
+    order = pursue(columns.fitted, columns.one_way, prices, torch.tensor(once, device=device), admit)
     return supported(columns, order, share, significance)

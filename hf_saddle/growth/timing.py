@@ -23,7 +23,7 @@ def time_kinds(
     model: GrowablePreTrainedModel,
     batch: Any,
     loss: Loss,
-    kinds: Mapping[str, GrowthPlan],
+    kinds: Mapping[str, tuple[GrowthPlan, GrowthPlan | None]],
     known: Timing | None = None,
 ) -> Timing:
     """
@@ -36,33 +36,45 @@ def time_kinds(
         model ([`GrowablePreTrainedModel`]): The model, which is as before afterwards.
         batch: A probe batch.
         loss (`Callable`): Maps model and batch to the loss.
-        kinds (`Mapping[str, GrowthPlan]`): Of each kind some growths that are large enough to be seen.
+        kinds (`Mapping[str, tuple]`): Of each kind some growths that are large enough to be seen; and, of units, one
+            in every layer that has no branch yet, whose call takes time however many units there are.
         known ([`Timing`], *optional*): What earlier events have measured; it stays.
 
     Returns:
         [`Timing`]: With rates of all kinds.
     """
-    missing = {name: plan for name, plan in kinds.items() if known is None or name not in known.rates}
+    missing = {name: plans for name, plans in kinds.items() if known is None or name not in known.rates}
     if known is not None and not missing:
         return known
-    macs, fastest, rates = count_macs(model), _seconds(model, batch, loss), {}
-    for name, plan in missing.items():
-        prepared = prepare_growth(model, plan)
-        with_, without = [], []
-        for _ in range(_ROUNDS):
-            without.append(_seconds(model, batch, loss))
-            prepared.commit_()
-            try:
-                with_.append(_seconds(model, batch, loss))
-            finally:
-                prepared.rollback_()
-        fastest = min(fastest, *without)
-        added = prepared.event.macs_after - prepared.event.macs_before
-        rates[name] = (min(with_) - min(without)) / max(1, added)
-    rates = {name: max(rate, fastest / macs) for name, rate in rates.items()}
+    fastest = _seconds(model, batch, loss)
+    mean, rates, calls = fastest / count_macs(model), {}, {}
+    for name, (many, few) in missing.items():
+        without, more, macs = _compared(model, many, batch, loss)
+        fastest = min(fastest, without)
+        if few is not None:
+            _, one, least = _compared(model, few, batch, loss)
+            rates[name] = max(mean, (more - one) / max(1, macs - least))
+            calls[name] = max(0.0, one - rates[name] * least) / len(few.growths)
+        else:
+            rates[name] = max(mean, more / max(1, macs))
     if known is None:
-        return Timing(fastest, 0.0, rates)
-    return Timing(known.step, known.added, known.rates | rates)
+        return Timing(fastest, 0.0, rates, calls)
+    return Timing(known.step, known.added, known.rates | rates, known.calls | calls)
+
+
+def _compared(model: GrowablePreTrainedModel, plan: GrowthPlan, batch: Any, loss: Loss) -> tuple[float, float, int]:
+    """Seconds of a step as it is, what a plan adds to them, and the multiply-accumulates that it adds."""
+    prepared = prepare_growth(model, plan)
+    with_, without = [], []
+    for _ in range(_ROUNDS):
+        without.append(_seconds(model, batch, loss))
+        prepared.commit_()
+        try:
+            with_.append(_seconds(model, batch, loss))
+        finally:
+            prepared.rollback_()
+    added = prepared.event.macs_after - prepared.event.macs_before
+    return min(without), min(with_) - min(without), added
 
 
 def _seconds(model: GrowablePreTrainedModel, batch: Any, loss: Loss) -> float:

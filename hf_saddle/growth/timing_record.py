@@ -1,7 +1,7 @@
 """What growing costs in seconds on the machine that trains, as plans and histories keep it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .values import is_number
@@ -16,11 +16,13 @@ class Timing:
         step (`float`): Seconds of a forward and backward pass of a probe batch before the first event that was timed.
         added (`float`): What the events since then have added, by these rates, the last one included.
         rates (`dict[str, float]`): Seconds for each multiply-accumulate per sample, by operator and place in a block.
+        calls (`dict[str, float]`): Seconds that the first branch of a layer takes beside that, by the same names.
     """
 
     step: float
     added: float
     rates: dict[str, float]
+    calls: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Fit for JSON."""
@@ -38,14 +40,20 @@ class Timing:
             return None
         fits = (
             isinstance(values, Mapping)
-            and set(values) == {"step", "added", "rates"}
+            and set(values) == {"step", "added", "rates", "calls"}
             and is_number(values["step"])
             and values["step"] > 0
             and is_number(values["added"])
             and values["added"] >= 0
-            and isinstance(values["rates"], Mapping)
-            and all(isinstance(name, str) and is_number(rate) and rate > 0 for name, rate in values["rates"].items())
+            and _are_seconds(values["rates"])
+            and _are_seconds(values["calls"])
         )
         if not fits:
-            raise ValueError(f"A `timing` must have seconds of a `step`, those `added`, and `rates`, got {values!r}.")
-        return cls(float(values["step"]), float(values["added"]), dict(values["rates"]))
+            raise ValueError(f"A `timing` must have `step`, `added`, `rates` and `calls`, in seconds, got {values!r}.")
+        return cls(float(values["step"]), float(values["added"]), dict(values["rates"]), dict(values["calls"]))
+
+
+def _are_seconds(values: Any) -> bool:
+    return isinstance(values, Mapping) and all(
+        isinstance(name, str) and is_number(value) and value >= 0 for name, value in values.items()
+    )

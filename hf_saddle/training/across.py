@@ -62,8 +62,7 @@ def decide_across(
     across = Across(parts, report, model, config)
     timing = _timed(across, batches, loss, replicas) if config.budget_unit == "seconds" else None
     allowed = event_budget(model, config, event, lr_ratio, to_come, timing)
-    rates = None if timing is None else timing.rates
-    chosen = replicas.together("Planning the growth", lambda: across.choose(allowed, rates))
+    chosen = replicas.together("Planning the growth", lambda: across.choose(allowed, timing))
     plan = replicas.agree_on(across.plan(chosen, allowed))
     columns = chosen.moving(plan)
     if columns is not None:
@@ -84,8 +83,7 @@ def decide_across(
             plan = across.plan(chosen, allowed)
     cost = added_by(model, plan) if plan else Cost(0, 0)
     if timing is not None:
-        seconds = across.seconds(plan, chosen, timing.rates) if plan else 0.0
-        timing = Timing(timing.step, timing.added + seconds, timing.rates)
+        timing = replace(timing, added=timing.added + (across.seconds(plan, chosen, timing) if plan else 0.0))
     return replicas.agree_on(replace(plan, parameters=cost.parameters, macs=cost.macs, timing=timing))
 
 

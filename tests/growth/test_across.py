@@ -162,6 +162,8 @@ class Thing:
     price: int = 1
     place: str = "mlp"
 
+    opens = None
+
     @property
     def once(self):
         return self.operator, self.number
@@ -239,8 +241,8 @@ def test_each_kind_is_timed_once_and_the_model_stays(monkeypatch):
     before, fields = {key: value.clone() for key, value in model.state_dict().items()}, model.config.to_dict()
     head = next(iter(model.attentions()))
     kinds = {
-        "new_head self_attn": GrowthPlan((head_growth(model, head.path, 1, "new"),)),
-        "block_copy ": GrowthPlan(blocks=(NewBlock("layers.0", "copy"),)),
+        "new_head self_attn": (GrowthPlan((head_growth(model, head.path, 1, "new"),)), None),
+        "block_copy ": (GrowthPlan(blocks=(NewBlock("layers.0", "copy"),)), None),
     }
 
     def loss(model, batch):
@@ -256,10 +258,21 @@ def test_each_kind_is_timed_once_and_the_model_stays(monkeypatch):
     monkeypatch.setattr(timing_module, "_seconds", lambda *args: next(clock))
     known = replace(found, rates={"new_head self_attn": 7.0})
     again = time_kinds(model, inputs("LlamaForCausalLM"), loss, kinds, known)
-    added = grow_(copy.deepcopy(model), kinds["block_copy "])
+    added = grow_(copy.deepcopy(model), kinds["block_copy "][0])
     assert again.step == found.step and again.rates["new_head self_attn"] == 7.0
     assert again.rates["block_copy "] == pytest.approx(2.0 / (added.macs_after - added.macs_before))
     assert time_kinds(model, None, loss, kinds, again) is again
+    # Of units a part of the time is that of the calls of branches, of which there is one for each layer.
+    paths = [f"model.layers.{layer}.mlp.down_proj" for layer in (0, 1)]
+    many, few = (
+        GrowthPlan(tuple(LayerGrowth.by_hand(model, path, "zero_gain", range(count)) for path in paths))
+        for count in (8, 1)
+    )
+    macs = [event.macs_after - event.macs_before for event in (grow_(copy.deepcopy(model), p) for p in (many, few))]
+    clock = iter([0.1] + [1.0, 3.0 + 1e-3 * macs[0]] * 5 + [1.0, 3.0 + 1e-3 * macs[1]] * 5)
+    units = time_kinds(model, None, loss, {"zero_gain mlp.down_proj": (many, few)})
+    assert units.rates == {"zero_gain mlp.down_proj": pytest.approx(1e-3)}
+    assert units.calls == {"zero_gain mlp.down_proj": pytest.approx(1.0)} and units.step == 0.1
     assert Timing.from_dict(json.loads(json.dumps(again.to_dict()))) == again
 
 
