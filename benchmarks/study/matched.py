@@ -10,12 +10,12 @@ from torch.optim import Optimizer
 
 from hf_saddle import CurvatureReport, analyze_curvature, grow_
 from hf_saddle.curvature.loss import own_loss
-from hf_saddle.growth import GrowthConfig, GrowthEvent, GrowthPlan, halves, probe_loss, score_growths
-from hf_saddle.growth.natural_step import moves, stepped
+from hf_saddle.growth import GrowthConfig, GrowthEvent, GrowthPlan, halves, probe_loss
 from hf_saddle.growth.operators import OPERATORS
-from hf_saddle.training.decision import decide, try_step
+from hf_saddle.training.decision import decide
 from hf_saddle.training.distributed import Replicas
 from hf_saddle.training.probe import event_seed
+from hf_saddle.training.random_growth import stepped_at_random
 
 
 def matched_event_(
@@ -33,7 +33,7 @@ def matched_event_(
     plan, loss_before = decide(
         model, batches, config, event=event, lr_ratio=1.0, to_come=None, loss=own_loss, replicas=replicas
     )
-    choosing, judging = halves(batches) if config.judged else (list(batches), [])
+    choosing = halves(batches)[0] if config.judged else list(batches)
     report = analyze_curvature(
         model,
         choosing,
@@ -44,11 +44,7 @@ def matched_event_(
         seed=seed,
     )
     plan = at_random(plan, report, config, seed)
-    moving = [growth for growth in plan.growths if moves(growth)]
-    if moving:
-        scores = score_growths(model, moving, choosing, judging)
-        found, factor, gain = try_step(model, plan, scores, judging, config, loss=own_loss, replicas=replicas)
-        plan = stepped(plan, found, factor if config.natural_step else 0.0, gain)
+    plan = stepped_at_random(model, plan, batches, config, own_loss)
     done = grow_(model, plan, optimizer, step=step, loss_before=loss_before)
     done.loss_after = probe_loss(model, batches)
     return done

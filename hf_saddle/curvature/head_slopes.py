@@ -10,6 +10,7 @@ from ..models.heads import heads_of
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .loss import Loss
 from .passes import inputs_of, outputs_of, probe
+from .ranks import Ranks
 from .undisturbed import undisturbed
 
 
@@ -19,22 +20,24 @@ def outgoing_scores(
     paths: Sequence[str],
     number: int,
     loss: Loss | None = None,
-    outgoing: Sequence[Tensor | None] | None = None,
+    outgoing: Sequence[Tensor] | None = None,
+    ranks: Ranks | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """
     What the last heads of attention modules would do, which nothing reads yet, sample by sample.
 
     Args:
-        model, batches, loss: As in [`analyze_curvature`].
+        model, batches, loss, ranks: As in [`analyze_curvature`].
         paths (`Sequence[str]`): The modules, by path in the model.
         number (`int`): How many heads of each are meant.
         outgoing (`Sequence[Tensor]`, *optional*):
             Outgoing weights `A` of each of the heads, shape `(d, columns)`; by default those of steepest descent on
             these batches, of norm 1.
+        ranks ([`Ranks`], *optional*): Processes that share the probe.
 
     Returns:
-        `tuple[list[Tensor], Tensor]`: The weights, and the slopes of the samples' losses in `c` where the outgoing
-        weights are `c A`, shape `(samples, heads)`.
+        `tuple[list[Tensor], Tensor]`: The weights, and the slopes of the losses of this rank's samples in `c` where
+        the outgoing weights are `c A`, shape `(samples, heads)`.
     """
     known = {attention.path: attention for attention in model.attentions()}
     readers = {path: model.get_submodule(known[path].heads.reader) for path in paths}
@@ -56,20 +59,24 @@ def outgoing_scores(
                 parts += [(answers[:, :, heads - number + place], of_samples) for place in range(number)]
             yield parts
 
+    def steepest() -> list[Tensor]:
+        sums = [[torch.einsum("nto,ntc->oc", slope, own) for own, slope in parts] for parts in passes()]
+        return [torch.stack(parts).sum(dim=0) for parts in zip(*sums, strict=True)]
+
+    def slopes(weights: Sequence[Tensor]) -> Tensor:
+        scores = [
+            [
+                torch.einsum("nto,oc,ntc->n", slope, weight, own)
+                for weight, (own, slope) in zip(weights, each, strict=True)
+            ]
+            for each in passes()
+        ]
+        return torch.cat([torch.stack(each, dim=1) for each in scores])
+
+    ranks = ranks or Ranks()
     with undisturbed(model):
         if outgoing is None:
-            sums = [[torch.einsum("nto,ntc->oc", slope, own) for own, slope in parts] for parts in passes()]
-            means = [torch.stack(parts).sum(dim=0) for parts in zip(*sums, strict=True)]
+            means = map(ranks.sum, ranks.together("Measuring new heads", steepest))
             outgoing = [-mean / mean.norm().clamp_min(torch.finfo(mean.dtype).tiny) for mean in means]
-        weights = [weight for weight in outgoing if weight is not None]
-        scores = [
-            torch.stack(
-                [
-                    torch.einsum("nto,oc,ntc->n", slope, weight, own)
-                    for weight, (own, slope) in zip(weights, parts, strict=True)
-                ],
-                dim=1,
-            )
-            for parts in passes()
-        ]
-    return weights, torch.cat(scores)
+        weights = list(outgoing)
+        return weights, ranks.together("Scoring new heads", lambda: slopes(weights))

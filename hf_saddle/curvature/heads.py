@@ -14,6 +14,7 @@ from ..models.modeling_saddle import GrowablePreTrainedModel
 from .lanczos import lanczos
 from .loss import Loss
 from .passes import arguments_of, inputs_of, probe, twice_differentiable
+from .ranks import Ranks
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,18 +53,25 @@ class HeadSplits:
     Args:
         model ([`GrowablePreTrainedModel`]): The model.
         attention ([`Attention`]): The module.
-        uses (`Sequence`): Its uses in the forward passes of the probe.
+        uses (`Sequence`): Its uses in the forward passes of the probe of this rank.
+        ranks ([`Ranks`], *optional*): Processes that share the probe, all of which ask for products and pairs.
     """
 
-    def __init__(self, model: GrowablePreTrainedModel, attention: Attention, uses: Sequence[_Use]):
-        self.model, self.attention, self.uses = model, attention, uses
+    def __init__(
+        self,
+        model: GrowablePreTrainedModel,
+        attention: Attention,
+        uses: Sequence[_Use],
+        ranks: Ranks | None = None,
+    ):
+        self.model, self.attention, self.uses, self.ranks = model, attention, uses, ranks or Ranks()
         self.number = heads_of(model.base_model)[attention.root]
         self.inside = attention.heads.reader.startswith(f"{attention.path}.")
         self.reader = model.get_submodule(attention.heads.reader)
         self.layers: dict[str, Any] = {
             row.removeprefix(f"{attention.path}."): model.get_submodule(row) for row in attention.heads.rows
         }
-        self.samples = sum(use.samples for use in uses)
+        self.samples = self.ranks.total(sum(use.samples for use in uses))
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """The products `S_h v_h`, shape `(R, heads)` as `vectors`."""
@@ -77,12 +85,12 @@ class HeadSplits:
                 along = torch.stack([(slope * tangents[name]).sum() for name, slope in pairs]).sum()
                 products = torch.autograd.grad(along, list(values.values()))
             total += self._by_head(dict(zip(values, products, strict=True))).t()
-        return total / self.samples
+        return self.ranks.sum(total) / self.samples
 
     def forms(self, steps: Tensor) -> Tensor:
         """
-        Each sample's change of its loss by splits, to second order: `½ pᵀ S p` with the samples' own matrices, shape
-        `(samples, heads)`. The `steps` are `p = step · direction` of every head, shape `(heads, R)`.
+        Each sample's change of its loss by splits, to second order: `½ pᵀ S p` with the own matrices of the samples of
+        this rank, shape `(samples, heads)`. The `steps` are `p = step · direction` of every head, shape `(heads, R)`.
         """
         tangents, values, found = self._by_parameter(steps), dict(self._values()), []
         for use in self.uses:
@@ -100,7 +108,7 @@ class HeadSplits:
                 bend = jvp(slope, (zero,), (torch.ones_like(zero),))[1]
             change = 0.5 * (bend * use.gradient)
             found.append(change.reshape(use.samples, -1, self.number, change.shape[-1] // self.number).sum((1, 3)))
-        return torch.cat(found).detach()
+        return torch.cat(found).detach() if found else steps.new_zeros(0, self.number)
 
     def pairs(self, steps: int, seed: int) -> HeadPairs:
         """Lowest eigenpairs from as many Lanczos steps, which start at random vectors."""
@@ -160,27 +168,37 @@ class HeadSplits:
 
 
 def capture_heads(
-    model: GrowablePreTrainedModel, batches: Iterable[Any], paths: Sequence[str], loss: Loss | None = None
+    model: GrowablePreTrainedModel,
+    batches: Iterable[Any],
+    paths: Sequence[str],
+    loss: Loss | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, HeadSplits]:
     """
-    Run a model on the probe, in evaluation mode, and keep what its attention modules meet, by their paths in the
-    model. Nothing of it changes.
+    Run a model on the probe batches of this rank, in evaluation mode, and keep what its attention modules meet, by
+    their paths in the model. Nothing of it changes.
 
     Raises:
         ValueError: If a loss is not finite, or a module was not used exactly once in a forward pass.
+        RuntimeError: If another rank failed.
     """
+    ranks = ranks or Ranks()
     known = {attention.path: attention for attention in model.attentions()}
     uses: dict[str, list[_Use]] = {path: [] for path in paths}
     modules = {path: known[path].module for path in paths}
     readers = {path: model.get_submodule(known[path].heads.reader) for path in paths}
-    with twice_differentiable(model):
-        for batch, count, measure in probe(model, batches, loss):
-            with arguments_of(modules) as met, inputs_of(readers, leaves=True) as inputs:
-                value = measure(batch)
-            if met.keys() != uses.keys():
-                raise ValueError(f"The forward pass does not reach {', '.join(sorted(uses.keys() - met.keys()))}.")
-            gradients = torch.autograd.grad(value, [inputs[path] for path in paths])
-            for path, gradient in zip(paths, gradients, strict=True):
-                args, kwargs = met[path]
-                uses[path].append(_Use(args, kwargs, gradient, count))
-    return {path: HeadSplits(model, known[path], uses[path]) for path in paths}
+
+    def meet() -> None:
+        with twice_differentiable(model):
+            for batch, count, measure in probe(model, batches, loss):
+                with arguments_of(modules) as met, inputs_of(readers, leaves=True) as inputs:
+                    value = measure(batch)
+                if met.keys() != uses.keys():
+                    raise ValueError(f"The forward pass does not reach {', '.join(sorted(uses.keys() - met.keys()))}.")
+                gradients = torch.autograd.grad(value, [inputs[path] for path in paths])
+                for path, gradient in zip(paths, gradients, strict=True):
+                    args, kwargs = met[path]
+                    uses[path].append(_Use(args, kwargs, gradient, count))
+
+    ranks.together("Measuring heads", meet)
+    return {path: HeadSplits(model, known[path], uses[path], ranks) for path in paths}

@@ -10,6 +10,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, has_length
 
 from ..growth import GrowthConfig, GrowthEvent
+from ..growth.block_records import block_texts
 from ..training import GrowthTrainer, growth_event_, training_loss
 from ..training.course import Course, announcement
 from ..training.distributed import Replicas
@@ -59,7 +60,7 @@ def dry_run(arguments: ModelAndDataArguments, growth: GrowthConfig, training: Tr
         _seconds_of_a_step(trainer)  # the first steps of a process are slow
         before = _seconds_of_a_step(trainer)
         event = _grow_now(trainer, growth, to_come=len(course.events(growth, 0, 0)))
-        after = _seconds_of_a_step(trainer) if event.layers else before
+        after = _seconds_of_a_step(trainer) if event.operators else before
     return "\n\n".join([line, _told(event), _price(event, before, after), "Nothing was trained or written."])
 
 
@@ -82,12 +83,13 @@ def _grow_now(trainer: GrowthTrainer, growth: GrowthConfig, to_come: int) -> Gro
 def _told(event: GrowthEvent) -> str:
     """What the event would grow, linear by linear."""
     head = f"The first event, if it were after {2 * _STEPS} steps (later the model asks for other neurons):"
-    if not event.layers:
+    if not event.operators:
         return f"{head} nothing would grow. {event.held_back or ''}".rstrip()
     lines = [
         f"  {layer['linear']}: {layer['chosen']} of {layer['candidates']} by {layer['operator']}"
         for layer in event.layers
     ]
+    lines += [f"  {text}" for text in block_texts(event.blocks)]
     told = f"Change of the loss: {prediction(event)}." if event.forecast is not None else ""
     return "\n".join([head, *lines, *([told] if told else [])])
 

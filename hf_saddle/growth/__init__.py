@@ -3,6 +3,7 @@
 from .block_gains import BlockCandidate, block_candidates
 from .block_planner import plan_blocks
 from .block_records import NewBlock
+from .budget import event_budget
 from .config import GrowthConfig
 from .costs import count_parameters
 from .event import GrowthEvent
@@ -20,7 +21,7 @@ from .optimizer_state import carry_optimizer_state_
 from .padding import to_stock
 from .paper import PAPER_START, PaperGrowthConfig
 from .plan import GrowthPlan, LayerGrowth
-from .planner import candidate_growths, event_budget, plan_growth
+from .planner import candidate_growths, plan_growth
 from .probe_loss import probe_loss
 from .surgery import PreparedGrowth, grow_, prepare_growth, record_
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..curvature.loss import Loss, check_loss, own_loss_of
+from ..curvature.loss import Loss, check_loss, own_loss_of, terms_per_sample
 from ..curvature.ranks import Ranks
 from ..curvature.samples import MINIMUM_SAMPLES, collect
 from ..curvature.undisturbed import undisturbed
@@ -20,7 +20,7 @@ from ..models.restacking import assign_
 from .block_records import NewBlock
 from .blocks import draft_blocks
 from .costs import Cost
-from .natural_step import RIDGE
+from .joint import held_out_gain
 from .plan import GrowthPlan
 from .surgery import prepare_growth
 
@@ -42,6 +42,7 @@ class BlockCandidate:
         cost ([`Cost`]): Parameters, and multiply-accumulates per sample.
         gain (`float`): Decrease of the loss, in nats, that a natural step of the gates is expected to bring on samples
             that it was not fitted to.
+        terms (`float`): Number of predictions that the loss of a sample is the mean of.
     """
 
     after: str
@@ -49,26 +50,7 @@ class BlockCandidate:
     scores: Tensor
     cost: Cost
     gain: float
-
-
-def held_out_gain(scores: Tensor) -> float:
-    """
-    What a joint natural step of gates, fitted to every second sample, is expected to gain on the others, in nats.
-
-    With the scores `u` of a sample, their mean `s` and `H`, the mean of `u uᵀ`, the step is `α = -(H + ridge)⁻¹ s`;
-    the gain is `-(mean d + ½ mean d²)` with `d = u · α` on the other samples.
-
-    Args:
-        scores (`Tensor`): Shape `(samples, gates)`.
-    """
-    fitted, others = scores[::2].double(), scores[1::2].double()
-    fisher = fitted.T @ fitted / len(fitted)
-    ridge = RIDGE * fisher.diagonal().mean()
-    if not bool(ridge > 0):
-        return 0.0
-    step = -torch.linalg.solve(fisher + ridge * torch.eye(len(fisher), dtype=fisher.dtype), fitted.mean(0))
-    change = others @ step
-    return -float(change.mean() + 0.5 * change.square().mean())
+    terms: float = 1.0
 
 
 def block_candidates(
@@ -115,9 +97,10 @@ def block_candidates(
             f"The probe has fewer than {MINIMUM_SAMPLES} samples: gates are fitted on one half of them and judged on "
             "the other. Pass more `batches`."
         )
-    costs = block_costs(model, found, number, how)
+    costs, terms = block_costs(model, found, number, how), terms_per_sample(model, held, ranks)
     return [
-        BlockCandidate(path, number, scores, costs[path], held_out_gain(scores)) for path, scores in everywhere.items()
+        BlockCandidate(path, number, scores, costs[path], held_out_gain(scores, terms), terms)
+        for path, scores in everywhere.items()
     ]
 
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 import torch
 
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .block_gains import BlockCandidate, held_out_gain
+from .block_gains import BlockCandidate
 from .block_records import NewBlock
+from .budget import event_budget, in_unit
 from .config import GrowthConfig
+from .joint import held_out_gain
 from .plan import GrowthPlan
-from .planner import event_budget
 
 
 def plan_blocks(
@@ -33,15 +34,14 @@ def plan_blocks(
         [`GrowthPlan`]: Possibly empty; `held_back` says why then.
     """
     allowed = event_budget(model, config, event, lr_ratio, to_come)
-    by_macs = config.budget_unit == "macs"
-    waiting = {each.after: each.cost.macs if by_macs else each.cost.parameters for each in candidates}
+    waiting = {each.after: in_unit(each.cost, config.budget_unit) for each in candidates}
     known = {each.after: each for each in candidates}
     chosen: dict[str, float] = {}
     left, total, parameters, macs = allowed, 0.0, 0, 0
     while True:
         taken = [known[path].scores for path in chosen]
         gains = {
-            path: held_out_gain(torch.cat([*taken, known[path].scores], 1)) - total
+            path: held_out_gain(torch.cat([*taken, known[path].scores], 1), known[path].terms) - total
             for path, price in waiting.items()
             if price <= left
         }
@@ -51,7 +51,7 @@ def plan_blocks(
         chosen[best], total = gains[best], total + gains[best]
         left -= waiting.pop(best)
         parameters, macs = parameters + known[best].cost.parameters, macs + known[best].cost.macs
-    how = config.operator.removeprefix("block_")
+    how = str(config.kinds.blocks)
     return GrowthPlan(
         # In the order of the model.
         blocks=tuple(
@@ -72,7 +72,7 @@ def plan_blocks(
 
 def _held_back(candidates: Sequence[BlockCandidate], config: GrowthConfig, allowed: float) -> str:
     best = max(candidates, key=lambda each: each.gain)
-    cheapest = min(each.cost.macs if config.budget_unit == "macs" else each.cost.parameters for each in candidates)
+    cheapest = min(in_unit(each.cost, config.budget_unit) for each in candidates)
     told = f"The best is a block after {best.after}, of {best.gain:.3g} nats."
     if cheapest > allowed:
         return (

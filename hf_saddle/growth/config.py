@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..models.shape_checks import MAX_SKIP_DEPTH
 from .block_records import BLOCK_OPERATORS
+from .kinds import Kinds, check_kinds, kinds_of, names_of
 from .limits import Limits
 from .old_names import accepts_old_names, current_names, refuse
-from .operators import DEPTH_OPERATORS, OPERATORS, WIDTH_OPERATORS
+from .operators import HEAD_OPERATORS, OPERATORS, SCALED
 from .values import check_bounds, help_, is_int, is_list
 
 
@@ -52,6 +53,9 @@ class GrowthConfig(Limits):
             Final number of multiply-accumulates of one sample.
         event_budget (`float`, *optional*):
             Parameters that one event may add, multiply-accumulates with `max_macs`; a share of what is left if None.
+        budget_unit (`str`, *optional*, defaults to `"auto"`):
+            'seconds' of a training step instead of parameters, for `max_growth` and `event_budget`, timed for each
+            kind of growth on this machine; 'auto' counts parameters, multiply-accumulates with `max_macs`.
         linears (`list[str]`, *optional*):
             Linears that may grow, by their names in a layer, such as 'mlp.fc1'; all if None.
         layers (`list[int]`, *optional*):
@@ -60,9 +64,11 @@ class GrowthConfig(Limits):
             Branches that may be nested; 0 allows width only.
         criterion (`str`, *optional*, defaults to `"auto"`):
             What ranks the neurons, of auto, width, depth, random; 'auto' is width and depth.
-        operator (`str`, *optional*, defaults to `"auto"`):
-            How neurons grow, of auto, zero_gain, residual_pair, opposed_pair, split, net2net, gradmax; 'auto' fits the
-            criterion. Or how whole blocks are inserted: block_copy, block_identity, block_average, block_stack.
+        operator (`str` or `list[str]`, *optional*, defaults to `"auto"`):
+            What grows, and how. Neurons: zero_gain, residual_pair, opposed_pair, split, net2net, gradmax; 'auto' fits
+            the criterion. Attention heads: new_head, split_head. Whole blocks: block_copy, block_identity,
+            block_average, block_stack. Several compete for the budget of each event; 'any' is auto, new_head,
+            split_head and block_copy, as far as the model can.
         freeze (`bool`, *optional*, defaults to `False`):
             Train only inserted blocks from the first event on; for the operators of blocks.
         selection (`str`, *optional*, defaults to `"auto"`):
@@ -95,12 +101,15 @@ class GrowthConfig(Limits):
         default="auto",
         metadata=help_(f"What ranks the neurons, of {', '.join(CRITERIA)}; 'auto' is width and depth."),
     )
-    operator: str = field(
+    operator: str | list[str] = field(
         default="auto",
+        # The default once more, which `HfArgumentParser` does not take from the field where several may be given.
         metadata=help_(
-            f"How neurons grow, of auto, {', '.join(OPERATORS)}; 'auto' fits the criterion. Or how whole blocks are "
-            f"inserted: {', '.join(BLOCK_OPERATORS)}."
-        ),
+            f"What grows, and how. Neurons: {', '.join(OPERATORS)}; 'auto' fits the criterion. Attention heads: "
+            f"{', '.join(HEAD_OPERATORS)}. Whole blocks: {', '.join(BLOCK_OPERATORS)}. Several compete for the budget "
+            "of each event; 'any' is auto, new_head, split_head and block_copy, as far as the model can."
+        )
+        | {"default": "auto"},
     )
     freeze: bool = field(
         default=False,
@@ -141,48 +150,18 @@ class GrowthConfig(Limits):
         self._check_choices()
         self._check_numbers()
         self.check_limits()
-        if self.operator in WIDTH_OPERATORS and self.criterion == "depth":
-            raise ValueError(
-                f"`operator={self.operator!r}` widens, but `criterion='depth'` ranks for depth: use "
-                "`criterion='width'` or an operator of depth."
-            )
-        if self.selection == "pursuit" and not self.pursues:
-            raise ValueError(
-                f"`selection='pursuit'` chooses splits and zero-gain units by curvature, not "
-                f"`criterion={self.criterion!r}` with `operator={self.operator!r}`: use `selection='gain'`."
-            )
-        if self.operator in DEPTH_OPERATORS and self.criterion == "width":
-            raise ValueError(
-                f"`operator={self.operator!r}` deepens, but `criterion='width'` ranks for width: use "
-                "`criterion='depth'`, or `operator='split'`."
-            )
-
-        self._check_blocks()
-
-    def _check_blocks(self) -> None:
-        """Refuse options of neurons for blocks, and the other way round."""
-        if self.freeze and not self.inserts_blocks:
-            raise ValueError(f"`freeze=True` goes with an operator of blocks: {', '.join(BLOCK_OPERATORS)}.")
-        if not self.inserts_blocks:
-            return
-        given = {"criterion": self.criterion != "auto", "linears": self.linears is not None}
-        given |= {"selection": self.selection != "auto", "quotas": self.quotas}
-        wrong = [f"`{name}`" for name, is_given in given.items() if is_given]
-        if wrong:
-            raise ValueError(
-                f"`operator={self.operator!r}` inserts whole blocks, which are ranked by their own gain: leave out "
-                f"{', '.join(wrong)}. `layers` says behind which blocks."
-            )
+        check_kinds(self)
 
     def _check_choices(self) -> None:
         choices = {
             "criterion": self.known_criteria,
-            "operator": ("auto", *OPERATORS, *BLOCK_OPERATORS),
             "selection": SELECTIONS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        names = names_of(self.operator)
+        self.operator = names if len(names) > 1 else names[0]
         if not isinstance(self.freeze, bool):
             raise ValueError(f"`freeze` must be True or False, got {self.freeze!r}.")
         # Lists, as a checkpoint keeps them.
@@ -212,27 +191,14 @@ class GrowthConfig(Limits):
         times the learning rate relative to its peak, in four quotas, residual pairs in layers with 60 candidates.
         Its start is the reduced DeiT-S, `SaddleViTConfig(**PAPER_START)`.
         """
-        from .paper import PaperGrowthConfig  # which is made of this class
+        from .paper import recipe  # which is made of this class
 
-        return PaperGrowthConfig(
-            warmup=50,
-            interval=30,
-            num_events=9,
-            layer_threshold=60,
-            max_depth=9,
-            criterion="paper_score",
-            operator="residual_pair",
-            significance=0.0,
-            max_growth=None,
-            event_budget=580_000,
-            schedule="lr",
-            quotas=True,
-        )
+        return recipe()
 
     @property
-    def inserts_blocks(self) -> bool:
-        """Whether events insert whole blocks; otherwise neurons grow."""
-        return self.operator in BLOCK_OPERATORS
+    def kinds(self) -> Kinds:
+        """The operators, by what grows."""
+        return kinds_of(self.operator)
 
     @property
     def criteria(self) -> tuple[str, ...]:
@@ -242,28 +208,27 @@ class GrowthConfig(Limits):
 
     @property
     def ranking(self) -> tuple[str, ...]:
-        """The criteria that rank the neurons."""
+        """The criteria that rank the neurons; of heads and blocks alone, their own gain."""
         if self.criterion != "auto":
             return (self.criterion,)
-        if self.inserts_blocks:
-            return ("the gain of blocks",)
-        if self.operator in WIDTH_OPERATORS:
-            return ("width",)
-        return ("depth",) if self.operator in DEPTH_OPERATORS else ("width", "depth")
+        return self.kinds.ranking() or ("their own gain",)
 
     @property
     def pursues(self) -> bool:
         """Whether neurons are chosen by what they add to others; controls are ranked by their own scores."""
         by_curvature = self.criterion in ("auto", "width", "depth")
-        return by_curvature and self.operator in ("auto", "zero_gain", "split") and self.selection != "gain"
+        return by_curvature and {*self.kinds.neurons} <= {"auto", "zero_gain", "split"} and self.selection != "gain"
 
     @property
     def judged(self) -> bool:
         """Whether half of the probe judges what the other half has chosen; not where nothing can move at once."""
-        if self.inserts_blocks:
+        kinds = self.kinds
+        if kinds.several or self.budget_unit == "seconds":
+            return True
+        if kinds.only_blocks:
             return False
-        if self.operator != "auto":
-            return OPERATORS[self.operator].scaled is not None
+        if kinds.neurons != ("auto",):
+            return any(name in SCALED for name in kinds.neurons)
         return self.criterion not in ("paper_score", "gradmax")
 
     def to_dict(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from .schema import (
     check_text,
     check_versions,
 )
+from .timing_record import Timing
 
 
 _NOT_SAVED = ("replaced", "added")
@@ -38,6 +39,7 @@ _LATER: dict[str, Any] = {
     "predicted_error": None,
     "blocks": [],
     "frozen": False,
+    "timing": None,
 }
 
 
@@ -74,6 +76,7 @@ class GrowthEvent:
     versions: dict[str, str] = field(default_factory=dict)
     blocks: list[dict[str, Any]] = field(default_factory=list)  # that were inserted, see `NewBlock.to_dict`
     frozen: bool = False  # whether only blocks that were inserted have been trained since
+    timing: Timing | None = None  # what it costs in seconds, where seconds limit the size
     replaced: dict[nn.Parameter, nn.Parameter] = field(default_factory=dict, repr=False, compare=False)
     added: dict[str, nn.Parameter] = field(default_factory=dict, repr=False, compare=False)
 
@@ -90,7 +93,8 @@ class GrowthEvent:
     def to_dict(self) -> dict[str, Any]:
         """The event fit for JSON, without `replaced` and `added`."""
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _NOT_SAVED}
-        return copy.deepcopy(values) | {"shapes": self.shapes.to_json()}
+        timing = None if self.timing is None else self.timing.to_dict()
+        return copy.deepcopy(values) | {"shapes": self.shapes.to_json(), "timing": timing}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "GrowthEvent":
@@ -103,7 +107,8 @@ class GrowthEvent:
         if isinstance(values, Mapping):
             values = _LATER | dict(values)
         check_fields(values, {item.name for item in fields(cls)} - set(_NOT_SAVED), "event")
-        event = cls(**copy.deepcopy(dict(values)) | {"shapes": Shapes.of_json(values["shapes"], "shapes")})
+        read = {"shapes": Shapes.of_json(values["shapes"], "shapes"), "timing": Timing.from_dict(values["timing"])}
+        event = cls(**copy.deepcopy(dict(values)) | read)
         event.check()
         return event
 
@@ -133,8 +138,9 @@ class GrowthEvent:
             check_text(self.held_back, "held_back")
         if self.forecast not in (None, *FORECASTS):
             raise ValueError(f"`forecast` must be None or one of {', '.join(FORECASTS)}, got {self.forecast!r}.")
+        Timing.from_dict(None if self.timing is None else self.timing.to_dict())
         blocks = new_blocks(self.blocks, "a growth event")
-        if not isinstance(self.frozen, bool) or (self.frozen and not blocks) or (self.layers and blocks):
+        if not isinstance(self.frozen, bool) or (self.frozen and (self.layers or not blocks)):
             raise ValueError(
                 f"A growth event with {len(blocks)} new blocks, {len(self.layers)} layers and "
                 f"`frozen={self.frozen!r}` cannot be; the history is damaged."

@@ -1,14 +1,15 @@
 """Which heads are to come: such as complement each other, one after the other, within a number or a budget."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .head_scores import HeadScores
+from .joint import judge
 from .plan import GrowthPlan, LayerGrowth
+from .plan_fields import VECTORS
 from .pursuit import pursue
 
 
@@ -23,8 +24,9 @@ def plan_heads(
     """
     Choose heads that complement each other, one after the other by what each adds to the joint gain per cost.
 
-    New heads start unread, so that the gain predicted for them is what their natural step would bring; splits take
-    their steps at once.
+    New heads start unread, so that the gain predicted for them is what their natural step would bring. Splits take the
+    natural step at once, as far as the step that they were scored with goes at most; those that it moves by nothing
+    are left out.
 
     Args:
         scores ([`HeadScores`]): The candidates.
@@ -57,43 +59,51 @@ def plan_heads(
         left["cost"] -= costs[candidate]
         return True
 
-    values = scores.values[~scores.judges]
-    # In a scale in which coefficients are of a size.
-    values = values / values.square().mean(dim=0).sqrt().clamp_min(torch.finfo(values.dtype).tiny)
-    splits = torch.tensor([growth.operator == "split_head" for growth in scores.candidates])
-    order = pursue(values, splits, torch.tensor(costs, dtype=values.dtype), torch.arange(len(splits)), admit)
+    columns = scores.columns
+    prices = torch.tensor(costs, dtype=torch.float64)
+    order = pursue(columns.fitted, columns.one_way, prices, torch.arange(len(prices)), admit)
     tried = {name: sum(g.operator == name for g in scores.candidates) for name in ("new_head", "split_head")}
     plan = GrowthPlan(criterion="heads", budget=budget, candidates={name: n for name, n in tried.items() if n})
     if not order:
         return replace(plan, held_back="No head fits into the budget.")
-    step = scores.step(order)
-    gain, error = scores.gain(order, step)
-    if gain <= significance * error:
-        text = f"{len(order)} heads would lower the loss of held-out samples by {gain:.2g} ± {error:.1g}"
+    found = judge(columns.of(order), 1.0)
+    if found.gain <= significance * found.error:
+        text = f"{len(order)} heads would lower the loss of held-out samples by {found.gain:.2g} ± {found.error:.1g}"
         return replace(plan, held_back=f"{text}, less than {significance} standard errors.")
-    slopes = -(scores.values[scores.judges][:, order] * step).mean(dim=0)
-    shares = (slopes * (gain / slopes.sum())).float()
+    shares = found.shares_of(found.gain)
+    chosen = [
+        (index, stepped_head(scores.candidates[index], size, share))
+        for index, size, share in zip(order, found.coefficients.tolist(), shares.tolist(), strict=True)
+    ]
+    kept = [(index, growth) for index, growth in chosen if growth is not None]
     return replace(
         plan,
-        growths=tuple(_merged([(scores.candidates[i], share) for i, share in zip(order, shares, strict=True)])),
-        parameters=sum(scores.costs[index].parameters for index in order),
-        macs=sum(scores.costs[index].macs for index in order),
+        growths=tuple(merged_heads(growth for _, growth in kept)),
+        parameters=sum(scores.costs[index].parameters for index, _ in kept),
+        macs=sum(scores.costs[index].macs for index, _ in kept),
     )
 
 
-def _merged(chosen: Sequence[tuple[LayerGrowth, Tensor]]) -> Iterator[LayerGrowth]:
-    """Growths of one head each as growths of modules, with what is predicted of each head."""
-    groups: dict[tuple[str, str], list[tuple[LayerGrowth, Tensor]]] = {}
-    for growth, share in chosen:
-        groups.setdefault((growth.linear, growth.operator), []).append((growth, share))
+def stepped_head(growth: LayerGrowth, coefficient: float, gain: float) -> LayerGrowth | None:
+    """One head with what is predicted of it, and, if it is split, the step that was judged; `None` without a step."""
+    share = torch.tensor([gain])
+    if growth.operator == "new_head":
+        return replace(growth, predicted_gain=share)
+    if coefficient <= 0:
+        return None
+    return replace(growth, predicted_gain=share, steps=growth.steps * coefficient**0.5)
+
+
+def merged_heads(heads: Iterable[LayerGrowth]) -> Iterator[LayerGrowth]:
+    """Growths of one head each as growths of modules."""
+    groups: dict[tuple[str, str], list[LayerGrowth]] = {}
+    for growth in heads:
+        groups.setdefault((growth.linear, growth.operator), []).append(growth)
     for (_, operator), members in groups.items():
-        first = members[0][0]
-        numbers = tuple(growth.neurons[0] for growth, _ in members)
+        numbers = tuple(growth.neurons[0] for growth in members)
         if operator == "new_head":
             numbers = tuple(range(numbers[0], numbers[0] + len(members)))
         fields: dict[str, Any] = {
-            name: torch.cat([getattr(growth, name) for growth, _ in members])
-            for name in ("directions", "steps", "gains", "eigenvalues")
+            name: torch.cat([getattr(growth, name) for growth in members]) for name in ("directions", *VECTORS)
         }
-        shares = torch.stack([share for _, share in members])
-        yield replace(first, neurons=numbers, predicted_gain=shares, candidates=len(members), **fields)
+        yield replace(members[0], neurons=numbers, candidates=len(members), **fields)

@@ -10,13 +10,16 @@ from torch import Tensor
 
 from ..curvature.head_slopes import outgoing_scores
 from ..curvature.heads import capture_heads
-from ..curvature.loss import Loss
+from ..curvature.loss import Loss, own_loss_of, terms_per_sample
+from ..curvature.ranks import Ranks
+from ..models.blocks import split_path
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from ..models.sites import Place
 from .costs import Cost
 from .halves import halves
 from .head_drafts import find_attention
 from .heads import STEP, check_family, head_growth
-from .natural_step import RIDGE
+from .joint import Columns
 from .plan import GrowthPlan, LayerGrowth
 from .surgery import prepare_growth
 
@@ -38,6 +41,7 @@ class HeadScores:
         costs (`tuple[Cost, ...]`): What each candidate adds.
         outgoing (`tuple[Tensor | None, ...]`):
             Of new heads the outgoing weights of steepest descent, of norm 1, shape `(d, columns)`.
+        terms (`float`): Number of predictions that the loss of a sample is the mean of.
     """
 
     candidates: tuple[LayerGrowth, ...]
@@ -45,21 +49,16 @@ class HeadScores:
     judges: Tensor
     costs: tuple[Cost, ...]
     outgoing: tuple[Tensor | None, ...]
+    terms: float = 1.0
 
-    def step(self, chosen: Sequence[int]) -> Tensor:
-        """The natural step of some candidates, `-(E[u uᵀ] + ridge)⁻¹ E[u]`, fitted to the samples that choose."""
-        values = self.values[~self.judges][:, list(chosen)]
-        fisher = values.t() @ values / len(values)
-        fisher.diagonal().add_(RIDGE * fisher.diagonal())
-        step = -torch.linalg.solve(fisher, values.mean(dim=0))
-        splits = torch.tensor([self.candidates[index].operator == "split_head" for index in chosen])
-        return torch.where(splits, step.clamp(0, 1), step)
-
-    def gain(self, chosen: Sequence[int], step: Tensor) -> tuple[float, float]:
-        """Decrease of the loss that the samples that judge expect of a step, and its standard error."""
-        change = self.values[self.judges][:, list(chosen)] @ step
-        decrease = -(change + 0.5 * change.square())
-        return float(decrease.mean()), float(decrease.std() / len(decrease) ** 0.5)
+    @property
+    def columns(self) -> Columns:
+        """The scores in a scale in which coefficients are of a size."""
+        fitted = self.values[~self.judges]
+        size = fitted.square().mean(dim=0).sqrt().clamp_min(torch.finfo(fitted.dtype).tiny)
+        splits = torch.tensor([growth.operator == "split_head" for growth in self.candidates])
+        low, high = torch.where(splits, 0.0, -torch.inf), torch.where(splits, size, torch.inf)
+        return Columns(self.values / size, self.judges, 1.0 / size, low.to(size), high, self.terms)
 
 
 def score_heads(
@@ -95,13 +94,47 @@ def score_heads(
     Raises:
         ValueError: If heads of the model cannot grow, or there are fewer than eight samples.
     """
+    choosing, judging = halves(list(batches))
+    return score_heads_of_halves(
+        model,
+        choosing,
+        judging,
+        ways,
+        paths=paths,
+        candidates=candidates,
+        step_size=step_size,
+        steps=steps,
+        loss=loss,
+        seed=seed,
+    )
+
+
+def score_heads_of_halves(
+    model: GrowablePreTrainedModel,
+    choosing: Sequence[Any],
+    judging: Sequence[Any],
+    ways: Sequence[str] = WAYS,
+    *,
+    paths: Sequence[str] | None = None,
+    candidates: int = 1,
+    step_size: float = STEP,
+    steps: int = 8,
+    loss: Loss | None = None,
+    seed: int = 0,
+    ranks: Ranks | None = None,
+) -> HeadScores:
+    """
+    [`score_heads`] on batches of this rank of samples that choose, and of samples that judge. The scores are those of
+    the samples of all ranks: of each rank those that choose, then those that judge.
+    """
+    ranks = ranks or Ranks()
     check_family(model)
     if not ways or not set(ways) <= set(WAYS):
         raise ValueError(f"`ways` must be of {', '.join(WAYS)}, got {ways!r}.")
-    choosing, judging = halves(list(batches))
     names = [attention.path for attention in model.attentions()] if paths is None else list(paths)
     for name in names:
         find_attention(model, name)
+    loss = loss or own_loss_of(model, [*choosing, *judging], ranks)
     found: list[LayerGrowth] = []
     values: list[Tensor] = []
     outgoing: list[Tensor | None] = []
@@ -109,13 +142,34 @@ def score_heads(
     for way in ways:
         score = _score_new if way == "new" else _score_splits
         options = {"candidates": candidates, "step_size": step_size, "steps": steps, "loss": loss, "seed": seed}
-        heads, (fitted, held_out), weights = score(model, choosing, judging, names, **options)
+        heads, (fitted, held_out), weights = score(model, choosing, judging, names, ranks=ranks, **options)
         found += heads
         values.append(torch.cat([fitted, held_out]).double().cpu())
         outgoing += weights
         judges = torch.arange(len(values[0])) >= len(fitted)
-    costs = tuple(head_cost(model, growth) for growth in found)
-    return HeadScores(tuple(found), torch.cat(values, 1), judges, costs, tuple(outgoing))
+    everywhere, judges = (torch.cat(ranks.gather(part)) for part in (torch.cat(values, 1), judges))
+    if not bool(torch.isfinite(everywhere).all()):
+        raise ValueError("The scores of some heads are not finite. Check the model's loss, or probe in float64.")
+    terms = terms_per_sample(model, [*choosing, *judging], ranks)
+    return HeadScores(tuple(found), everywhere, judges, _costs(model, found), tuple(outgoing), terms)
+
+
+def _costs(model: GrowablePreTrainedModel, growths: Sequence[LayerGrowth]) -> tuple[Cost, ...]:
+    """What each of some heads adds; those of modules of a list of blocks with the same shapes are counted once."""
+    counted: dict[Any, Cost] = {}
+    found = []
+    for growth in growths:
+        heads = find_attention(model, growth.linear).heads
+        layers = [model.get_submodule(path) for path in (*heads.rows, heads.reader)]
+        sizes = tuple((name, x.shape) for layer in layers for name, x in layer.named_parameters())
+        stack, _ = split_path(Place.parse(growth.linear).block)
+        # A copy takes along the units that feed it, of which each head may have others.
+        own = (growth.linear, growth.neurons) if any("skip." in name for name, _ in sizes) else ()
+        key = (growth.operator, stack, sizes, own)
+        if key not in counted:
+            counted[key] = head_cost(model, growth)
+        found.append(counted[key])
+    return tuple(found)
 
 
 def head_cost(model: GrowablePreTrainedModel, growth: LayerGrowth) -> Cost:
@@ -128,16 +182,20 @@ Scored = tuple[list[LayerGrowth], tuple[Tensor, Tensor], list[Tensor | None]]
 
 
 def _score_new(
-    model: GrowablePreTrainedModel, choosing: list[Any], judging: list[Any], paths: Sequence[str], **options: Any
+    model: GrowablePreTrainedModel,
+    choosing: Sequence[Any],
+    judging: Sequence[Any],
+    paths: Sequence[str],
+    **options: Any,
 ) -> Scored:
-    loss = options["loss"]
+    loss, ranks = options["loss"], options["ranks"]
     growths = [
         head_growth(model, path, options["candidates"], seed=options["seed"] + index)
         for index, path in enumerate(paths)
     ]
     with _grown(model, GrowthPlan(tuple(growths))):
-        outgoing, fitted = outgoing_scores(model, choosing, paths, options["candidates"], loss)
-        _, held_out = outgoing_scores(model, judging, paths, options["candidates"], loss, outgoing)
+        outgoing, fitted = outgoing_scores(model, choosing, paths, options["candidates"], loss, ranks=ranks)
+        _, held_out = outgoing_scores(model, judging, paths, options["candidates"], loss, outgoing, ranks)
     # Each as it would come alone.
     alone = [
         replace(_one(growth, place), neurons=(growth.neurons[0],))
@@ -148,9 +206,13 @@ def _score_new(
 
 
 def _score_splits(
-    model: GrowablePreTrainedModel, choosing: list[Any], judging: list[Any], paths: Sequence[str], **options: Any
+    model: GrowablePreTrainedModel,
+    choosing: Sequence[Any],
+    judging: Sequence[Any],
+    paths: Sequence[str],
+    **options: Any,
 ) -> Scored:
-    fit, judge = (capture_heads(model, part, paths, options["loss"]) for part in (choosing, judging))
+    fit, judge = (capture_heads(model, part, paths, options["loss"], options["ranks"]) for part in (choosing, judging))
     found: list[LayerGrowth] = []
     values: list[tuple[Tensor, Tensor]] = []
     for index, path in enumerate(paths):

@@ -16,6 +16,7 @@ from .block_records import config_with_, new_blocks, shapes_with
 from .costs import count_parameters
 from .event import GrowthEvent, ModelSize
 from .schema import MAX_MACS, check_count, check_fields, check_kind, check_shapes_follow
+from .timing_record import Timing
 from .values import is_int
 
 
@@ -98,6 +99,11 @@ class GrowthHistory:
     def macs(self) -> int:
         """Multiply-accumulates of one sample after the last event."""
         return self.events[-1].macs_after if self.events else self.initial.macs
+
+    @property
+    def timing(self) -> Timing | None:
+        """That of the last event which has one."""
+        return next((event.timing for event in reversed(self.events) if event.timing is not None), None)
 
     @property
     def skip_unit(self) -> str:

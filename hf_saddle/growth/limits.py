@@ -9,6 +9,7 @@ from .values import check_bounds, help_, is_number
 
 # Nothing grows by more than that: what is larger was meant as a size, and a size that is smaller as a multiple.
 MAX_MULTIPLE = 100
+BUDGET_UNITS = ("parameters", "macs", "seconds")
 _MAX_GROWTH = 1.5
 
 
@@ -32,6 +33,15 @@ class Limits(Schedule):
         ),
     )
 
+    budget_unit: str = field(
+        default="auto",
+        kw_only=True,
+        metadata=help_(
+            "'seconds' of a training step instead of parameters, for `max_growth` and `event_budget`, timed for each "
+            "kind of growth on this machine; 'auto' counts parameters, multiply-accumulates with `max_macs`."
+        ),
+    )
+
     schedule = "constant"  # a field of a `PaperGrowthConfig`
 
     def check_limits(self) -> None:
@@ -41,6 +51,10 @@ class Limits(Schedule):
         Raises:
             ValueError: If a value cannot be meant.
         """
+        if self.budget_unit not in ("auto", *BUDGET_UNITS):
+            raise ValueError(f"`budget_unit` must be 'auto' or 'seconds', got {self.budget_unit!r}.")
+        if self.budget_unit != "seconds":
+            self.budget_unit = "parameters" if self.max_macs is None else "macs"
         if self.event_budget is not None:
             check_bounds(self, {"event_budget": (0, math.inf, False)})
         sizes = {"max_parameters": self.max_parameters, "max_macs": self.max_macs}
@@ -59,17 +73,14 @@ class Limits(Schedule):
             self.max_growth = None
         if self.max_growth is not None:
             given.append(f"`max_growth={self.max_growth!r}`")
+        if self.budget_unit == "seconds" and (self.max_parameters is not None or self.max_macs is not None):
+            raise ValueError(f"`budget_unit='seconds'` counts no parameters or MACs: {given[0]} cannot limit them.")
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} both limit the size: leave one of them out.")
         if not given and self.event_budget is None:
             raise ValueError("`max_growth` and `event_budget` are both None: set one of them, or growth has no limit.")
 
-    @property
-    def budget_unit(self) -> str:
-        """What `event_budget` and the final size count: `"parameters"`, or `"macs"` with `max_macs`."""
-        return "parameters" if self.max_macs is None else "macs"
-
-    def final_budget(self, initial: int) -> float:
+    def final_budget(self, initial: float) -> float:
         """Size that the model may reach in `budget_unit`, given its size before the first event; infinite if None."""
         if self.max_growth is not None:
             return self.max_growth * initial

@@ -44,7 +44,10 @@ def current_names(values: Mapping[str, Any], own: Collection[str]) -> tuple[dict
         instead. An old option that has no effect is neither.
     """
     current, lost = dict(values), {}
-    if "budget" in current or "budget_unit" in current:
+    # `budget_unit` is also a field of today; without a word of today's beside it, it is that of version 0.1.
+    limited = {"max_growth", "max_parameters", "max_macs"} & set(current)
+    is_new = "budget" not in current and (limited or current.get("budget_unit") in ("auto", "seconds"))
+    if ("budget" in current or "budget_unit" in current) and not is_new:
         budget, unit = current.pop("budget", 1.5), current.pop("budget_unit", "parameters")
         size = isinstance(budget, (int, float)) and budget > _MAX_MULTIPLE
         if unit == "parameters":

@@ -118,6 +118,9 @@ HEAD_OPERATORS = ("new_head", "split_head")
 DEPTH_OPERATORS = tuple(name for name, operator in OPERATORS.items() if operator.deepens)
 WIDTH_OPERATORS = tuple(name for name, operator in OPERATORS.items() if not operator.deepens)
 
+# Of all that grows, what a natural step sets; what is not here starts at rest.
+SCALED = {name: operator.scaled for name, operator in OPERATORS.items() if operator.scaled} | {"split_head": "steps"}
+
 # What `operator="auto"` stands for: by the criterion that ranks, else by the kind of units that the model has.
 _OF_CRITERION = {"width": "split", "gradmax": "gradmax"}
 _OF_KIND = {None: "zero_gain", "gain": "zero_gain", "residual_pair": "residual_pair"}

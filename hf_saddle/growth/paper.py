@@ -96,3 +96,21 @@ class PaperGrowthConfig(GrowthConfig):
         check_positive(self, "step_size")
         if self.schedule == "linear" and self.events is None:
             raise ValueError("`schedule='linear'` falls to zero over `num_events`: set `num_events`.")
+
+
+def recipe() -> PaperGrowthConfig:
+    """The settings of the paper, see [`GrowthConfig.paper`]."""
+    return PaperGrowthConfig(
+        warmup=50,
+        interval=30,
+        num_events=9,
+        layer_threshold=60,
+        max_depth=9,
+        criterion="paper_score",
+        operator="residual_pair",
+        significance=0.0,
+        max_growth=None,
+        event_budget=580_000,
+        schedule="lr",
+        quotas=True,
+    )

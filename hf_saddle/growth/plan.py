@@ -15,9 +15,10 @@ from torch import Tensor
 from ..models.json_files import parse_json
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .block_records import NewBlock, new_blocks
-from .operators import HEAD_OPERATORS, OPERATORS
+from .operators import HEAD_OPERATORS, OPERATORS, SCALED
 from .plan_fields import GROWTH_FIELDS, LATER_FIELDS, PLAN_FIELDS, VECTORS, check_fields
 from .rows import check_neurons, find_site, layers_of, random_directions, row_size
+from .timing_record import Timing
 from .values import is_int
 
 
@@ -185,8 +186,10 @@ class GrowthPlan:
         held_back (`str`, *optional*): Why nothing grows, where nothing does.
         forecast (`str`, *optional*): What `predicted_gain` is of, see there.
         predicted_error (`float`, *optional*): Its standard error, by the choice of the samples that judge.
-        blocks (`tuple[NewBlock, ...]`): Whole blocks that are inserted, in a plan without `growths`.
+        blocks (`tuple[NewBlock, ...]`): Whole blocks that are inserted, as copies of others before those grow. All
+            paths of a plan are those before the event.
         freeze (`bool`): Whether only inserted blocks are trained from then on.
+        timing ([`Timing`], *optional*): What it costs in seconds, where seconds limit the size.
     """
 
     growths: tuple[LayerGrowth, ...] = ()
@@ -201,12 +204,14 @@ class GrowthPlan:
     predicted_error: float | None = None
     blocks: tuple[NewBlock, ...] = ()
     freeze: bool = False
+    timing: Timing | None = None
 
     def __post_init__(self) -> None:
-        if self.growths and self.blocks:
-            raise ValueError("A plan grows neurons or inserts blocks: make two events, one after the other.")
-        if self.freeze and not self.blocks:
-            raise ValueError("`freeze` leaves new blocks to be trained, of which the plan has none.")
+        if self.freeze and (not self.blocks or self.growths):
+            raise ValueError(
+                "`freeze` leaves only inserted blocks to be trained: a plan that has none, or that lets others grow, "
+                "cannot ask for it."
+            )
 
     def __bool__(self) -> bool:
         return bool(self.growths or self.blocks)
@@ -219,15 +224,23 @@ class GrowthPlan:
         With the `forecast` `"event"` it is what the event does to them at once, and with `"next step"`, where units
         start at rest, what a half natural step after the event would bring. Plans without a forecast have the gains of
         their report, of neurons that grow alone, by which they were ranked; nobody has judged these together.
+
+        New heads and blocks start at rest. Beside others that move, with the forecast `"event"`, what is predicted of
+        their next half natural step is not of the event: it is told of each of them, and is not in the sum.
         """
-        gains = (float(growth.predicted_gain.sum()) for growth in self.growths)
-        return sum(gains) + sum(block.predicted_gain for block in self.blocks)
+        at_once = self.forecast == "event"
+        counted = [growth for growth in self.growths if not at_once or growth.operator in SCALED]
+        blocks = () if at_once else self.blocks
+        return sum(float(growth.predicted_gain.sum()) for growth in counted) + sum(
+            block.predicted_gain for block in blocks
+        )
 
     def to_json(self) -> str:
         """The plan as canonical JSON."""
-        values = {name: getattr(self, name) for name in PLAN_FIELDS if name not in ("growths", "blocks")}
+        values = {name: getattr(self, name) for name in PLAN_FIELDS if name not in ("growths", "blocks", "timing")}
         values |= {"schema": PLAN_SCHEMA, "growths": [growth.to_dict() for growth in self.growths]}
         values["blocks"] = [block.to_dict() for block in self.blocks]
+        values["timing"] = None if self.timing is None else self.timing.to_dict()
         return json.dumps(values, sort_keys=True, allow_nan=False)
 
     @classmethod
@@ -247,8 +260,10 @@ class GrowthPlan:
                 f"This is not a growth plan of `schema` {PLAN_SCHEMA}, got {schema!r}; make it anew with this version."
             )
         check_fields(values, PLAN_FIELDS, "The growth plan")
-        growths = tuple(LayerGrowth.from_dict(growth) for growth in values.pop("growths"))
-        return cls(growths=growths, blocks=new_blocks(values.pop("blocks"), "the growth plan"), **values)
+        values["growths"] = tuple(LayerGrowth.from_dict(growth) for growth in values["growths"])
+        values["blocks"] = new_blocks(values["blocks"], "the growth plan")
+        values["timing"] = Timing.from_dict(values["timing"])
+        return cls(**values)
 
     def digest(self) -> str:
         """SHA-256 of the plan; equal on all ranks if they are about to do the same."""

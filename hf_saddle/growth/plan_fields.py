@@ -47,6 +47,7 @@ PLAN_FIELDS: dict[str, Callable[[Any], bool]] = {
     "predicted_error": lambda value: value is None or (is_number(value) and value >= 0),
     "blocks": lambda value: isinstance(value, list),
     "freeze": lambda value: isinstance(value, bool),
+    "timing": lambda value: value is None or isinstance(value, dict),
 }
 # What plans of earlier schemas do not have.
 LATER_FIELDS: dict[str, Any] = {
@@ -56,6 +57,7 @@ LATER_FIELDS: dict[str, Any] = {
     "predicted_error": None,
     "blocks": [],
     "freeze": False,
+    "timing": None,
 }
 GROWTH_FIELDS: dict[str, Callable[[Any], bool]] = {
     "linear": _is_text,

@@ -1,9 +1,12 @@
 """Which units complement each other: orthogonal matching pursuit on the scores of the samples that choose."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from .budget import Budget, Candidate
+from .joint import Columns, supported
 
 
 # What a unit must explain beyond the others counts in full only above this share of the mean square score.
@@ -65,3 +68,42 @@ def pursue(
         share, along = scores.t() @ column, column @ residual
         residual, agreement, new = residual - along * column, agreement - along * share, new - share.square()
     return chosen
+
+
+def choose_together(
+    candidates: Sequence[Candidate], columns: Columns, budget: Budget, share: float, significance: float
+) -> tuple[list[int], tuple[float, float, int] | None]:
+    """
+    Greedy by what a candidate adds to those already chosen, per cost, as far as held-out samples gain.
+
+    Args:
+        candidates (`Sequence`): What could grow.
+        columns ([`Columns`]): What each would do.
+        budget ([`Budget`]): Pays for what is chosen.
+        share (`float`): Share of the natural step that is judged.
+        significance (`float`): Standard errors by which the gain must exceed 0.
+
+    Returns:
+        `tuple`: As [`supported`].
+    """
+    if not candidates:
+        return [], None
+    numbers: dict[tuple[str, int], int] = {}
+    once = [numbers.setdefault(candidate.once, len(numbers)) for candidate in candidates]
+    device = columns.values.device
+    prices = torch.tensor([budget.price(each) for each in candidates], dtype=torch.float64, device=device)
+    opening: dict[str, list[int]] = {}
+    for index, candidate in enumerate(candidates):
+        if budget.timing is not None and candidate.opens is not None:
+            opening.setdefault(candidate.opens, []).append(index)
+
+    def admit(index: int) -> bool:
+        if not budget.admit(candidates[index]):
+            return False
+        # The call of a branch is paid once: what else it holds is cheaper from now on.
+        for other in opening.pop(candidates[index].opens or "", ()):
+            prices[other] = budget.price(candidates[other])
+        return True
+
+    order = pursue(columns.fitted, columns.one_way, prices, torch.tensor(once, device=device), admit)
+    return supported(columns, order, share, significance)

@@ -36,7 +36,7 @@ def held_back(
     report: CurvatureReport,
     config: GrowthConfig,
     allowed: float,
-    cheapest: int,
+    cheapest: float,
     judged: tuple[float, float, int] | None = None,
 ) -> str:
     """
@@ -48,7 +48,7 @@ def held_back(
         report ([`~hf_saddle.CurvatureReport`]): The measurement.
         config ([`GrowthConfig`]): The options.
         allowed (`float`): Budget of the event, in `config.budget_unit`.
-        cheapest (`int`): What the cheapest candidate costs.
+        cheapest (`float`): What the cheapest candidate costs.
         judged (`tuple[float, float, int]`, *optional*): What scores of held-out samples say of the best plan that
             fits the budget: the decrease of the loss, its standard error, and the number of units.
     """
@@ -74,7 +74,7 @@ def held_back(
             f"{max(counts)} of {sum(counts)}. {best}"
         )
     if judged is not None:
-        return f"{unsupported(*judged, sum(counts), config)} {best}"
+        return f"{unsupported(*judged, f'{sum(counts)} candidates', config)} {best}"
     # Rounded down: what costs as much as that fits.
     share = f"each of {len(QUOTAS)} quotas of this event may add {math.floor(allowed / len(QUOTAS)):,}"
     budget = share if config.quotas else f"this event may add {math.floor(allowed):,}"
@@ -84,21 +84,26 @@ def held_back(
     )
 
 
-def unsupported(gain: float, error: float, units: int, candidates: int, config: GrowthConfig) -> str:
+def unsupported(gain: float, error: float, units: int, candidates: str, config: GrowthConfig) -> str:
     """Why nothing grows though there are candidates: samples that did not choose them gain too little."""
     return (
-        f"Held-out samples: of {candidates} candidates the best {units} together would lower the loss of samples that "
+        f"Held-out samples: of {candidates} the best {units} together would lower the loss of samples that "
         f"did not choose them by {gain:.3g} ± {error:.2g}, and `significance={config.significance:g}` standard errors "
         "are asked for; more `probe_samples` make the error smaller."
     )
 
 
-def no_budget(size: int, initial: int, final: float, config: GrowthConfig, event: int) -> str:
+def amount(value: float) -> str:
+    """A size in any unit: a whole number of parameters or MACs, or seconds, which are small."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def no_budget(size: float, initial: float, final: float, config: GrowthConfig, event: int) -> str:
     """Why nothing is measured: the model is as large as it may become, or the event has no share."""
     if size >= final:
         return (
-            f"Budget: it is spent. The model has {size:,} {config.budget_unit}, {initial:,} before its first event, "
-            f"and may have {final:,.0f}."
+            f"Budget: it is spent. The model has {amount(size)} {config.budget_unit}, {amount(initial)} before its "
+            f"first event, and may have {amount(final)}."
         )
     if config.events is not None and event >= config.events:
         return f"Budget: event {event + 1} is beyond the {config.events} that share it."

@@ -8,6 +8,7 @@ from ..models.config_fields import MAX_PARAMETERS
 from ..models.growable import SKIP_UNITS
 from ..models.shapes import Shapes
 from ..models.sites import Place
+from .block_records import BLOCK_OPERATORS
 from .operators import HEAD_OPERATORS, OPERATORS
 from .values import is_int, is_number
 
@@ -65,8 +66,9 @@ def check_versions(versions: Any, where: str) -> None:
 
 
 def check_candidates(candidates: Any, where: str) -> None:
-    """Raise a `ValueError` if a value does not map operators to numbers of neurons."""
-    if not isinstance(candidates, Mapping) or not candidates.keys() <= {*OPERATORS, *HEAD_OPERATORS}:
+    """Raise a `ValueError` if a value does not map operators to numbers of neurons, heads or blocks."""
+    known = {*OPERATORS, *HEAD_OPERATORS, *BLOCK_OPERATORS}
+    if not isinstance(candidates, Mapping) or not candidates.keys() <= known:
         raise ValueError(
             f"`{where}` of a growth history must map operators to numbers of neurons, got {candidates!r}."
         )

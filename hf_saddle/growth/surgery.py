@@ -1,6 +1,7 @@
 """Growing a model in place, together with its config, its history and its optimizer, all or nothing."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.restacking import assign_
 from ..version import __version__
 from .attachments import check_attachments
-from .block_records import operators_of
+from .block_records import operators_of, path_with
 from .blocks import draft_blocks, inserted_blocks, rename_in_optimizer_, trained_outside
 from .changes import Changes
 from .costs import Cost, count_parameters, plan_cost
@@ -146,8 +147,13 @@ def prepare_growth(
     # The model grows and goes back, so that what can fail has not failed, and two sets of pointers are what is left.
     before = Snapshot(model, optimizer, also)
     try:
+        # Blocks first: their copies are of the model as it was measured. What grows is then found at its new place.
+        numbered = model.shapes()
         assign_(stacks.assignments)
-        for draft in draft_growths(model, plan):
+        moved = tuple(
+            replace(growth, linear=path_with(growth.linear, numbered, plan.blocks)) for growth in plan.growths
+        )
+        for draft in draft_growths(model, replace(plan, growths=moved)):
             install_(draft, kind, str(model.config.skip_activation), changes)
         check_changes(changes)
         if heads:
@@ -156,13 +162,14 @@ def prepare_growth(
         shapes.write_(model.config, kind)
         if optimizer is not None:
             carry_optimizer_state_(optimizer, changes, list(model.parameters()))
+            named |= {change.new: named[change.old] for change in changes.replaced}
             rename_in_optimizer_(inner_optimizer(optimizer), model, named)
         if heads or plan.blocks:
             cost = Cost(count_parameters(model) - parameters, count_macs(model) - counted)
         event = GrowthEvent(
             criterion=plan.criterion,
-            operators=sorted({growth.operator for growth in plan.growths}) or operators_of(plan.blocks),
-            layers=[layer_record(growth) for growth in plan.growths],
+            operators=sorted({*operators_of(plan.blocks), *(growth.operator for growth in moved)}),
+            layers=[layer_record(growth) for growth in moved],
             predicted_gain=plan.predicted_gain,
             forecast=plan.forecast,
             predicted_error=plan.predicted_error,
@@ -180,6 +187,7 @@ def prepare_growth(
             added={change.name: change.new for change in changes.added},
             blocks=[block.to_dict() for block in plan.blocks],
             frozen=plan.freeze,
+            timing=plan.timing,
             **record,
         )
         event.seconds = time.perf_counter() - started

@@ -6,7 +6,8 @@ from typing import Any
 
 from ..curvature.loss import Loss
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .natural_step import Judgement, stepped
+from .joint import Judgement
+from .natural_step import stepped
 from .plan import GrowthPlan
 from .probe_loss import probe_loss
 from .surgery import prepare_growth

@@ -18,7 +18,7 @@ from .comparison_text import comparison_text, settings_text
 from .escape import markdown, number, plain, quantity
 from .names import is_repo_id
 from .record import TrainingRecord
-from .states import blocks_of, forecast, growths
+from .states import blocks_of, expected, forecast, growths
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -206,7 +206,7 @@ def _rows(index: int, event: GrowthEvent) -> list[dict[str, str]]:
             "operator": f"`{growth.operator}`",
             "chosen": f"{number(growth.chosen)} of {number(growth.candidates)}",
             "eigenvalues": ", ".join(number(value) for value in growth.eigenvalues) if event.criterion else "",
-            "gain": number(growth.predicted_gain) if event.forecast else "",
+            "gain": expected(event, growth),
         }
         for growth in growths(event)
     ]

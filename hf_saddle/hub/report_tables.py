@@ -6,7 +6,7 @@ from ..growth import GrowthEvent, GrowthHistory
 from ..growth.block_records import block_texts
 from .escape import markup, number
 from .record import TrainingRecord
-from .states import READING, State, blocks_of, forecast, growths, linears, units_text, width_text
+from .states import READING, State, blocks_of, expected, forecast, growths, linears, units_text, width_text
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
@@ -68,6 +68,8 @@ def _event(index: int, event: GrowthEvent) -> list[str]:
     chosen: dict[str, int] = {}
     for growth in growths(event):
         chosen[growth.operator] = chosen.get(growth.operator, 0) + growth.chosen
+    for block in event.blocks if event.candidates else ():
+        chosen[f"block_{block['how']}"] = chosen.get(f"block_{block['how']}", 0) + 1
     operators = sorted({*chosen, *event.candidates})
     told = ", ".join(
         f"{markup(name)} {chosen.get(name, 0)}" + (f" of {event.candidates[name]}" if name in event.candidates else "")
@@ -95,7 +97,7 @@ def eigenvalues(history: GrowthHistory) -> str:
             markup(growth.operator),
             f"{growth.chosen} of {growth.candidates}",
             *(number(value) for value in growth.eigenvalues),
-            number(growth.predicted_gain) if event.forecast else "",
+            expected(event, growth),
         ]
         for index, event in enumerate(history.events, 1)
         if event.criterion is not None

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..growth import GrowthEvent, GrowthHistory
 from ..growth.block_records import blocks_with, new_blocks
-from ..growth.operators import HEAD_OPERATORS, OPERATORS
+from ..growth.operators import HEAD_OPERATORS, OPERATORS, SCALED
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.shapes import Shapes
 from ..models.sites import Place
@@ -202,6 +202,14 @@ def forecast(event: GrowthEvent) -> str:
         return ""
     error = "" if event.predicted_error is None else f" ± {number(event.predicted_error, 2)}"
     return number(event.predicted_gain) + error + ("" if event.forecast == "event" else f" ({event.forecast})")
+
+
+def expected(event: GrowthEvent, growth: Growth) -> str:
+    """What was predicted of one growth, and of what; what starts at rest does nothing at once."""
+    if event.forecast is None:
+        return ""
+    rests = event.forecast == "event" and growth.operator not in SCALED
+    return number(growth.predicted_gain) + (" (next step)" if rests else "")
 
 
 def linears(history: GrowthHistory) -> list[str]:

@@ -120,7 +120,7 @@ def compare(
                 seconds=spending.seconds,
                 parameters=count_parameters(trainer.model),
                 parameters_before=parameters,
-                events=sum(bool(event.layers) for event in history.events),
+                events=sum(bool(event.layers or event.blocks) for event in history.events),
                 curve=spending.curve,
                 results=_measured(trainer, None if test_dataset is None else test_dataset(seed), metric),
             )

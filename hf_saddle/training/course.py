@@ -9,8 +9,8 @@ from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 
 from ..growth import GrowthConfig
-from ..growth.planner import sizes
-from ..growth.reasons import no_budget
+from ..growth.budget import sizes
+from ..growth.reasons import amount, no_budget
 from ..models.modeling_saddle import GrowablePreTrainedModel
 
 
@@ -110,11 +110,16 @@ def announcement(
     named = ", ".join(map(str, steps[:_NAMED])) + (", …" if len(steps) > _NAMED else "")
     when = f"at step{'s' * (len(steps) > 1)} {named} of {course.steps}"
     if math.isfinite(final):
-        limit = f"up to {final:,.0f} {config.budget_unit} (×{final / initial:.3g} of {initial:,}; {size:,} now)"
+        told = f"×{final / initial:.3g} of {amount(initial)}; {amount(size)} now"
+        limit = f"up to {amount(final)} {config.budget_unit} ({told})"
+    elif config.budget_unit == "seconds":
+        limit = "the first event measures what a step takes" + (
+            "" if config.max_growth is None else f", and the last one may take {config.max_growth:g} times that"
+        )
     else:
-        limit = f"{size:,} {config.budget_unit} now, no final limit"
+        limit = f"{amount(size)} {config.budget_unit} now, no final limit"
     if config.event_budget is not None:
-        limit += f", at most {config.event_budget:,.0f} more at an event"
+        limit += f", at most {amount(config.event_budget)} more at an event"
     return f"Growth: {len(steps)}{number} events fall inside of this training{before}, {when}; {limit}; {where}.", True
 
 

@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
-import torch
-from transformers.activations import ACT2FN
-
-from ..curvature import CurvatureReport, UnitScores, analyze_curvature
+from ..curvature import CurvatureReport, UnitScores
 from ..curvature.loss import Loss
 from ..curvature.samples import sample_count
 from ..growth import (
@@ -21,16 +19,16 @@ from ..growth import (
     probe_loss,
     score_growths,
 )
+from ..growth.budget import sizes
 from ..growth.halves import halves
-from ..growth.natural_step import NEXT_STEP, Judgement, judge, moves, stepped
-from ..growth.planner import choose_growths, priced, sizes
+from ..growth.joint import Judgement
+from ..growth.natural_step import columns_of, moves, stepped
+from ..growth.planner import choose_growths, priced
 from ..growth.reasons import no_budget, unsupported
-from ..growth.trial import loss_of_plan, measured_step
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from .across import decide_across
 from .distributed import Replicas
-from .model_checks import growable_paths
-from .probe import event_seed
-from .wrappers import is_compiled
+from .measuring import measure_neurons, try_step
 
 
 def decide(
@@ -58,26 +56,16 @@ def decide(
         own = replicas.together("The loss before the growth", lambda: probe_loss(model, parts, loss))
         return replicas.mean(own, sum(map(sample_count, parts)))
 
-    if config.inserts_blocks:
-        how = config.operator.removeprefix("block_")
+    share: dict[str, Any] = {"event": event, "lr_ratio": lr_ratio, "to_come": to_come}
+    if config.kinds.several or config.budget_unit == "seconds":
+        plan = decide_across(model, batches, config, loss=loss, replicas=replicas, **share)
+        return plan, measured_before([*chain(*halves(batches, replicas))])
+    if config.kinds.only_blocks:
+        how = str(config.kinds.blocks)
         candidates = block_candidates(model, batches, loss=loss, places=config.layers, how=how, ranks=replicas)
-        plan = plan_blocks(candidates, model, config, event=event, lr_ratio=lr_ratio, to_come=to_come)
-        return replicas.agree_on(plan), measured_before(batches)
+        return replicas.agree_on(plan_blocks(candidates, model, config, **share)), measured_before(batches)
     choosing, judging = halves(batches, replicas) if config.judged else (list(batches), [])
-    report = analyze_curvature(
-        model,
-        choosing,
-        config.criteria,
-        loss=loss,
-        linears=growable_paths(model, config),
-        step_size=config.step_size,
-        whiten=config.directions == "whitened",
-        significance=config.significance,
-        unit_activation=ACT2FN[model.config.skip_activation],
-        seed=event_seed(config, event),
-        distributed=replicas.size > 1,
-        group=replicas.group,
-    )
+    report = measure_neurons(model, choosing, config, event=event, loss=loss, replicas=replicas)
 
     def scores_of(growths: Sequence[LayerGrowth]) -> UnitScores:
         several, group = replicas.size > 1, replicas.group
@@ -96,7 +84,7 @@ def decide(
     pursued = scores_of(offered) if offered else None
 
     def choose() -> tuple[GrowthPlan, UnitScores | None]:
-        return choose_growths(report, model, config, event=event, lr_ratio=lr_ratio, to_come=to_come, scores=pursued)
+        return choose_growths(report, model, config, **share, scores=pursued)
 
     plan, scores = replicas.together("Planning the growth", choose)
     plan = replicas.agree_on(plan)
@@ -105,7 +93,8 @@ def decide(
         return replicas.agree_on(priced(model, plan)), loss_before(pursued)
     if scores is None:
         scores = scores_of(moving)
-    found, factor, gain = try_step(model, plan, scores, judging, config, loss=loss, replicas=replicas)
+    own = columns_of(scores)
+    found, factor, gain = try_step(model, plan, own, judging, config, before=scores.loss, loss=loss, replicas=replicas)
     plan = replicas.agree_on(priced(model, _paying(plan, found, factor, gain, config)))
     return plan, loss_before(scores)
 
@@ -123,49 +112,10 @@ def _offered(report: CurvatureReport, model: GrowablePreTrainedModel, config: Gr
     return () if resting else found
 
 
-def try_step(
-    model: GrowablePreTrainedModel,
-    plan: GrowthPlan,
-    scores: UnitScores,
-    judging: Sequence[Any],
-    config: GrowthConfig,
-    *,
-    loss: Loss,
-    replicas: Replicas,
-) -> tuple[Judgement, float, float]:
-    """
-    The natural step of a plan, the share of it that lowers the loss of the samples that judge, and by how much.
-
-    Args:
-        model ([`GrowablePreTrainedModel`]): The model, which is as before afterwards.
-        plan ([`GrowthPlan`]): What is to grow.
-        scores ([`UnitScores`]): Of its units that have a natural step.
-        judging (`Sequence`): Batches of this process of the samples that judge.
-        config ([`GrowthConfig`]): Which share of the natural step is tried; half of it if units stay at rest.
-        loss (`Callable`): Maps model and batch to the mean loss.
-        replicas ([`Replicas`]): The processes that train the model.
-    """
-    found = judge(scores, config.natural_step or NEXT_STEP)
-    count = sum(map(sample_count, judging))
-
-    def loss_of(trial: GrowthPlan) -> float:
-        def measure() -> float:
-            return loss_of_plan(model, trial, judging, loss) * count if count else 0.0
-
-        sums = replicas.gather((replicas.together("Trying the growth", measure), count))
-        return sum(total for total, _ in sums) / sum(samples for _, samples in sums)
-
-    step = measured_step(plan, found, scores.loss, loss_of)
-    if is_compiled(model):
-        # The trials count among the recompilations, after a few of which torch silently runs eagerly.
-        torch.compiler.reset()
-    return found, *step
-
-
 def _paying(plan: GrowthPlan, found: Judgement, factor: float, gain: float, config: GrowthConfig) -> GrowthPlan:
     """A plan with the step that was found and its gain; no growths where units were to pay at once and do not."""
     error = found.error * factor
     if gain > config.significance * error or not (config.natural_step or config.pursues):
         return stepped(plan, found, factor if config.natural_step else 0.0, gain, error)
-    why = unsupported(gain, error, len(found.slopes), sum(plan.candidates.values()), config)
+    why = unsupported(gain, error, len(found.slopes), f"{sum(plan.candidates.values())} candidates", config)
     return replace(plan, growths=(), held_back=why)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -73,36 +73,81 @@ def growth_event_(
             DDP wrapper was made for other parameters, or the loss would not be finite. The model is as before.
         RuntimeError: If the processes do not agree, or another one failed. No process has grown then.
     """
-    started = time.perf_counter()
     inner, replicas = check_growable(model), Replicas.of(model) if group is None else Replicas(group)
     loss = loss or own_loss_of(inner, batches, replicas)
-    with replicas.noting(f"growth event {event}"), private_randomness(event_seed(config, event)):
 
-        def check() -> None:
-            check_bound(model, optimizer)
-            check_followers(inner, followers)
-
-        replicas.together("Checking what follows the model", check)
-        replicas.check_same_model("model and optimizer before the growth", inner, optimizer)
-        plan, loss_before = decide(
-            inner, batches, config, event=event, lr_ratio=lr_ratio, to_come=to_come, loss=loss, replicas=replicas
+    def decision() -> tuple[GrowthPlan, float | None]:
+        return decide(
+            inner,
+            batches,
+            config,
+            event=event,
+            lr_ratio=lr_ratio,
+            to_come=to_come,
+            loss=loss,
+            replicas=replicas,
         )
-        # Before and after on the same batches: of some losses the mean over halves is not that over the whole.
-        measured = chain(*halves(batches, replicas)) if plan and config.judged else batches
-        done = grow_together_(
+
+    # Before and after on the same batches: of some losses the mean over halves is not that over the whole.
+    measured = list(chain(*halves(batches, replicas))) if config.judged else batches
+    with replicas.noting(f"growth event {event}"), private_randomness(event_seed(config, event)):
+        return carry_out_(
             model,
-            plan,
             optimizer,
-            list(measured),
+            measured,
+            decision,
             loss=loss,
             followers=followers,
             replicas=replicas,
             step=step,
             epoch=epoch,
-            loss_before=loss_before,
         )
-        if plan:
-            replicas.check_same_model("model and optimizer after the growth", inner, optimizer)
+
+
+def carry_out_(
+    model: nn.Module,
+    optimizer: Optimizer | None,
+    batches: Sequence[Any],
+    decision: Callable[[], tuple[GrowthPlan, float | None]],
+    *,
+    loss: Loss,
+    followers: Sequence[GrowablePreTrainedModel],
+    replicas: Replicas,
+    **record: Any,
+) -> GrowthEvent:
+    """
+    Check what follows the model, decide, grow and record, on all processes.
+
+    Args:
+        decision (`Callable`): Returns the plan that all processes agree on, and the loss before it, if it is known.
+        record: `step` and `epoch`.
+        model, optimizer, batches, loss, followers, replicas: See [`growth_event_`].
+
+    Returns:
+        [`GrowthEvent`]: The record, with all the time that this took.
+    """
+    started, inner = time.perf_counter(), check_growable(model)
+
+    def check() -> None:
+        check_bound(model, optimizer)
+        check_followers(inner, followers)
+
+    replicas.together("Checking what follows the model", check)
+    replicas.check_same_model("model and optimizer before the growth", inner, optimizer)
+    plan, before = decision()
+    done = grow_together_(
+        model,
+        plan,
+        optimizer,
+        batches,
+        loss=loss,
+        followers=followers,
+        replicas=replicas,
+        loss_before=before,
+        **record,
+    )
+    if plan:
+        replicas.check_same_model("model and optimizer after the growth", inner, optimizer)
     done.seconds = time.perf_counter() - started
     record_(inner, done)
     adopt_history_(inner, followers)

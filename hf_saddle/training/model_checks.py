@@ -1,6 +1,7 @@
 """What a model, its linears and its optimizer must be like for it to grow; else the remedy is named."""
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -8,15 +9,19 @@ from torch.optim import Optimizer
 from transformers.activations import ACT2FN
 
 from ..curvature import activation_of, curvature_at_zero
-from ..growth import GrowthConfig
+from ..growth import GrowthConfig, head_growth
 from ..growth.attachments import check_attachments
 from ..growth.block_gains import block_costs, places_of_blocks
-from ..growth.costs import CostBook
+from ..growth.budget import in_unit, sizes
+from ..growth.costs import Cost, CostBook
 from ..growth.drafting import branch_kind
-from ..growth.operators import DEPTH_OPERATORS, OPERATORS, Operator, default_operator
+from ..growth.head_scores import head_cost
+from ..growth.heads import check_family
+from ..growth.kinds import Kinds
+from ..growth.operators import DEPTH_OPERATORS, OPERATORS, Operator
 from ..growth.optimizer_state import held_parameters, inner_optimizer
 from ..growth.paper import QUOTAS
-from ..growth.planner import check_where, sizes
+from ..growth.planner import check_where
 from ..models.configuration_saddle import SaddleConfig
 from ..models.families import family_of
 from ..models.modeling_saddle import GrowablePreTrainedModel
@@ -60,7 +65,7 @@ def growable_paths(model: GrowablePreTrainedModel, config: GrowthConfig) -> list
         ValueError: If there are none, the config names linears or layers that the model lacks, or it asks for what the
             model's activation cannot do.
     """
-    if not config.inserts_blocks:
+    if config.kinds.neurons:
         check_activation(model.config, config)
     check_where(model, config)
     paths = [
@@ -75,6 +80,45 @@ def growable_paths(model: GrowablePreTrainedModel, config: GrowthConfig) -> list
     return paths
 
 
+def growing_kinds(model: GrowablePreTrainedModel, config: GrowthConfig) -> Kinds:
+    """
+    The kinds of growth that a config names, or, where it asks for any, those of them that the model can.
+
+    Raises:
+        ValueError: If the model cannot grow by one that is named.
+    """
+    kinds = config.kinds
+    if kinds.heads:
+        try:
+            check_family(model)
+            if not heads_that_grow(model, config):
+                raise ValueError(
+                    "No attention heads may grow: see `layers` of the config, and whether all are frozen."
+                )
+        except ValueError:
+            if kinds.named:
+                raise
+            kinds = replace(kinds, heads=())
+    if kinds.blocks is not None and not kinds.only_blocks:
+        try:
+            places_of_blocks(model, config.layers, kinds.blocks)
+        except ValueError:
+            if kinds.named:
+                raise
+            kinds = replace(kinds, blocks=None)
+    return kinds
+
+
+def heads_that_grow(model: GrowablePreTrainedModel, config: GrowthConfig) -> list[str]:
+    """Paths of the attention modules whose heads may grow."""
+    return [
+        attention.path
+        for attention in model.attentions()
+        if (config.layers is None or attention.block in config.layers)
+        and all(model.get_submodule(row).weight.requires_grad for row in attention.heads.rows)
+    ]
+
+
 def check_activation(model: SaddleConfig, config: GrowthConfig) -> None:
     """
     Verify that the activations of a model may be those of branch units and of neurons that are split, and have the
@@ -87,8 +131,9 @@ def check_activation(model: SaddleConfig, config: GrowthConfig) -> None:
     Raises:
         ValueError: If not; the message tells why and what to do.
     """
-    as_measured = config.operator == "auto"
-    deepens = config.operator in DEPTH_OPERATORS or (as_measured and not {*config.ranking} <= {"width", "gradmax"})
+    named = {*config.kinds.neurons}
+    as_measured = named == {"auto"}
+    deepens = bool(named & {*DEPTH_OPERATORS}) or (as_measured and not {*config.ranking} <= {"width", "gradmax"})
     field, name = "skip_activation", str(model.skip_activation)
     if not deepens:
         field = family_of(model.model_type).activation
@@ -98,7 +143,7 @@ def check_activation(model: SaddleConfig, config: GrowthConfig) -> None:
     try:
         if deepens and any(True for _ in activation.parameters()):
             raise ValueError("branch units with an activation that has parameters of its own are not supported")
-        pairs = config.operator == "residual_pair" or (as_measured and config.ranking == ("paper_score",))
+        pairs = "residual_pair" in named or (as_measured and config.ranking == ("paper_score",))
         if pairs and float(activation(torch.zeros(()))) != 0:
             raise ValueError("residual pairs keep the function only for activations that are 0 at 0")
         if "depth" in config.ranking:
@@ -124,15 +169,19 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
         ValueError: If no operator fits these linears, or the budget of a model that has not grown is below what the
             cheapest neuron adds.
     """
-    book, by_macs, prices = CostBook(model), config.budget_unit == "macs", []
-    if config.inserts_blocks:
-        found, number = places_of_blocks(model, config.layers, config.operator.removeprefix("block_"))
-        of_blocks = block_costs(model, found, number, config.operator.removeprefix("block_"))
-        prices = [cost.macs if by_macs else cost.parameters for cost in of_blocks.values()]
-    for site in [] if config.inserts_blocks else model.growable_linears():
+    kinds, book = growing_kinds(model, config), CostBook(model)
+    if config.budget_unit == "seconds":
+        return  # what a neuron takes is measured by the first event
+    costs: list[Cost] = []
+    if kinds.blocks is not None:
+        found, number = places_of_blocks(model, config.layers, kinds.blocks)
+        costs += block_costs(model, found, number, kinds.blocks).values()
+    for way in kinds.ways:
+        costs += [head_cost(model, head_growth(model, path, 1, way)) for path in heads_that_grow(model, config)[:1]]
+    for site in model.growable_linears() if kinds.neurons else ():
         for operator in _operators(model, site, config) if site.path in paths else ():
-            costs = [book.cost(site.path, operator, neuron) for neuron in range(site.module.neurons)]
-            prices += [cost.macs if by_macs else cost.parameters for cost in costs]
+            costs += [book.cost(site.path, operator, neuron) for neuron in range(site.module.neurons)]
+    prices = [in_unit(cost, config.budget_unit) for cost in costs]
     if not prices:
         raise ValueError(
             "No linear may grow in the way that the GrowthConfig asks for: only hidden neurons of MLPs and units "
@@ -142,8 +191,10 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
     # Quotas are shares of an event; the last event may take all that is left.
     share = len(QUOTAS) if config.quotas else 1
     size, _, final = sizes(model, config)
-    what = "a block" if config.inserts_blocks else "a neuron"
-    left, price, unit = final - size, min(prices) * share, "MACs" if by_macs else "parameters"
+    what = " or ".join(
+        ["a neuron"] * bool(kinds.neurons) + ["a head"] * bool(kinds.heads) + ["a block"] * bool(kinds.blocks)
+    )
+    left, price, unit = final - size, min(prices) * share, "MACs" if config.budget_unit == "macs" else "parameters"
     # A model that has grown may go on without growth; that its budget is spent is said when the training begins.
     if left < price and model.growth_history is None:
         limit = next(
@@ -164,9 +215,7 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
 def _operators(model: GrowablePreTrainedModel, site: Site, config: GrowthConfig) -> list[Operator]:
     """How the neurons of a linear may grow."""
     kind = branch_kind(model)
-    names = (
-        {default_operator(name, kind) for name in config.ranking} if config.operator == "auto" else {config.operator}
-    )
+    names = {config.kinds.operator_for(name, kind) for name in config.ranking}
     operators = [OPERATORS[name] for name in names if name is not None]
     return [
         operator

@@ -9,12 +9,11 @@ from torch.optim import Optimizer
 
 from ..curvature.loss import Loss, own_loss_of
 from ..curvature.samples import sample_count
-from ..growth import GrowthEvent, GrowthPlan, probe_loss, record_
+from ..growth import GrowthEvent, GrowthPlan, probe_loss
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .distributed import Replicas
-from .event import grow_together_
-from .followers import adopt_history_, check_followers
-from .model_checks import check_bound, check_growable
+from .event import carry_out_
+from .model_checks import check_growable
 from .probe import private_randomness
 
 
@@ -51,28 +50,20 @@ def grow_by_plan_(
     """
     inner, replicas = check_growable(model), Replicas.of(model) if group is None else Replicas(group)
     loss = loss or own_loss_of(inner, batches, replicas)
+
+    def decision() -> tuple[GrowthPlan, float | None]:
+        own = replicas.together("The loss before the growth", lambda: probe_loss(inner, batches, loss))
+        return replicas.agree_on(plan), replicas.mean(own, sum(map(sample_count, batches)))
+
     with replicas.noting("growth by a plan"), private_randomness(plan.seed):
-
-        def check() -> float:
-            check_bound(model, optimizer)
-            check_followers(inner, followers)
-            return probe_loss(inner, batches, loss)
-
-        before = replicas.mean(replicas.together("The loss before the growth", check), sum(map(sample_count, batches)))
-        replicas.check_same_model("model and optimizer before the growth", inner, optimizer)
-        done = grow_together_(
+        return carry_out_(
             model,
-            replicas.agree_on(plan),
             optimizer,
             batches,
+            decision,
             loss=loss,
             followers=followers,
             replicas=replicas,
             step=step,
             epoch=epoch,
-            loss_before=before,
         )
-        replicas.check_same_model("model and optimizer after the growth", inner, optimizer)
-    record_(inner, done)
-    adopt_history_(inner, followers)
-    return done

@@ -1,6 +1,8 @@
 """The control of growth by curvature: as many units of the same kind in the same places, of random neurons."""
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,17 +16,26 @@ from ..growth import (
     GrowthEvent,
     GrowthPlan,
     LayerGrowth,
+    NewBlock,
     grow_,
     halves,
+    head_growth,
     probe_loss,
     record_,
     score_growths,
 )
-from ..growth.natural_step import moves, stepped
-from ..growth.operators import OPERATORS
+from ..growth.block_gains import places_of_blocks
+from ..growth.block_records import blocks_with, new_blocks
+from ..growth.head_drafts import find_attention
+from ..growth.natural_step import columns_of, moves, stepped
+from ..growth.operators import HEAD_OPERATORS, OPERATORS
 from ..growth.rows import find_site
-from .decision import try_step
+from ..models.blocks import block_paths
+from ..models.heads import heads_of
+from ..models.modeling_saddle import GrowablePreTrainedModel
+from ..models.sites import Place
 from .distributed import Replicas
+from .measuring import try_step
 from .model_checks import check_growable
 from .probe import event_seed, private_randomness
 
@@ -47,7 +58,7 @@ def random_event_(
     The neurons are drawn without repetition, the directions are random and of the size that the operator asks for:
     units with a gain have pre-activations with a root mean square of 1 on the probe, as those that curvature chose.
     They move at once by the natural step that fits them, as those of the other model, which leaves out splits that
-    would not lower the loss.
+    would not lower the loss. Heads are random ones, or new, with random rows and steps; blocks come anywhere.
 
     Args:
         model (`nn.Module`): The model, of the shapes that the other one had before its event; in one process.
@@ -64,13 +75,22 @@ def random_event_(
     """
     inner, seed = check_growable(model), event_seed(config, event)
     layers = like.layers if like is not None else []
+    blocks: tuple[NewBlock, ...] = ()
+    if like is not None and like.blocks:
+        blocks, now = _blocks_at_random(inner, like, seed)
+        layers = [layer | {"linear": _renamed(layer["linear"], now)} for layer in layers]
     with private_randomness(seed):
         report = None
-        units = {layer["linear"] for layer in layers if OPERATORS[layer["operator"]].kind == "gain"}
+        units = {
+            layer["linear"]
+            for layer in layers
+            if layer["operator"] in OPERATORS and OPERATORS[layer["operator"]].kind == "gain"
+        }
         if units:
             report = analyze_curvature(inner, batches, ("random",), loss=loss, linears=sorted(units), seed=seed)
-        plan = GrowthPlan(tuple(_at_random(inner, layers, report, seed)), criterion="random", seed=config.growth_seed)
-        plan = _stepped(inner, plan, batches, config, loss)
+        growths = tuple(_at_random(inner, layers, report, seed))
+        plan = GrowthPlan(growths, criterion="random", seed=config.growth_seed, blocks=blocks)
+        plan = stepped_at_random(inner, plan, batches, config, loss)
         done = grow_(
             inner, plan, optimizer, step=step, epoch=epoch, loss_before=report.loss if report is not None else None
         )
@@ -80,14 +100,36 @@ def random_event_(
     return done
 
 
-def _stepped(model: Any, plan: GrowthPlan, batches: Sequence[Any], config: GrowthConfig, loss: Loss) -> GrowthPlan:
-    moving = [growth for growth in plan.growths if moves(growth)]
-    if not moving or not config.natural_step:
+def stepped_at_random(
+    model: Any, plan: GrowthPlan, batches: Sequence[Any], config: GrowthConfig, loss: Loss
+) -> GrowthPlan:
+    """A plan of random neurons with the natural step that fits them, as far as held-out samples gain by it."""
+    moving = [growth for growth in plan.growths if growth.operator in OPERATORS and moves(growth)]
+    if not moving:
         return plan
     choosing, judging = halves(batches)
     scores = score_growths(model, moving, choosing, judging, loss=loss)
-    found, factor, gain = try_step(model, plan, scores, judging, config, loss=loss, replicas=Replicas())
-    return stepped(plan, found, factor, gain, found.error * factor)
+    tried = replace(plan, growths=tuple(moving))
+    found, factor, gain = try_step(
+        model, tried, columns_of(scores), judging, config, before=scores.loss, loss=loss, replicas=Replicas()
+    )
+    done = stepped(tried, found, factor if config.natural_step else 0.0, gain, found.error * factor)
+    return replace(done, growths=(*done.growths, *(growth for growth in plan.growths if growth not in moving)))
+
+
+def _blocks_at_random(
+    model: GrowablePreTrainedModel, like: GrowthEvent, seed: int
+) -> tuple[tuple[NewBlock, ...], dict[str, str]]:
+    """As many new blocks behind others, and where the blocks are now that the other event names by later numbers."""
+    paths, blocks = block_paths(model.base_model, model.config), new_blocks(like.blocks, "a growth event")
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    drawn: list[NewBlock] = []
+    for how, count in Counter(block.how for block in blocks).items():
+        fitting, number = places_of_blocks(model, None, how)  # of some models several come at a time
+        for place in torch.randint(len(fitting), (count // number,), generator=generator).tolist():
+            drawn += [NewBlock(fitting[place], how)] * number
+    later = blocks_with(paths, model.shapes(), blocks)
+    return tuple(sorted(drawn, key=lambda block: paths.index(block.after))), dict(zip(later, paths, strict=False))
 
 
 def _at_random(
@@ -98,6 +140,9 @@ def _at_random(
     growths = []
     for layer in layers:
         path, operator, count = layer["linear"], layer["operator"], layer["chosen"]
+        if operator in HEAD_OPERATORS:
+            growths.append(_heads_at_random(model, path, operator, count, seed % 2**31))
+            continue
         if path not in unused:
             size = find_site(model, path).module.neurons
             unused[path] = torch.randperm(size, generator=generator).tolist()
@@ -108,3 +153,19 @@ def _at_random(
             along = {"directions": drawn.direction[neurons].float(), "steps": 1.0 / drawn.response[neurons].float()}
         growths.append(LayerGrowth.by_hand(model, path, operator, neurons, seed=seed % 2**63, **along))
     return growths
+
+
+def _heads_at_random(model: GrowablePreTrainedModel, path: str, operator: str, count: int, seed: int) -> LayerGrowth:
+    """New heads, or splits of random ones, with random rows and steps."""
+    if operator == "new_head":
+        return head_growth(model, path, count, "new", seed=seed)
+    number = heads_of(model.base_model)[find_attention(model, path).root]
+    drawn = torch.randperm(number, generator=torch.Generator().manual_seed(seed))[:count]
+    return head_growth(model, path, drawn.tolist(), "split", seed=seed)
+
+
+def _renamed(path: str, blocks: dict[str, str]) -> str:
+    """A path with the name that its block has in another model."""
+    block = Place.parse(path).block
+    start = path.index(f"{block}.")
+    return f"{path[:start]}{blocks[block]}{path[start + len(block) :]}"

@@ -10,7 +10,8 @@ from transformers import TrainerState, TrainingArguments
 
 from ..growth import GrowthConfig, GrowthEvent, GrowthPlan, count_macs, count_parameters
 from ..growth.block_records import block_texts
-from ..growth.planner import sizes
+from ..growth.budget import sizes
+from ..growth.operators import HEAD_OPERATORS
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .course import Course, announcement
 from .model_checks import growable_paths
@@ -60,10 +61,13 @@ def growth_metrics(event: GrowthEvent) -> dict[str, float]:
     chosen = Counter(dict.fromkeys(event.candidates, 0))
     for layer in event.layers:
         chosen[layer["operator"]] += layer["chosen"]
+    for block in event.blocks:
+        chosen[f"block_{block['how']}"] += 1
     metrics: dict[str, float] = {
         **{f"growth_candidates_{operator}": count for operator, count in event.candidates.items()},
         **{f"growth_chosen_{operator}": count for operator, count in chosen.items()},
         "growth_neurons": event.neurons,
+        **({"growth_heads": event.heads} if event.heads else {}),
         **({"growth_blocks": len(event.blocks)} if event.blocks else {}),
         "growth_seconds": event.seconds,
     }
@@ -81,7 +85,7 @@ def growth_metrics(event: GrowthEvent) -> dict[str, float]:
         metrics["growth_eigenvalue_min"] = min(value["min"] for value in values)
         metrics["growth_eigenvalue_max"] = max(value["max"] for value in values)
         total = sum(layer["eigenvalue"]["mean"] * layer["chosen"] for layer in event.layers)
-        metrics["growth_eigenvalue_mean"] = total / event.neurons
+        metrics["growth_eigenvalue_mean"] = total / sum(layer["chosen"] for layer in event.layers)
     return metrics
 
 
@@ -91,9 +95,11 @@ def describe(event: GrowthEvent, number: int) -> str:
     if not event.layers and not event.blocks:
         why = f" {event.held_back}" if event.held_back else ""
         return f"{where}: nothing grows, {event.parameters_after:,} parameters, {event.seconds:.1f} s.{why}"
-    what = f"{event.neurons} neurons in {len({layer['linear'] for layer in event.layers})} linears"
-    if event.blocks:
-        what = f"{', '.join(block_texts(event.blocks))}{', all else frozen' if event.frozen else ''},"
+    of_neurons = [layer for layer in event.layers if layer["operator"] not in HEAD_OPERATORS]
+    told = [f"{event.neurons} neurons in {len({layer['linear'] for layer in of_neurons})} linears"] * bool(of_neurons)
+    told += [f"{event.heads} attention heads"] * bool(event.heads)
+    told += block_texts(event.blocks)
+    what = ", ".join(told) + (", all else frozen," if event.frozen else "," * bool(event.blocks))
     change = f", {prediction(event)}" if event.forecast is not None else ""
     if event.loss_before is not None and event.loss_after is not None:
         places = _places(event.predicted_error)

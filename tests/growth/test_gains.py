@@ -24,7 +24,8 @@ from hf_saddle.growth import (
     score_growths,
 )
 from hf_saddle.growth import pursuit as pursuit_module
-from hf_saddle.growth.natural_step import Judgement, judge, stepped, supported
+from hf_saddle.growth.joint import Judgement, judge, supported
+from hf_saddle.growth.natural_step import columns_of, stepped
 from hf_saddle.growth.pursuit import pursue
 from hf_saddle.growth.trial import measured_step
 from hf_saddle.training import growth_event_
@@ -190,7 +191,7 @@ def test_a_neuron_grows_once_and_what_is_too_dear_is_passed_over():
 
 def test_a_step_stays_in_its_bounds_and_its_gains_add_up():
     scores = replace(random_scores(units=7), largest=torch.full((7,), 0.05))
-    found = judge(scores, 1.0)
+    found = judge(columns_of(scores), 1.0)
     assert bool((found.coefficients.abs() <= 0.05 + 1e-9).all()) and bool((found.coefficients[5:] >= 0).all())
     change = scores.values[scores.judges] @ found.coefficients
     assert found.gain == pytest.approx(-float((change + 0.5 * change.square()).mean()))
@@ -206,7 +207,7 @@ def test_noise_is_not_supported():
         generator = torch.Generator().manual_seed(seed)
         values = torch.randn(200, 30, generator=generator, dtype=torch.float64)
         scores = UnitScores(values, torch.arange(200) % 4 == 3, torch.ones(30), torch.zeros(30, dtype=torch.bool))
-        taken += bool(supported(scores, pursued(scores), 0.5, 2.0)[0])
+        taken += bool(supported(columns_of(scores), pursued(scores), 0.5, 2.0)[0])
     assert taken <= 6
 
 

@@ -14,7 +14,19 @@ from test_rebinding import Meddler
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import default_collate
-from training_cases import CHECKPOINTING, Images, Stream, events, growth, losses, no_growth, tiny, train, trainer_for
+from training_cases import (
+    CHECKPOINTING,
+    Images,
+    Stream,
+    across,
+    events,
+    growth,
+    losses,
+    no_growth,
+    tiny,
+    train,
+    trainer_for,
+)
 from transformers import Trainer
 
 from hf_saddle.growth import GrowthPlan, head_growth
@@ -165,6 +177,28 @@ def heads(folder):
         "difference": max(float((a - b).abs().max()) for a, b in pairs),
         "replicas_equal": same_everywhere(fingerprint(model, optimizers[0])),
         "heads": model.config.heads,
+    }
+
+
+def kinds(folder):
+    """An event that all kinds compete for, and gradients after it, on two processes and on one."""
+    config = across(event_budget=30_000)
+    model = tiny(hidden_dropout_prob=0.0).double()
+    wrapper, twin = DistributedDataParallel(model), copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(wrapper.parameters(), lr=1e-2)
+    event = growth_event_(wrapper, optimizer, doubles(probe(config)), config)
+    one = growth_event_(twin, None, doubles(probe_batches(Images(), config)), config)
+    batches = doubles([default_collate([Images()[i] for i in range(at, at + 8)]) for at in (0, 8)])
+    expected = one_process_gradients(model, batches)
+    wrapper(**batches[dist.get_rank()]).loss.backward()
+    return {
+        "difference": largest_difference(model, expected),
+        "replicas_equal": same_everywhere(fingerprint(model, optimizer)),
+        "operators": event.operators,
+        "same": [(layer["linear"], layer["operator"], layer["neurons"]) for layer in event.layers]
+        == [(layer["linear"], layer["operator"], layer["neurons"]) for layer in one.layers]
+        and places(event) == places(one),
+        "gains": [event.predicted_gain, one.predicted_gain],
     }
 
 

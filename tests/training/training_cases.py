@@ -81,6 +81,12 @@ def growth(**fields) -> GrowthConfig:
     return GrowthConfig(**GROWING | PROBE | ranked | fields)
 
 
+def across(**fields) -> GrowthConfig:
+    """All kinds compete; whatever held-out samples gain by grows."""
+    defaults = {"operator": "any", "layers": None, "significance": 0.0, "max_growth": 4.0}
+    return GrowthConfig(**GROWING | PROBE | defaults | fields)
+
+
 def no_growth(**fields) -> GrowthConfig:
     """Nothing is ever significant enough."""
     return growth(significance=1e9, **fields)

@@ -1,0 +1,93 @@
+"""Kinds of growth are timed: the model grows for the while, and steps with and without it alternate."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..curvature.loss import Loss
+from ..curvature.undisturbed import undisturbed
+from ..models.modeling_saddle import GrowablePreTrainedModel
+from .macs import count_macs
+from .plan import GrowthPlan
+from .surgery import prepare_growth
+from .timing_record import Timing
+
+
+# Rounds of one step of each; the fastest counts, since what disturbs a step only makes it slower.
+_ROUNDS = 5
+
+
+def time_kinds(
+    model: GrowablePreTrainedModel,
+    batch: Any,
+    loss: Loss,
+    kinds: Mapping[str, tuple[GrowthPlan, GrowthPlan | None]],
+    known: Timing | None = None,
+) -> Timing:
+    """
+    Time what kinds of growth add to a training step, as far as it is not known yet.
+
+    Where that drowns in what else the machine does, a kind is taken to cost as much per multiply-accumulate as the
+    model does.
+
+    Args:
+        model ([`GrowablePreTrainedModel`]): The model, which is as before afterwards.
+        batch: A probe batch.
+        loss (`Callable`): Maps model and batch to the loss.
+        kinds (`Mapping[str, tuple]`): Of each kind some growths that are large enough to be seen; and, of units, one
+            in every layer that has no branch yet, whose call takes time however many units there are.
+        known ([`Timing`], *optional*): What earlier events have measured; it stays.
+
+    Returns:
+        [`Timing`]: With rates of all kinds.
+    """
+    missing = {name: plans for name, plans in kinds.items() if known is None or name not in known.rates}
+    if known is not None and not missing:
+        return known
+    fastest = _seconds(model, batch, loss)
+    mean, rates, calls = fastest / count_macs(model), {}, {}
+    for name, (many, few) in missing.items():
+        without, more, macs = _compared(model, many, batch, loss)
+        fastest = min(fastest, without)
+        if few is not None:
+            _, one, least = _compared(model, few, batch, loss)
+            rates[name] = max(mean, (more - one) / max(1, macs - least))
+            calls[name] = max(0.0, one - rates[name] * least) / len(few.growths)
+        else:
+            rates[name] = max(mean, more / max(1, macs))
+    if known is None:
+        return Timing(fastest, 0.0, rates, calls)
+    return Timing(known.step, known.added, known.rates | rates, known.calls | calls)
+
+
+def _compared(model: GrowablePreTrainedModel, plan: GrowthPlan, batch: Any, loss: Loss) -> tuple[float, float, int]:
+    """Seconds of a step as it is, what a plan adds to them, and the multiply-accumulates that it adds."""
+    prepared = prepare_growth(model, plan)
+    with_, without = [], []
+    for _ in range(_ROUNDS):
+        without.append(_seconds(model, batch, loss))
+        prepared.commit_()
+        try:
+            with_.append(_seconds(model, batch, loss))
+        finally:
+            prepared.rollback_()
+    added = prepared.event.macs_after - prepared.event.macs_before
+    return min(without), min(with_) - min(without), added
+
+
+def _seconds(model: GrowablePreTrainedModel, batch: Any, loss: Loss) -> float:
+    """Of a forward and backward pass, which leaves no gradients."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with undisturbed(model):
+        _wait(model)
+        started = time.perf_counter()
+        torch.autograd.grad(loss(model, batch), trained, allow_unused=True)
+        _wait(model)
+        return time.perf_counter() - started
+
+
+def _wait(model: GrowablePreTrainedModel) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)

@@ -1,0 +1,154 @@
+"""The decision of an event that several kinds of growth compete for: all measured on the same samples."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..curvature import CurvatureReport
+from ..curvature.loss import Loss
+from ..curvature.samples import sample_count
+from ..growth import (
+    GrowthConfig,
+    GrowthHistory,
+    GrowthPlan,
+    LayerGrowth,
+    block_candidates,
+    candidate_growths,
+    event_budget,
+    probe_loss,
+    score_growths,
+)
+from ..growth.across import Across, Chosen, added_by
+from ..growth.costs import Cost
+from ..growth.halves import halves
+from ..growth.head_scores import score_heads_of_halves
+from ..growth.natural_step import moves, stepped
+from ..growth.parts import Part, block_part, head_part, neuron_part
+from ..growth.reasons import unsupported
+from ..growth.timing import time_kinds
+from ..growth.timing_record import Timing
+from ..models.modeling_saddle import GrowablePreTrainedModel
+from .distributed import Replicas
+from .measuring import judged_loss, measure_neurons, try_step
+from .model_checks import growing_kinds, heads_that_grow
+from .probe import event_seed
+
+
+# New heads that are tried in each attention module.
+_NEW_HEADS = 2
+
+
+def decide_across(
+    model: GrowablePreTrainedModel,
+    batches: Sequence[Any],
+    config: GrowthConfig,
+    *,
+    event: int,
+    lr_ratio: float,
+    to_come: int | None,
+    loss: Loss,
+    replicas: Replicas,
+) -> GrowthPlan:
+    """
+    The plan that all processes agree on, of neurons, heads and blocks together.
+
+    One half of the probe chooses, the other half judges. What moves at once is tried on the samples that judge; what
+    starts at rest, new heads and blocks, is judged by its scores.
+    """
+    choosing, judging = halves(batches, replicas)
+    parts, report = _measured(model, choosing, judging, config, event=event, loss=loss, replicas=replicas)
+    across = Across(parts, report, model, config)
+    timing = _timed(across, batches, loss, replicas) if config.budget_unit == "seconds" else None
+    allowed = event_budget(model, config, event, lr_ratio, to_come, timing)
+    chosen = replicas.together("Planning the growth", lambda: across.choose(allowed, timing))
+    plan = replicas.agree_on(across.plan(chosen, allowed))
+    columns = chosen.moving(plan)
+    if columns is not None:
+        before = judged_loss(judging, replicas, lambda own: probe_loss(model, own, loss))
+        # What starts at rest does nothing to the loss.
+        tried = replace(plan, growths=tuple(growth for growth in plan.growths if moves(growth)), blocks=())
+        found, factor, gain = try_step(
+            model, tried, columns, judging, config, before=before, loss=loss, replicas=replicas
+        )
+        error = found.error * factor
+        if gain > config.significance * error:
+            plan = stepped(plan, found, factor if config.natural_step else 0.0, gain, error)
+        else:
+            why = unsupported(gain, error, len(found.slopes), f"{sum(plan.candidates.values())} candidates", config)
+            # What starts at rest was not tried: it stays if its scores speak for it alone.
+            rest = chosen.resting()
+            chosen = rest if across.pays(rest) else Chosen((), None, why)
+            plan = across.plan(chosen, allowed)
+    cost = added_by(model, plan) if plan else Cost(0, 0)
+    if timing is not None:
+        timing = replace(timing, added=timing.added + (across.seconds(plan, chosen, timing) if plan else 0.0))
+    return replicas.agree_on(replace(plan, parameters=cost.parameters, macs=cost.macs, timing=timing))
+
+
+def _measured(
+    model: GrowablePreTrainedModel,
+    choosing: Sequence[Any],
+    judging: Sequence[Any],
+    config: GrowthConfig,
+    *,
+    event: int,
+    loss: Loss,
+    replicas: Replicas,
+) -> tuple[list[Part], CurvatureReport | None]:
+    """The candidates of all kinds, with scores of the same samples in the same order."""
+    kinds, parts, report = growing_kinds(model, config), [], None
+    if kinds.neurons:
+        report = measure_neurons(model, choosing, config, event=event, loss=loss, replicas=replicas)
+        found = report
+        offered = replicas.together("Looking for what may grow", lambda: _offered(found, model, config))
+        if offered:
+            several, group = replicas.size > 1, replicas.group
+            scores = score_growths(model, offered, choosing, judging, loss=loss, distributed=several, group=group)
+            parts.append(neuron_part(report, model, config, scores))
+    if kinds.heads:
+        heads = score_heads_of_halves(
+            model,
+            choosing,
+            judging,
+            kinds.ways,
+            paths=heads_that_grow(model, config),
+            candidates=_NEW_HEADS,
+            loss=loss,
+            seed=event_seed(config, event) % 2**31,
+            ranks=replicas,
+        )
+        parts.append(head_part(heads))
+    if kinds.blocks is not None:
+        both, how = [*choosing, *judging], kinds.blocks
+        blocks = block_candidates(model, both, loss=loss, places=config.layers, how=how, ranks=replicas)
+        own = [torch.full((sample_count(batch),), place >= len(choosing)) for place, batch in enumerate(both)]
+        parts.append(block_part(blocks, torch.cat(replicas.gather(torch.cat(own))), how))
+    return parts, report
+
+
+def _offered(report: CurvatureReport, model: GrowablePreTrainedModel, config: GrowthConfig) -> tuple[LayerGrowth, ...]:
+    """The neurons to choose from."""
+    found = candidate_growths(report, model, config)
+    resting = {growth.operator for growth in found if not moves(growth)}
+    if resting:
+        raise ValueError(
+            f"Neurons that grow by `{resting.pop()}`, the kind of units that the model has, have no scores to compete "
+            "with other kinds by: merge its pairs, or name operators of width, heads and blocks only."
+        )
+    return found
+
+
+def _timed(across: Across, batches: Sequence[Any], loss: Loss, replicas: Replicas) -> Timing:
+    """What each kind takes, measured by the first process as far as no earlier event has."""
+    history = GrowthHistory.from_model(across.model)
+
+    def measure() -> Timing | None:
+        if replicas.rank:
+            return None
+        return time_kinds(across.model, batches[0], loss, across.kinds(), history.timing)
+
+    timing = replicas.from_first(replicas.together("Timing the growth", measure))
+    assert timing is not None
+    return timing

@@ -1,0 +1,90 @@
+"""What a decision measures on all processes together: the curvature of neurons, and how far a step goes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.activations import ACT2FN
+
+from ..curvature import CurvatureReport, analyze_curvature
+from ..curvature.loss import Loss
+from ..curvature.samples import sample_count
+from ..growth import GrowthConfig, GrowthPlan
+from ..growth.joint import Columns, Judgement, judge
+from ..growth.natural_step import NEXT_STEP
+from ..growth.trial import loss_of_plan, measured_step
+from ..models.modeling_saddle import GrowablePreTrainedModel
+from .distributed import Replicas
+from .model_checks import growable_paths
+from .probe import event_seed
+from .wrappers import is_compiled
+
+
+def measure_neurons(
+    model: GrowablePreTrainedModel,
+    choosing: Sequence[Any],
+    config: GrowthConfig,
+    *,
+    event: int,
+    loss: Loss,
+    replicas: Replicas,
+) -> CurvatureReport:
+    """The curvature of the neurons that may grow, on batches of this process of the samples that choose."""
+    return analyze_curvature(
+        model,
+        choosing,
+        config.criteria,
+        loss=loss,
+        linears=growable_paths(model, config),
+        step_size=config.step_size,
+        whiten=config.directions == "whitened",
+        significance=config.significance,
+        unit_activation=ACT2FN[model.config.skip_activation],
+        seed=event_seed(config, event),
+        distributed=replicas.size > 1,
+        group=replicas.group,
+    )
+
+
+def try_step(
+    model: GrowablePreTrainedModel,
+    plan: GrowthPlan,
+    columns: Columns,
+    judging: Sequence[Any],
+    config: GrowthConfig,
+    *,
+    before: float,
+    loss: Loss,
+    replicas: Replicas,
+) -> tuple[Judgement, float, float]:
+    """
+    The natural step of a plan, the share of it that lowers the loss of the samples that judge, and by how much.
+
+    Args:
+        model ([`GrowablePreTrainedModel`]): The model, which is as before afterwards.
+        plan ([`GrowthPlan`]): What is to grow.
+        columns ([`Columns`]): The scores of what of it has a natural step, in the order of the plan.
+        judging (`Sequence`): Batches of this process of the samples that judge.
+        config ([`GrowthConfig`]): Which share of the natural step is tried; half of it if units stay at rest.
+        before (`float`): Mean loss of the samples that judge.
+        loss (`Callable`): Maps model and batch to the mean loss.
+        replicas ([`Replicas`]): The processes that train the model.
+    """
+    found = judge(columns, config.natural_step or NEXT_STEP)
+
+    def loss_of(trial: GrowthPlan) -> float:
+        return judged_loss(judging, replicas, lambda batches: loss_of_plan(model, trial, batches, loss))
+
+    step = measured_step(plan, found, before, loss_of)
+    if is_compiled(model):
+        # The trials count among the recompilations, after a few of which torch silently runs eagerly.
+        torch.compiler.reset()
+    return found, *step
+
+
+def judged_loss(judging: Sequence[Any], replicas: Replicas, measure: Any) -> float:
+    """The mean of a loss over the samples that judge, of which a process may have none."""
+    count = sum(map(sample_count, judging))
+    own = replicas.together("Trying the growth", lambda: measure(judging) * count if count else 0.0)
+    sums = replicas.gather((own, count))
+    return sum(total for total, _ in sums) / sum(samples for _, samples in sums)
