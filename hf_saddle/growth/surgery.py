@@ -114,12 +114,13 @@ def prepare_growth(
             f"Only Saddle models grow, got a {type(model).__name__}. Unwrap it (`accelerator.unwrap_model(model)`), "
             "or convert a stock model with `from_stock`."
         )
-    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+    sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    if plan and sharded:
         raise ValueError(
             "The model is sharded (FSDP2, tensor parallelism) and cannot grow in place. Save a checkpoint, grow it in "
             "one process, and resume from it."
         )
-    model.check_linears()
+    model.check_linears(sharded)
     history = GrowthHistory.from_model(model)
     if not history.matches(model):
         raise ValueError(

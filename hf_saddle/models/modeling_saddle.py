@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import CommitInfo
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedModel
 from transformers import initialization as init
@@ -120,9 +121,12 @@ class GrowablePreTrainedModel(PreTrainedModel):
                 "has been exchanged by now: load the model anew."
             ) from error
 
-    def check_linears(self) -> None:
+    def check_linears(self, sharded: bool = False) -> None:
         """
         Verify that the growable linears are as they were built: not wrapped, exchanged or quantised.
+
+        Args:
+            sharded (`bool`, *optional*, defaults to `False`): Whether their weights may be shards (FSDP2).
 
         Raises:
             ValueError: If an adapter or a quantiser has taken the place of one. The message tells what to do.
@@ -135,9 +139,12 @@ class GrowablePreTrainedModel(PreTrainedModel):
                     "Merge adapters first (`merge_and_unload()` of a PeftModel), or remove them (`unload()` of a "
                     "PeftModel, `model.delete_adapter` after `model.add_adapter`)."
                 )
-            if is_traceable_wrapper_subclass(linear.weight):
+            weight: Tensor = linear.weight
+            if sharded and isinstance(weight, DTensor):
+                weight = weight.to_local()
+            if is_traceable_wrapper_subclass(weight):
                 raise ValueError(
-                    f"The weights of {path} are no plain tensors but {type(linear.weight).__name__}, and cannot be "
+                    f"The weights of {path} are no plain tensors but {type(weight).__name__}, and cannot be "
                     "changed. Change the model as it was before it was quantised or sharded."
                 )
 
@@ -372,8 +379,9 @@ def growable(model: PreTrainedModel) -> Any:
 
 
 def _code(kind: type) -> str:
-    """A class as `auto_map` names it."""
-    return f"{kind.__module__.split('.')[-1]}.{kind.__name__}"
+    """A class as `auto_map` names it; FSDP2 puts one of its own in front of that of a model."""
+    own = next(base for base in kind.__mro__ if not base.__module__.startswith("torch."))
+    return f"{own.__module__.split('.')[-1]}.{own.__name__}"
 
 
 def __getattr__(name: str) -> Any:

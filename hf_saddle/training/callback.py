@@ -18,12 +18,13 @@ from ..models.modeling_saddle import GrowablePreTrainedModel
 from .artefacts import share_artefacts
 from .followers import adopt_history_, check_followers
 from .held import Held
-from .model_checks import check_budget, check_growable, check_optimizer, check_parameters, growable_paths
+from .model_checks import check_budget, check_optimizer, check_parameters, check_saddle, growable_paths
 from .reports import announce, describe, growth_metrics, say, size_metrics
 from .resuming import check_given, left_out, note_changes, progress, saved_history
 from .schedule import Course
 from .trainer_checks import check_supported, check_training
 from .trainer_event import trainer_event_
+from .trainer_sharded import check_sharded_training
 from .wrappers import renew_wrapper_
 
 
@@ -249,9 +250,11 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         loader: DataLoader[Any],
     ) -> None:
         check_supported(args, self.trainer)
-        inner = check_growable(model)
+        inner = check_saddle(model)
         paths = growable_paths(inner, self.config)
         check_followers(inner, self.followers)
+        if self.trainer is not None and self.trainer.is_fsdp_enabled:
+            check_sharded_training(self.trainer, inner, optimizer, self.config, self.followers)
         # How `Trainer` keeps the states of callbacks of one class.
         if isinstance(state.stateful_callbacks.get(type(self).__name__), list):
             raise ValueError("A model grows by one GrowthCallback; leave out the others.")

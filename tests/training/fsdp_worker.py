@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import transformers
+from fsdp_cases import furthest, whole
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import default_collate
 from training_cases import Images, growth, no_growth, tiny
 
 from hf_saddle.training import growth_event_, probe_batches
-from hf_saddle.training.sharded import gather, growth_event_sharded_
+from hf_saddle.training.sharded import growth_event_sharded_
 
 
 STEPS, EVENTS = 8, (2, 4)
@@ -55,7 +56,8 @@ def run(sharded: bool, config, optimizer_class=torch.optim.AdamW):
             if sharded:
                 probe = probe_batches(Images(), config, event=number, rank=rank, world_size=2)
                 probe = [to_double(batch) for batch in probe]
-                model, event = growth_event_sharded_(model, optimizer, probe, config, shard=shard, event=number)
+                same, event = growth_event_sharded_(model, optimizer, probe, config, shard=shard, event=number)
+                assert same is model
             else:
                 probe = probe_batches(Images(), config, event=number)
                 probe = [to_double(batch) for batch in probe]
@@ -75,21 +77,18 @@ def main() -> None:
         one, one_optimizer, expected, one_neurons = run(False, config, optimizer_class)
         both = [None, None]
         dist.all_gather_object(both, losses)
-        whole, twin = gather(model, optimizer)
-        weights = [
-            (a - b).abs().max().item()
-            for a, b in zip(whole.state_dict().values(), one.state_dict().values(), strict=True)
-        ]
+        weights, states = whole(model, optimizer)
+        one_weights, one_states = whole(one, one_optimizer)
         found[name] = {
             "sharded": [sum(pair) / 2 for pair in zip(*both, strict=True)],
             "one": expected,
             "neurons": [neurons, one_neurons],
-            "weights": max(weights),
-            "shapes": whole.shapes() == one.shapes(),
-            "groups": [len(g["params"]) for g in twin.param_groups]
+            "weights": furthest(weights, one_weights),
+            "states": furthest(states, one_states),
+            "shapes": model.shapes() == one.shapes(),
+            "groups": [len(g["params"]) for g in optimizer.param_groups]
             == [len(g["params"]) for g in one_optimizer.param_groups],
-            "rates": [g["lr"] for g in twin.param_groups] == [g["lr"] for g in one_optimizer.param_groups],
-            "state": len(twin.state) == len(one_optimizer.state),
+            "rates": [g["lr"] for g in optimizer.param_groups] == [g["lr"] for g in one_optimizer.param_groups],
         }
     empty = run(True, no_growth())
     found["empty"] = {"neurons": empty[3], "events": len(empty[0].growth_history["events"])}

@@ -24,8 +24,8 @@ def test_sharded_training_with_growth_equals_that_of_one_process(found, optimize
         assert run["sharded"] == pytest.approx(run["one"], rel=1e-10)
         sharded, one = run["neurons"]
         assert sharded == one and all(sharded)
-        assert run["weights"] < 1e-9
-        assert run["shapes"] and run["groups"] and run["rates"] and run["state"]
+        assert run["weights"] < 1e-9 and run["states"] < 1e-9
+        assert run["shapes"] and run["groups"] and run["rates"]
 
 
 def test_an_empty_plan_is_recorded_and_keeps_the_model(found):

@@ -1,0 +1,99 @@
+"""What FSDP2 under a Trainer needs: checks, sharding as Accelerate does it, and shapes before shards are loaded."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from torch import nn
+from torch.optim import Optimizer
+from transformers import Trainer
+
+from ..growth import GrowthConfig
+from ..models.loading import resize_to_
+from ..models.modeling_saddle import GrowablePreTrainedModel
+from .sharded import check_sharded
+
+
+# The folder that Accelerate keeps the state of an optimizer in, where checkpoints are sharded.
+SHARDED_OPTIMIZER = "optimizer_0"
+
+
+def check_sharded_training(
+    trainer: Trainer,
+    model: GrowablePreTrainedModel,
+    optimizer: Optimizer,
+    config: GrowthConfig,
+    followers: Sequence[GrowablePreTrainedModel],
+) -> None:
+    """
+    Verify that a model may grow in a training that FSDP shards.
+
+    Raises:
+        ValueError: If not; the message names what to change.
+    """
+    args, plugin = trainer.args, trainer.accelerator.state.fsdp_plugin
+    if plugin.fsdp_version != 2:
+        raise ValueError("Models do not grow under FSDP1. Use FSDP2: `fsdp_config={'version': 2}`.")
+    refused = {
+        "`activation_checkpointing` of the fsdp_config: use that of the TrainingArguments": (
+            plugin.activation_checkpointing
+        ),
+        "`cpu_offload` of the fsdp_config: leave it out": plugin.cpu_offload is not None
+        and type(plugin.cpu_offload).__name__ == "CPUOffloadPolicy",
+        "`torch_compile`: leave it out": args.torch_compile,
+        "`load_best_model_at_end`, whose model may have other shapes: load the best checkpoint after the training": (
+            args.load_best_model_at_end
+        ),
+        "`auto_find_batch_size`: choose the batch size": args.auto_find_batch_size,
+        "`followers`, which are whole on every process: average checkpoints after the training": bool(followers),
+    }
+    for what, asked in refused.items():
+        if asked:
+            raise ValueError(f"A model that FSDP shards does not grow with {what}.")
+    check_sharded(model, optimizer, config)
+
+
+def shard_as(accelerator: Accelerator) -> Callable[[nn.Module], Any]:
+    """What shards a model on the meta device as `accelerator.prepare` sharded it."""
+    plugin = accelerator.state.fsdp_plugin
+
+    def shard(model: nn.Module) -> None:
+        # It is for the values of the first process, which the others wait for; here each has its shards.
+        efficient, plugin.cpu_ram_efficient_loading = plugin.cpu_ram_efficient_loading, False
+        try:
+            fsdp2_prepare_model(accelerator, model)
+        finally:
+            plugin.cpu_ram_efficient_loading = efficient
+
+    return shard
+
+
+def take_shapes_(model: GrowablePreTrainedModel, folder: str) -> None:
+    """
+    Give a model the shapes of a checkpoint, whose values are loaded once it is sharded.
+
+    Raises:
+        ValueError: If the model is sharded already and has other shapes, or the checkpoint belongs to another model.
+    """
+    config = type(model.config).from_pretrained(folder)
+    with torch.device("meta"):
+        twin = type(model)(config)
+    if isinstance(model, torch.distributed.fsdp.FSDPModule):
+        if twin.shapes() != model.shapes():
+            raise ValueError(
+                f"The model is sharded already, in other shapes than those of {folder}. Make the model and the Trainer "
+                "anew to resume from it."
+            )
+        return
+    resize_to_(model, twin.state_dict(), "")
+    model.config.skip_unit = config.skip_unit
+
+
+def save_shapes(model: GrowablePreTrainedModel, folder: str) -> None:
+    """Write config and growth history into a checkpoint, where Trainer writes neither beside sharded weights."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(folder)
+    model.save_growth_history(folder)

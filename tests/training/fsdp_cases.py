@@ -1,0 +1,34 @@
+"""What the tests of FSDP2 share: double precision, in which sums hardly depend on their order, and whole tensors."""
+
+import torch
+from torch.distributed.tensor import DTensor
+from torch.utils.data import default_collate
+
+
+def doubles(samples):
+    batch = default_collate(samples)
+    return batch | {"pixel_values": batch["pixel_values"].double()}
+
+
+OWN_FIELDS = {"data_collator": doubles}
+
+
+def whole(model, optimizer):
+    """Weights and the optimizer's states by name, on every process."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    states = {
+        f"{names[parameter]}.{key}": full(value)
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor)
+    }
+    return {name: full(tensor) for name, tensor in model.state_dict().items()}, states
+
+
+def full(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def furthest(tensors, others) -> float:
+    assert tensors.keys() == others.keys()
+    return max(((tensor - others[name]).abs().max().item() for name, tensor in tensors.items()), default=0.0)

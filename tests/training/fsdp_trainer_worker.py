@@ -1,0 +1,183 @@
+"""What `test_fsdp_trainer.py` runs in several processes: a GrowthTrainer whose model FSDP2 shards, on gloo."""
+
+import json
+import sys
+import traceback
+import weakref
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import transformers
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+from fsdp_cases import OWN_FIELDS, furthest, whole
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from training_cases import CHECKPOINTING, events, growth, losses, tiny, trainer_for
+
+
+CONFIG = growth(layers=None)
+
+
+def sharded_trainer(folder, config=CONFIG, state_dict_type="FULL_STATE_DICT", fsdp=None, **fields):
+    """
+    A GrowthTrainer that shards. Accelerate does so only where it takes the processes for those of GPUs, and a Trainer
+    on CPUs goes on with DDP; this is the only thing that it is told wrongly here.
+    """
+    AcceleratorState._reset_state(reset_partial_state=True)
+    fields = OWN_FIELDS | {"per_device_train_batch_size": 16 // dist.get_world_size()} | fields
+    fields.setdefault("model", tiny(hidden_dropout_prob=0.0).double())
+    fsdp_config = {"version": 2, "state_dict_type": state_dict_type} | (fsdp or {})
+    original = transformers.Trainer.create_accelerator_and_postprocess
+
+    def create(trainer):
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        original(trainer)
+
+    transformers.Trainer.create_accelerator_and_postprocess = create
+    try:
+        return trainer_for(folder, config, fsdp=True, fsdp_config=fsdp_config, **fields)
+    finally:
+        transformers.Trainer.create_accelerator_and_postprocess = original
+
+
+def run(folder, resume=None, **fields):
+    trainer = sharded_trainer(folder, **fields)
+    trainer.train(resume_from_checkpoint=resume)
+    assert isinstance(trainer.model, FSDPModule) and trainer.model is trainer.model_wrapped
+    return trainer
+
+
+def told(trainer, folder, name):
+    """What a run came to; the first process writes weights and states."""
+    weights, states = whole(trainer.model, trainer.optimizer.optimizer)
+    if dist.get_rank() == 0:
+        torch.save((weights, states), folder / f"{name}.pt")
+    return {
+        "losses": losses(trainer),
+        "events": events(trainer),
+        "rates": [group["lr"] for group in trainer.optimizer.param_groups],
+    }
+
+
+def distance(trainer, other):
+    ours, theirs = whole(trainer.model, trainer.optimizer.optimizer), whole(other.model, other.optimizer.optimizer)
+    return max(furthest(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+class Watch:
+    """The most bytes that whole tensors, gathered from shards, have held at one time."""
+
+    def __init__(self):
+        self.most, self._live = 0, {}
+
+    def __enter__(self):
+        self._original = DTensor.full_tensor
+        watch = self
+
+        def full_tensor(tensor, **kwargs):
+            made = watch._original(tensor, **kwargs)
+            watch._live[id(made)] = made.untyped_storage().nbytes()
+            weakref.finalize(made, watch._live.pop, id(made), None)
+            watch.most = max(watch.most, sum(watch._live.values()))
+            return made
+
+        DTensor.full_tensor = full_tensor
+        return self
+
+    def __exit__(self, *error):
+        DTensor.full_tensor = self._original
+
+
+def checkpoints(folder, kind):
+    """A run that saves, and runs that resume from what it saved."""
+    through = run(folder / kind, state_dict_type=kind, save_strategy="steps", save_steps=4)
+    found = told(through, folder, kind)
+    for step in (4, 8):
+        again = run(folder / kind, f"{folder / kind}/checkpoint-{step}", state_dict_type=kind)
+        found[f"resumed_{step}"] = {
+            "distance": distance(again, through),
+            "losses": losses(again) == losses(through),
+            "events": events(again) == events(through),
+        }
+    return found
+
+
+def full(folder):
+    return checkpoints(folder, "FULL_STATE_DICT")
+
+
+def sharded(folder):
+    return checkpoints(folder, "SHARDED_STATE_DICT")
+
+
+def saved(folder):
+    trainer = run(folder / "saved")
+    trainer.save_model()
+    return told(trainer, folder, "saved")
+
+
+def options(folder):
+    options = {"gradient_accumulation_steps": 2, "max_grad_norm": 0.05, CHECKPOINTING: True}
+    options |= {"per_device_train_batch_size": 4, "lr_scheduler_type": "cosine", "warmup_steps": 2}
+    return told(run(folder / "options", **options), folder, "options")
+
+
+def width(folder):
+    return told(run(folder / "width", config=growth(layers=None, criterion="width")), folder, "width")
+
+
+def memory(folder):
+    deep = tiny(hidden_dropout_prob=0.0, num_hidden_layers=6).double()
+    with Watch() as watch:
+        trainer = run(folder / "memory", model=deep, config=growth(layers=None, significance=0.0, max_growth=3.0))
+    layers = trainer.model.vit.layers
+    return {
+        "most": watch.most,
+        "block": max(sum(p.numel() * p.element_size() for p in layer.parameters()) for layer in layers),
+        "all": sum(p.numel() * p.element_size() for p in trainer.model.parameters()),
+        "layers": len({layer["linear"].split(".")[2] for event in events(trainer) for layer in event["layers"]}),
+    }
+
+
+def mixed(folder):
+    def once(resume=None, **saving):
+        model = tiny(hidden_dropout_prob=0.0)
+        return run(folder / "mixed", resume, model=model, data_collator=None, bf16=True, **saving)
+
+    through = once(save_strategy="steps", save_steps=4)
+    again = once(f"{folder}/mixed/checkpoint-8")
+    facts = {"distance": distance(again, through), "dtype": str(next(through.model.parameters()).dtype)}
+    return told(through, folder, "mixed") | facts
+
+
+def four_full(folder):
+    """Resuming in four processes what two processes saved."""
+    again = run(folder / "four_full", f"{folder}/FULL_STATE_DICT/checkpoint-4")
+    return told(again, folder, "four_full")
+
+
+def four_sharded(folder):
+    kind = "SHARDED_STATE_DICT"
+    again = run(folder / "four_sharded", f"{folder}/{kind}/checkpoint-4", state_dict_type=kind)
+    return told(again, folder, "four_sharded")
+
+
+def main() -> None:
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    folder, *checks = Path(sys.argv[1]), *sys.argv[2:]
+    for check in checks:
+        try:
+            found = globals()[check](folder)
+        except Exception:
+            found = {"failed": traceback.format_exc()}
+        (folder / f"{check}_{dist.get_rank()}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

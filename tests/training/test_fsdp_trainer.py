@@ -1,0 +1,99 @@
+"""A GrowthTrainer under FSDP2 on two and four processes is one process. The runs are in `fsdp_trainer_worker.py`."""
+
+import json
+
+import pytest
+import torch
+from fsdp_cases import OWN_FIELDS, furthest, whole
+from training_cases import CHECKPOINTING, events, growth, launch, losses, tiny, train
+from transformers import AutoModelForImageClassification
+
+from hf_saddle.growth import GrowthHistory
+
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+CHECKS = {2: ("full", "sharded", "saved", "options", "width", "memory", "mixed"), 4: ("four_full", "four_sharded")}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fsdp")
+    for processes, checks in CHECKS.items():
+        run = launch("fsdp_trainer_worker.py", str(folder), *checks, processes=processes, timeout=280)
+        assert run.returncode == 0, run.stderr[-5000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    """What the first process found, by check."""
+    return {name: json.loads((folder / f"{name}_0.json").read_text()) for names in CHECKS.values() for name in names}
+
+
+def alone(folder, config=None, **fields):
+    """The same training in one process."""
+    fields = OWN_FIELDS | {"per_device_train_batch_size": 16, "model": tiny(hidden_dropout_prob=0.0).double()} | fields
+    return train(folder, config or growth(layers=None), **fields)
+
+
+def assert_equal(run, tensors, one):
+    assert run["losses"] == pytest.approx(losses(one), rel=1e-9)
+    assert run["rates"] == [group["lr"] for group in one.optimizer.param_groups]
+    for ours, theirs in zip(run["events"], events(one), strict=True):
+        assert ours["layers"] and ours["shapes"] == theirs["shapes"]
+        assert [layer["neurons"] for layer in ours["layers"]] == [layer["neurons"] for layer in theirs["layers"]]
+        for field in ("parameters_before", "parameters_after", "macs_before", "macs_after", "operators", "candidates"):
+            assert ours[field] == theirs[field]
+        assert ours["loss_after"] == pytest.approx(theirs["loss_after"], rel=1e-9)
+    for ours, theirs in zip(tensors, whole(one.model, one.optimizer.optimizer), strict=True):
+        assert furthest(ours, theirs) < 1e-9
+
+
+OPTIONS = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 8, "max_grad_norm": 0.05}
+OPTIONS |= {CHECKPOINTING: True, "lr_scheduler_type": "cosine", "warmup_steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("check", "config", "options"),
+    [
+        ("full", {}, {}),
+        ("sharded", {}, {}),
+        ("options", {}, OPTIONS),
+        ("width", {"criterion": "width"}, {}),
+        ("four_full", {}, {}),
+        ("four_sharded", {}, {}),
+    ],
+)
+def test_sharded_processes_are_one_process(folder, found, tmp_path, check, config, options):
+    """Those of four have resumed from a checkpoint that two have saved."""
+    one = alone(tmp_path, growth(layers=None, **config), **options)
+    name = {"full": "FULL_STATE_DICT", "sharded": "SHARDED_STATE_DICT"}.get(check, check)
+    assert_equal(found[check], torch.load(folder / f"{name}.pt"), one)
+
+
+@pytest.mark.parametrize("kind", ["full", "sharded"])
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_checkpoint_resumes_exactly_on_as_many_processes(found, kind, step):
+    assert found[kind][f"resumed_{step}"] == {"distance": 0.0, "losses": True, "events": True}
+
+
+def test_what_is_saved_is_a_model_of_its_own_class(folder):
+    model = AutoModelForImageClassification.from_pretrained(folder / "saved", dtype=torch.float64)
+    weights, _ = torch.load(folder / "saved.pt")
+    assert furthest(model.state_dict(), weights) == 0.0
+    assert len(GrowthHistory.from_model(model)) == 3
+    assert model.config.auto_map["AutoModelForImageClassification"].endswith(".SaddleViTForImageClassification")
+
+
+def test_no_process_gathers_more_than_a_block_with_its_state(found):
+    memory = found["memory"]
+    assert memory["layers"] == 6
+    # Its weights and the two averages of AdamW.
+    assert memory["block"] < memory["most"] <= 3 * memory["block"] < memory["all"]
+
+
+def test_growth_under_mixed_precision_resumes_exactly(found):
+    run = found["mixed"]
+    assert run["dtype"] == "torch.float32" and run["distance"] == 0.0
+    assert all(event["layers"] for event in run["events"])
