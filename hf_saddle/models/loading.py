@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
 
 from .branch_guard import check_quantised
@@ -98,6 +99,11 @@ def resize_to_(model: Any, state_dict: Mapping[str, Tensor], prefix: str) -> Non
     if incoming == current and kind == present:
         _check_tensors(state_dict, prefix, model.state_dict())
         return
+    if any(isinstance(site.module.weight, DTensor) for site in sites):
+        raise ValueError(
+            "The model is sharded, and the checkpoint has other shapes, which it cannot take then. Load it before the "
+            "model is sharded; a GrowthTrainer does so when it resumes."
+        )
     config = copy.deepcopy(model.config)
     incoming.write_(config, kind)
     with torch.device("meta"):

@@ -1,6 +1,6 @@
 """Sharding by FSDP2 taken back in place, which torch has nothing for, and done anew on the same module objects."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -59,9 +59,7 @@ def place_(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
         model.get_submodule(path)._parameters[leaf] = parameter
 
 
-def shard_anew_(
-    model: nn.Module, shard: Callable[[nn.Module], Any], shards: Mapping[str, nn.Parameter]
-) -> None:
+def shard_anew_(model: nn.Module, shard: Callable[[nn.Module], Any], shards: Mapping[str, nn.Parameter]) -> None:
     """
     Shard a model whose parameters are placeholders, and give it its shards. All processes have to call this.
 
@@ -85,11 +83,11 @@ def shard_anew_(
 def _forget_(module: Any) -> None:
     """Remove what `fully_shard` has left in one module, but for its parameters."""
     state = fully_shard.state(module)
-    handles: Iterable[Any] = [state._pre_forward_hook_handle, state._post_forward_hook_handle]
+    handles: list[Any] = [state._pre_forward_hook_handle, state._post_forward_hook_handle]
     for group in state._fsdp_param_groups:
-        by_module = (group._module_to_pre_save_state_dict_hook_handle, group._module_to_pre_load_state_dict_hook_handle)
-        handles = [*handles, *(handle for found in by_module for handle in found.values())]
-        handles = [*handles, *(parameter._post_load_hook_handle for parameter in group.fsdp_params)]
+        handles += group._module_to_pre_save_state_dict_hook_handle.values()
+        handles += group._module_to_pre_load_state_dict_hook_handle.values()
+        handles += [parameter._post_load_hook_handle for parameter in group.fsdp_params]
     for handle in handles:
         handle.remove()
     module.__class__ = next(base for base in type(module).__mro__ if not issubclass(base, FSDPModule))

@@ -76,7 +76,7 @@ def growth_event_sharded_(
             check_sharded(inner, optimizer, config)
 
         replicas.together("Checking what follows the model", check)
-        _check_batches(batches, replicas)
+        check_batches(replicas.gather(len(batches)))
         plan, loss_before = decide(
             inner, batches, config, event=event, lr_ratio=lr_ratio, to_come=to_come, loss=loss, replicas=replicas
         )
@@ -117,12 +117,12 @@ def check_sharded(model: GrowablePreTrainedModel, optimizer: Optimizer, config: 
     check_shards(model, inner_optimizer(optimizer))
 
 
-def _check_batches(batches: Sequence[Any], replicas: Replicas) -> None:
-    counts = replicas.gather(len(batches))
+def check_batches(counts: Sequence[int]) -> None:
+    """Raise a `ValueError` unless all processes have as many batches of the probe."""
     if len(set(counts)) > 1:
         raise ValueError(
             f"The ranks have {counts} probe batches. A sharded model computes on all ranks or on none: choose "
-            f"`probe_samples` a multiple of the {replicas.size} processes."
+            f"`probe_samples` a multiple of the {len(counts)} processes."
         )
 
 

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.optim import Optimizer
 
 from ..growth import GrowthEvent, GrowthHistory, GrowthPlan, prepare_growth
+from ..growth.optimizer_rules import State, rules_of
 from ..growth.optimizer_state import inner_optimizer
 from ..growth.snapshot import Snapshot
 from ..growth.surgery import layer_record
@@ -42,8 +43,13 @@ def check_shards(model: nn.Module, optimizer: Optimizer) -> None:
     away = [name for name, value in shards.items() if value.device.type != value.device_mesh.device_type]
     if away:
         raise ValueError(
-            f"{away[0]} is kept on the {shards[away[0]].device.type} between steps (CPU offload), where it cannot grow. "
-            "Leave out `cpu_offload`."
+            f"{away[0]} is kept on the {shards[away[0]].device.type} between steps (CPU offload), where it cannot "
+            "grow. Leave out `cpu_offload`."
+        )
+    if {State.ROW_MEANS, State.COLUMN_MEANS} & set(rules_of(optimizer).states.values()):
+        raise ValueError(
+            f"The states of {type(optimizer).__name__} are factored, and cannot be sharded anew. Use one whose "
+            "states have the shape of their parameter, like AdamW or SGD."
         )
     known = set(shards.values())
     for group in optimizer.param_groups:
@@ -54,7 +60,7 @@ def check_shards(model: nn.Module, optimizer: Optimizer) -> None:
             if isinstance(value, Tensor) and value.shape != parameter.shape and value.numel() != 1:
                 raise ValueError(
                     f"The state `{key}` of {type(optimizer).__name__} has neither the shape of its parameter nor one "
-                    "entry, and cannot be sharded anew. Use an optimizer like AdamW or SGD."
+                    "entry, and cannot be sharded anew. Use AdamW or SGD."
                 )
 
 
@@ -71,7 +77,8 @@ def grow_sharded_(
     Grow a model that FSDP2 has sharded, with its optimizer, on all processes or on none.
 
     The blocks that the plan names are gathered one after the other, each with its part of the optimizer's state, grow,
-    and are sharded again. Modules, optimizer and groups stay the same objects, and so do parameters that do not change.
+    and are sharded again. Modules, optimizer and groups stay the same objects, and so do parameters that stay as they
+    are.
 
     Args:
         model ([`GrowablePreTrainedModel`]): The sharded model.
@@ -150,7 +157,8 @@ class _Course:
         self.shards = dict(shards)
         self.states: States = {names[parameter]: state for parameter, state in optimizer.state.items()}
         self.groups = [
-            {**group, "params": [names[parameter] for parameter in group["params"]]} for group in optimizer.param_groups
+            {**group, "params": [names[parameter] for parameter in group["params"]]}
+            for group in optimizer.param_groups
         ]
 
     def grow_block_(self, path: str, plan: GrowthPlan, replicas: Replicas, **record: Any) -> GrowthEvent:
@@ -184,7 +192,7 @@ class _Course:
         return event
 
     def _twin(self, states: States) -> Optimizer:
-        """An optimizer of the same kind and groups for the model as it is, with the whole states of some parameters."""
+        """An optimizer of the same kind and groups for the model as it is, with the whole states of a block."""
         present = dict(self.model.named_parameters())
         twin = copy.copy(self.optimizer)
         twin.param_groups = [{**group, "params": [present[name] for name in group["params"]]} for group in self.groups]

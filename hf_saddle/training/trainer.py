@@ -16,7 +16,7 @@ from ..hub import ModelCardMixin
 from .callback import GrowthCallback
 from .checkpoints import discard, last_whole_checkpoint, missing_parts, rotate, write_manifest
 from .restart import note_start
-from .trainer_sharded import SHARDED_OPTIMIZER, save_shapes, take_shapes_
+from .trainer_sharded import SHARDED_OPTIMIZER, before_sharding_, save_shapes
 from .wrappers import renew_wrapper_
 
 
@@ -150,8 +150,8 @@ class GrowthTrainer(ModelCardMixin, Trainer):  # type: ignore[misc]
         # made for the training; `create_optimizer` is often overridden without `super()`.
         for callback in self.growth_callbacks:
             callback.trainer = self
-        if self.is_fsdp_enabled and resume_from_checkpoint is not None:
-            take_shapes_(self.model, resume_from_checkpoint)  # the values are loaded once the model is sharded
+        if self.is_fsdp_enabled:
+            before_sharding_(self, resume_from_checkpoint)
         self._renew()
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 

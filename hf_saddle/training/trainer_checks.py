@@ -31,7 +31,8 @@ def check_supported(args: TrainingArguments, trainer: Trainer | None) -> None:
         ValueError: If it may not; the message tells what to do.
     """
     kind = args.distributed_state.distributed_type
-    sharded = kind == DistributedType.FSDP and trainer is not None
+    own = trainer is not None and type(trainer)._prepare_for_training is not Trainer._prepare_for_training
+    sharded = kind == DistributedType.FSDP and own  # a plain Trainer cannot resume across growth
     if args.deepspeed is not None or not (kind in SUPPORTED or sharded):
         raise ValueError(
             f"Models do not grow under {DistributedType.DEEPSPEED if args.deepspeed is not None else kind} in a "

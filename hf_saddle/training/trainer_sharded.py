@@ -1,5 +1,6 @@
 """What FSDP2 under a Trainer needs: checks, sharding as Accelerate does it, and shapes before shards are loaded."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
 from torch.optim import Optimizer
 from transformers import Trainer
 
 from ..growth import GrowthConfig
 from ..models.loading import resize_to_
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .sharded import check_sharded
+from .sharded import check_batches, check_sharded
 
 
 # The folder that Accelerate keeps the state of an optimizer in, where checkpoints are sharded.
@@ -41,8 +43,7 @@ def check_sharded_training(
         "`activation_checkpointing` of the fsdp_config: use that of the TrainingArguments": (
             plugin.activation_checkpointing
         ),
-        "`cpu_offload` of the fsdp_config: leave it out": plugin.cpu_offload is not None
-        and type(plugin.cpu_offload).__name__ == "CPUOffloadPolicy",
+        "`cpu_offload` of the fsdp_config: leave it out": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
         "`torch_compile`: leave it out": args.torch_compile,
         "`load_best_model_at_end`, whose model may have other shapes: load the best checkpoint after the training": (
             args.load_best_model_at_end
@@ -54,6 +55,9 @@ def check_sharded_training(
         if asked:
             raise ValueError(f"A model that FSDP shards does not grow with {what}.")
     check_sharded(model, optimizer, config)
+    drawn, ranks = config.probe_samples, args.world_size
+    shares = [(rank + 1) * drawn // ranks - rank * drawn // ranks for rank in range(ranks)]
+    check_batches([math.ceil(share / config.probe_batch_size) for share in shares])
 
 
 def shard_as(accelerator: Accelerator) -> Callable[[nn.Module], Any]:
@@ -71,21 +75,35 @@ def shard_as(accelerator: Accelerator) -> Callable[[nn.Module], Any]:
     return shard
 
 
-def take_shapes_(model: GrowablePreTrainedModel, folder: str) -> None:
+def before_sharding_(trainer: Trainer, folder: str | None) -> None:
     """
-    Give a model the shapes of a checkpoint, whose values are loaded once it is sharded.
+    Give the model of a training the shapes of the checkpoint that it resumes from, whose values are loaded once it is
+    sharded.
+
+    Args:
+        trainer (`Trainer`): The trainer.
+        folder (`str`, *optional*): The checkpoint.
 
     Raises:
-        ValueError: If the model is sharded already and has other shapes, or the checkpoint belongs to another model.
+        ValueError: If Accelerate could not shard a grown model; the model is sharded already and has other shapes; or
+            the checkpoint belongs to another model.
     """
+    model = trainer.model
+    if trainer.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
+        raise ValueError(
+            "Accelerate's `cpu_ram_efficient_loading` cannot shard models with buffers that are saved, which branches "
+            "have. Set it to False."
+        )
+    if folder is None or not isinstance(model, GrowablePreTrainedModel):
+        return
     config = type(model.config).from_pretrained(folder)
     with torch.device("meta"):
         twin = type(model)(config)
-    if isinstance(model, torch.distributed.fsdp.FSDPModule):
+    if isinstance(model, FSDPModule):
         if twin.shapes() != model.shapes():
             raise ValueError(
-                f"The model is sharded already, in other shapes than those of {folder}. Make the model and the Trainer "
-                "anew to resume from it."
+                f"The model is sharded already, in other shapes than those of {folder}. Make the model and the "
+                "Trainer anew to resume from it."
             )
         return
     resize_to_(model, twin.state_dict(), "")

@@ -2,7 +2,10 @@
 
 import torch
 from torch.distributed.tensor import DTensor
-from torch.utils.data import default_collate
+from torch.utils.data import Dataset, default_collate
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from hf_saddle import growable
 
 
 def doubles(samples):
@@ -32,3 +35,23 @@ def full(tensor):
 def furthest(tensors, others) -> float:
     assert tensors.keys() == others.keys()
     return max(((tensor - others[name]).abs().max().item() for name, tensor in tensors.items()), default=0.0)
+
+
+class Sentences(Dataset):
+    """Tokens that repeat those before them."""
+
+    def __init__(self):
+        halves = torch.randint(0, 32, (64, 6), generator=torch.Generator().manual_seed(0))
+        self.rows = torch.cat([halves, halves], dim=1)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return {"input_ids": self.rows[index], "labels": self.rows[index]}
+
+
+def llama_model():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return growable(LlamaForCausalLM(LlamaConfig(vocab_size=32, tie_word_embeddings=True, **sizes)).double())

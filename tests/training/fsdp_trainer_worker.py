@@ -1,6 +1,8 @@
 """What `test_fsdp_trainer.py` runs in several processes: a GrowthTrainer whose model FSDP2 shards, on gloo."""
 
 import json
+import os
+import signal
 import sys
 import traceback
 import weakref
@@ -12,10 +14,12 @@ import torch.distributed as dist
 import transformers
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
-from fsdp_cases import OWN_FIELDS, furthest, whole
+from fsdp_cases import OWN_FIELDS, Sentences, furthest, llama_model, whole
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from training_cases import CHECKPOINTING, events, growth, losses, tiny, trainer_for
+
+from hf_saddle.training import GrowthTrainer, last_whole_checkpoint
 
 
 CONFIG = growth(layers=None)
@@ -29,7 +33,9 @@ def sharded_trainer(folder, config=CONFIG, state_dict_type="FULL_STATE_DICT", fs
     AcceleratorState._reset_state(reset_partial_state=True)
     fields = OWN_FIELDS | {"per_device_train_batch_size": 16 // dist.get_world_size()} | fields
     fields.setdefault("model", tiny(hidden_dropout_prob=0.0).double())
-    fsdp_config = {"version": 2, "state_dict_type": state_dict_type} | (fsdp or {})
+    # Of a ViT, Accelerate would shard the embeddings by default, and then once more what is in them, which fails.
+    fsdp_config = {"version": 2, "transformer_layer_cls_to_wrap": ["ViTLayer"], "state_dict_type": state_dict_type}
+    fsdp_config |= fsdp or {}
     original = transformers.Trainer.create_accelerator_and_postprocess
 
     def create(trainer):
@@ -122,6 +128,8 @@ def saved(folder):
 def options(folder):
     options = {"gradient_accumulation_steps": 2, "max_grad_norm": 0.05, CHECKPOINTING: True}
     options |= {"per_device_train_batch_size": 4, "lr_scheduler_type": "cosine", "warmup_steps": 2}
+    options["model"] = tiny(hidden_dropout_prob=0.0).double()
+    options["model"].vit.embeddings.requires_grad_(False)
     return told(run(folder / "options", **options), folder, "options")
 
 
@@ -151,6 +159,53 @@ def mixed(folder):
     again = once(f"{folder}/mixed/checkpoint-8")
     facts = {"distance": distance(again, through), "dtype": str(next(through.model.parameters()).dtype)}
     return told(through, folder, "mixed") | facts
+
+
+def llama(folder):
+    """A language model with tied embeddings, sharded as Accelerate does it by default."""
+    fsdp = {"transformer_layer_cls_to_wrap": None}
+    fields = {"model": llama_model(), "train_dataset": Sentences(), "data_collator": None}
+    return told(run(folder / "llama", fsdp=fsdp, **fields), folder, "llama")
+
+
+def refused(folder):
+    """What is refused before the first step."""
+    cases = {
+        "fsdp_activation_checkpointing": {"fsdp": {"activation_checkpointing": True}},
+        "fsdp1": {"fsdp": {"version": 1}},
+        "cpu_ram_efficient_loading": {"fsdp": {"cpu_ram_efficient_loading": True}},
+        "line_search": {"config": growth(layers=None, line_search=True)},
+        "best": {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"},
+        "batch_size": {"auto_find_batch_size": True},
+        "optimizer": {"optim": "adafactor"},
+        "probe": {"config": growth(layers=None, probe_samples=33, probe_batch_size=16)},
+        "plain": {"trainer_class": transformers.Trainer},
+    }
+    found = {}
+    for case, fields in cases.items():
+        trainer = sharded_trainer(folder / case, **{"eval_dataset": Sentences()} | fields)
+        try:
+            trainer.train()
+            found[case] = "trained"
+        except ValueError as error:
+            found[case] = [str(error), trainer.state.global_step]
+    return found
+
+
+class Killed(GrowthTrainer):
+    """Whose second process is killed while it saves the optimizer the second time, but not once it was restarted."""
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        if self.state.global_step == 8 and dist.get_rank() == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+        super()._save_optimizer_and_scheduler(output_dir)
+
+
+def killed(folder):
+    saving = {"state_dict_type": "SHARDED_STATE_DICT", "save_strategy": "steps", "save_steps": 4}
+    last = last_whole_checkpoint(folder / "killed")
+    trainer = run(folder / "killed", last, trainer_class=Killed, **saving)
+    return told(trainer, folder, "killed") | {"from": last, "restarts": os.environ["TORCHELASTIC_RESTART_COUNT"]}
 
 
 def four_full(folder):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from fsdp_cases import OWN_FIELDS, furthest, whole
+from fsdp_cases import OWN_FIELDS, Sentences, furthest, llama_model, whole
 from training_cases import CHECKPOINTING, events, growth, launch, losses, tiny, train
 from transformers import AutoModelForImageClassification
 
@@ -13,7 +13,10 @@ from hf_saddle.growth import GrowthHistory
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
-CHECKS = {2: ("full", "sharded", "saved", "options", "width", "memory", "mixed"), 4: ("four_full", "four_sharded")}
+CHECKS = {
+    2: ("full", "sharded", "saved", "options", "width", "memory", "mixed", "llama", "refused"),
+    4: ("four_full", "four_sharded"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +34,11 @@ def found(folder):
     return {name: json.loads((folder / f"{name}_0.json").read_text()) for names in CHECKS.values() for name in names}
 
 
-def alone(folder, config=None, **fields):
+def alone(folder, config=None, frozen=False, **fields):
     """The same training in one process."""
     fields = OWN_FIELDS | {"per_device_train_batch_size": 16, "model": tiny(hidden_dropout_prob=0.0).double()} | fields
+    if frozen:
+        fields["model"].vit.embeddings.requires_grad_(False)
     return train(folder, config or growth(layers=None), **fields)
 
 
@@ -51,7 +56,7 @@ def assert_equal(run, tensors, one):
 
 
 OPTIONS = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 8, "max_grad_norm": 0.05}
-OPTIONS |= {CHECKPOINTING: True, "lr_scheduler_type": "cosine", "warmup_steps": 2}
+OPTIONS |= {"frozen": True, CHECKPOINTING: True, "lr_scheduler_type": "cosine", "warmup_steps": 2}
 
 
 @pytest.mark.parametrize(
@@ -91,6 +96,39 @@ def test_no_process_gathers_more_than_a_block_with_its_state(found):
     assert memory["layers"] == 6
     # Its weights and the two averages of AdamW.
     assert memory["block"] < memory["most"] <= 3 * memory["block"] < memory["all"]
+
+
+def test_a_language_model_with_tied_embeddings(folder, found, tmp_path):
+    fields = {"train_dataset": Sentences(), "data_collator": None}
+    assert_equal(found["llama"], torch.load(folder / "llama.pt"), alone(tmp_path, model=llama_model(), **fields))
+
+
+REMEDIES = {
+    "fsdp_activation_checkpointing": "that of the TrainingArguments",
+    "fsdp1": "Use FSDP2",
+    "cpu_ram_efficient_loading": "Set it to False",
+    "line_search": "line_search=False",
+    "best": "load_best_model_at_end",
+    "batch_size": "auto_find_batch_size",
+    "optimizer": "like AdamW",
+    "probe": "a multiple of the 2 processes",
+    "plain": "GrowthTrainer",
+}
+
+
+@pytest.mark.parametrize(("case", "remedy"), REMEDIES.items())
+def test_what_is_refused_before_the_first_step(found, case, remedy):
+    message, step = found["refused"][case]
+    assert remedy in message and step == 0
+
+
+def test_a_job_goes_on_after_a_process_was_killed_while_it_saved(tmp_path):
+    script = ("fsdp_trainer_worker.py", str(tmp_path), "killed")
+    run = launch(*script, restarts=1, timeout=280)
+    assert run.returncode == 0, run.stderr[-5000:]
+    found = json.loads((tmp_path / "killed_0.json").read_text())
+    assert found["restarts"] == "1" and found["from"].endswith("checkpoint-4")
+    assert_equal(found, torch.load(tmp_path / "killed.pt"), alone(tmp_path / "alone"))
 
 
 def test_growth_under_mixed_precision_resumes_exactly(found):
