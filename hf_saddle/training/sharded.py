@@ -54,7 +54,8 @@ def growth_event_sharded_(
             The probe batches of this process, see [`probe_batches`]; as many on each process, because all of them
             gather the parameters of a layer together.
         config ([`GrowthConfig`]): Where, how and how much to grow; without `line_search`.
-        shard (`Callable`): Shards a model in place, as it was done before the training.
+        shard (`Callable`):
+            Shards a model in place, as it was done before the training, with all that was set on its sharded modules.
         group (`torch.distributed.ProcessGroup`, *optional*): The processes; by default all.
         event, step, epoch, lr_ratio, to_come, loss: See [`growth_event_`].
 

@@ -31,7 +31,8 @@ def check_shards(model: nn.Module, optimizer: Optimizer) -> None:
 
     Raises:
         ValueError: If a parameter is not sharded by rows on one mesh, is kept on another device than it is trained on,
-            or is not of the model; or a state of the optimizer has neither the shape of its parameter nor one entry.
+            holds a gradient, or is not of the model; or a state of the optimizer has neither the shape of its
+            parameter nor one entry.
     """
     shards = dict(model.named_parameters())
     odd = [name for name, value in shards.items() if not isinstance(value, DTensor) or value.placements != (Shard(0),)]
@@ -50,6 +51,11 @@ def check_shards(model: nn.Module, optimizer: Optimizer) -> None:
         raise ValueError(
             f"The states of {type(optimizer).__name__} are factored, and cannot be sharded anew. Use one whose "
             "states have the shape of their parameter, like AdamW or SGD."
+        )
+    if any(value.grad is not None and bool(value.grad.to_local().any()) for value in shards.values()):
+        raise ValueError(
+            "Parameters hold gradients, which a growth would lose. Grow after `optimizer.step()` and "
+            "`optimizer.zero_grad()`."
         )
     known = set(shards.values())
     for group in optimizer.param_groups:
@@ -99,10 +105,10 @@ def grow_sharded_(
     replicas.together("Checking the shards", lambda: check_shards(model, inner))
     lists, states = [list(group["params"]) for group in inner.param_groups], dict(inner.state)
     names = {parameter: name for name, parameter in model.named_parameters()}
+    history = GrowthHistory.from_model(model)
+    course = _Course(model, inner, dict(model.named_parameters(remove_duplicate=False)), names)
     before = take_back_(model)
     pointers = Snapshot(model)
-    history = GrowthHistory.from_model(model)
-    course = _Course(model, inner, before, names)
 
     def undo() -> None:
         if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
@@ -169,7 +175,8 @@ class _Course:
         place_(self.model, whole)
         twin = self._twin({name: self.states[name] for name in own if name in self.states})
         prepared = replicas.together("The growth", lambda: prepare_growth(self.model, plan, twin, **record))
-        event = prepared.commit_()
+        # Without the parameters themselves, which are to be whole for this block only.
+        event = replace(prepared.commit_(), replaced={}, added={})
         replicas.check_equal(f"{path} after the growth", fingerprint(self.model.get_submodule(path), twin))
         grown = {
             name: value for name, value in self.model.named_parameters(remove_duplicate=False) if not value.is_meta

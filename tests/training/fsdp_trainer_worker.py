@@ -1,14 +1,15 @@
 """What `test_fsdp_trainer.py` runs in several processes: a GrowthTrainer whose model FSDP2 shards, on gloo."""
 
+import gc
 import json
 import os
 import signal
 import sys
 import traceback
-import weakref
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import transformers
@@ -19,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from training_cases import CHECKPOINTING, events, growth, losses, tiny, trainer_for
 
-from hf_saddle.training import GrowthTrainer, last_whole_checkpoint
+from hf_saddle.training import GrowthTrainer, last_whole_checkpoint, sharded, sharded_growth
 
 
 CONFIG = growth(layers=None)
@@ -74,27 +75,39 @@ def distance(trainer, other):
 
 
 class Watch:
-    """The most bytes that whole tensors, gathered from shards, have held at one time."""
+    """The most bytes that all tensors together hold in the growth of a sharded model, beyond what they did before."""
 
-    def __init__(self):
-        self.most, self._live = 0, {}
+    def __init__(self, monkey):
+        self.most, self._before = 0, 0
+        grow, fingerprint, full_tensor = sharded.grow_sharded_, sharded_growth.fingerprint, DTensor.full_tensor
 
-    def __enter__(self):
-        self._original = DTensor.full_tensor
-        watch = self
+        def growing(*args, **kwargs):
+            self._before = bytes_held()
+            return grow(*args, **kwargs)
 
-        def full_tensor(tensor, **kwargs):
-            made = watch._original(tensor, **kwargs)
-            watch._live[id(made)] = made.untyped_storage().nbytes()
-            weakref.finalize(made, watch._live.pop, id(made), None)
-            watch.most = max(watch.most, sum(watch._live.values()))
-            return made
+        def looked(function):
+            """Before and after: a block is gathered, and then there is the old one beside the grown one."""
 
-        DTensor.full_tensor = full_tensor
-        return self
+            def looking(*args, **kwargs):
+                self.look()
+                made = function(*args, **kwargs)
+                self.look()
+                return made
 
-    def __exit__(self, *error):
-        DTensor.full_tensor = self._original
+            return looking
+
+        monkey.setattr(sharded, "grow_sharded_", growing)
+        monkey.setattr(sharded_growth, "fingerprint", looked(fingerprint))
+        monkey.setattr(DTensor, "full_tensor", looked(full_tensor))
+
+    def look(self):
+        self.most = max(self.most, bytes_held() - self._before)
+
+
+def bytes_held():
+    tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
+    storages = [tensor.untyped_storage() for tensor in tensors if tensor.device.type == "cpu"]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def checkpoints(folder, kind):
@@ -115,7 +128,7 @@ def full(folder):
     return checkpoints(folder, "FULL_STATE_DICT")
 
 
-def sharded(folder):
+def shards(folder):
     return checkpoints(folder, "SHARDED_STATE_DICT")
 
 
@@ -139,7 +152,8 @@ def width(folder):
 
 def memory(folder):
     deep = tiny(hidden_dropout_prob=0.0, num_hidden_layers=6).double()
-    with Watch() as watch:
+    with pytest.MonkeyPatch.context() as monkey:
+        watch = Watch(monkey)
         trainer = run(folder / "memory", model=deep, config=growth(layers=None, significance=0.0, max_growth=3.0))
     layers = trainer.model.vit.layers
     return {
