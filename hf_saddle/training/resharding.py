@@ -70,7 +70,7 @@ def shard_anew_(model: nn.Module, shard: Callable[[nn.Module], Any], shards: Map
     """
     shard(model)
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        wanted = shards[name]
+        wanted: Any = shards[name]
         if not isinstance(parameter, DTensor) or parameter.placements != wanted.placements:
             raise ValueError(
                 f"`shard` leaves {name} sharded in another way than it was. It has to shard as it did before the "
@@ -82,7 +82,8 @@ def shard_anew_(model: nn.Module, shard: Callable[[nn.Module], Any], shards: Map
 
 def _forget_(module: Any) -> None:
     """Remove what `fully_shard` has left in one module, but for its parameters."""
-    state = fully_shard.state(module)
+    sharding: Any = fully_shard
+    state = sharding.state(module)
     handles: list[Any] = [state._pre_forward_hook_handle, state._post_forward_hook_handle]
     for group in state._fsdp_param_groups:
         handles += group._module_to_pre_save_state_dict_hook_handle.values()
@@ -91,5 +92,5 @@ def _forget_(module: Any) -> None:
     for handle in handles:
         handle.remove()
     module.__class__ = next(base for base in type(module).__mro__ if not issubclass(base, FSDPModule))
-    del vars(module)[STATE_KEY][fully_shard.__wrapped__], vars(module)[REGISTRY_KEY][fully_shard.__name__]
+    del vars(module)[STATE_KEY][sharding.__wrapped__], vars(module)[REGISTRY_KEY][sharding.__name__]
     del _module_state_mapping[module]

@@ -34,7 +34,7 @@ def check_shards(model: nn.Module, optimizer: Optimizer) -> None:
             holds a gradient, or is not of the model; or a state of the optimizer has neither the shape of its
             parameter nor one entry.
     """
-    shards = dict(model.named_parameters())
+    shards: dict[str, Any] = dict(model.named_parameters())
     odd = [name for name, value in shards.items() if not isinstance(value, DTensor) or value.placements != (Shard(0),)]
     if odd:
         raise ValueError(
@@ -161,7 +161,8 @@ class _Course:
     ):
         self.model, self.optimizer = model, optimizer
         self.shards = dict(shards)
-        self.states: States = {names[parameter]: state for parameter, state in optimizer.state.items()}
+        held: dict[Any, Any] = dict(optimizer.state)
+        self.states: States = {names[parameter]: state for parameter, state in held.items()}
         self.groups = [
             {**group, "params": [names[parameter] for parameter in group["params"]]}
             for group in optimizer.param_groups
@@ -233,7 +234,8 @@ def _by_block(model: GrowablePreTrainedModel, plan: GrowthPlan) -> dict[str, tup
 def _whole(value: Any) -> Any:
     """A tensor that is not sharded; all processes have to call this for a distributed one."""
     if isinstance(value, DTensor):
-        return value.detach().full_tensor()
+        shard: Any = value.detach()
+        return shard.full_tensor()
     return value.clone() if isinstance(value, Tensor) else value
 
 

@@ -65,7 +65,7 @@ def trainer_event_(
     Returns:
         [`GrowthEvent`]: What happened.
     """
-    wrapped = model if trainer is None else trainer.model_wrapped
+    wrapped: nn.Module = model if trainer is None else trainer.model_wrapped
     replicas = Replicas.of(wrapped)
     batches = trainer_batches(
         loader, config, event=event, dataset=probe_dataset, trainer=trainer, replicas=replicas, device=model.device

@@ -88,7 +88,7 @@ def before_sharding_(trainer: Trainer, folder: str | None) -> None:
         ValueError: If Accelerate could not shard a grown model; the model is sharded already and has other shapes; or
             the checkpoint belongs to another model.
     """
-    model = trainer.model
+    model: Any = trainer.model
     if trainer.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
         raise ValueError(
             "Accelerate's `cpu_ram_efficient_loading` cannot shard models with buffers that are saved, which branches "
@@ -106,7 +106,12 @@ def before_sharding_(trainer: Trainer, folder: str | None) -> None:
                 "Trainer anew to resume from it."
             )
         return
-    resize_to_(model, twin.state_dict(), "")
+    # What is checked are shapes and the neurons that units feed; those are loaded with the weights.
+    shapes = {
+        name: value if value.is_floating_point() else torch.zeros_like(value, device="cpu")
+        for name, value in twin.state_dict().items()
+    }
+    resize_to_(model, shapes, "")
     model.config.skip_unit = config.skip_unit
 
 

@@ -17,13 +17,14 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from fsdp_cases import OWN_FIELDS, Sentences, furthest, llama_model, whole
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from training_cases import CHECKPOINTING, events, growth, losses, tiny, trainer_for
 
 from hf_saddle.training import GrowthTrainer, last_whole_checkpoint, sharded, sharded_growth
 
 
 CONFIG = growth(layers=None)
+# In steps 3 and 6; checkpoints are those of steps 4 and 8.
+TWO_EVENTS = growth(layers=None, num_events=2)
 
 
 def sharded_trainer(folder, config=CONFIG, state_dict_type="FULL_STATE_DICT", fsdp=None, **fields):
@@ -79,29 +80,19 @@ class Watch:
 
     def __init__(self, monkey):
         self.most, self._before = 0, 0
-        grow, fingerprint, full_tensor = sharded.grow_sharded_, sharded_growth.fingerprint, DTensor.full_tensor
+        grow, fingerprint = sharded.grow_sharded_, sharded_growth.fingerprint
 
         def growing(*args, **kwargs):
             self._before = bytes_held()
             return grow(*args, **kwargs)
 
-        def looked(function):
-            """Before and after: a block is gathered, and then there is the old one beside the grown one."""
-
-            def looking(*args, **kwargs):
-                self.look()
-                made = function(*args, **kwargs)
-                self.look()
-                return made
-
-            return looking
+        def looking(*args, **kwargs):
+            # A grown block is beside what it was.
+            self.most = max(self.most, bytes_held() - self._before)
+            return fingerprint(*args, **kwargs)
 
         monkey.setattr(sharded, "grow_sharded_", growing)
-        monkey.setattr(sharded_growth, "fingerprint", looked(fingerprint))
-        monkey.setattr(DTensor, "full_tensor", looked(full_tensor))
-
-    def look(self):
-        self.most = max(self.most, bytes_held() - self._before)
+        monkey.setattr(sharded_growth, "fingerprint", looking)
 
 
 def bytes_held():
@@ -112,10 +103,11 @@ def bytes_held():
 
 def checkpoints(folder, kind):
     """A run that saves, and runs that resume from what it saved."""
-    through = run(folder / kind, state_dict_type=kind, save_strategy="steps", save_steps=4)
+    through = run(folder / kind, config=TWO_EVENTS, state_dict_type=kind, save_strategy="steps", save_steps=4)
     found = told(through, folder, kind)
     for step in (4, 8):
-        again = run(folder / kind, f"{folder / kind}/checkpoint-{step}", state_dict_type=kind)
+        resume = f"{folder / kind}/checkpoint-{step}"
+        again = run(folder / kind, resume, config=TWO_EVENTS, state_dict_type=kind)
         found[f"resumed_{step}"] = {
             "distance": distance(again, through),
             "losses": losses(again) == losses(through),
@@ -150,11 +142,14 @@ def width(folder):
     return told(run(folder / "width", config=growth(layers=None, criterion="width")), folder, "width")
 
 
+ONCE = {"layers": None, "significance": 0.0, "max_growth": 3.0, "num_events": 1}
+
+
 def memory(folder):
     deep = tiny(hidden_dropout_prob=0.0, num_hidden_layers=6).double()
     with pytest.MonkeyPatch.context() as monkey:
         watch = Watch(monkey)
-        trainer = run(folder / "memory", model=deep, config=growth(layers=None, significance=0.0, max_growth=3.0))
+        trainer = run(folder / "memory", model=deep, config=growth(**ONCE))
     layers = trainer.model.vit.layers
     return {
         "most": watch.most,
@@ -222,16 +217,23 @@ def killed(folder):
     return told(trainer, folder, "killed") | {"from": last, "restarts": os.environ["TORCHELASTIC_RESTART_COUNT"]}
 
 
-def four_full(folder):
+def four(folder, kind, step):
     """Resuming in four processes what two processes saved."""
-    again = run(folder / "four_full", f"{folder}/FULL_STATE_DICT/checkpoint-4")
-    return told(again, folder, "four_full")
+    name = f"four_{kind}_{step}"
+    resume = f"{folder / kind}/checkpoint-{step}"
+    return told(run(folder / name, resume, config=TWO_EVENTS, state_dict_type=kind), folder, name)
 
 
-def four_sharded(folder):
-    kind = "SHARDED_STATE_DICT"
-    again = run(folder / "four_sharded", f"{folder}/{kind}/checkpoint-4", state_dict_type=kind)
-    return told(again, folder, "four_sharded")
+def four_full(folder):
+    return four(folder, "FULL_STATE_DICT", 8)
+
+
+def four_shards(folder):
+    return four(folder, "SHARDED_STATE_DICT", 8)
+
+
+def four_grown(folder):
+    return four(folder, "SHARDED_STATE_DICT", 4)
 
 
 def main() -> None:
