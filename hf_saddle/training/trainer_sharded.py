@@ -99,8 +99,9 @@ def before_sharding_(trainer: Trainer, folder: str | None) -> None:
     config = type(model.config).from_pretrained(folder)
     with torch.device("meta"):
         twin = type(model)(config)
+    others = twin.shapes() != model.shapes()
     if isinstance(model, FSDPModule):
-        if twin.shapes() != model.shapes():
+        if others:
             raise ValueError(
                 f"The model is sharded already, in other shapes than those of {folder}. Make the model and the "
                 "Trainer anew to resume from it."
