@@ -103,7 +103,7 @@ def grow_sharded_(
     """
     inner = inner_optimizer(optimizer)
     replicas.together("Checking the shards", lambda: check_shards(model, inner))
-    lists, states = [list(group["params"]) for group in inner.param_groups], dict(inner.state)
+    groups, states = [group | {"params": list(group["params"])} for group in inner.param_groups], dict(inner.state)
     names = {parameter: name for name, parameter in model.named_parameters()}
     history = GrowthHistory.from_model(model)
     course = _Course(model, inner, dict(model.named_parameters(remove_duplicate=False)), names)
@@ -115,8 +115,9 @@ def grow_sharded_(
             take_back_(model)
         pointers.restore()
         place_(model, placeholders(before))
-        for group, parameters in zip(inner.param_groups, lists, strict=True):
-            group["params"][:] = parameters
+        for group, was in zip(inner.param_groups, groups, strict=True):
+            group.update(was | {"params": group["params"]})
+            group["params"][:] = was["params"]
         inner.state.clear()
         inner.state.update(states)
         shard_anew_(model, shard, before)

@@ -66,6 +66,37 @@ def run(sharded: bool, config, optimizer_class=torch.optim.AdamW):
     return model, optimizer, losses, neurons
 
 
+def undone(config):
+    """A model whose loss is not finite once it has grown is as before, with its optimizer, and trains on."""
+    runs = []
+    for fails in (True, False):
+        model = tiny(hidden_dropout_prob=0.0).double()
+        shard(model)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        parameters, message, share = list(model.parameters()), "", slice(8 * dist.get_rank(), 8 * dist.get_rank() + 8)
+
+        def loss(model, batch):
+            value = model(**batch).loss
+            return value * float("nan") if model.shapes().skip_sizes else value
+
+        for step in range(4):
+            model(**batch(step, share)).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if step == 1 and fails:
+                probe = probe_batches(Images(), config, rank=dist.get_rank(), world_size=2)
+                try:
+                    probe = [to_double(part) for part in probe]
+                    growth_event_sharded_(model, optimizer, probe, config, shard=shard, loss=loss)
+                except ValueError as error:
+                    message = str(error)
+        same = all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+        runs.append((whole(model, optimizer), message, same, model.growth_history))
+    (failed, message, same, history), (plain, *_) = runs
+    distance = max(furthest(a, b) for a, b in zip(failed, plain, strict=True))
+    return {"message": message, "same": same, "history": history, "distance": distance}
+
+
 def main() -> None:
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
@@ -90,6 +121,7 @@ def main() -> None:
             == [len(g["params"]) for g in one_optimizer.param_groups],
             "rates": [g["lr"] for g in optimizer.param_groups] == [g["lr"] for g in one_optimizer.param_groups],
         }
+    found["undone"] = undone(config)
     empty = run(True, no_growth())
     found["empty"] = {"neurons": empty[3], "events": len(empty[0].growth_history["events"])}
     try:

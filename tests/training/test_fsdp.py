@@ -32,5 +32,11 @@ def test_an_empty_plan_is_recorded_and_keeps_the_model(found):
     assert all(rank["empty"] == {"neurons": [0, 0], "events": 2} for rank in found)
 
 
+def test_a_growth_whose_loss_is_not_finite_is_undone(found):
+    for rank in found:
+        assert "which was undone" in rank["undone"].pop("message")
+        assert rank["undone"] == {"same": True, "history": None, "distance": 0.0}
+
+
 def test_growing_a_sharded_model_in_place_is_refused(found):
     assert all("growth_event_sharded_" in rank["in_place"] for rank in found)
