@@ -174,8 +174,11 @@ def _control(
 
 def _rows(module: Affine, dtype: torch.dtype) -> Tensor:
     """`[W, b]` transposed, shape `(d + 1, n)`."""
-    weight = layout_of(module).matrix(module.weight.detach()).to(dtype).t()
-    last = torch.zeros_like(weight[:1]) if module.bias is None else module.bias.detach().to(dtype)[None]
+    weight, bias = (
+        value.full_tensor() if isinstance(value, DTensor) else value for value in (module.weight, module.bias)
+    )
+    weight = layout_of(module).matrix(weight.detach()).to(dtype).t()
+    last = torch.zeros_like(weight[:1]) if bias is None else bias.detach().to(dtype)[None]
     return torch.cat([weight, last])
 
 

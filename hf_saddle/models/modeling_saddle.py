@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import CommitInfo
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedModel
@@ -231,7 +232,13 @@ class GrowablePreTrainedModel(PreTrainedModel):
             base = model_class(MODEL_MAPPING[CONFIG_MAPPING[model_type]], model_type)
             self.config.auto_map = {"AutoConfig": _code(type(self.config)), "AutoModel": _code(base)}
             self.config.auto_map |= dict.fromkeys(autos, _code(type(self)))
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        sharded: Any = type(self)
+        try:
+            # transformers saves the code of the class, which is not that of FSDP2.
+            self.__class__ = _own_class(sharded)
+            super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        finally:
+            self.__class__ = sharded
 
     def save_growth_history(self, folder: str | os.PathLike[str]) -> None:
         """Write the growth history into a folder; without one, a history that is there is removed."""
@@ -378,9 +385,14 @@ def growable(model: PreTrainedModel) -> Any:
     return model
 
 
+def _own_class(kind: Any) -> Any:
+    """The class of a model; FSDP2 puts one of its own in front of it."""
+    return next(base for base in kind.__mro__ if not issubclass(base, FSDPModule))
+
+
 def _code(kind: type) -> str:
-    """A class as `auto_map` names it; FSDP2 puts one of its own in front of that of a model."""
-    own = next(base for base in kind.__mro__ if not base.__module__.startswith("torch."))
+    """A class as `auto_map` names it."""
+    own = _own_class(kind)
     return f"{own.__module__.split('.')[-1]}.{own.__name__}"
 
 

@@ -22,9 +22,10 @@ from training_cases import CHECKPOINTING, events, growth, losses, tiny, trainer_
 from hf_saddle.training import GrowthTrainer, last_whole_checkpoint, sharded, sharded_growth
 
 
-CONFIG = growth(layers=None)
+# Whose directions have no sign that rounding could turn, as those of eigenvectors have.
+CONFIG = growth(layers=None, criterion="grad_norm")
 # In steps 3 and 6; checkpoints are those of steps 4 and 8.
-TWO_EVENTS = growth(layers=None, num_events=2)
+TWO_EVENTS = growth(layers=None, criterion="grad_norm", num_events=2)
 
 
 def sharded_trainer(folder, config=CONFIG, state_dict_type="FULL_STATE_DICT", fsdp=None, **fields):
@@ -138,6 +139,10 @@ def options(folder):
     return told(run(folder / "options", **options), folder, "options")
 
 
+def depth(folder):
+    return told(run(folder / "depth", config=growth(layers=None)), folder, "depth")
+
+
 def width(folder):
     return told(run(folder / "width", config=growth(layers=None, criterion="width")), folder, "width")
 
@@ -181,7 +186,6 @@ def refused(folder):
     """What is refused before the first step."""
     cases = {
         "fsdp_activation_checkpointing": {"fsdp": {"activation_checkpointing": True}},
-        "fsdp1": {"fsdp": {"version": 1}},
         "cpu_ram_efficient_loading": {"fsdp": {"cpu_ram_efficient_loading": True}},
         "line_search": {"config": growth(layers=None, line_search=True)},
         "best": {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"},
@@ -195,9 +199,10 @@ def refused(folder):
         trainer = sharded_trainer(folder / case, **{"eval_dataset": Sentences()} | fields)
         try:
             trainer.train()
-            found[case] = "trained"
+            message = "trained"
         except ValueError as error:
-            found[case] = [str(error), trainer.state.global_step]
+            message = str(error)
+        found[case] = [message, trainer.state.global_step]
     return found
 
 
