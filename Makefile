@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup demo test test-slow test-recipes test-pretrained coverage quality style docs package study clean
+.PHONY: help setup demo test test-slow test-upstream test-recipes test-pretrained coverage quality style docs package study clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets.
@@ -49,6 +49,9 @@ test: $(VENV)/.dev  ## Run the tests (without the slow ones).
 
 test-slow: $(VENV)/.slow  ## Run the slow tests, transformers' common model tests among them.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS)
+
+test-upstream: $(VENV)/.dev  ## Run transformers' own common model tests for every family, beside the stock models (an hour).
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow or not slow' tests/models/test_transformers_common.py $(ARGS)
 
 test-recipes: $(VENV)-recipes/.recipes  ## Compare augmentation with timm's; wants a torchvision that goes with torch.
 	OMP_NUM_THREADS=1 $(VENV)-recipes/bin/python -m pytest -m recipes $(ARGS)

@@ -28,18 +28,19 @@ from transformers import TrainerControl, TrainerState
 
 from hf_saddle.growth import PAPER_START, GrowthConfig
 from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
-from hf_saddle.training import GrowthCallback, growth_event_, rebuild_ddp_
-from hf_saddle.training import event as event_module
+from hf_saddle.training import GrowthCallback, decision, event, growth_event_, rebuild_ddp_
 from hf_saddle.training.distributed import fingerprint
 
 
 BATCH = 64
 IMAGENET, EPOCHS, EVENTS = 1_281_167, 300, 9
 PARTS = {
-    "analysis": "analyze_curvature",
-    "plan": "plan_growth",
-    "surgery": "prepare_growth",
-    "loss_afterwards": "probe_loss",
+    "analysis": (decision, "analyze_curvature"),
+    "scores": (decision, "score_growths"),
+    "plan": (decision, "choose_growths"),
+    "trial": (decision, "measured_step"),
+    "surgery": (event, "prepare_growth"),
+    "loss_afterwards": (event, "probe_loss"),
 }
 
 
@@ -92,8 +93,8 @@ def timed_parts() -> Iterator[dict[str, float]]:
         return call
 
     with ExitStack() as stack:
-        for part, name in PARTS.items():
-            stack.enter_context(patch.object(event_module, name, timed(part, getattr(event_module, name))))
+        for part, (module, name) in PARTS.items():
+            stack.enter_context(patch.object(module, name, timed(part, getattr(module, name))))
         yield seconds
 
 
@@ -116,7 +117,7 @@ def one_event(repeats: int) -> dict:
             seconds = {"two_fingerprints": 2 * (time.process_time() - started)}
             with timed_parts() as parts:
                 started = time.process_time()
-                event = growth_event_(model, optimizer, [batch], config)
+                done = growth_event_(model, optimizer, [batch], config)
                 seconds |= {"all": time.process_time() - started} | parts
             events.append(seconds)
             steps.append(training_step(model, optimizer, batch))
@@ -127,8 +128,8 @@ def one_event(repeats: int) -> dict:
             "event_seconds": [event["all"] for event in events],
             "event_in_steps": best["all"] / step,
             "parts_in_steps": {part: best[part] / step for part in (*PARTS, "two_fingerprints")},
-            "neurons": event.neurons,
-            "parameters": event.parameters_after - event.parameters_before,
+            "neurons": done.neurons,
+            "parameters": done.parameters_after - done.parameters_before,
         }
     return found
 
@@ -157,8 +158,8 @@ def worker(folder: str) -> None:
     for name, growing in {"without": False, "with": True}.items():
         if growing:
             # Every process alone, from the same batch: one and two processes then train the same model.
-            event = growth_event_(model, optimizer, [batch], config)
-            found["neurons"] = event.neurons
+            done = growth_event_(model, optimizer, [batch], config)
+            found["neurons"] = done.neurons
             if processes > 1:
                 rebuild_ddp_(wrapped)
         training_step(wrapped, optimizer, batch)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import analyze, card, convert, export, grow, inspect, push, report
+from .commands import analyze, card, compare, convert, export, grow, inspect, push, report
 
 
 app = typer.Typer(
@@ -15,6 +15,9 @@ app = typer.Typer(
 app.command()(inspect)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(analyze)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)(grow)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)(
+    compare
+)
 app.command()(card)
 app.command()(report)
 app.command()(push)

@@ -113,6 +113,19 @@ def grow(context: typer.Context) -> None:
     typer.echo(run(context.args, prog="hf-saddle grow"))
 
 
+def compare(context: typer.Context) -> None:
+    """
+    Tell whether growth helps: the same training without it, with it, and with random growth, at equal cost over seeds.
+
+    All options of `hf-saddle grow` are options too: `hf-saddle compare --help` lists them.
+    Examples: `hf-saddle compare --output-dir outputs/compare --seeds 3`,
+    `hf-saddle compare --output-dir outputs/compare --cost macs --in-card outputs/demo`
+    """
+    from hf_saddle.demo.compare import run
+
+    typer.echo(run(context.args, prog="hf-saddle compare"))
+
+
 def card(
     folder: Folder,
     dataset: Annotated[

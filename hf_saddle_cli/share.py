@@ -1,7 +1,9 @@
 """`hf-saddle card` and `hf-saddle push`: describe a saved model and bring it to the Hub."""
 
 import glob
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError
@@ -42,9 +44,8 @@ def write_card(folder: Path, given: dict[str, str | None], repo_id: str | None) 
     record = TrainingRecord.load(folder)
     if record is None or record.weights != fingerprint(model):
         record = TrainingRecord(weights=fingerprint(model))
-    for name, value in given.items():
-        if value is not None:
-            setattr(record, name, value)
+    facts: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    record = replace(record, **facts)
     return write_model_card(folder, model, record, repo_id=repo_id)
 
 

@@ -14,6 +14,11 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "torch.nn.Conv2d": ("_reversed_padding_repeated_twice",),
     "torch.Tensor": ("_post_accumulate_grad_hooks", "_version"),
     # Quantised weights are tensors that wrap others.
+    # The attention of processors, which PyTorch's counter of operations leaves out.
+    "torch.ops.aten": (
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_flash_attention_for_cpu_backward",
+    ),
     "torch.utils": ("_python_dispatch",),
     # Parameters are put in and out without `register_parameter`, which would move them to the end; what pruning and
     # adapters put beside them is seen; modules resize themselves to what is loaded; hooks outlive the renewal of a
@@ -66,6 +71,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "transformers.PreTrainedModel": (
         "_can_record_outputs",
         "_from_config",
+        "_get_dtype_plan",
         "_hf_peft_config_loaded",
         "_init_weights",
         "_is_hf_initialized",
@@ -85,6 +91,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "_inner_training_loop",
         "_issue_warnings_after_load",
         "_load_callback_state",
+        "_load_from_checkpoint",
         "_load_optimizer_and_scheduler",
         "_prepare_for_training",
         "_prepare_inputs",

@@ -5,13 +5,14 @@ import gzip
 import numpy as np
 import PIL.Image
 import pytest
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from sklearn.datasets import load_digits
 from transformers import EvalPrediction, ViTImageProcessorPil
 
-from hf_saddle.demo import data
+from hf_saddle.demo import data, sources
 from hf_saddle.demo.data import load_images, preprocess
 from hf_saddle.demo.metrics import compute_accuracy
+from hf_saddle.demo.tasks import image_processor
 
 
 def test_digits_are_split_without_overlap_and_keep_their_labels():
@@ -108,3 +109,68 @@ def test_columns_can_be_named(tmp_path):
         load_images(name)
     splits = load_images(name, image_column="back", label_column="rare")
     assert splits["train"].column_names == ["image", "label"]
+
+
+def test_a_data_set_on_the_hub_is_asked_for_by_name_with_its_columns(monkeypatch):
+    kinds = Features({"front": Image(), "back": Image(), "kind": ClassLabel(2), "rare": ClassLabel(2)})
+    images = [np.full((4, 4, 3), index, np.uint8) for index in range(30)]
+    rows = {"front": images, "back": images[::-1], "kind": [0] * 30, "rare": [i % 2 for i in range(30)]}
+    asked = []
+
+    def load_dataset(*words):
+        asked.append(words)
+        return DatasetDict(train=Dataset.from_dict(rows, features=kinds))
+
+    monkeypatch.setattr(sources, "load_dataset", load_dataset)
+    splits = load_images("name/data", dataset_config="v2", image_column="back", label_column="rare")
+    assert asked == [("name/data", "v2")]
+    assert sorted(np.asarray(row["image"])[0, 0, 0] for split in splits.values() for row in split) == list(range(30))
+    assert all(row["label"] == (29 - np.asarray(row["image"])[0, 0, 0]) % 2 for row in splits["train"])
+
+
+def save_images(folder, count: int = 10) -> None:
+    for name in ("cats", "dogs"):
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            PIL.Image.new("RGB", (4, 4), (index, 0, 0)).save(folder / name / f"{index}.png")
+
+
+def test_images_beside_a_metadata_file(tmp_path):
+    for index in range(20):
+        PIL.Image.new("RGB", (4, 4), (index, 0, 0)).save(tmp_path / f"{index}.png")
+    lines = ["file_name,kind", *(f"{index}.png,{'odd' if index % 2 else 'even'}" for index in range(20))]
+    (tmp_path / "metadata.csv").write_text("\n".join(lines) + "\n")
+    splits = load_images(str(tmp_path), label_column="kind")
+    assert splits["train"].features["label"].names == ["even", "odd"]
+    assert all(np.asarray(row["image"])[0, 0, 0] % 2 == row["label"] for row in splits["test"])
+
+
+@pytest.mark.parametrize("content", [b"no image", None], ids=["text", "cut short"])
+def test_an_image_that_cannot_be_read_is_named(tmp_path, content):
+    save_images(tmp_path)
+    bad = tmp_path / "dogs" / "3.png"
+    bad.write_bytes(bad.read_bytes()[:-30] if content is None else content)
+    with pytest.raises(ValueError, match=r"The image \S*dogs/3\.png cannot be read"):
+        preprocess(load_images(str(tmp_path)), ViTImageProcessorPil(size={"height": 4, "width": 4}))
+
+
+def test_a_checkpoint_keeps_its_preprocessing(tmp_path):
+    own = ViTImageProcessorPil(
+        size={"height": 6, "width": 6}, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225], resample=3
+    )
+    own.save_pretrained(tmp_path)
+    found = image_processor(str(tmp_path), (16, 16))
+    assert found.image_mean == own.image_mean and found.image_std == own.image_std
+    assert found.resample == 3 and dict(found.size) == {"height": 6, "width": 6}
+    splits = load_images("digits", max_samples=4)
+    image = splits["test"][0]["image"].convert("RGB").resize((6, 6), PIL.Image.Resampling.BICUBIC)
+    expected = (np.asarray(image) / 255 - own.image_mean) / own.image_std
+    got = preprocess(splits, found)["test"][0]["pixel_values"].permute(1, 2, 0)
+    assert np.allclose(got, expected, atol=1e-5)
+
+
+def test_preprocessing_that_cannot_be_loaded_is_not_replaced(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "NoSuchProcessor"}')
+    with pytest.raises(ValueError, match=r"The image processor of \S+ cannot be loaded"):
+        image_processor(str(tmp_path), (16, 16))
+    assert image_processor(None, (16, 12)).size["width"] == 12

@@ -42,6 +42,16 @@ def test_a_language_model_grows_and_writes(tmp_path):
     assert "image" not in card.lower()
 
 
+def test_a_language_model_is_expanded_and_learns_other_text(tmp_path):
+    options = {key: value for key, value in TINY.items() if key != "max_growth"}
+    sizes = {"vocab_size": 300, "block_size": 32, "intermediate_size": 24, "new_blocks": 1, "probe_samples": 16}
+    printed = run_example("expand_language_model", tmp_path, **options | sizes)
+    found = {line.split(": loss")[0]: line.partition(": ")[2] for line in printed.splitlines() if ": loss on" in line}
+    assert found["expanded"] == found["trained on the old text"] != found["expanded, trained on the new text"]
+    (event,) = GrowthHistory.load(tmp_path / "growth_history.json").events
+    assert event.frozen and [block["how"] for block in event.blocks] == ["copy"]
+
+
 def test_convolutional_nets_grow(tmp_path):
     printed = run_example("grow_convnet", tmp_path, **TINY | GROWTH)
     assert printed.count("after reloading: 0.0") == 2

@@ -10,12 +10,15 @@ import torch
 from transformers import DeiTConfig, DeiTForImageClassification, TrainingArguments
 
 from hf_saddle import GrowthConfig, SaddleDeiTForImageClassification
+from hf_saddle.demo.arguments import ModelAndDataArguments
 from hf_saddle.demo.data import load_images
-from hf_saddle.demo.run import ModelAndDataArguments, build_model, run, train_and_grow
+from hf_saddle.demo.job import build_model
+from hf_saddle.demo.run import run, train_and_grow
 
 
 TINY = {"image_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 16, "max_samples": 96}
 GROWTH = {"unit": "steps", "warmup": 2, "interval": 2, "num_events": 2, "probe_samples": 32, "significance": 0.0}
+GROWTH |= {"selection": "gain"}  # so little training supports no growth
 TRAINING = {
     "max_steps": 6,
     "per_device_train_batch_size": 16,

@@ -30,8 +30,7 @@ def digits(monkeypatch):
     """scikit-learn's digits in place of Fashion-MNIST, whose package is not everywhere."""
     splits = task.digits()
     monkeypatch.setitem(task.TASKS, "fashion-mnist", lambda: splits)
-    for module in (training, event):
-        monkeypatch.setattr(module, "fashion_mnist", lambda: splits)
+    monkeypatch.setattr(event, "fashion_mnist", lambda: splits)
     return splits
 
 
@@ -50,7 +49,7 @@ def test_a_uniform_arm_takes_as_many_steps_as_its_compute_pays(digits):
 
 
 def test_a_grown_arm_pays_for_its_analysis(digits):
-    growth = {"probe_samples": 32, "significance": 0.0, "max_growth": 1.2, "line_search": True}
+    growth = {"probe_samples": 32, "significance": 0.0, "max_growth": 1.2, "natural_step": 0.5}
     row = training.run(arm(events=(0.1, 0.4), growth=growth), 0)
     assert len(row["events"]) == 2 and row["parameters"] > row["start"]["parameters"]
     assert row["parameters"] <= 1.2 * row["start"]["parameters"]
@@ -124,6 +123,7 @@ def test_directions_that_are_alike_are_known():
 
 def test_branches_start_from_one_snapshot(digits):
     growth = {"probe_samples": 32, "significance": 0.0, "criterion": "depth", "operator": "zero_gain"}
+    growth |= {"selection": "gain", "natural_step": 0.0}
     branches = (event.Branch("none"), event.Branch("zero gain", growth | {"max_growth": 1.2}))
     row = event.run_branches(experiments.shape(4, hidden=16), branches, 0, 4e-3, 5, 15, (0, 10))
     none, grown = (row["branches"][name]["losses"] for name in ("none", "zero gain"))
@@ -187,7 +187,7 @@ def test_only_the_task_from_scratch_is_turned(monkeypatch):
 def test_a_matched_control_grows_as_many_units_in_every_linear_for_the_same_compute(digits):
     options = {"probe_samples": 64, "max_growth": 1.2}
     growth = experiments.PROBE | options | experiments.GROWTHS["auto, whitened, line search"]
-    twin = arm(events=(0.1,), growth=growth | {"line_search": False})
+    twin = arm(events=(0.1,), growth=growth | {"natural_step": 0.0})
     rows = [training.run(replace(twin, matched=matched), 0) for matched in (False, True)]
     guided, control = rows
     assert control["events"][0]["chosen"] == guided["events"][0]["chosen"]

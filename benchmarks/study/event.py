@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_saddle import CurvatureReport, LayerGrowth, analyze_curvature
-from hf_saddle.growth import GrowthConfig, GrowthPlan, grow_
+from hf_saddle.growth import GrowthPlan, PaperGrowthConfig, grow_
 
 from .task import evaluate, fashion_mnist, make_model
 from .training import grow, parameter_groups, probe, schedule, summary, train_step_, training_batches
@@ -21,7 +21,7 @@ NEURONS, NEURON_STEPS = 24, 100
 
 @dataclass(frozen=True)
 class Branch:
-    """An arm: how the model grows at the snapshot, as fields of a `GrowthConfig`; `None` for not at all."""
+    """An arm: how the model grows at the snapshot, as fields of a `PaperGrowthConfig`; `None` for not at all."""
 
     name: str
     growth: dict[str, Any] | None = None
@@ -79,7 +79,7 @@ def run_branches(
         model, optimizer = snapshot.copy()
         record: dict[str, Any] = {}
         if branch.growth is not None:
-            config = GrowthConfig(num_events=1, growth_seed=seed, **branch.growth)
+            config = PaperGrowthConfig(num_events=1, growth_seed=seed, **branch.growth)
             event, cost = grow(model, optimizer, snapshot.splits["train"], config, seed, 0, step)
             record = summary(event) | {"macs": cost}
         losses, batches = [], iter(snapshot.later)
@@ -100,7 +100,7 @@ def run_neurons(
     """
     snapshot = Snapshot(shape, seed, learning_rate, NEURON_SNAPSHOT, NEURON_TOTAL)
     stop = NEURON_SNAPSHOT + NEURON_STEPS
-    config = GrowthConfig(probe_samples=2_048, probe_batch_size=256)
+    config = PaperGrowthConfig(probe_samples=2_048, probe_batch_size=256)
     batches = probe(snapshot.splits["train"], config, seed, 0)
     report = analyze_curvature(
         snapshot.model, batches, criterion, step_size=config.step_size, whiten=whiten, seed=seed

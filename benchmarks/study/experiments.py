@@ -38,9 +38,17 @@ def shape(width: int, hidden: int = 16) -> dict[str, Any]:
 
 # Fields of the `GrowthConfig`. Every random control has the operator, the budget and the line search of its twin.
 # Without a threshold of significance, every arm fills its budget, so that arms have equal sizes.
-PROBE = {"probe_samples": 1_024, "probe_batch_size": 256, "significance": 0.0, "directions": "eigenvectors"}
+PROBE = {
+    "probe_samples": 1_024,
+    "probe_batch_size": 256,
+    "significance": 0.0,
+    "directions": "eigenvectors",
+    "selection": "gain",
+    "natural_step": 0.0,
+}
 WHITENED, DRAWN = {"directions": "whitened"}, {"directions": "random"}
-SEARCH = {"line_search": True}
+# The recorded runs of these names took a line search along the slope of the gains instead of the natural step.
+SEARCH = {"natural_step": 0.5}
 SPLIT = {"criterion": "width", "operator": "split", "linears": ["mlp.fc1"]}
 RANDOM_SPLIT = SPLIT | {"criterion": "random"}
 DEPTH = {"criterion": "depth", "operator": "zero_gain"}
@@ -302,6 +310,32 @@ def digits() -> Iterable[Job]:
     yield from _tested(map(on_digits, arms), seeds=range(10))
 
 
+# How neurons are chosen, and how far they go at once.
+CHOICES = {
+    "ranked, at rest": {},
+    "ranked, natural step": {"natural_step": 0.5},
+    "pursuit, at rest": {"selection": "pursuit"},
+    "pursuit, natural step": {"selection": "pursuit", "natural_step": 0.5},
+}
+
+
+def chosen() -> list[Arm]:
+    """Neurons ranked one by one, or chosen by what they add to others, and random ones in the same linears."""
+    default = PROBE | WHITENED | {"max_parameters": TARGET}
+    arms = [replace(UNIFORM[0], name=name, events=EARLY, growth=default | fields) for name, fields in CHOICES.items()]
+    return [*arms, replace(arms[-1], name="pursuit, natural step, random in the same linears", matched=True)]
+
+
+def gains() -> Iterable[Job]:
+    """Choices and steps on digits."""
+    yield from _tested(map(on_digits, chosen()), seeds=range(10, 18))
+
+
+def choice() -> Iterable[Job]:
+    """The same arms but one on Fashion-MNIST, with seeds that nothing was chosen by."""
+    yield from _tested([arm for arm in chosen() if arm.name != "ranked, natural step"], seeds=range(50, 58))
+
+
 DIGITS_RATES = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
 DIGITS_RATE = 3.2e-2  # the lowest validation loss of both uniform models
 
@@ -329,6 +363,8 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "sizes": sizes,
     "digits_tuning": digits_tuning,
     "digits": digits,
+    "gains": gains,
+    "choice": choice,
     "finetuning_tuning": lambda: starmap(Job, finetuning_tuning()),
     "finetuning": lambda: starmap(Job, finetuning()),
 }

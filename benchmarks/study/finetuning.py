@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_saddle.growth import GrowthConfig, count_parameters
+from hf_saddle.growth import PaperGrowthConfig, count_parameters
 
 from .backbone import optional
 from .finetuning_task import STEPS, TEST, VALIDATION, held_out, training_data, truncated_backbone
@@ -34,7 +34,7 @@ class Method:
 
     Args:
         lora (`tuple[int, tuple[str, ...]]`, *optional*): Rank and linears of LoRA adapters.
-        growth (`dict`): Fields of the `GrowthConfig` by which the model grows, if any.
+        growth (`dict`): Fields of the `PaperGrowthConfig` by which the model grows, if any.
         events (`Sequence[float]`): Shares of the steps at which it grows, the first of them `WARM`.
         everything (`bool`): Whether the backbone is trained too.
     """
@@ -51,7 +51,7 @@ class State:
 
     model: Any
     optimizer: torch.optim.Optimizer
-    config: GrowthConfig | None
+    config: PaperGrowthConfig | None
     step: int = 0
     events: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
@@ -66,11 +66,14 @@ CURVATURE = {
     "directions": "eigenvectors",
     "probe_samples": 1_024,
     "probe_batch_size": 256,
+    "selection": "gain",
+    "natural_step": 0.0,
 }
 WHITENED = CURVATURE | {"directions": "whitened"}
 # Random growth takes nothing but the scale of its units from the probe.
 RANDOM = CURVATURE | {"criterion": "random", "probe_samples": 256}
-SEARCH = {"line_search": True, "probe_samples": 512}
+# As in `experiments.py`: the recorded runs took a line search instead.
+SEARCH = {"natural_step": 0.5, "probe_samples": 512}
 QUERY_VALUE = {"linears": ["attention.q_proj", "attention.v_proj"]}
 METHODS = {
     "head only": Method(),
@@ -138,7 +141,9 @@ def started(name: str, seed: int, head_rate: float) -> State:
     config = None
     if method.growth:
         size = count_parameters(model) + BUDGET
-        config = GrowthConfig(num_events=len(method.events), max_parameters=size, growth_seed=seed, **method.growth)
+        config = PaperGrowthConfig(
+            num_events=len(method.events), max_parameters=size, growth_seed=seed, **method.growth
+        )
     state = State(model, optimizer, config, seconds=time.process_time() - before)
     train_(state, round(WARM * STEPS), 0.0, seed)
     adapt_(state, method, seed)

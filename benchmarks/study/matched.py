@@ -8,9 +8,13 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from hf_saddle import CurvatureReport, analyze_curvature, grow_, plan_growth
-from hf_saddle.growth import GrowthConfig, GrowthEvent, GrowthPlan, probe_loss
+from hf_saddle import CurvatureReport, analyze_curvature, grow_
+from hf_saddle.curvature.loss import own_loss
+from hf_saddle.growth import GrowthConfig, GrowthEvent, GrowthPlan, halves, probe_loss, score_growths
+from hf_saddle.growth.natural_step import moves, stepped
 from hf_saddle.growth.operators import OPERATORS
+from hf_saddle.training.decision import decide, try_step
+from hf_saddle.training.distributed import Replicas
 from hf_saddle.training.probe import event_seed
 
 
@@ -22,21 +26,30 @@ def matched_event_(
 
     Curvature plans the event for the model as it is. Then the neurons of every linear and operator are replaced by
     random ones of the same linear, and their directions by random ones of the same size. Operators, numbers of units
-    and the budget stay.
+    and the budget stay; the random units take the natural step that fits them.
     """
     seed = event_seed(config, event)
+    replicas = Replicas.of(model)
+    plan, loss_before = decide(
+        model, batches, config, event=event, lr_ratio=1.0, to_come=None, loss=own_loss, replicas=replicas
+    )
+    choosing, judging = halves(batches) if config.judged else (list(batches), [])
     report = analyze_curvature(
         model,
-        batches,
-        (*config.criteria, "random"),
+        choosing,
+        "random",
         step_size=config.step_size,
         whiten=config.directions == "whitened",
-        significance=config.significance,
         unit_activation=model.config.hidden_act,
         seed=seed,
     )
-    plan = at_random(plan_growth(report, model, config, event=event), report, config, seed)
-    done = grow_(model, plan, optimizer, step=step, loss_before=report.loss)
+    plan = at_random(plan, report, config, seed)
+    moving = [growth for growth in plan.growths if moves(growth)]
+    if moving:
+        scores = score_growths(model, moving, choosing, judging)
+        found, factor, gain = try_step(model, plan, scores, judging, config, loss=own_loss, replicas=replicas)
+        plan = stepped(plan, found, factor if config.natural_step else 0.0, gain)
+    done = grow_(model, plan, optimizer, step=step, loss_before=loss_before)
     done.loss_after = probe_loss(model, batches)
     return done
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_saddle.growth import GrowthConfig, GrowthEvent, count_macs, count_parameters
+from hf_saddle.growth import GrowthEvent, PaperGrowthConfig, count_macs, count_parameters
 from hf_saddle.training import growth_event_
 
 from .matched import matched_event_
-from .task import TASKS, Split, evaluate, fashion_mnist, make_model
+from .task import TASKS, Split, digits, evaluate, make_model
 
 
 BATCH = 128
@@ -40,7 +40,7 @@ class Arm:
         unit (`str`): `"macs"`, multiply-accumulates with the analysis of growth events, or `"steps"`.
         learning_rate (`float`): Peak of the schedule, a cosine of the spent share of the budget.
         events (`Sequence[float]`): Shares of the budget at which the model grows.
-        growth (`dict`): Fields of the `GrowthConfig`.
+        growth (`dict`): Fields of the `PaperGrowthConfig`.
         test (`bool`): Whether the test split is read at the end. Only for arms whose options are decided.
         task (`str`): One of `TASKS`.
         matched (`bool`): Whether random neurons take the place of those that `growth` asks for, linear by linear.
@@ -70,7 +70,7 @@ def run(arm: Arm, seed: int) -> dict[str, Any]:
     started = time.process_time()
     model = make_model(seed, arm.shape).train()
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=arm.learning_rate, betas=(0.9, 0.98), fused=True)
-    config = GrowthConfig(num_events=len(arm.events), growth_seed=seed, **arm.growth) if arm.events else None
+    config = PaperGrowthConfig(num_events=len(arm.events), growth_seed=seed, **arm.growth) if arm.events else None
     start = {"parameters": count_parameters(model), "macs": count_macs(model)}
     batches = training_batches(splits["train"], seed)
     macs, total, step, growth_macs, growth_seconds = start["macs"], 0.0, 0, 0.0, 0.0
@@ -148,7 +148,7 @@ def training_batches(split: Split, seed: int, size: int = BATCH) -> Iterator[dic
             yield split.batch(indices)
 
 
-def probe(split: Split, config: GrowthConfig, seed: int, event: int) -> list[dict[str, Tensor]]:
+def probe(split: Split, config: PaperGrowthConfig, seed: int, event: int) -> list[dict[str, Tensor]]:
     """The probe batches of an event: training images, drawn anew for each event."""
     generator = torch.Generator().manual_seed(2_000 + 100 * seed + event)
     indices = torch.randperm(len(split), generator=generator)[: config.probe_samples]
@@ -159,7 +159,7 @@ def grow(
     model: Any,
     optimizer: Optimizer,
     split: Split,
-    config: GrowthConfig,
+    config: PaperGrowthConfig,
     seed: int,
     event: int,
     step: int,
@@ -181,10 +181,10 @@ def passes_of_an_event(fields: str) -> float:
     It is counted once, on a small model, as counting takes longer than the event.
     """
     limits = {"max_growth": 1.2, "max_parameters": None, "max_macs": None, "num_events": 1}
-    config = GrowthConfig(**json.loads(fields) | limits)
+    config = PaperGrowthConfig(**json.loads(fields) | limits)
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14}
     model = make_model(0, shape | {"intermediate_size": 16})
-    macs, batches = count_macs(model), probe(fashion_mnist()["train"], config, 0, 0)
+    macs, batches = count_macs(model), probe(digits()["train"], config, 0, 0)
     with FlopCounterMode(display=False) as counter:
         growth_event_(model, torch.optim.AdamW(model.parameters()), batches, config, event=0, step=0)
     return counter.get_total_flops() / 2 / config.probe_samples / macs

@@ -1,11 +1,14 @@
 """Second-order growth decisions at first-order cost, for any `nn.Module`, batches and loss."""
 
 from .activations import ACTIVATIONS, Activation
-from .analyze import CRITERIA, analyze_curvature, check_null_model
+from .analyze import analyze_curvature
 from .eigenpairs import SolverOptions
+from .null_model import check_null_model
 from .operator import CurvatureOperator
 from .recognition import activation_of, curvature_at_zero
 from .report import CurvatureReport, LayerCurvature, NullModel
+from .scores import Units, UnitScores, score_units
+from .settings import CRITERIA
 
 
 __all__ = [
@@ -17,8 +20,11 @@ __all__ = [
     "LayerCurvature",
     "NullModel",
     "SolverOptions",
+    "UnitScores",
+    "Units",
     "activation_of",
     "analyze_curvature",
     "check_null_model",
     "curvature_at_zero",
+    "score_units",
 ]

@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .activations import ACTIVATIONS
 from .capture import capture
 from .choice import add_reason, choose, nothing_to_analyse
 from .controls import CONTROLS
@@ -17,15 +16,13 @@ from .described import describe
 from .eigenpairs import SolverOptions
 from .loss import Loss
 from .ranks import Ranks
-from .recognition import curvature_at_zero
-from .report import CurvatureReport, LayerCurvature, NullModel, nominal_rate
-from .solve import Settings, solve
+from .report import CurvatureReport, LayerCurvature
+from .settings import Settings
+from .solve import solve_control, solve_curvature
 from .undisturbed import undisturbed
 
 
 logger = logging.getLogger(__name__)
-
-CRITERIA = ("width", "depth", *CONTROLS)
 
 
 def analyze_curvature(
@@ -89,7 +86,8 @@ def analyze_curvature(
         max_tokens (`int`, *optional*, defaults to 4096): Number of tokens that are used per layer, all ranks and
             batches together: drawn by importance, and weighted such that the estimates stay unbiased. More tokens cost
             time and memory in proportion, and lower the noise of the estimates. A convolution's patches are unfolded
-            for these only, and kernels of more than nine entries get proportionally fewer.
+            for these only; of patches of more than 128 entries or kernels of more than nine, proportionally fewer are
+            kept.
         seed (`int`, *optional*, defaults to 0): Seed of folds, start vectors and drawn tokens.
         warm_start (`CurvatureReport`, *optional*): An earlier report whose directions are the start vectors. Its probe
             samples must be others than these: held-out estimates would inherit what they were fitted to.
@@ -123,6 +121,7 @@ def analyze_curvature(
     ```
     """
     settings = Settings(
+        criteria=(criterion,) if isinstance(criterion, str) else tuple(criterion),
         solver=solver or SolverOptions(),
         max_tokens=max_tokens,
         seed=seed,
@@ -132,71 +131,20 @@ def analyze_curvature(
         unit_activation=unit_activation,
         warm_start=warm_start,
     )
-    return _analyze(
-        model, batches, criterion, loss=loss, linears=linears, settings=settings, ranks=Ranks(distributed, group)
-    )
+    return analyze(model, batches, loss=loss, linears=linears, settings=settings, ranks=Ranks(distributed, group))
 
 
-def check_null_model(
+def analyze(
     model: nn.Module,
     batches: Iterable[Any],
-    criterion: str = "depth",
-    *,
-    loss: Loss | None = None,
-    linears: Sequence[str] | None = None,
-    whiten: bool = False,
-    significance: float = 2.0,
-    solver: SolverOptions | None = None,
-    max_tokens: int = 4096,
-    seed: int = 0,
-    distributed: bool = False,
-    group: "dist.ProcessGroup | None" = None,
-) -> NullModel:
-    """
-    Run the analysis where there is nothing to be found, to see how many neurons it selects all the same.
-
-    The coefficients of every sample get a common random sign. That leaves their sizes and the correlation of a
-    sample's tokens as they are, but makes every expected curvature zero. (Shuffling them over tokens would keep their
-    mean, which is a curvature, and break the correlation.) Arguments are those of [`analyze_curvature`].
-
-    Returns:
-        `NullModel`: Its `fraction` should not exceed its `nominal` rate by more than chance.
-    """
-    if criterion not in ("width", "depth"):
-        raise ValueError(f'The null model is for the criteria "width" and "depth", got {criterion!r}.')
-    settings = Settings(
-        solver=solver or SolverOptions(),
-        max_tokens=max_tokens,
-        seed=seed,
-        significance=significance,
-        whiten=whiten,
-        flip=True,
-    )
-    report = _analyze(
-        model, batches, criterion, loss=loss, linears=linears, settings=settings, ranks=Ranks(distributed, group)
-    )
-    selected = sum(layer.candidates for layer in report)
-    return NullModel(
-        selected=selected,
-        neurons=sum(layer.neurons for layer in report),
-        nominal=nominal_rate(criterion, significance),
-        report=report,
-    )
-
-
-def _analyze(
-    model: nn.Module,
-    batches: Iterable[Any],
-    criterion: str | Sequence[str],
     *,
     loss: Loss | None,
     linears: Sequence[str] | None,
     settings: Settings,
     ranks: Ranks,
 ) -> CurvatureReport:
-    started = time.perf_counter()
-    criteria = (criterion,) if isinstance(criterion, str) else tuple(criterion)
-    _check(criteria, settings)
+    """What [`analyze_curvature`] does, with its options as one."""
+    started, criteria = time.perf_counter(), settings.criteria
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
     described = describe(model)
@@ -218,11 +166,13 @@ def _analyze(
             seed=settings.seed,
             ranks=ranks,
             described=described,
+            whiten=settings.whiten,
         )
         skipped |= captured.skipped
         for layer in captured:
             with torch.autocast(layer.module.weight.device.type, enabled=False):
                 for name in by_kind[layer.kind]:
+                    solve = solve_control if name in CONTROLS else solve_curvature
                     result = solve(layer, name, settings=settings, samples=captured.samples, ranks=ranks)
                     if isinstance(result, str):
                         add_reason(skipped, layer.linear, result)
@@ -238,23 +188,3 @@ def _analyze(
     return CurvatureReport(
         tuple(found), captured.samples.total, captured.tokens, captured.loss, seconds, settings.seed, skipped
     )
-
-
-def _check(criteria: tuple[str, ...], settings: Settings) -> None:
-    unknown = [name for name in criteria if name not in CRITERIA]
-    if unknown or not criteria or len(set(criteria)) < len(criteria):
-        raise ValueError(f"`criterion` must be one or several different ones of {CRITERIA}, got {criteria}.")
-    if not settings.step_size > 0:
-        raise ValueError(f"`step_size` must be positive, got {settings.step_size}.")
-    if not settings.significance >= 0:
-        raise ValueError(f"`significance` must not be negative, got {settings.significance}.")
-    if settings.max_tokens < 1:
-        raise ValueError(f"`max_tokens` must be at least 1, got {settings.max_tokens}.")
-    activation = settings.unit_activation
-    if isinstance(activation, str) and activation not in ACTIVATIONS:
-        raise ValueError(f"`unit_activation` must be a module or one of {tuple(ACTIVATIONS)}, got {activation!r}.")
-    if "depth" in criteria:
-        try:
-            curvature_at_zero(activation)
-        except ValueError as error:
-            raise ValueError(f"`unit_activation`: {error}.") from error

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from .activations import Activation
-from .inputs import Affine, group_count
+from .inputs import Affine, group_count, neuron_count
+from .moments import pre_activation_square
 
 
 @dataclass
@@ -32,6 +34,19 @@ class Call:
     slope: Tensor | None = None  # (n,) of a batch normalisation before the activation
     norms: int = 0  # affine parameters per neuron in a batch normalisation
     partner: "Call | None" = None  # of a gate: the use of the layer that it multiplies
+
+    def connect(self, reader: str, activation: Activation, z: Tensor, answer: "Output", in_place: bool) -> None:
+        """Note that a module applies an activation to what the layer, or a normalisation behind it, answered."""
+        if self.activation is not None:
+            self.other_readers.append(reader)
+        self.activation, self.in_place = activation, in_place
+        self.slope, self.norms = answer.slope, answer.norms
+        self.width_square = self.pre_activation_square
+        if answer.slope is not None:
+            square = pre_activation_square(z, self.module, self.rows)
+            # A neuron that its normalisation multiplies by zero has no curvature; its step only stays finite.
+            slopes = answer.slope.square().to(square).clamp_min(torch.finfo(square.dtype).eps)
+            self.width_square = square / slopes
 
     def few(self) -> Tensor:
         """Some of the tokens, to check on."""
@@ -62,3 +77,42 @@ class Call:
         if strangers:
             return f"the output of its activation is read by several layers ({root}, {', '.join(strangers)})"
         return None
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a layer answered in a forward pass; of a recomputation without the call that it belongs to."""
+
+    call: Call | None
+    module: Affine
+    inputs: Tensor
+    version: int
+    value: Tensor | None = None  # of the rows of a gate
+    slope: Tensor | None = None  # of a batch normalisation that it went through
+    norms: int = 0
+
+    def row(self) -> Tensor:
+        """The output of one of the rows of a gate."""
+        assert self.value is not None
+        return self.value.detach()
+
+    def is_whole(self, tensor: Tensor) -> bool:
+        """Whether a tensor in the memory of this output has its axes; those of images are often moved."""
+        return not isinstance(self.module, nn.Conv2d) or (
+            tensor.dim() == 4 and tensor.shape[1] == neuron_count(self.module) and tensor.is_contiguous()
+        )
+
+
+def why_no_tokens(module: Affine, inputs: Tensor, samples: int) -> str | None:
+    """The reason why a use of a layer in a batch cannot be analysed, or `None` if it can."""
+    if not torch.is_grad_enabled():
+        return (
+            "runs without gradients (under `torch.no_grad`, or reentrant activation checkpointing, which "
+            '`gradient_checkpointing_kwargs={"use_reentrant": False}` avoids)'
+        )
+    if inputs.numel() == 0:
+        return "gets no tokens"
+    shaped = inputs.dim() == 4 if isinstance(module, nn.Conv2d) else inputs.dim() > 1
+    if not shaped or inputs.shape[0] % samples:
+        return f"its input of shape {tuple(inputs.shape)} is not grouped by the {samples} samples of the batch"
+    return None

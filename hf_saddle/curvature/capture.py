@@ -16,7 +16,7 @@ from .hooks import LOSS_SCALE, Hooks
 from .inputs import Affine, group_count, input_size, neuron_count
 from .loss import Loss, check_loss, own_loss_of
 from .moments import Moments
-from .padding import masks_of
+from .padding import POSITIONS_FOR_SCALE, masks_of
 from .ranks import Ranks, seed_of
 from .samples import Samples, collect
 from .tokens import Tokens
@@ -24,8 +24,10 @@ from .tokens import Tokens
 
 logger = logging.getLogger(__name__)
 
-# Entries of a kernel up to which as many patches are kept as tokens of other layers; of a larger one as many numbers.
+# Entries of a kernel up to which a layer of groups keeps as many patches as other layers keep tokens.
 _KERNEL = 9
+# Entries of a patch up to which a convolution does; of larger ones it keeps as many numbers.
+_ENTRIES = 512
 
 
 @dataclass
@@ -76,6 +78,7 @@ def capture(
     seed: int,
     ranks: Ranks,
     described: Described | None = None,
+    whiten: bool = False,
 ) -> Captured:
     """
     Run a model forwards and backwards on all batches, and keep some tokens of each layer.
@@ -94,6 +97,7 @@ def capture(
         seed (`int`): Seed of folds and of the tokens that are kept.
         ranks (`Ranks`): Processes that share the analysis.
         described ([`Described`], *optional*): What is known of the model.
+        whiten (`bool`, *optional*, defaults to `False`): Whether second moments are to be as good as what is kept.
 
     Raises:
         ValueError: If there are too few samples, a loss is not finite, or the ranks' batches use different layers.
@@ -144,12 +148,17 @@ def capture(
             norms=call.norms,
         )
 
+    def positions(module: Affine) -> int:
+        # A matrix of second moments needs more tokens than the mean squares that steps are relative to.
+        kept = _token_limit(module, max_tokens) // samples.total if whiten else 0
+        return max(POSITIONS_FOR_SCALE, kept)
+
     seen = dict.fromkeys(linears, 0)
     unsplittable: dict[str, str] = {}
 
     def passes() -> tuple[float, dict[str, str]]:
         total, first = 0.0, samples.first
-        with Hooks(model, linears, receive, "width" in kinds, described) as hooks:
+        with Hooks(model, linears, receive, "width" in kinds, described, positions) as hooks:
             for batch, size in zip(collected, sizes, strict=True):
                 forward = partial(measured, model, batch)
                 value = check_loss(hooks.forward(forward, size, device, first, masks_of(batch, size)))
@@ -206,9 +215,10 @@ def _agreed(
 
 
 def _token_limit(module: Affine, max_tokens: int) -> int:
-    """How many tokens of a layer are kept: of convolutions with large kernels fewer."""
+    """How many tokens of a layer are kept: of convolutions with large patches or kernels fewer."""
     kernel = module.kernel_size[0] * module.kernel_size[1] if isinstance(module, nn.Conv2d) else 1
-    return max(1, max_tokens * _KERNEL // max(kernel, _KERNEL))
+    share = 1.0 if kernel == 1 else min(1.0, _KERNEL / kernel, _ENTRIES / input_size(module))
+    return max(1, int(max_tokens * share))
 
 
 def _announce(calls: dict[str, list[Call]], kinds: set[str], batches: float, max_tokens: int) -> None:

@@ -49,16 +49,7 @@ def describe(model: nn.Module) -> Described | None:
     gates: list[Gate] = []
     base = next(path for path, module in model.named_modules() if module is model.base_model)
     for place, block in blocks_in(model.base_model, model.config):
-        module, path = model.base_model.get_submodule(place), f"{base}.{place}".lstrip(".")
-        names = {name for name, _ in module.named_modules()}
-        known = {*block.linears}.union(*((*n.rows, *n.readers, *n.norms, n.activation) for n in block.neurons))
-        missing = sorted(known - names)
-        if missing:
-            raise ValueError(
-                f"The description of {model.config.model_type!r} names {', '.join(missing)} in {path}, which this "
-                "model does not have: other versions of transformers name modules otherwise. Correct its entry "
-                "in hf_saddle/models/families.py, or pass layers of your own as `linears`."
-            )
+        path = f"{base}.{place}".lstrip(".")
         linears += [f"{path}.{name}" for name in block.linears]
         for neurons in (each.at(path) for each in block.neurons if len(each.rows) == 2):
             gate, up = neurons.rows

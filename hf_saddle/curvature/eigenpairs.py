@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .drawing import draw_rows
 from .lanczos import Krylov, Ritz, combine, lanczos
 from .operator import CurvatureOperator
 from .ranks import Ranks
 from .samples import Samples
 from .significance import held_out_estimate
-from .tokens import Tokens, draw_rows
+from .tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -138,20 +139,22 @@ def extreme_pairs(
     largest = torch.zeros(neurons, dtype=torch.bool, device=device) if smallest_only else None
     rows = [(samples.fold[tokens.owner] == index).nonzero()[:, 0] for index in (0, 1)]
 
-    if budget >= total or chosen >= neurons:
+    if chosen >= neurons:
         steps = options.screen_steps + options.refine_steps
         folds = (fold(0, rows[0]), fold(1, rows[1]))
         fit = _cross_fit(folds, (start, start), steps, largest, samples, options)
         everyone = torch.ones(neurons, dtype=torch.bool, device=device)
         return _pairs(fit, _polish(folds, fit, samples, options), everyone)
 
-    screening = []
-    for index, uniform in enumerate(uniforms):
-        drawn, weight = draw_rows(importance.index_select(0, rows[index]), budget // 2, uniform, ranks)
-        screening.append(fold(index, rows[index].index_select(0, drawn), weight=weight))
-    folds = (screening[0], screening[1])
+    def screening(index: int) -> _Fold:
+        if budget >= total:
+            return fold(index, rows[index])
+        drawn, weight = draw_rows(importance.index_select(0, rows[index]), budget // 2, uniforms[index], ranks)
+        return fold(index, rows[index].index_select(0, drawn), weight=weight)
+
+    folds = (screening(0), screening(1))
     screened = _cross_fit(folds, (start, start), options.screen_steps, largest, samples, options)
-    del screening, folds
+    del folds
     order = score(screened.both.value, screened.both.vector).argsort(descending=True, stable=True)
     short = order[:chosen].sort().values
     folds = (fold(0, rows[0], short), fold(1, rows[1], short))
@@ -177,10 +180,9 @@ def _cross_fit(
     samples: Samples,
     options: SolverOptions,
 ) -> _CrossFit:
-    spaces = [
-        lanczos(fold.operator, vectors, steps, options.tolerance, largest)
-        for fold, vectors in zip(folds, start, strict=True)
-    ]
+    spaces = []
+    for fold, vectors in zip(folds, start, strict=True):
+        spaces.append(lanczos(fold.operator, vectors, steps, options.tolerance, largest))
     if largest is None:
         largest = _larger_end(spaces)
     first, second = (space.ritz(largest) for space in spaces)

@@ -23,6 +23,14 @@ def own_loss(model: nn.Module, batch: Any) -> Tensor:
     return loss
 
 
+def terms_per_sample(model: nn.Module, batches: Sequence[Any], ranks: Ranks) -> float:
+    """How many predictions the loss of a sample is the mean of: labelled tokens, where tokens are predicted, or 1."""
+    counts = [_label_count(model, batch) for batch in batches]
+    parts = ranks.gather((sum(count or 0 for count in counts), sum(map(sample_count, batches))))
+    labels, samples = (sum(column) for column in zip(*parts, strict=True))
+    return max(1.0, float(labels) / float(samples))
+
+
 def own_loss_of(model: nn.Module, batches: Sequence[Any], ranks: Ranks) -> Loss:
     """
     The loss that a transformers model computes from labels, such that its mean over the samples of all batches is what

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from .inputs import Affine, extended, inputs_at, neurons_at
 from .ranks import Ranks
+from .rowspace import RowSpace
 
 
 # Largest change of the pre-activation by a step, as a share of its root mean square.
-_LARGEST_CHANGE = 0.5
+LARGEST_CHANGE = 0.5
 # What whitening adds to the diagonal of the inputs' moments, as a share of its mean: directions in which the inputs
 # hardly vary are not stretched without limit.
 _RIDGE = 1e-3
@@ -49,6 +50,7 @@ class Moments:
     inputs: Tensor  # (groups, d + 1, d + 1), sum of x̂ x̂ᵀ; of fewer tokens than d + 1 (groups, tokens, d + 1), the x̂
     pre_activation: Tensor  # (rows, n), sum of z²
     summed: bool = True  # which of both `inputs` are
+    whole: "Moments | None" = None  # where these are moments of coordinates: those of the inputs
 
     @classmethod
     def of(cls, value: Tensor, module: Affine, rows: Tensor, pre_activation: Tensor) -> "Moments":
@@ -68,6 +70,8 @@ class Moments:
     @property
     def count(self) -> Tensor:
         """Number of tokens, shape `()`."""
+        if self.whole is not None:
+            return self.whole.count
         last = self.inputs[0, :, -1]
         return last[-1] if self.summed else last.sum()
 
@@ -80,8 +84,23 @@ class Moments:
 
     def reduced(self, ranks: Ranks) -> "Moments":
         """The moments over all ranks."""
+        if ranks.size == 1:
+            return self
         square = ranks.sum(self.pre_activation.clone())
-        return Moments(ranks.sum(self.sums().clone()), square) if ranks.size > 1 else self
+        tokens, size = self.inputs.shape[1:]
+        few = int(ranks.sum(torch.tensor(size if self.summed else tokens, device=square.device))) < size
+        if few:
+            rows = ranks.concatenate(self.inputs.transpose(0, 1))
+            return Moments(rows.transpose(0, 1), square, summed=False)
+        return Moments(ranks.sum(self.sums().clone()), square)
+
+    def within(self, space: RowSpace) -> "Moments":
+        """The moments of coordinates in a space; inputs have one group."""
+        (inputs,) = self.inputs
+        product = space.coordinates(inputs.t()).t()
+        if self.summed:
+            product = space.coordinates(product)
+        return Moments(product[None], self.pre_activation, self.summed, whole=self)
 
     def sums(self) -> Tensor:
         """The sums of `x̂ x̂ᵀ`, shape `(groups, d + 1, d + 1)`."""
@@ -118,7 +137,7 @@ class Moments:
         second order model ends where `z` changes by its own size, and inputs with a large mean reach that within a
         small step.
         """
-        return torch.minimum(step_size * row_norm, self.whitened_step(vectors, _LARGEST_CHANGE))
+        return torch.minimum(step_size * row_norm, self.whitened_step(vectors, LARGEST_CHANGE))
 
     def whitened_step(self, vectors: Tensor, step_size: float) -> Tensor:
         """
@@ -129,7 +148,7 @@ class Moments:
         directions are optimal for.
         """
         size = (self.pre_activation / self.count).sqrt()
-        steps = min(step_size, _LARGEST_CHANGE) * size / self._responses(vectors)
+        steps = min(step_size, LARGEST_CHANGE) * size / self._responses(vectors)
         return steps.amin(dim=0)
 
     def factor(self, layer: str) -> Tensor:
@@ -140,7 +159,7 @@ class Moments:
             ValueError: If `M` is not finite, or not positive definite by rounding.
         """
         moments = self.sums() / self.count
-        ridge = _RIDGE * moments.diagonal(dim1=1, dim2=2).mean(dim=1)
+        ridge = _RIDGE * (self if self.whole is None else self.whole)._squares().mean(dim=1) / self.count
         factor: Tensor
         factor, failed = torch.linalg.cholesky_ex(
             moments + ridge[:, None, None] * torch.eye(moments.shape[-1]).to(moments)

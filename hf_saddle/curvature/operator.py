@@ -45,7 +45,7 @@ class CurvatureOperator:
         result = torch.zeros_like(vectors)
         for inputs, coefficients in self.segments:
             for x, c in zip(torch.split(inputs, _SLICE), torch.split(coefficients, _SLICE), strict=True):
-                add_products_(result, x, _weighted(c, _responses(x, c, vectors)))
+                add_products_(result, x, _weighted(c, responses(x, c, vectors)))
         return self.ranks.sum(result.mul_(self.scale))
 
     def product_and_forms(self, vectors: Tensor, owner: Tensor, samples: int) -> tuple[Tensor, Tensor]:
@@ -66,7 +66,7 @@ class CurvatureOperator:
         for (inputs, coefficients), of_segment in zip(self.segments, owners, strict=True):
             parts = [torch.split(part, _SLICE) for part in (inputs, coefficients, of_segment)]
             for x, c, of_sample in zip(*parts, strict=True):
-                response = _responses(x, c, vectors)
+                response = responses(x, c, vectors)
                 weighted = _weighted(c, response)
                 add_products_(result, x, weighted)
                 form = weighted.mul_(response)
@@ -78,7 +78,14 @@ class CurvatureOperator:
         return self.ranks.sum(torch.stack([_dense(x, c) for x, c in self.segments]).sum(dim=0) * self.scale)
 
 
-def _responses(inputs: Tensor, coefficients: Tensor, vectors: Tensor) -> Tensor:
+def quadratic_forms(inputs: Tensor, coefficients: Tensor, vectors: Tensor) -> Tensor:
+    """Each token's share in `v_iᵀ S_i v_i`, shape `(tokens, n)`; the arguments are those of [`CurvatureOperator`]."""
+    response = responses(inputs, coefficients, vectors)
+    form = _weighted(coefficients, response).mul_(response)
+    return form if form.dim() == 2 else form.sum(dim=1)
+
+
+def responses(inputs: Tensor, coefficients: Tensor, vectors: Tensor) -> Tensor:
     """What `v · x̂` is for every token and neuron, of the shape of the coefficients."""
     if inputs.dim() == 3:
         return torch.einsum("tnd,dn->tn", inputs, vectors)

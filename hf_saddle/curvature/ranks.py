@@ -45,6 +45,21 @@ class Ranks:
         stacked = torch.stack(gathered)
         return stacked[: self.rank].sum(0), stacked.sum(0)
 
+    def total(self, count: int) -> int:
+        """The sum of a number over the ranks."""
+        return sum(self.gather(count))
+
+    def concatenate(self, value: Tensor) -> Tensor:
+        """The rows of all ranks' tensors, in the order of the ranks; their numbers may differ."""
+        if self.size == 1:
+            return value
+        counts: list[int] = self.gather(len(value))
+        padded = value.new_zeros(max(counts), *value.shape[1:])
+        padded[: len(value)] = value
+        gathered = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(gathered, padded, group=self.group)
+        return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
+
     def gather(self, value: Result) -> list[Result]:
         """The values of all ranks, in their order."""
         if self.size == 1:

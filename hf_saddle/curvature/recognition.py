@@ -79,6 +79,25 @@ def activation_of(module: nn.Module) -> Activation:
     )
 
 
+class Recognised:
+    """The activations of a model, each of them looked at once."""
+
+    def __init__(self) -> None:
+        self._found: dict[nn.Module, Activation | str] = {}
+
+    def activation(self, module: nn.Module, z: Tensor) -> Activation | str:
+        """What a module does to single elements, or why neurons with these pre-activations have no curvature."""
+        if module not in self._found:
+            try:
+                self._found[module] = activation_of(module)
+            except ValueError as error:
+                self._found[module] = str(error)
+        found = self._found[module]
+        if isinstance(found, Activation) and math.isfinite(found.reach) and float(z.abs().max()) > found.reach:
+            return f"the slope of {found.name} jumps at ±{found.reach:.3g}, which is reached"
+        return found
+
+
 def curvature_at_zero(activation: nn.Module | str) -> float:
     """
     The second derivative at zero of the activation of new depth units, which their predicted gain is proportional to.

@@ -49,6 +49,10 @@ class Samples:
         own = slice(before, before + local)
         return cls(total, before, local, fold[own].to(device), sign[own].to(device))
 
+    def gathered(self, ranks: Ranks) -> "Samples":
+        """The samples of all ranks, as if this one had them all."""
+        return Samples(self.total, 0, self.total, ranks.concatenate(self.fold), ranks.concatenate(self.sign))
+
     def size(self, fold: int) -> int:
         """Number of samples of a fold on all ranks."""
         return self.total - self.total // 2 if fold == 0 else self.total // 2

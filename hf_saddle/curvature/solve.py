@@ -1,49 +1,39 @@
 """From captured tokens to the curvature of one layer: eigenpairs, step sizes, predicted gains, significance."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from ..models.layouts import layout_of
 from .capture import CapturedLayer
-from .controls import CONTROLS, control, weight_gradient
-from .eigenpairs import SolverOptions, extreme_pairs
+from .controls import control, weight_gradient
+from .eigenpairs import extreme_pairs
 from .inputs import Affine, input_size
+from .moments import Moments
 from .ranks import Ranks, seed_of
 from .recognition import curvature_at_zero
-from .report import CurvatureReport, LayerCurvature, check_finite
+from .report import LayerCurvature, check_finite
+from .rowspace import pays
 from .samples import Samples
+from .settings import Settings
 from .significance import beyond_noise
+from .tokens import Tokens
 from .whitening import unit_directions, unwhitened, whitened, whitened_inputs
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Options of an analysis; see [`analyze_curvature`]."""
-
-    solver: SolverOptions
-    max_tokens: int
-    seed: int
-    significance: float
-    whiten: bool
-    step_size: float = 0.1
-    unit_activation: nn.Module | str = "gelu"
-    warm_start: CurvatureReport | None = None
-    flip: bool = False  # every sample's coefficients get a random sign (null model)
-
-
-def solve(
+def solve_curvature(
     layer: CapturedLayer, criterion: str, *, settings: Settings, samples: Samples, ranks: Ranks
 ) -> LayerCurvature | str:
     """
-    Analyse one layer under one criterion.
+    Find the extreme eigenpairs of the neurons of one layer.
 
     Args:
-        layer (`CapturedLayer`): What was captured of it on this rank, of the kind that the criterion needs.
-        criterion (`str`): The criterion.
+        layer (`CapturedLayer`): What was captured of it on this rank, of the kind of the criterion.
+        criterion (`str`): `"width"` or `"depth"`.
         settings (`Settings`): Options.
         samples (`Samples`): The probe's samples.
         ranks (`Ranks`): Processes over which sums run.
@@ -55,56 +45,25 @@ def solve(
         ValueError: If activations or gradients are not finite.
     """
     importance = layer.tokens().importance()
-    total = ranks.sum(importance.sum())
-    if not bool(torch.isfinite(total) & torch.isfinite(layer.moments.pre_activation).all()):
-        raise ValueError(
-            f"NaN or infinity in the activations or gradients of {layer.linear}. Check the model's outputs and the "
-            "loss on the probe batches; under fp16 autocast use bf16 or no autocast for the analysis."
-        )
-    if float(total) == 0:
-        return "its gradient is zero on the probe samples"
-    if layer.moments.constant_inputs():
-        return "its input is the same for all tokens"
-    generator = torch.Generator().manual_seed(seed_of(settings.seed, layer.linear, criterion))
-    if criterion in CONTROLS:
-        gradient = weight_gradient(layer.tokens(), samples.total, ranks)
-        found = _control(layer, criterion, gradient, step_size=settings.step_size, generator=generator)
-    else:
-        found = _curvature(
-            layer,
-            criterion,
-            importance=importance,
-            settings=settings,
-            samples=samples,
-            ranks=ranks,
-            generator=generator,
-        )
-    weights = sum(map(input_size, layer.modules))
-    biases = sum(module.bias is not None for module in layer.modules)
-    if criterion == "width":
-        weights, biases = weights + layer.column, biases + layer.norms
-    else:
-        weights += 1  # the gain
-    found["direction"] = found["direction"].t().contiguous()
-    fields = {name: value.cpu() for name, value in found.items()}
-    return check_finite(
-        LayerCurvature(layer.linear, criterion, **fields, cost_parameters=weights + biases, cost_macs=weights)
-    )
-
-
-def _curvature(
-    layer: CapturedLayer,
-    criterion: str,
-    *,
-    importance: Tensor,
-    settings: Settings,
-    samples: Samples,
-    ranks: Ranks,
-    generator: torch.Generator,
-) -> dict[str, Tensor]:
+    reason = _why_nothing(layer, importance, ranks)
+    if reason is not None:
+        return reason
+    generator = _generator(layer, criterion, settings)
     tokens, moments, width = layer.tokens(), layer.moments, criterion == "width"
-    bend = 1.0 if width else abs(curvature_at_zero(settings.unit_activation))
     row_norm = torch.cat([_rows(module, tokens.dtype) for module in layer.modules]).norm(dim=0)
+    bend = 1.0 if width else abs(curvature_at_zero(settings.unit_activation))
+    earlier = _earlier(layer, criterion, settings)
+    space = None
+    if tokens.inputs.dim() == 2 and pays(
+        ranks.total(len(tokens)), input_size(layer.module), tokens.neurons, settings.whiten
+    ):
+        tokens, importance = tokens.gathered(ranks, samples.first), ranks.concatenate(importance)
+        samples, ranks = samples.gathered(ranks), Ranks()
+        space = tokens.row_space()
+    if space is not None:
+        moments = moments.within(space)
+        tokens = replace(tokens, inputs=space.own, extended=True)
+        earlier = None if earlier is None else _by_rows(space.coordinates, earlier, len(layer.modules))
     whitening = moments.factor(layer.linear) if settings.whiten else None
 
     def step_along(vectors: Tensor) -> Tensor:
@@ -118,10 +77,11 @@ def _curvature(
             value = value / length.square()
         return 0.5 * bend * step_along(vectors).square() * (-value if width else value.abs())
 
+    size = len(layer.modules) * moments.inputs.shape[-1]
     pairs = extreme_pairs(
         tokens,
         importance=importance,
-        start=_start(layer, criterion, whitening, settings, generator),
+        start=_start(tokens, moments, size, whitening, earlier, generator),
         score=score,
         samples=samples,
         ranks=ranks,
@@ -134,32 +94,45 @@ def _curvature(
     if whitening is not None:
         pairs = unwhitened(whitening, pairs)
     step = step_along(pairs.vector).double()
+    response = moments.response(pairs.vector).double()
     towards = torch.where(pairs.largest, pairs.held_out, -pairs.held_out).clamp_min(0)
     passed = beyond_noise(pairs.held_out, pairs.standard_error, pairs.largest, settings.significance)
-    return {
+    direction = pairs.vector
+    if space is not None:
+        direction = _by_rows(space.directions, direction, len(layer.modules))
+        direction = direction / direction.norm(dim=0)
+    direction = _oriented(direction)
+    found = {
         "eigenvalue": pairs.held_out,
         "standard_error": pairs.standard_error,
         "residual": pairs.residual.double(),
-        "direction": pairs.vector,
-        "response": moments.response(pairs.vector).double(),
+        "direction": direction,
+        "response": response,
         "step": step,
         "gain": 0.5 * bend * step.square() * towards,
         "significant": passed & pairs.refined & (step > 0),
         "fit_eigenvalue": pairs.value.double(),
         "refined": pairs.refined,
     }
+    return _as_report(layer, criterion, found)
 
 
-def _control(
-    layer: CapturedLayer, criterion: str, gradient: Tensor, *, step_size: float, generator: torch.Generator
-) -> dict[str, Tensor]:
+def solve_control(
+    layer: CapturedLayer, criterion: str, *, settings: Settings, samples: Samples, ranks: Ranks
+) -> LayerCurvature | str:
+    """Score the neurons of one layer under a control criterion; see [`solve_curvature`]."""
+    reason = _why_nothing(layer, layer.tokens().importance(), ranks)
+    if reason is not None:
+        return reason
+    generator = _generator(layer, criterion, settings)
+    gradient = weight_gradient(layer.tokens(), samples.total, ranks)
     rows = _rows(layer.module, gradient.dtype)
     score, direction = control(criterion, gradient, rows, generator, layer.module.bias is not None)
     score = score.double()
-    step = layer.moments.step(direction, rows.norm(dim=0), step_size).double()
+    step = layer.moments.step(direction, rows.norm(dim=0), settings.step_size).double()
     first_order = criterion in ("grad_norm", "gradmax")
     zero = torch.zeros_like(score)
-    return {
+    found = {
         "eigenvalue": score,
         "standard_error": zero,
         "residual": zero,
@@ -171,34 +144,100 @@ def _control(
         "fit_eigenvalue": score,
         "refined": torch.ones_like(score, dtype=torch.bool),
     }
+    return _as_report(layer, criterion, found)
+
+
+def _why_nothing(layer: CapturedLayer, importance: Tensor, ranks: Ranks) -> str | None:
+    """Why there is nothing to be found in what a layer showed, if there is not."""
+    total = ranks.sum(importance.sum())
+    if not bool(torch.isfinite(total) & torch.isfinite(layer.moments.pre_activation).all()):
+        raise ValueError(
+            f"NaN or infinity in the activations or gradients of {layer.linear}. Check the model's outputs and the "
+            "loss on the probe batches; under fp16 autocast use bf16 or no autocast for the analysis."
+        )
+    if float(total) == 0:
+        return "its gradient is zero on the probe samples"
+    if layer.moments.constant_inputs():
+        return "its input is the same for all tokens"
+    return None
+
+
+def _generator(layer: CapturedLayer, criterion: str, settings: Settings) -> torch.Generator:
+    return torch.Generator().manual_seed(seed_of(settings.seed, layer.linear, criterion))
+
+
+def _as_report(layer: CapturedLayer, criterion: str, found: dict[str, Tensor]) -> LayerCurvature:
+    """What was found, by the names of the report's fields, with what growing a neuron costs."""
+    weights = sum(map(input_size, layer.modules))
+    biases = sum(module.bias is not None for module in layer.modules)
+    if criterion == "width":
+        weights, biases = weights + layer.column, biases + layer.norms
+    else:
+        weights += 1  # the gain
+    found["direction"] = found["direction"].t().contiguous()
+    fields = {name: value.cpu() for name, value in found.items()}
+    return check_finite(
+        LayerCurvature(layer.linear, criterion, **fields, cost_parameters=weights + biases, cost_macs=weights)
+    )
 
 
 def _rows(module: Affine, dtype: torch.dtype) -> Tensor:
     """`[W, b]` transposed, shape `(d + 1, n)`."""
-    weight, bias = (
-        value.full_tensor() if isinstance(value, DTensor) else value for value in (module.weight, module.bias)
-    )
+    weight, bias = _gathered(module.weight), None if module.bias is None else _gathered(module.bias)
     weight = layout_of(module).matrix(weight.detach()).to(dtype).t()
     last = torch.zeros_like(weight[:1]) if bias is None else bias.detach().to(dtype)[None]
     return torch.cat([weight, last])
 
 
+def _gathered(parameter: Tensor) -> Tensor:
+    """A parameter, of one that is sharded all of it."""
+    if isinstance(parameter, DTensor):
+        whole: Tensor = parameter.full_tensor()
+        return whole
+    return parameter
+
+
+def _oriented(directions: Tensor) -> Tensor:
+    """
+    Directions `(size, n)`, each with the sign that makes its entry of greatest magnitude positive: an eigenvector has
+    none of its own, and rounding is not to choose it.
+    """
+    greatest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
+    return torch.where(greatest < 0, -directions, directions)
+
+
+def _by_rows(map_columns: Callable[[Tensor], Tensor], vectors: Tensor, rows: int) -> Tensor:
+    """A map of vectors, applied to the parts of `vectors` that belong to each row of the neurons."""
+    return torch.cat([map_columns(part) for part in vectors.chunk(rows)])
+
+
+def _earlier(layer: CapturedLayer, criterion: str, settings: Settings) -> Tensor | None:
+    """What an earlier event found for the neurons that it analysed, shape `(rows · (d + 1), n)`."""
+    found = None if settings.warm_start is None else settings.warm_start.get(layer.linear, criterion)
+    if found is None or found.direction.shape[1] != len(layer.modules) * (input_size(layer.module) + 1):
+        return None
+    tokens = layer.tokens()
+    return found.direction[: tokens.neurons].t().to(tokens.inputs.device, tokens.dtype)
+
+
 def _start(
-    layer: CapturedLayer, criterion: str, whitening: Tensor | None, settings: Settings, generator: torch.Generator
+    tokens: Tokens,
+    moments: Moments,
+    size: int,
+    whitening: Tensor | None,
+    earlier: Tensor | None,
+    generator: torch.Generator,
 ) -> Tensor:
-    """Start vectors, shape `(rows · (d + 1), n)`, whitened where the problem is."""
-    tokens, size = layer.tokens(), len(layer.modules) * (input_size(layer.module) + 1)
+    """Start vectors, shape `(size, n)`, whitened where the problem is."""
     device = tokens.inputs.device
     start = torch.randn(size, tokens.neurons, generator=generator, dtype=torch.float64).to(device, tokens.dtype)
     if whitening is None:
         # Random vectors that lean towards where the inputs are large: eigenvectors of large eigenvalues lie there.
-        start = layer.moments.scaled(start)
-    # Neurons that an earlier event analysed start at what was found then.
-    earlier = None if settings.warm_start is None else settings.warm_start.get(layer.linear, criterion)
-    if earlier is not None and earlier.direction.shape[1] == size:
-        known = min(tokens.neurons, earlier.neurons)
-        found = earlier.direction[:known].t().to(device, tokens.dtype)
-        start[:, :known] = found if whitening is None else whitened(whitening, found)
-    if layer.module.bias is None:
-        start.view(len(layer.modules), -1, tokens.neurons)[:, -1] = 0
+        start = moments.scaled(start)
+    if earlier is not None:
+        known = earlier if whitening is None else whitened(whitening, earlier)
+        # In the space of the tokens nothing may be left of a direction.
+        start[:, : known.shape[1]] = torch.where(known.any(dim=0), known, start[:, : known.shape[1]])
+    if tokens.module.bias is None and not tokens.extended:
+        start.view(size // moments.inputs.shape[-1], -1, tokens.neurons)[:, -1] = 0
     return start

@@ -1,4 +1,4 @@
-"""The inputs and gradients of one affine layer, token by token, and unbiased selections of them."""
+"""The inputs and gradients of one affine layer, token by token."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from .activations import Activation
+from .drawing import rows_by_importance
 from .inputs import Affine, extended, input_square_norms, inputs_at, neuron_norms, neurons_at
 from .ranks import Ranks
+from .rowspace import RowSpace
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Tokens:
     factor: Tensor | None = None  # (tokens, n), u, of gated neurons, for width
     activation: Activation | None = None
     slope: Tensor | None = None  # (n,), a
+    extended: bool = False  # whether `inputs` are x̂ or coordinates of it, shape (tokens, coordinates)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -92,7 +95,7 @@ class Tokens:
             if mask is not None:
                 rows = rows[mask | (importance != 0)]
             if len(rows) > budget:
-                rows, weight = _by_importance(importance, rows, budget, seed)
+                rows, weight = rows_by_importance(importance, rows, budget, seed)
 
         def of_output(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else neurons_at(tensor, module, rows)
@@ -130,9 +133,35 @@ class Tokens:
             factor=joined([part.factor for part in parts]),
         )
 
-    def extended_inputs(self, rows: Tensor) -> Tensor:
-        """`x̂ = [x; 1]` of some tokens, shape `(len(rows), d + 1)`, or `(len(rows), groups, d + 1)`."""
-        return extended(self.inputs.index_select(0, rows).to(self.dtype))
+    def gathered(self, ranks: Ranks, first: int) -> "Tokens":
+        """The tokens of all ranks; `first` is the number of samples on lower ranks."""
+
+        def all_of(value: Tensor | None) -> Tensor | None:
+            return None if value is None else ranks.concatenate(value)
+
+        if ranks.size == 1:
+            return self
+        return replace(
+            self,
+            inputs=ranks.concatenate(self.inputs),
+            gradient=ranks.concatenate(self.gradient),
+            owner=ranks.concatenate(self.owner + first),
+            weight=ranks.concatenate(self._weights()),
+            pre_activation=all_of(self.pre_activation),
+            factor=all_of(self.factor),
+        )
+
+    def row_space(self) -> RowSpace | None:
+        """The space that their `x̂` span, without the entry of a bias that the layer does not have."""
+        inputs = self.extended_inputs()
+        if self.module.bias is None:
+            inputs[:, -1] = 0
+        return RowSpace.of(inputs)
+
+    def extended_inputs(self, rows: Tensor | None = None) -> Tensor:
+        """`x̂ = [x; 1]` of some tokens or all, shape `(tokens, d + 1)`, or `(tokens, groups, d + 1)`."""
+        inputs = (self.inputs if rows is None else self.inputs.index_select(0, rows)).to(self.dtype)
+        return inputs if self.extended else extended(inputs)
 
     def segment(
         self, rows: Tensor, neurons: Tensor | None = None, transform: Callable[[Tensor], Tensor] | None = None
@@ -148,7 +177,7 @@ class Tokens:
         inputs = self.extended_inputs(rows)
         if transform is not None:
             inputs = transform(inputs)
-        if self.module.bias is None:
+        if self.module.bias is None and not self.extended:
             # Where a layer has no bias its directions have no entry for one, in whitened coordinates neither.
             inputs[..., -1] = 0
         if inputs.dim() == 3:
@@ -204,45 +233,3 @@ class Tokens:
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _by_importance(importance: Tensor, rows: Tensor, budget: int, seed: int) -> tuple[Tensor, Tensor | None]:
-    """Some of the rows, with their inverse probabilities."""
-    chosen = importance.index_select(0, rows)
-    total = chosen.sum()
-    if not bool(torch.isfinite(total)):
-        return rows[~torch.isfinite(chosen)][:budget], None  # to be found when the layer is solved
-    if not bool(total > 0):
-        return rows[:budget], None
-    generator = torch.Generator().manual_seed(seed)
-    uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
-    drawn, weight = draw_rows(chosen, budget, uniform, Ranks())
-    return rows.index_select(0, drawn), weight
-
-
-def draw_rows(importance: Tensor, budget: int, uniform: float, ranks: Ranks) -> tuple[Tensor, Tensor]:
-    """
-    Systematic sampling of tokens, with probabilities proportional to their importance (Madow 1949).
-
-    Tokens are laid on a line, each as long as its probability `min(1, budget · importance / total)`; those hit by the
-    points `uniform, uniform + 1, …` are taken. Neighbours (tokens of one sample) are thus never taken by a whim
-    together, and the line runs over all ranks, so that what is drawn does not depend on how samples are spread over
-    processes.
-
-    Args:
-        importance (`Tensor`): Not negative, float64, shape `(tokens,)`, of this rank.
-        budget (`int`): Number of tokens wanted on all ranks together.
-        uniform (`float`): The first point, in [0, 1).
-        ranks (`Ranks`): Processes that share the line.
-
-    Returns:
-        `tuple[Tensor, Tensor]`: Rows, int64, and their inverse probabilities, float64.
-    """
-    total = ranks.sum(importance.sum())
-    probability = (importance * (budget / total)).clamp(max=1)
-    before, _ = ranks.before_and_total(probability.sum())
-    position = torch.cumsum(probability, dim=0) + (before + uniform)
-    points = position.ceil()
-    points_before = torch.cat([(before + uniform).ceil().reshape(1), points[:-1]])
-    rows = (points > points_before).nonzero()[:, 0]
-    return rows, 1 / probability[rows]

@@ -45,6 +45,10 @@ class ModelAndDataArguments:
     overwrite: bool = field(
         default=False, metadata={"help": "Train anew in a folder that has a model, and remove that one."}
     )
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Say what would grow when, and what it would cost, without training or writing anything."},
+    )
 
     def __post_init__(self) -> None:
         if self.task not in TASK_NAMES:

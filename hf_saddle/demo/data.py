@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from transformers import BaseImageProcessor
 
@@ -65,14 +66,31 @@ def published_splits(
 
 
 def preprocess(splits: DatasetDict, processor: BaseImageProcessor) -> DatasetDict:
-    """Turn images into `pixel_values` of the model's size; labels become `labels`. Kept in memory."""
+    """
+    Turn images into `pixel_values` of the model's size; labels become `labels`. Kept in memory.
 
-    def to_pixels(batch: dict[str, Any]) -> dict[str, Any]:
-        images = [image.convert("RGB") for image in batch["image"]]
+    Raises:
+        ValueError: If an image cannot be read; the message names its file, or its row where it has none.
+    """
+
+    def to_pixels(batch: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+        images = [_decoded(*pair) for pair in zip(batch["image"], rows, strict=True)]
         return {"pixel_values": processor(images, return_tensors="np")["pixel_values"], "labels": batch["label"]}
 
     columns = splits["train"].column_names
-    return splits.map(to_pixels, batched=True, remove_columns=columns, keep_in_memory=True).with_format("torch")
+    encoded = splits.cast_column("image", Image(decode=False))
+    pixels = encoded.map(to_pixels, batched=True, with_indices=True, remove_columns=columns, keep_in_memory=True)
+    return pixels.with_format("torch")
+
+
+def _decoded(encoded: dict[str, Any], row: int) -> PIL.Image.Image:
+    """An image of a data set, in colours."""
+    try:
+        image: PIL.Image.Image = Image().decode_example(encoded).convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:  # what the parts of Pillow raise for damaged files
+        name = encoded["path"] or f"in row {row}"
+        raise ValueError(f"The image {name} cannot be read: {error}. Mend it or take it out.") from error
+    return image
 
 
 def _dataset(images: np.ndarray, labels: np.ndarray, names: list[str]) -> Dataset:

@@ -19,19 +19,21 @@ TIMES: dict[str, Any] = {"at": None, "warmup": None, "interval": None, "unit": N
 # Those that say how large the model may become.
 LIMITS: dict[str, Any] = {"max_growth": 1.5, "max_parameters": None, "max_macs": None}
 
+# For a training that starts from a checkpoint.
+FINETUNING: dict[str, Any] = {
+    "learning_rate": 5e-5,
+    "num_train_epochs": 3,
+    "warmup_steps": 0.1,
+    "weight_decay": 0.01,
+    "lr_scheduler_type": "linear",
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     # The times of arXiv 2402.12418 are those of 300 epochs.
     "paper": {**GrowthConfig.paper().to_dict(), "num_train_epochs": 300},
     # One early event was the best of those that docs/evidence.md compares.
     "early": {"at": [0.1]},
-    "finetune": {
-        "learning_rate": 5e-5,
-        "num_train_epochs": 3,
-        "warmup_steps": 0.1,
-        "weight_decay": 0.01,
-        "lr_scheduler_type": "linear",
-        "max_growth": 1.1,
-    },
+    "finetune": {**FINETUNING, "max_growth": 1.1},
 }
 
 

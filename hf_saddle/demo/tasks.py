@@ -17,6 +17,7 @@ from transformers import (
     ViTImageProcessorPil,
     default_data_collator,
 )
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, has_file
 
 import hf_saddle.models as models
 
@@ -47,6 +48,7 @@ class Task:
         collator (`Callable`): The processor to what makes batches.
         compute_metrics (`Callable`): As in `Trainer`, with losses included.
         shrink_logits (`Callable`, *optional*): What metrics keep of the logits of a batch.
+        greater_is_better (`bool`, *optional*, defaults to `True`): Whether the metric is the better the greater it is.
     """
 
     auto_class: Any
@@ -59,6 +61,7 @@ class Task:
     collator: Callable[[Any], Any]
     compute_metrics: Callable[[Any], dict[str, float]]
     shrink_logits: Callable[[Any, Any], Any] | None = None
+    greater_is_better: bool = True
 
     def fields(self, arguments: ModelAndDataArguments, processor: Any) -> tuple[str, dict[str, Any]]:
         """
@@ -112,12 +115,18 @@ def _load_plain(arguments: ModelAndDataArguments, seed: int) -> DatasetDict:
 
 
 def image_processor(source: str | None, size: tuple[int, int], **where: Any) -> Any:
-    """The image processor of a checkpoint; where it has none, or there is none, one that scales to `size`."""
+    """
+    The image processor of a checkpoint; where it was saved without, or there is none, one that scales to `size`.
+
+    Raises:
+        ValueError: If the checkpoint has one that cannot be loaded.
+    """
     if source is not None:
         try:
             return AutoImageProcessor.from_pretrained(source, **where)
-        except (OSError, ValueError):
-            pass  # the checkpoint was saved without
+        except (OSError, ValueError, ImportError) as error:
+            if any(has_file(source, name, **where) for name in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)):
+                raise ValueError(f"The image processor of {source} cannot be loaded: {error}") from error
     return ViTImageProcessorPil(size=dict(zip(("height", "width"), size, strict=True)))
 
 
@@ -203,5 +212,6 @@ TASKS: dict[str, Task] = {
         collator=lambda tokenizer: default_data_collator,
         compute_metrics=compute_perplexity,
         shrink_logits=_most_likely,
+        greater_is_better=False,
     ),
 }

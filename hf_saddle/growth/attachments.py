@@ -3,10 +3,10 @@
 from collections.abc import Collection
 
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from ..models.parameters import check_replaceable, own_parameters
+from ..models.parameters import check_replaceable, check_unattached, own_parameters
 
 
-def check_attachments(model: GrowablePreTrainedModel, paths: Collection[str]) -> None:
+def check_attachments(model: GrowablePreTrainedModel, paths: Collection[str], tables: Collection[str] = ()) -> None:
     """
     Verify that the layers of some blocks can exchange their parameters.
 
@@ -16,6 +16,7 @@ def check_attachments(model: GrowablePreTrainedModel, paths: Collection[str]) ->
     Args:
         model ([`GrowablePreTrainedModel`]): The model.
         paths (`Collection[str]`): Layers that are to grow.
+        tables (`Collection[str]`): Other parameters that are to grow.
 
     Raises:
         ValueError: If parameters have hooks or tensors among their attributes, are shared by several modules, or were
@@ -25,6 +26,10 @@ def check_attachments(model: GrowablePreTrainedModel, paths: Collection[str]) ->
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
+    for table in tables:
+        parameter = model.get_parameter(table)
+        check_unattached(table, parameter)
+        _check_own(names[id(parameter)])
     for site in model.growable_linears():
         if site.block not in blocks:
             continue
@@ -35,8 +40,12 @@ def check_attachments(model: GrowablePreTrainedModel, paths: Collection[str]) ->
             check_replaceable(norm, module)
             own += own_parameters(norm, module)
         for _, parameter in own:
-            if len(names[id(parameter)]) > 1:
-                raise ValueError(
-                    f"{' and '.join(names[id(parameter)][:2])} are one parameter, and a growth would part them. Give "
-                    "each module its own."
-                )
+            _check_own(names[id(parameter)])
+
+
+def _check_own(names: list[str]) -> None:
+    """Raise a `ValueError` if a parameter has several names."""
+    if len(names) > 1:
+        raise ValueError(
+            f"{' and '.join(names[:2])} are one parameter, and a growth would part them. Give each module its own."
+        )

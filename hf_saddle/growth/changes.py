@@ -38,9 +38,12 @@ class Changes:
     replaced: list[Replaced] = field(default_factory=list)
     added: list[Added] = field(default_factory=list)
     removed: list[nn.Parameter] = field(default_factory=list)
+    frozen: list[nn.Parameter] = field(default_factory=list)  # that were trained before
 
     def watch_(self) -> None:
         """Let optimizers that were not told of the changes raise, instead of leaving parameters at rest."""
+        for parameter in self.frozen:
+            parameter.requires_grad_(False)
         now = {change.old: change.new for change in self.replaced}
         retire_([*now, *self.removed])
         expect_((change.new, now.get(change.sibling, change.sibling)) for change in self.added)
@@ -48,3 +51,5 @@ class Changes:
     def unwatch_(self) -> None:
         """The opposite, once they are undone."""
         reinstate_([*(change.old for change in self.replaced), *self.removed])
+        for parameter in self.frozen:
+            parameter.requires_grad_(True)

@@ -7,6 +7,7 @@ from transformers.activations import ACT2FN
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.sites import Site
 from .drafts import LinearDraft, NormDraft
+from .head_drafts import check_heads, draft_heads_, find_attention, is_of_heads
 from .operators import DEPTH_OPERATORS, OPERATORS, Operator
 from .plan import GrowthPlan, LayerGrowth
 from .rows import check_neurons, layers_of, row_size
@@ -32,10 +33,14 @@ def draft_growths(model: GrowablePreTrainedModel, plan: GrowthPlan) -> list[Line
     """
     sites = {site.path: site for site in model.growable_linears()}
     roots = {site.root: site for site in sites.values() if not site.nested}
-    grown = {roots[sites[growth.linear].root].path for growth in plan.growths}
+    of_neurons = [growth for growth in plan.growths if not is_of_heads(growth)]
+    grown = {roots[sites[growth.linear].root].path for growth in of_neurons}
     hidden = {site.path: site.neurons for site in roots.values() if site.neurons is not None}
     # Hidden neurons that are copied change the rows of all layers that have one for each, and columns of readers.
     touched = grown | {path for root in grown & hidden.keys() for path in (*hidden[root].rows, *hidden[root].readers)}
+    for growth in filter(is_of_heads, plan.growths):
+        heads = find_attention(model, growth.linear).heads
+        touched |= {*heads.rows, heads.reader}
     drafts = {site.path: LinearDraft.of(site.path, site.module) for site in roots.values() if site.path in touched}
     for path in grown & hidden.keys():
         neurons, draft = hidden[path], drafts[path]
@@ -53,7 +58,7 @@ def draft_growths(model: GrowablePreTrainedModel, plan: GrowthPlan) -> list[Line
         root = roots[site.root].path
         return -place[first.get(root, root)], site.depth, place[site.path]
 
-    for growth in sorted(plan.growths, key=order):
+    for growth in sorted(of_neurons, key=order):
         site = sites[growth.linear]
         draft = drafts[roots[site.root].path].nested(site.depth)
         device = draft.weight.device
@@ -61,6 +66,7 @@ def draft_growths(model: GrowablePreTrainedModel, plan: GrowthPlan) -> list[Line
         OPERATORS[growth.operator].draft_(
             draft, torch.tensor(growth.neurons), rows, growth.gains.to(device), str(model.config.skip_activation)
         )
+    draft_heads_(model, plan, drafts)
     return list(drafts.values())
 
 
@@ -78,6 +84,13 @@ def check_plan(model: GrowablePreTrainedModel, plan: GrowthPlan) -> str:
     kind = branch_kind(model)
     seen: set[tuple[str, int]] = set()
     for growth in plan.growths:
+        if is_of_heads(growth):
+            check_heads(model, growth)
+            again = [head for head in growth.neurons if (growth.linear, head) in seen]
+            if again:
+                raise ValueError(f"The plan grows heads {again[:5]} of {growth.linear} twice.")
+            seen |= {(growth.linear, head) for head in growth.neurons}
+            continue
         if growth.linear not in known:
             raise ValueError(
                 f"The plan grows {growth.linear!r}, which is not a growable linear of this model. Plans fit the model "

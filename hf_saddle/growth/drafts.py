@@ -32,6 +32,7 @@ class LinearDraft:
         partners (`list[LinearDraft]`): Layers that have a row for each of its neurons too, as that of gates has `up`.
         norms (`list[NormDraft]`): Batch normalisations of its neurons.
         readers (`list[LinearDraft]`): The layers whose inputs its neurons are, where they are hidden ones.
+        tables (`list[TableDraft]`): Parameters with an entry for each of the attention heads that its neurons are of.
     """
 
     def __init__(self, path: str, module: Growable | None, layout: Layout, parameters: dict[str, ParameterDraft]):
@@ -44,6 +45,7 @@ class LinearDraft:
         self.partners: list[LinearDraft] = []
         self.norms: list[NormDraft] = []
         self.readers: list[LinearDraft] = []
+        self.tables: list[TableDraft] = []
 
     @classmethod
     def of(cls, path: str, module: Growable) -> "LinearDraft":
@@ -178,6 +180,24 @@ class NormDraft:
             parameter.copy_(0, neurons, share=0.5)
         for name, value in self.buffers.items():
             self.buffers[name] = torch.cat([value, value.index_select(0, neurons.to(value.device))])
+
+
+class TableDraft:
+    """
+    A parameter of a module that has an entry for each attention head on its last axis.
+
+    Args:
+        path (`str`): Path of the parameter in the model.
+        module (`nn.Module`): The module that has it.
+    """
+
+    def __init__(self, path: str, module: nn.Module):
+        self.path = path
+        self.module = module
+        self.name = path.rpartition(".")[2]
+        value = module._parameters[self.name]
+        assert value is not None
+        self.parameter = ParameterDraft(value, value)
 
 
 class BranchDraft:

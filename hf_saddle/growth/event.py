@@ -9,9 +9,11 @@ from torch import nn
 
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.shapes import Shapes
+from .block_records import new_blocks, operators_of
 from .costs import count_parameters
 from .macs import count_macs
-from .operators import OPERATORS
+from .operators import HEAD_OPERATORS, OPERATORS
+from .plan_fields import FORECASTS
 from .schema import (
     MAX_MACS,
     check_candidates,
@@ -28,8 +30,8 @@ from .schema import (
 _NOT_SAVED = ("replaced", "added")
 _OPTIONAL_NUMBERS = ("budget", "epoch", "loss_before", "loss_after")
 _NOT_NEGATIVE = ("budget", "epoch", "seconds")
-# What histories of version 0.2 do not have.
-_LATER: dict[str, Any] = {"candidates": {}, "held_back": None}
+# What histories of earlier versions do not have.
+_LATER: dict[str, Any] = {"candidates": {}, "held_back": None, "forecast": None, "blocks": [], "frozen": False}
 
 
 @dataclass
@@ -37,7 +39,9 @@ class GrowthEvent:
     """
     What one event did.
 
-    Losses are of the probe set, in evaluation mode. MACs are multiply-accumulates of the forward pass of one sample.
+    Losses are of the probe set, in evaluation mode. `predicted_gain` is what `forecast` says, see
+    [`GrowthPlan.predicted_gain`]; without a forecast, as in histories of version 0.2, it is no prediction. MACs are
+    multiply-accumulates of the forward pass of one sample.
     """
 
     criterion: str | None = None
@@ -51,6 +55,7 @@ class GrowthEvent:
     loss_after: float | None = None
     candidates: dict[str, int] = field(default_factory=dict)  # neurons that could have been chosen, by operator
     held_back: str | None = None  # why nothing grew, where nothing did
+    forecast: str | None = None  # what `predicted_gain` is of
     parameters_before: int = 0
     parameters_after: int = 0
     macs_before: int = 0
@@ -59,13 +64,20 @@ class GrowthEvent:
     skip_unit: str = "gain"
     shapes: Shapes = field(default_factory=Shapes)  # after the event
     versions: dict[str, str] = field(default_factory=dict)
+    blocks: list[dict[str, Any]] = field(default_factory=list)  # that were inserted, see `NewBlock.to_dict`
+    frozen: bool = False  # whether only blocks that were inserted have been trained since
     replaced: dict[nn.Parameter, nn.Parameter] = field(default_factory=dict, repr=False, compare=False)
     added: dict[str, nn.Parameter] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def neurons(self) -> int:
         """Number of neurons that grew."""
-        return sum(layer["chosen"] for layer in self.layers)
+        return sum(layer["chosen"] for layer in self.layers if layer["operator"] not in HEAD_OPERATORS)
+
+    @property
+    def heads(self) -> int:
+        """Number of attention heads that came."""
+        return sum(layer["chosen"] for layer in self.layers if layer["operator"] in HEAD_OPERATORS)
 
     def to_dict(self) -> dict[str, Any]:
         """The event fit for JSON, without `replaced` and `added`."""
@@ -111,18 +123,29 @@ class GrowthEvent:
         check_candidates(self.candidates, "candidates")
         if self.held_back is not None:
             check_text(self.held_back, "held_back")
-        check_records(self.layers, self.operators, self.shapes)
-        kinds = {OPERATORS[layer["operator"]].kind for layer in self.layers} - {None, self.skip_unit}
+        if self.forecast not in (None, *FORECASTS):
+            raise ValueError(f"`forecast` must be None or one of {', '.join(FORECASTS)}, got {self.forecast!r}.")
+        blocks = new_blocks(self.blocks, "a growth event")
+        if not isinstance(self.frozen, bool) or (self.frozen and not blocks) or (self.layers and blocks):
+            raise ValueError(
+                f"A growth event with {len(blocks)} new blocks, {len(self.layers)} layers and "
+                f"`frozen={self.frozen!r}` cannot be; the history is damaged."
+            )
+        check_records(self.layers, self.operators, self.shapes, operators_of(blocks))
+        deepening = [OPERATORS[layer["operator"]] for layer in self.layers if layer["operator"] in OPERATORS]
+        kinds = {operator.kind for operator in deepening} - {None, self.skip_unit}
         if kinds:
             raise ValueError(
                 f"`skip_unit` of a growth event is {self.skip_unit!r}, but its operators add {kinds.pop()!r}."
             )
         added = self.parameters_after - self.parameters_before
-        if not self.layers and added != 0 and not self.is_merge:
+        if blocks and (added <= 0 or self.macs_after < self.macs_before):
+            raise ValueError("New blocks of a growth event add parameters and MACs; the history is damaged.")
+        if not self.layers and not blocks and added != 0 and not self.is_merge:
             raise ValueError("A growth event without layers changes the number of parameters; the history is damaged.")
         if self.is_merge and (added >= 0 or self.macs_after != self.macs_before):
             raise ValueError("A merge of residual pairs must lower `parameters_after`; the history is damaged.")
-        if self.layers and (added < self.neurons or self.macs_after < self.macs_before):
+        if self.layers and (added < self.neurons + self.heads or self.macs_after < self.macs_before):
             raise ValueError(
                 "A growth event with layers adds fewer parameters than neurons, or loses MACs: `parameters_after` or "
                 "`macs_after` is damaged."

@@ -12,10 +12,11 @@ from ..models.configuration_saddle import SaddleConfig
 from ..models.json_files import read_json
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.shapes import Shapes
-from .config import is_int
+from .block_records import config_with_, new_blocks, shapes_with
 from .costs import count_parameters
 from .event import GrowthEvent, ModelSize
 from .schema import MAX_MACS, check_count, check_fields, check_kind, check_shapes_follow
+from .values import is_int
 
 
 HISTORY_SCHEMA = 1
@@ -60,7 +61,11 @@ class GrowthHistory:
         """
         event.check()
         where = f"event {len(self.events)}"
-        check_shapes_follow(self.shapes, event.layers, event.shapes, where)
+        try:
+            before = shapes_with(self.shapes, new_blocks(event.blocks, where))
+        except ValueError as error:
+            raise ValueError(f"The growth history is damaged: {where} cannot follow. {error}") from error
+        check_shapes_follow(before, event.layers, event.shapes, where)
         kind = "residual" if event.is_merge else self.skip_unit
         if self.shapes.skip_sizes and event.skip_unit != kind:
             raise ValueError(
@@ -150,8 +155,12 @@ class GrowthHistory:
         # An encoder or decoder alone has a config of both.
         sides = {root.partition(".")[0] for root in initial.widths}
         widths = {root: width for root, width in asked.widths.items() if root.partition(".")[0] in sides}
-        if Shapes(widths, asked.skip_sizes) != initial:
+        if Shapes(widths, asked.skip_sizes, asked.heads) != initial:
             raise ValueError(f"The shapes of the config are not what the history starts from: {initial.to_json()}.")
+        before = initial
+        for event in self.events:
+            config_with_(grown, before, new_blocks(event.blocks, "a growth event"))
+            before = event.shapes
         self.shapes.write_(grown, self.skip_unit)
         return grown
 
@@ -222,14 +231,18 @@ class GrowthHistory:
             counts = [f"{event.parameters_after:,}", f"{event.macs_after:,}"]
             kinds = ", ".join(event.operators) or "none"
             known = change if losses != [None, None] else ""
-            lines.append([str(index + 1), *time, str(event.neurons), kinds, *counts, known])
+            grown = str(event.neurons) + (f" and {event.heads} heads" if event.heads else "")
+            lines.append([str(index + 1), *time, grown, kinds, *counts, known])
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def summary(self) -> str:
         """One sentence."""
         grown = sum(event.neurons for event in self.events)
+        heads = sum(event.heads for event in self.events)
+        also = f" and {heads} attention heads" if heads else ""
         start = self.initial.parameters
         end = self.events[-1].parameters_after if self.events else start
         return (
-            f"{len(self.events)} growth events, {grown} neurons: {start:,} → {end:,} parameters (×{end / start:.2f})."
+            f"{len(self.events)} growth events, {grown} neurons{also}: {start:,} → {end:,} parameters "
+            f"(×{end / start:.2f})."
         )

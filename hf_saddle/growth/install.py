@@ -31,6 +31,8 @@ def install_(linear: LinearDraft, kind: str, activation: str, changes: Changes) 
     module.fit_sizes_()
     for norm in linear.norms:
         _install_norm_(norm, changes)
+    for table in linear.tables:
+        table.module._parameters[table.name] = _replacement(table.path, table.parameter, changes)
     branch = linear.branch
     if branch is None:
         return

@@ -13,6 +13,7 @@ Config = TypeVar("Config")
 _MAX_MULTIPLE = 100
 
 _BUDGET = "a multiple of the first size is `max_growth`, a size is `max_parameters` or `max_macs`"
+_SEARCH = "splits and gains take a share of the natural step, `natural_step`"
 _UNIT = "multiply-accumulates are limited by `max_macs`, in whose unit `event_budget` is then"
 _PAPER = "it is a field of `hf_saddle.growth.PaperGrowthConfig`"
 # The value that has no effect, and what does the same today.
@@ -20,11 +21,13 @@ _LEFT_OUT: dict[str, tuple[Any, str]] = {
     "stop": (None, "limit the events by `num_events`"),
     "max_per_layer": (None, "limit where it grows by `linears` and `layers`, and how much by `event_budget`"),
     "unit_scale": (1.0, "it is always 1"),
-    "gain_init": (0.0, "`line_search=True` gives gains a size"),
+    "gain_init": (0.0, "`natural_step` gives gains a size"),
     "both_ends": (True, "depth follows eigenvalues of both signs"),
     "layer_threshold": (1, _PAPER),
     "quotas": (False, _PAPER),
     "schedule": ("constant", _PAPER),
+    "directions": ("whitened", _PAPER),
+    "step_size": (0.2, _PAPER),
 }
 
 
@@ -54,6 +57,12 @@ def current_names(values: Mapping[str, Any], own: Collection[str]) -> tuple[dict
         if twice:
             lost["budget" if "budget" in values else "budget_unit"] = f"`{twice[0]}` is given too"
         current |= limits
+    if "line_search" in current:
+        # What took a step along the gradient of the gains takes a natural one; what took none stays without.
+        searched = current.pop("line_search")
+        if not isinstance(searched, bool):
+            lost["line_search"] = _SEARCH
+        current = {"selection": "gain", "natural_step": 0.5 if searched else 0.0} | current
     for name, (idle, instead) in _LEFT_OUT.items():
         if name in current and name not in own and current.pop(name) != idle:
             lost[name] = instead
@@ -79,7 +88,9 @@ def refuse_options(words: Iterable[str]) -> None:
     Raises:
         ValueError: If there is one; the message says what to do instead.
     """
-    instead = {"budget": _BUDGET, "budget_unit": _UNIT} | {name: text for name, (_, text) in _LEFT_OUT.items()}
+    instead = {"budget": _BUDGET, "budget_unit": _UNIT, "line_search": _SEARCH} | {
+        name: text for name, (_, text) in _LEFT_OUT.items()
+    }
     for word in words:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
         if word.startswith("--") and name in instead:

@@ -31,7 +31,7 @@ class Operator:
             Whether a new neuron is a copy of that which grows, with the units that feed it.
         gain (`float`, *optional*, defaults to 0.0): Gain of the units at the start.
         scaled (`str`, *optional*):
-            What a line search scales: `"steps"`, whose gain is of second order, or `"gains"`, of first order.
+            What a natural step sets: `"steps"`, whose gain is of second order, or `"gains"`, of first order.
     """
 
     name: str
@@ -112,6 +112,9 @@ OPERATORS = {
         Operator("gradmax", _gradmax_, copies=False),
     )
 }
+# Of attention modules, whose heads are groups of neurons of several layers: new heads with rows `p` and no outgoing
+# weights, and copies `w ± p` with half the outgoing weights each. See `head_drafts.py`.
+HEAD_OPERATORS = ("new_head", "split_head")
 DEPTH_OPERATORS = tuple(name for name, operator in OPERATORS.items() if operator.deepens)
 WIDTH_OPERATORS = tuple(name for name, operator in OPERATORS.items() if not operator.deepens)
 

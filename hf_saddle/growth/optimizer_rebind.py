@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from ..models.resizing import siblings
 from .changes import Added, Changes, Replaced
-from .optimizer_state import carry_optimizer_state_, inner_optimizer
+from .optimizer_state import carry_optimizer_state_, held_parameters, inner_optimizer
 from .slices import Axis
 
 
@@ -18,7 +18,8 @@ def rebind_optimizer_(model: nn.Module, optimizer: Optimizer, held: Mapping[str,
 
     A parameter takes the place of the one of its name, in the same group. Its state is kept where the shape is the
     same, else it starts without. What vanished leaves its group; a branch's parameter that is new joins that of the
-    neurons it feeds, at the place it has in a fresh optimizer. Parameters that are not of the model stay.
+    neurons it feeds, at the place it has in a fresh optimizer. Parameters that are not of the model stay, and so do
+    those of the model that the optimizer has by now, as after a growth that it followed.
 
     Args:
         model (`nn.Module`): The model.
@@ -35,8 +36,11 @@ def rebind_optimizer_(model: nn.Module, optimizer: Optimizer, held: Mapping[str,
     inner = inner_optimizer(optimizer)
     present = dict(model.named_parameters())
     changes, reshaped = Changes(), []
+    followed = set(held_parameters(inner))
     for name, new in present.items():
         old = held.get(name)
+        if new in followed:
+            continue
         if old is None:
             changes.added.append(Added(name, new, _sibling(name, new, held)))
         elif old is not new:

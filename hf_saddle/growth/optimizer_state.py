@@ -42,6 +42,12 @@ def carry_optimizer_state_(optimizer: Optimizer, changes: Changes, order: Sequen
     held = set(held_parameters(optimizer))
     needed = [(change.name, change.old) for change in changes.replaced]
     needed += [(change.name, change.sibling) for change in changes.added]
+    for change in changes.added:
+        if change.new.requires_grad and not change.sibling.requires_grad and change.sibling not in held:
+            raise ValueError(
+                f"{change.name} is to be trained, but what it is like is frozen and not held by the optimizer: it "
+                "has no group. Make the optimizer anew after the growth, or before anything is frozen."
+            )
     for name, parameter in needed:
         if parameter.requires_grad and parameter not in held:
             raise ValueError(

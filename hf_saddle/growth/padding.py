@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..models.families import blocks_in, family_of
+from ..models.heads import heads_of
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.shapes import widths_of
 
@@ -21,8 +22,9 @@ def to_stock(model: GrowablePreTrainedModel) -> PreTrainedModel:
     """
     The stock model that computes the same, and that runs where nothing of this package is.
 
-    Stock configs have one width for many layers: narrower ones are filled up with neurons whose weights in and out are
-    zero. `stock.num_parameters() - model.num_parameters()` of its parameters are padding.
+    Stock configs have one width, and one number of heads, for many layers: those that have less are filled up with
+    neurons, or heads, whose weights in and out are zero. `stock.num_parameters() - model.num_parameters()` of its
+    parameters are padding.
 
     Args:
         model ([`GrowablePreTrainedModel`]): A model that has grown in width, or not at all. It is left as it is.
@@ -31,7 +33,7 @@ def to_stock(model: GrowablePreTrainedModel) -> PreTrainedModel:
         `PreTrainedModel`: A model of `model.stock_class`, with weights of its own.
 
     Raises:
-        ValueError: If the model has branches, or widths that no config of the stock class asks for.
+        ValueError: If the model has branches, or widths or heads that no config of the stock class asks for.
     """
     model.check_linears()
     branches = [site.path for site in model.growable_linears() if site.module.skip is not None]
@@ -65,6 +67,7 @@ def to_stock(model: GrowablePreTrainedModel) -> PreTrainedModel:
 def _wide_config(model: GrowablePreTrainedModel) -> Any:
     """The stock config with the narrowest layers that have room for the neurons of a model."""
     config, needed = model.config.stock(), model.shapes().widths
+    _widen_heads_(model, config)
     found = widths_of(config)
     if all(found[root] == width for root, width in needed.items()):
         return config
@@ -94,6 +97,28 @@ def _wide_config(model: GrowablePreTrainedModel) -> Any:
             "the growable model where it is needed, with `trust_remote_code=True` and without this package."
         )
     return config
+
+
+def _widen_heads_(model: GrowablePreTrainedModel, config: Any) -> None:
+    """Let a stock config have room for the heads of a model, where heads are as many as its fields say."""
+    grown, heads = model.shapes().heads, family_of(model.config.model_type).heads
+    if not grown or isinstance(heads, str):
+        return
+    path, number = max(grown.items(), key=lambda item: item[1])
+    if not heads.fields:
+        raise ValueError(
+            f"The model has {number} heads at {path}, and the heads of a {model.stock_class.__name__} always have as "
+            "many channels together as a token: no field of its config says otherwise, so that no stock model "
+            "computes the same. Load the growable model where it is needed, with `trust_remote_code=True` and without "
+            "this package."
+        )
+    most = max(heads_of(model.base_model).values())
+    config.head_dim = next(model.attentions()).channels
+    keys, queries = (getattr(config, field) for field in heads.fields)
+    # Some stock classes want as many queries as divide the width of a token.
+    fits = [n for n in range(most, config.hidden_size + 1) if config.hidden_size % (n * queries // keys) == 0]
+    for field, each in zip(heads.fields, (1, queries // keys), strict=True):
+        setattr(config, field, each * (fits or [most])[0])
 
 
 def _narrow(config: Any, needed: dict[str, int]) -> str | None:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ..models.json_files import parse_json
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .config import is_int
-from .operators import OPERATORS
+from .block_records import NewBlock, new_blocks
+from .operators import HEAD_OPERATORS, OPERATORS
 from .plan_fields import GROWTH_FIELDS, LATER_FIELDS, PLAN_FIELDS, VECTORS, check_fields
 from .rows import check_neurons, find_site, layers_of, random_directions, row_size
+from .values import is_int
 
 
-PLAN_SCHEMA = 2
+PLAN_SCHEMA = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,8 @@ class LayerGrowth:
 
     What an operator does to neuron `i` with `p = step · direction`, its function in `growth/operators.py` says. A
     direction is in coordinates `x̂ = [x; 1]` of the layer's input, or of a patch of a convolution's. Hidden neurons
-    that are widened have a part `d + 1` for each of the `R` layers that have a row of theirs, as gate and up.
+    that are widened have a part `d + 1` for each of the `R` layers that have a row of theirs, as gate and up. Of heads
+    (`HEAD_OPERATORS`) the layer is the attention module, and directions have all rows of a head, layer by layer.
 
     Raises:
         ValueError: If there are duplicate neurons, a tensor of another length, or one that is not finite.
@@ -47,8 +49,9 @@ class LayerGrowth:
     candidates: int  # neurons of the linear that could have been chosen
 
     def __post_init__(self) -> None:
-        if self.operator not in OPERATORS:
-            raise ValueError(f"`operator` must be one of {', '.join(OPERATORS)}, got {self.operator!r}.")
+        if self.operator not in (*OPERATORS, *HEAD_OPERATORS):
+            names = ", ".join((*OPERATORS, *HEAD_OPERATORS))
+            raise ValueError(f"`operator` must be one of {names}, got {self.operator!r}.")
         count = len(self.neurons)
         if count == 0:
             raise ValueError(f"`neurons` of {self.linear} is empty: leave the layer out of the plan.")
@@ -120,6 +123,11 @@ class LayerGrowth:
             candidates=len(chosen),
         )
 
+    def of(self, places: Sequence[int]) -> "LayerGrowth":
+        """The growth of some of the neurons, by their places."""
+        parts = {name: getattr(self, name)[list(places)] for name in ("directions", *VECTORS)}
+        return replace(self, neurons=tuple(self.neurons[place] for place in places), **parts)
+
     def to_dict(self) -> dict[str, Any]:
         """The growth, fit for JSON: directions as base64 of little-endian float32, with their SHA-256."""
         raw = np.ascontiguousarray(self.directions.numpy(), dtype="<f4").tobytes()
@@ -175,6 +183,9 @@ class GrowthPlan:
         seed (`int`): Seed of what was drawn at random.
         candidates (`dict[str, int]`): Neurons that could have been chosen, by operator.
         held_back (`str`, *optional*): Why nothing grows, where nothing does.
+        forecast (`str`, *optional*): What `predicted_gain` is of, see there.
+        blocks (`tuple[NewBlock, ...]`): Whole blocks that are inserted, in a plan without `growths`.
+        freeze (`bool`): Whether only inserted blocks are trained from then on.
     """
 
     growths: tuple[LayerGrowth, ...] = ()
@@ -185,23 +196,36 @@ class GrowthPlan:
     seed: int = 0
     candidates: dict[str, int] = field(default_factory=dict)
     held_back: str | None = None
+    forecast: str | None = None
+    blocks: tuple[NewBlock, ...] = ()
+    freeze: bool = False
+
+    def __post_init__(self) -> None:
+        if self.growths and self.blocks:
+            raise ValueError("A plan grows neurons or inserts blocks: make two events, one after the other.")
+        if self.freeze and not self.blocks:
+            raise ValueError("`freeze` leaves new blocks to be trained, of which the plan has none.")
 
     def __bool__(self) -> bool:
-        return bool(self.growths)
+        return bool(self.growths or self.blocks)
 
     @property
     def predicted_gain(self) -> float:
         """
-        Decrease of the loss that the plan predicts; gains of several neurons add to first order. Splits and units that
-        a line search has started have it at once, zero-gain units once they answer as much as the analysis assumed (a
-        gain of ±1 at its `step`).
+        Decrease of the loss of samples that chose nothing, the sum over its growths.
+
+        With the `forecast` `"event"` it is what the event does to them at once, and with `"next step"`, where units
+        start at rest, what a half natural step after the event would bring. Plans without a forecast have the gains of
+        their report, of neurons that grow alone, by which they were ranked; nobody has judged these together.
         """
-        return sum(float(growth.predicted_gain.sum()) for growth in self.growths)
+        gains = (float(growth.predicted_gain.sum()) for growth in self.growths)
+        return sum(gains) + sum(block.predicted_gain for block in self.blocks)
 
     def to_json(self) -> str:
         """The plan as canonical JSON."""
-        values = {name: getattr(self, name) for name in PLAN_FIELDS if name != "growths"}
+        values = {name: getattr(self, name) for name in PLAN_FIELDS if name not in ("growths", "blocks")}
         values |= {"schema": PLAN_SCHEMA, "growths": [growth.to_dict() for growth in self.growths]}
+        values["blocks"] = [block.to_dict() for block in self.blocks]
         return json.dumps(values, sort_keys=True, allow_nan=False)
 
     @classmethod
@@ -214,7 +238,7 @@ class GrowthPlan:
         """
         values = parse_json(text, "The growth plan")
         schema = values.pop("schema", None)
-        if is_int(schema) and schema == 1:
+        if is_int(schema) and 1 <= schema < PLAN_SCHEMA:
             values, schema = LATER_FIELDS | values, PLAN_SCHEMA
         if not is_int(schema) or schema != PLAN_SCHEMA:
             raise ValueError(
@@ -222,7 +246,7 @@ class GrowthPlan:
             )
         check_fields(values, PLAN_FIELDS, "The growth plan")
         growths = tuple(LayerGrowth.from_dict(growth) for growth in values.pop("growths"))
-        return cls(growths=growths, **values)
+        return cls(growths=growths, blocks=new_blocks(values.pop("blocks"), "the growth plan"), **values)
 
     def digest(self) -> str:
         """SHA-256 of the plan; equal on all ranks if they are about to do the same."""

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from .config import is_int, is_number
+from .values import is_int, is_number
 
 
+# What a predicted gain is of: the event itself, or, where units stay at rest, the half natural step that would follow.
+FORECASTS = ("event", "next step")
 VECTORS = ("steps", "gains", "predicted_gain", "eigenvalues")
 
 
@@ -41,9 +43,12 @@ PLAN_FIELDS: dict[str, Callable[[Any], bool]] = {
     "seed": is_int,
     "candidates": lambda value: isinstance(value, dict) and all(map(_is_count, value.values())),
     "held_back": lambda value: value is None or _is_text(value),
+    "forecast": lambda value: value in (None, *FORECASTS),
+    "blocks": lambda value: isinstance(value, list),
+    "freeze": lambda value: isinstance(value, bool),
 }
-# What plans of schema 1 do not have.
-LATER_FIELDS: dict[str, Any] = {"candidates": {}, "held_back": None}
+# What plans of earlier schemas do not have.
+LATER_FIELDS: dict[str, Any] = {"candidates": {}, "held_back": None, "forecast": None, "blocks": [], "freeze": False}
 GROWTH_FIELDS: dict[str, Callable[[Any], bool]] = {
     "linear": _is_text,
     "operator": _is_text,

@@ -1,24 +1,32 @@
 """From a curvature report to a plan: most predicted gain per cost, within the budget; no state, no random surprise."""
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from ..curvature import CurvatureReport, LayerCurvature
+from ..curvature import CurvatureReport, LayerCurvature, UnitScores
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.sites import Site
-from .config import QUOTAS, GrowthConfig
+from .config import GrowthConfig
 from .costs import CostBook, count_parameters, plan_cost
 from .drafting import branch_kind, widening_objection
 from .history import GrowthHistory
 from .macs import count_macs
+from .natural_step import NEXT_STEP, scaled, supported, take_natural_step
 from .operators import OPERATORS, Operator, default_operator
+from .paper import QUOTAS
 from .plan import GrowthPlan, LayerGrowth
+from .pursuit import pursue
 from .reasons import Measured, held_back
 from .rows import row_size
+
+
+# Candidates that pursuit chooses from, for each sample that chooses.
+_OFFERED = 8
 
 
 @dataclass(frozen=True)
@@ -40,13 +48,16 @@ def plan_growth(
     event: int = 0,
     lr_ratio: float = 1.0,
     to_come: int | None = None,
+    scores: UnitScores | None = None,
 ) -> GrowthPlan:
     """
     Choose which neurons grow, and how.
 
-    Candidates are the significant neurons of the layers that may grow. They are ranked by predicted gain per added
-    parameter (or multiply-accumulate) and taken one after the other while the budget lasts; a neuron grows by one
-    operator at most. The same arguments give the same plan on every rank. The model is not changed.
+    Candidates are the significant neurons of the layers that may grow. With `scores` they are taken by what they add
+    to those already chosen, per added parameter (or multiply-accumulate), while the budget lasts and held-out samples
+    gain, and the plan takes `config.natural_step`. Without, they are ranked one by one by the gain of the report per
+    parameter, until the budget is spent, and start at rest. A neuron grows by one operator at most. The same arguments
+    give the same plan on every rank. The model is not changed.
 
     Args:
         report ([`~hf_saddle.CurvatureReport`]): The curvature of this model as it is, by all `config.criteria`.
@@ -56,6 +67,7 @@ def plan_growth(
         lr_ratio (`float`, *optional*, defaults to 1.0): Learning rate relative to its peak, for `schedule="lr"`.
         to_come (`int`, *optional*): Events that share what is left of the size, this one included; see
             [`GrowthConfig.event_budget_for`].
+        scores ([`~hf_saddle.curvature.UnitScores`], *optional*): Of `candidate_growths(report, model, config)`.
 
     Returns:
         [`GrowthPlan`]: Possibly empty; `held_back` says why then.
@@ -64,6 +76,21 @@ def plan_growth(
         ValueError: If the report does not fit the model, or the config asks for an operator that the model's branches
             do not allow, or names linears or layers that the model does not have.
     """
+    plan, own = choose_growths(report, model, config, event=event, lr_ratio=lr_ratio, to_come=to_come, scores=scores)
+    return priced(model, plan if own is None else take_natural_step(plan, own, config.natural_step))
+
+
+def choose_growths(
+    report: CurvatureReport,
+    model: GrowablePreTrainedModel,
+    config: GrowthConfig,
+    *,
+    event: int,
+    lr_ratio: float,
+    to_come: int | None,
+    scores: UnitScores | None,
+) -> tuple[GrowthPlan, UnitScores | None]:
+    """What [`plan_growth`] chooses, before it takes a step, and the scores of its units, if there are any."""
     check_where(model, config)
     allowed = event_budget(model, config, event, lr_ratio, to_come)
     kind = branch_kind(model)
@@ -74,22 +101,67 @@ def plan_growth(
             "one kind: use `operator='auto'`."
         )
     measured = list(_measured(report, model, config))
-    candidates = list(_candidates(measured, config))
-    book = CostBook(model)
-    cheapest = min((_price(book, candidate, config) for candidate in candidates), default=0)
-    chosen = _choose(candidates, book, config, allowed)
-    growths = tuple(_growths(chosen, report, model, config, Counter(map(_layer, candidates))))
-    cost = plan_cost(model, growths)
-    return GrowthPlan(
+    found = list(_candidates(measured, config))
+    candidates = found if scores is None else _offered(found, report)
+    budget = _Budget(candidates, CostBook(model), config, allowed)
+    cheapest = min(map(budget.cost, candidates), default=0)
+    judged: tuple[float, float, int] | None = None
+    if scores is None:
+        chosen = _by_gain(candidates, budget)
+    else:
+        chosen, judged = _by_pursuit(candidates, budget, scores, config)
+    members = [candidates[index] for index in chosen]
+    growths = tuple(_growths(members, report, model, config, Counter(map(_layer, found))))
+    plan = GrowthPlan(
         growths=growths,
         criterion=config.criterion,
         budget=allowed if math.isfinite(allowed) else None,
-        parameters=cost.parameters,
-        macs=cost.macs,
         seed=config.growth_seed,
-        candidates=dict(Counter(candidate.operator.name for candidate in candidates)),
-        held_back=None if chosen else held_back(measured, report, config, allowed, cheapest),
+        candidates=dict(Counter(candidate.operator.name for candidate in found)),
+        held_back=None if chosen else held_back(measured, report, config, allowed, cheapest, judged),
     )
+    if scores is None or not plan:
+        return plan, None
+    columns = {(*_layer(candidates[index]), candidates[index].neuron): index for index in chosen}
+    order = [columns[growth.linear, growth.operator, neuron] for growth in growths for neuron in growth.neurons]
+    return plan, scores.of(order)
+
+
+def priced(model: GrowablePreTrainedModel, plan: GrowthPlan) -> GrowthPlan:
+    """A plan that says what it adds to a model."""
+    cost = plan_cost(model, plan.growths)
+    return replace(plan, parameters=cost.parameters, macs=cost.macs)
+
+
+def candidate_growths(
+    report: CurvatureReport, model: GrowablePreTrainedModel, config: GrowthConfig
+) -> tuple[LayerGrowth, ...]:
+    """
+    What pursuit chooses from, layer by layer and operator by operator, to be scored by [`score_growths`].
+
+    No more units are chosen than there are samples to tell them apart. So of every linear and operator only the best
+    are offered by their own gain, together about eight times as many, which bounds time and memory of the scores.
+    """
+    candidates = list(_candidates(_measured(report, model, config), config))
+    numbers = Counter(map(_layer, candidates))
+    groups = _groups(_offered(candidates, report))
+    return tuple(growth for group in groups.values() for growth in _growths(group, report, model, config, numbers))
+
+
+def _groups(candidates: Iterable[_Candidate]) -> dict[tuple[str, str], list[_Candidate]]:
+    groups: dict[tuple[str, str], list[_Candidate]] = {}
+    for candidate in candidates:
+        groups.setdefault(_layer(candidate), []).append(candidate)
+    return groups
+
+
+def _offered(candidates: list[_Candidate], report: CurvatureReport) -> list[_Candidate]:
+    """The best of every linear and operator, in the order of the report."""
+    groups = _groups(candidates)
+    most = math.ceil(_OFFERED * report.samples / max(1, len(groups)))
+    best = [sorted(group, key=lambda candidate: -candidate.gain)[:most] for group in groups.values()]
+    kept = set(map(id, itertools.chain.from_iterable(best)))
+    return [candidate for candidate in candidates if id(candidate) in kept]
 
 
 def event_budget(
@@ -194,34 +266,71 @@ def _candidates(measured: Iterable[Measured], config: GrowthConfig) -> Iterator[
             yield from (_Candidate(each.entry, each.site, each.operator, neuron, gains[neuron]) for neuron in neurons)
 
 
-def _price(book: CostBook, candidate: _Candidate, config: GrowthConfig) -> int:
-    """What a candidate costs beside those that are booked, in `config.budget_unit`."""
-    price = book.cost(candidate.entry.linear, candidate.operator, candidate.neuron)
-    return price.macs if config.budget_unit == "macs" else price.parameters
+class _Budget:
+    """What is left of the budget of an event while neurons are chosen."""
+
+    def __init__(self, candidates: list[_Candidate], book: CostBook, config: GrowthConfig, allowed: float):
+        self.candidates, self.book, self.unit = candidates, book, config.budget_unit
+        self.shares = [allowed / len(QUOTAS)] * len(QUOTAS) if config.quotas else [allowed]
+        groups = enumerate(QUOTAS) if config.quotas else ()
+        self.quota_of = {linear: index for index, group in groups for linear in group}
+
+    def cost(self, candidate: _Candidate) -> int:
+        """What a candidate adds, which depends on what was chosen before."""
+        price = self.book.cost(candidate.entry.linear, candidate.operator, candidate.neuron)
+        return price.macs if self.unit == "macs" else price.parameters
+
+    def admit(self, index: int) -> bool:
+        """Pay for a candidate, if it fits into what is left."""
+        candidate = self.candidates[index]
+        quota, price = self.quota_of.get(candidate.site.linear, 0), self.cost(candidate)
+        if price > self.shares[quota]:
+            return False
+        self.book.book_(candidate.entry.linear, candidate.operator, candidate.neuron)
+        self.shares[quota] -= price
+        return True
 
 
-def _choose(candidates: list[_Candidate], book: CostBook, config: GrowthConfig, allowed: float) -> list[_Candidate]:
-    """Greedy by gain per cost, which depends on what was chosen before; what does not fit is passed over."""
-
-    def cost(candidate: _Candidate) -> int:
-        return _price(book, candidate, config)
-
-    shares = [allowed / len(QUOTAS)] * len(QUOTAS) if config.quotas else [allowed]
-    quota_of = {linear: index for index, group in enumerate(QUOTAS) for linear in group}
+def _by_gain(candidates: list[_Candidate], budget: _Budget) -> list[int]:
+    """Greedy by gain per cost; what does not fit is passed over."""
+    ratios = [-candidate.gain / budget.cost(candidate) for candidate in candidates]
     taken: set[tuple[str, int]] = set()
     chosen = []
     # The sort is stable: ties keep the order of the model.
-    for candidate in sorted(candidates, key=lambda candidate: -candidate.gain / cost(candidate)):
-        path = candidate.entry.linear
-        quota = quota_of[candidate.site.linear] if config.quotas else 0
-        price = cost(candidate)
-        if (path, candidate.neuron) in taken or price > shares[quota]:
-            continue
-        book.book_(path, candidate.operator, candidate.neuron)
-        shares[quota] -= price
-        taken.add((path, candidate.neuron))
-        chosen.append(candidate)
+    for index in sorted(range(len(candidates)), key=ratios.__getitem__):
+        neuron = _neuron(candidates[index])
+        if neuron not in taken and budget.admit(index):
+            taken.add(neuron)
+            chosen.append(index)
     return chosen
+
+
+def _by_pursuit(
+    candidates: list[_Candidate], budget: _Budget, scores: UnitScores, config: GrowthConfig
+) -> tuple[list[int], tuple[float, float, int] | None]:
+    """Greedy by what a neuron adds to those already chosen, per cost, as far as held-out samples gain."""
+    if scores.values.shape[1] != len(candidates):
+        raise ValueError(
+            f"`scores` has {scores.values.shape[1]} units, the report has {len(candidates)} candidates: score "
+            "`candidate_growths(report, model, config)`."
+        )
+    if not candidates:
+        return [], None
+    numbers: dict[tuple[str, int], int] = {}
+    neurons = [numbers.setdefault(_neuron(candidate), len(numbers)) for candidate in candidates]
+    device = scores.values.device
+    order = pursue(
+        scaled(scores)[~scores.judges],
+        scores.splits,
+        torch.tensor([budget.cost(candidate) for candidate in candidates], dtype=torch.float64, device=device),
+        torch.tensor(neurons, device=device),
+        budget.admit,
+    )
+    return supported(scores, order, config.natural_step or NEXT_STEP, config.significance)
+
+
+def _neuron(candidate: _Candidate) -> tuple[str, int]:
+    return candidate.entry.linear, candidate.neuron
 
 
 def _growths(

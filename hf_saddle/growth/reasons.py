@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ..curvature import CurvatureReport, LayerCurvature
 from ..models.sites import Site
-from .config import QUOTAS, GrowthConfig
+from .config import GrowthConfig
 from .operators import Operator
+from .paper import QUOTAS
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,16 @@ class Measured:
 
 
 def held_back(
-    measured: Sequence[Measured], report: CurvatureReport, config: GrowthConfig, allowed: float, cheapest: int
+    measured: Sequence[Measured],
+    report: CurvatureReport,
+    config: GrowthConfig,
+    allowed: float,
+    cheapest: int,
+    judged: tuple[float, float, int] | None = None,
 ) -> str:
     """
-    Why no neuron was chosen: layer limits, significance, threshold or budget, whichever the last candidate fell to.
+    Why no neuron was chosen: layer limits, significance, threshold, held-out samples or budget, whichever the last
+    candidate fell to.
 
     Args:
         measured (`Sequence[Measured]`): All linears that were measured, in the order of the report.
@@ -41,6 +48,8 @@ def held_back(
         config ([`GrowthConfig`]): The options.
         allowed (`float`): Budget of the event, in `config.budget_unit`.
         cheapest (`int`): What the cheapest candidate costs.
+        judged (`tuple[float, float, int]`, *optional*): What scores of held-out samples say of the best plan that
+            fits the budget: the decrease of the loss, its standard error, and the number of units.
     """
     if not measured:
         skipped = "".join(f"; {name}: {reason}" for name, reason in list(report.skipped.items())[:1])
@@ -63,11 +72,22 @@ def held_back(
             f"Threshold: no linear has `layer_threshold={config.layer_threshold}` candidates, the most are "
             f"{max(counts)} of {sum(counts)}. {best}"
         )
+    if judged is not None:
+        return f"{unsupported(*judged, sum(counts), config)} {best}"
     share = f"each of {len(QUOTAS)} quotas of this event may add {allowed / len(QUOTAS):,.0f}"
     budget = share if config.quotas else f"this event may add {allowed:,.0f}"
     return (
         f"Budget: there are {sum(counts)} candidates, but {budget} {config.budget_unit}, and the cheapest of them "
         f"costs {cheapest:,}. {best}"
+    )
+
+
+def unsupported(gain: float, error: float, units: int, candidates: int, config: GrowthConfig) -> str:
+    """Why nothing grows though there are candidates: samples that did not choose them gain too little."""
+    return (
+        f"Held-out samples: of {candidates} candidates the best {units} together would lower the loss of samples that "
+        f"did not choose them by {gain:.3g} ± {error:.2g}, and `significance={config.significance:g}` standard errors "
+        "are asked for; more `probe_samples` make the error smaller."
     )
 
 
@@ -86,7 +106,7 @@ def no_budget(size: int, initial: int, final: float, config: GrowthConfig, event
 
 
 def _best(measured: Sequence[Measured], fit_only: bool = False) -> str:
-    """The neuron that comes nearest to being chosen: by standard errors from zero, then by predicted gain."""
+    """The neuron that comes nearest to being chosen: by standard errors from zero, then by its own gain."""
     found: list[tuple[float, float, Measured, int]] = []
     for each in measured:
         entry = each.entry
@@ -104,6 +124,6 @@ def _best(measured: Sequence[Measured], fit_only: bool = False) -> str:
     away = f", {errors:.2g} standard errors from zero" if errors > 0 else ""
     return (
         f"The best is neuron {neuron} of {entry.linear} ({entry.criterion}): eigenvalue "
-        f"{float(entry.eigenvalue[neuron]):.3g} ± {float(entry.standard_error[neuron]):.2g}{away}, predicted gain "
+        f"{float(entry.eigenvalue[neuron]):.3g} ± {float(entry.standard_error[neuron]):.2g}{away}, ranked by "
         f"{gain:.3g}."
     )

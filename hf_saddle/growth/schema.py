@@ -1,6 +1,6 @@
 """What a growth history may say: types, ranges, and events each of which leads from one shape to the next."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -8,8 +8,8 @@ from ..models.config_fields import MAX_PARAMETERS
 from ..models.growable import SKIP_UNITS
 from ..models.shapes import Shapes
 from ..models.sites import Place
-from .config import is_int, is_number
-from .operators import OPERATORS
+from .operators import HEAD_OPERATORS, OPERATORS
+from .values import is_int, is_number
 
 
 # Twice what a config may ask for: that is a lower bound, without biases, norms and gains.
@@ -66,7 +66,7 @@ def check_versions(versions: Any, where: str) -> None:
 
 def check_candidates(candidates: Any, where: str) -> None:
     """Raise a `ValueError` if a value does not map operators to numbers of neurons."""
-    if not isinstance(candidates, Mapping) or not all(name in OPERATORS for name in candidates):
+    if not isinstance(candidates, Mapping) or not candidates.keys() <= {*OPERATORS, *HEAD_OPERATORS}:
         raise ValueError(
             f"`{where}` of a growth history must map operators to numbers of neurons, got {candidates!r}."
         )
@@ -74,16 +74,19 @@ def check_candidates(candidates: Any, where: str) -> None:
         check_count(count, f"{where}[{operator}]")
 
 
-def check_records(records: Any, operators: Any, shapes: Shapes) -> None:
-    """Raise a `ValueError` if the records of the linears that grew are not what an event writes."""
+def check_records(records: Any, operators: Any, shapes: Shapes, others: Sequence[str] = ()) -> None:
+    """
+    Raise a `ValueError` if the records of the linears that grew are not what an event writes; `others` are operators
+    that have no such records.
+    """
     if not isinstance(records, list):
         raise ValueError(f"`layers` of a growth event must be a list of records, got {records!r}.")
     for index, record in enumerate(records):
         _check_record(record, f"layers[{index}]", shapes)
     if not isinstance(operators, list) or not all(isinstance(operator, str) for operator in operators):
         raise ValueError(f"`operators` of a growth event must be a list of names, got {operators!r}.")
-    wanted = sorted({record["operator"] for record in records})
-    if operators != wanted and (records or operators != ["merge_pairs"]):
+    wanted = sorted({*others, *(record["operator"] for record in records)})
+    if operators != wanted and (wanted or operators != ["merge_pairs"]):
         raise ValueError(f"`operators` of a growth event must be those of its layers, {wanted}, got {operators!r}.")
 
 
@@ -98,8 +101,9 @@ def _check_record(record: Any, where: str, shapes: Shapes) -> None:
     if not known:
         raise ValueError(f"`{where}.linear` of a growth history names no growable linear: {record['linear']!r}.")
     check_text(record["operator"], f"{where}.operator")
-    if record["operator"] not in OPERATORS:
-        raise ValueError(f"`{where}.operator` of a growth history must be one of {', '.join(OPERATORS)}.")
+    if record["operator"] not in (*OPERATORS, *HEAD_OPERATORS):
+        names = ", ".join((*OPERATORS, *HEAD_OPERATORS))
+        raise ValueError(f"`{where}.operator` of a growth history must be one of {names}.")
     neurons = record["neurons"]
     if not isinstance(neurons, list) or not neurons:
         raise ValueError(f"`{where}.neurons` of a growth history must be a list of neurons, got {neurons!r}.")
@@ -139,8 +143,14 @@ def check_shapes_follow(before: Shapes, records: list[dict[str, Any]], after: Sh
     gained: dict[tuple[str, int], int] = {}
     copied: dict[str, int] = {}  # by root, the depth from which neurons were copied
     widened: set[str] = set()  # blocks whose hidden neurons were copied
+    heads: dict[str, int] = {}
     for record in records:
-        place, operator = Place.parse(record["linear"]), OPERATORS[record["operator"]]
+        place = Place.parse(record["linear"])
+        if record["operator"] in HEAD_OPERATORS:
+            heads[place.root] = heads.get(place.root, 0) + record["chosen"]
+            widened |= {place.block} if record["operator"] == "split_head" else set()
+            continue
+        operator = OPERATORS[record["operator"]]
         if not operator.deepens and not place.nested and place.root not in before.widths:
             raise ValueError(f"The growth history is damaged: {record['linear']} cannot be widened, as {where} says.")
         sizes = before.sizes(place.root)
@@ -155,6 +165,7 @@ def check_shapes_follow(before: Shapes, records: list[dict[str, Any]], after: Sh
         if not operator.deepens:
             copied[place.root] = min(place.depth, copied.get(place.root, place.depth))
             widened |= set() if place.nested else {place.block}
+    _check_heads_follow(before, heads, after, where)
     for root in dict.fromkeys((*before.widths, *before.skip_sizes, *after.skip_sizes)):
         sizes, sizes_after = before.sizes(root), after.sizes(root)
         shared = root not in before.widths and any(root.startswith(f"{block}.") for block in widened)
@@ -170,3 +181,18 @@ def check_shapes_follow(before: Shapes, records: list[dict[str, Any]], after: Sh
                 )
     if gained:
         raise ValueError(f"The growth history is damaged: the shapes of {where} lack the branch {min(gained)}.")
+
+
+def _check_heads_follow(before: Shapes, gained: dict[str, int], after: Shapes, where: str) -> None:
+    """The same of attention heads, whose number shapes do not have where it is that of stock."""
+    for root in {*before.heads, *gained, *after.heads}:
+        was, more, now = before.heads.get(root), gained.get(root, 0), after.heads.get(root)
+        if was is not None and now is not None:
+            follows = now == was + more
+        else:
+            follows = more > 0 if now is None else more > 0 and now > more
+        if not follows:
+            raise ValueError(
+                f"The growth history is damaged: {root} has {now or 'the heads of stock'} after {where}, but "
+                f"{was or 'those of stock'} before it, and its records name {more} more."
+            )

@@ -84,6 +84,12 @@ class ParameterDraft:
         self.value = torch.cat([self.value, changed], dim).index_select(dim, order.to(self.value.device))
         self.touched = True
 
+    def reorder_(self, order: Tensor, dim: int) -> None:
+        """Put the slices along `dim` in another order: `order` (on the CPU) has where each comes from."""
+        axis = self.axes[dim]
+        self.value, self.touched = self.value.index_select(dim, order.to(self.value.device)), True
+        self.axes[dim] = Axis(axis.source[order], axis.share[order], axis.scale[order])
+
     @classmethod
     def fresh(cls, value: Tensor) -> "ParameterDraft":
         """The draft of a parameter that continues no old one."""

@@ -1,6 +1,6 @@
 """All or nothing: pointers to all that a growth may exchange, to be put back. No tensor is copied."""
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,22 +26,34 @@ class Snapshot:
     Args:
         model ([`GrowablePreTrainedModel`]): The model.
         optimizer (`Optimizer` or `AcceleratedOptimizer`, *optional*): The optimizer that trains it.
+        also (`Iterable`, *optional*): Further mappings, each with the names that are held of it, or `None` for all.
 
     Raises:
         ValueError: If the optimizer is of a kind whose state cannot be carried through a growth.
     """
 
-    def __init__(self, model: GrowablePreTrainedModel, optimizer: Optimizer | None = None):
+    def __init__(
+        self,
+        model: GrowablePreTrainedModel,
+        optimizer: Optimizer | None = None,
+        also: Iterable[tuple[MutableMapping[Any, Any], tuple[str, ...] | None]] = (),
+    ):
         self._held: list[tuple[MutableMapping[Any, Any], dict[Any, Any], tuple[str, ...] | None]] = []
         self._lists: list[tuple[list[nn.Parameter], list[nn.Parameter]]] = []
         self._hold(model.__dict__, ("growth_history",))
         self._hold(model.config.__dict__)
+        for holder, names_of in also:
+            self._hold(holder, names_of)
         norms = {norm for site in model.growable_linears() if site.neurons is not None for norm in site.neurons.norms}
         for name, module in model.named_modules():
             if name in norms or isinstance(module, (Growable, SkipBranch)):
                 for registered in (module._parameters, module._buffers, module._modules):
                     self._hold(registered)
                 self._hold(module.__dict__, _OF_MODULES)
+        for attention in model.attentions():
+            self._hold(attention.module.__dict__, (*attention.heads.counts, *attention.heads.widths))
+            if attention.heads.table is not None:
+                self._hold(model.get_submodule(attention.heads.table.rpartition(".")[0])._parameters)
         if optimizer is not None:
             inner = inner_optimizer(optimizer)
             self._hold(inner.state)

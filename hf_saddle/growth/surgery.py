@@ -8,16 +8,22 @@ import transformers
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from ..models.heads import fit_heads_
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from ..models.restacking import assign_
 from ..version import __version__
 from .attachments import check_attachments
+from .block_records import operators_of
+from .blocks import draft_blocks, inserted_blocks, rename_in_optimizer_, trained_outside
 from .changes import Changes
-from .costs import count_parameters, plan_cost
+from .costs import Cost, count_parameters, plan_cost
 from .drafting import check_plan, draft_growths
 from .event import GrowthEvent
+from .head_drafts import find_attention, is_of_heads, layers_of_growth, tables_of
 from .history import GrowthHistory
 from .install import check_changes, install_
-from .optimizer_state import carry_optimizer_state_
+from .macs import count_macs
+from .optimizer_state import carry_optimizer_state_, inner_optimizer
 from .plan import GrowthPlan, LayerGrowth
 from .snapshot import Snapshot
 
@@ -99,6 +105,17 @@ def grow_(
     return prepare_growth(model, plan, optimizer, **record).commit_()
 
 
+def check_model(model: GrowablePreTrainedModel) -> None:
+    """Raise a `ValueError` for a model that is not growable, or that is sharded, wrapped or quantised."""
+    check_saddle(model)
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        raise ValueError(
+            "The model is sharded (FSDP2, tensor parallelism) and cannot grow in place. Save a checkpoint, grow it in "
+            "one process, and resume from it."
+        )
+    model.check_linears()
+
+
 @torch.no_grad()
 def prepare_growth(
     model: GrowablePreTrainedModel, plan: GrowthPlan, optimizer: Optimizer | None = None, **record: Any
@@ -109,44 +126,48 @@ def prepare_growth(
     Where several processes train one model, each prepares, all compare, and then each commits.
     """
     started = time.perf_counter()
-    if not isinstance(model, GrowablePreTrainedModel):
-        raise ValueError(
-            f"Only Saddle models grow, got a {type(model).__name__}. Unwrap it (`accelerator.unwrap_model(model)`), "
-            "or convert a stock model with `from_stock`."
-        )
-    sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
-    if plan and sharded:
-        raise ValueError(
-            "The model is sharded (FSDP2, tensor parallelism) and cannot grow in place. Save a checkpoint, grow it in "
-            "one process, and resume from it."
-        )
-    model.check_linears(sharded)
+    check_model(model)
     history = GrowthHistory.from_model(model)
     if not history.matches(model):
         raise ValueError(
             "The growth history of the model does not lead to its shapes. If it went back to an earlier checkpoint, "
             "attach `GrowthHistory.from_model(model).rewound_to(model)`; else set `model.growth_history = None`."
         )
-    check_attachments(model, {growth.linear for growth in plan.growths})
+    stacks, changes = draft_blocks(model, plan)
+    heads = [growth for growth in plan.growths if is_of_heads(growth)]
+    layers = {layer for growth in plan.growths for layer in layers_of_growth(model, growth)}
+    check_attachments(model, layers, tables_of(find_attention(model, growth.linear) for growth in heads))
     kind = check_plan(model, plan)
-    parameters, macs, cost = count_parameters(model), history.macs, plan_cost(model, plan.growths)
-    changes = Changes()
+    parameters, macs = count_parameters(model), history.macs
+    cost = plan_cost(model, [growth for growth in plan.growths if not is_of_heads(growth)])
+    named = {parameter: name for name, parameter in model.named_parameters()}
+    also = [(holder, names) for holder, _, names in stacks.assignments]
+    counted = count_macs(model) if heads or plan.blocks else 0
     # The model grows and goes back, so that what can fail has not failed, and two sets of pointers are what is left.
-    before = Snapshot(model, optimizer)
+    before = Snapshot(model, optimizer, also)
     try:
+        assign_(stacks.assignments)
         for draft in draft_growths(model, plan):
             install_(draft, kind, str(model.config.skip_activation), changes)
         check_changes(changes)
+        if heads:
+            fit_heads_(model.base_model)
         shapes = model.shapes()
         shapes.write_(model.config, kind)
         if optimizer is not None:
             carry_optimizer_state_(optimizer, changes, list(model.parameters()))
+            rename_in_optimizer_(inner_optimizer(optimizer), model, named)
+        if heads or plan.blocks:
+            cost = Cost(count_parameters(model) - parameters, count_macs(model) - counted)
         event = GrowthEvent(
             criterion=plan.criterion,
-            operators=sorted({growth.operator for growth in plan.growths}),
+            operators=sorted({growth.operator for growth in plan.growths}) or operators_of(plan.blocks),
             layers=[layer_record(growth) for growth in plan.growths],
             predicted_gain=plan.predicted_gain,
+            forecast=plan.forecast,
             budget=plan.budget,
+            candidates=dict(plan.candidates),
+            held_back=plan.held_back,
             parameters_before=parameters,
             parameters_after=parameters + cost.parameters,
             macs_before=macs,
@@ -156,15 +177,28 @@ def prepare_growth(
             versions=versions(),
             replaced={change.old: change.new for change in changes.replaced},
             added={change.name: change.new for change in changes.added},
+            blocks=[block.to_dict() for block in plan.blocks],
+            frozen=plan.freeze,
             **record,
         )
         event.seconds = time.perf_counter() - started
         history.append(event)
+        if plan.freeze:
+            changes.frozen += trained_outside(model, inserted_blocks(history))
         history.attach_(model)
-        after = Snapshot(model, optimizer)
+        after = Snapshot(model, optimizer, also)
     finally:
         before.restore()
     return PreparedGrowth(event, changes, before, after)
+
+
+def check_saddle(model: Any) -> None:
+    """Raise a `ValueError` if this is no model that can grow."""
+    if not isinstance(model, GrowablePreTrainedModel):
+        raise ValueError(
+            f"Only Saddle models grow, got a {type(model).__name__}. Unwrap it (`accelerator.unwrap_model(model)`), "
+            "or convert a stock model with `from_stock`."
+        )
 
 
 def record_(model: GrowablePreTrainedModel, event: GrowthEvent) -> None:

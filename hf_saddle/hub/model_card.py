@@ -8,13 +8,16 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..growth import GrowthEvent, GrowthHistory, count_macs, count_parameters
+from ..growth.block_records import block_texts
 from ..growth.surgery import versions
 from ..models.configuration_saddle import TRANSFORMERS_RANGE
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .card_task import card_task, sample_name, usage
+from .comparison import Comparison
+from .comparison_text import comparison_text, settings_text
 from .escape import markdown, number, plain, quantity
 from .record import TrainingRecord, is_repo_id
-from .states import blocks_of, growths
+from .states import blocks_of, forecast, growths
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -36,6 +39,7 @@ def render_model_card(
     name: str,
     repo_id: str | None = None,
     pictures: list[str] | None = None,
+    comparison: Comparison | None = None,
     has_processor: bool = False,
     tags: list[str] | None = None,
 ) -> ModelCard:
@@ -48,6 +52,7 @@ def render_model_card(
         name (`str`): Title of the card, and the folder to load from where there is no `repo_id`.
         repo_id (`str`, *optional*): The repo on the Hub.
         pictures (`list[str]`, *optional*): Names of the pictures in the folder `pictures` beside the card.
+        comparison ([`Comparison`], *optional*): What the same training came to without growth and with random growth.
         has_processor (`bool`, *optional*, defaults to `False`): Whether its processor or tokenizer is beside the card.
         tags (`list[str]`, *optional*): More tags.
 
@@ -77,6 +82,8 @@ def render_model_card(
         "events": [_event(index, event) for index, event in enumerate(history.events, 1)],
         "rows": [row for index, event in enumerate(history.events, 1) for row in _rows(index, event)],
         "record": record,
+        "comparison": None if comparison is None else comparison_text(comparison),
+        "compared": "" if comparison is None else markdown(settings_text(comparison), 1000),
         "versions": _versions(history, record),
     }
     context |= _training(record) if record is not None else {"results": []}
@@ -179,9 +186,9 @@ def _event(index: int, event: GrowthEvent) -> dict[str, str]:
         "step": _optional(event.step),
         "epoch": _optional(event.epoch),
         "criterion": markdown(event.criterion or "by hand"),
-        "operators": markdown(", ".join(map(str, event.operators)) or "none"),
-        "neurons": number(sum(growth.chosen for growth in growths(event))),
-        "gain": number(event.predicted_gain) if event.criterion else "",
+        "operators": markdown(", ".join([*map(str, event.operators), *block_texts(event.blocks)]) or "none"),
+        "neurons": number(event.neurons) + (f" and {number(event.heads)} heads" if event.heads else ""),
+        "gain": forecast(event),
         "losses": " → ".join(text or "?" for text in losses) if any(losses) else "",
         "parameters": f"{number(event.parameters_before)} → {number(event.parameters_after)}",
         "seconds": number(event.seconds),
@@ -198,7 +205,7 @@ def _rows(index: int, event: GrowthEvent) -> list[dict[str, str]]:
             "operator": f"`{growth.operator}`",
             "chosen": f"{number(growth.chosen)} of {number(growth.candidates)}",
             "eigenvalues": ", ".join(number(value) for value in growth.eigenvalues) if event.criterion else "",
-            "gain": number(growth.predicted_gain) if event.criterion else "",
+            "gain": number(growth.predicted_gain) if event.forecast else "",
         }
         for growth in growths(event)
     ]

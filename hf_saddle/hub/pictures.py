@@ -8,12 +8,14 @@ from pathlib import Path
 
 from ..curvature import CurvatureReport
 from ..growth import GrowthHistory
+from .comparison import Comparison
 from .states import Baseline
 
 
 logger = logging.getLogger(__name__)
 
 DRAWINGS = ("architecture", "timeline", "eigenvalues", "loss", "cost")
+COMPARISON = "comparison"
 # Pictures of earlier versions, which are removed where one is found.
 RETIRED = ("accuracy",)
 SUFFIXES = (".svg", ".png")
@@ -89,3 +91,25 @@ def save_report(path: Path, report: CurvatureReport) -> None:
     from .report_plot import draw_report
 
     draw_report(path, report)
+
+
+def save_comparison(folder: Path, comparison: Comparison) -> str:
+    """
+    Draw the validation loss of the arms of a comparison over what it has cost, as SVG and PNG.
+
+    Args:
+        folder (`Path`): Where to write; made if missing.
+        comparison ([`Comparison`]): The trainings.
+
+    Returns:
+        `str`: Name of the picture, without suffix.
+
+    Raises:
+        ImportError: If matplotlib, the extra `plots`, is not installed.
+    """
+    check_matplotlib()
+    from .comparison_plot import draw_comparison
+
+    folder.mkdir(parents=True, exist_ok=True)
+    draw_comparison([folder / f"{COMPARISON}{suffix}" for suffix in SUFFIXES], comparison)
+    return COMPARISON

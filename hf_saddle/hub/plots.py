@@ -15,7 +15,19 @@ from matplotlib.figure import Figure
 from ..growth import GrowthEvent, GrowthHistory
 from .cost_plot import draw_cost
 from .pictures import SUFFIXES
-from .states import READING, Baseline, Growth, State, blocks_of, growths, last_step, linears, series, states
+from .states import (
+    READING,
+    Baseline,
+    Growth,
+    State,
+    blocks_of,
+    growths,
+    last_step,
+    linears,
+    series,
+    states,
+    width_text,
+)
 from .style import (
     BLUE,
     BLUES,
@@ -80,12 +92,20 @@ def draw_architecture(history: GrowthHistory, neurons: Mapping[str, int]) -> Fig
     names = linears(history)
     layers = range(len(last.widths))
     width = max(5.5, 1.6 + 0.8 * len(layers))
-    figure, (top, bottom) = new_figure(width, 4.2, nrows=2, height_ratios=[1.6, len(names)], sharex=True)
+    headed = any(last.heads)
+    ratios = [2.4 if headed else 1.6, len(names)]
+    figure, (top, bottom) = new_figure(width, 4.6 if headed else 4.2, nrows=2, height_ratios=ratios, sharex=True)
     added = np.array([[last.widths[i] - first.widths[i] for i in layers]], dtype=float)
-    texts = [[f"+{int(added[0, i])} of {first.widths[i]}" if added[0, i] else str(last.widths[i]) for i in layers]]
+    texts = [[width_text(first.widths[i], last.widths[i]) for i in layers]]
+    if headed:
+        # Colours of both rows reach from nothing to the most of their own kind.
+        both = np.array([added[0], last.heads], dtype=float)
+        added = both / both.max(axis=1, keepdims=True).clip(1)
+        texts.append([f"+{number}" if number else "" for number in last.heads])
     _heat(top, added, texts, BLUES)
-    top.set_title("Width: hidden neurons added to each layer, of those at the start")
-    top.set_yticks([0], ["hidden"])
+    more = ", and attention heads added" if headed else ""
+    top.set_title(f"Width: hidden neurons added to each layer, of those at the start{more}")
+    top.set_yticks(range(len(texts)), ["hidden", "heads"][: len(texts)])
     units = np.array([[last.units(i, linear) for i in layers] for linear in names], dtype=float)
     blocks = blocks_of(history.shapes)
     texts = [[_units(last, neurons, i, linear, blocks[i]) for i in layers] for linear in names]
@@ -159,8 +179,9 @@ def _three_panels(width: float, height: float) -> tuple[Figure, tuple[Axes, Axes
 def draw_eigenvalues(history: GrowthHistory) -> Figure:
     """Range and mean of the eigenvalues of neurons that grew, one panel per event, one line per linear that grew."""
     events = _measured(history)
-    names = linears(history)
-    found = {_place(growth) for _, event in events for growth in growths(event)}
+    grown = [growth for _, event in events for growth in growths(event)]
+    names = [*linears(history), *(growth.linear for growth in grown if growth.of_heads)]
+    found = {_place(growth) for growth in grown}
     places = sorted(found, key=lambda place: (place[0], names.index(place[1]), place[2]))
     columns = min(3, len(events))
     rows = math.ceil(len(events) / columns)

@@ -13,8 +13,8 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import PreTrainedModel, TrainerState, TrainingArguments
 
 from ..growth import GrowthConfig
-from ..growth.config import is_number
 from ..growth.surgery import versions
+from ..growth.values import is_number
 from ..models.json_files import read_json
 
 
@@ -82,6 +82,7 @@ class TrainingRecord:
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name == "split"):
                 raise ValueError(f"`{name}` of a training record must be text, got {value!r}.")
+        self.dataset, self.base_model = (value and public_name(value) for value in (self.dataset, self.base_model))
         for name in ("settings", "growth", "results", "versions"):
             value = getattr(self, name)
             if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
@@ -130,12 +131,11 @@ class TrainingRecord:
                 settings[name] = _plain(value)
         if "max_steps" in settings:
             settings.pop("num_train_epochs")
-        start = base_model or model.name_or_path or None
         log = _numbers_only(state.log_history)
         split, results = _results(log, state.best_global_step if args.load_best_model_at_end else None)
         return cls(
             dataset=dataset,
-            base_model=start if start is None or is_repo_id(start) else Path(start).name,
+            base_model=base_model or model.name_or_path or None,
             license=license,
             settings=settings,
             growth=_differences(growth),
@@ -195,6 +195,13 @@ def is_repo_id(name: str) -> bool:
     except HFValidationError:
         return False
     return "/" in name and not Path(name).exists()
+
+
+def public_name(source: str) -> str:
+    """What may be told of where something came from: the id of a repo, or the last part of a path."""
+    if is_repo_id(source):
+        return source
+    return Path(source).name or Path(source).resolve().name
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from ..growth import GrowthEvent, GrowthHistory
+from ..growth.block_records import block_texts
 from .escape import markup, number, quantity
 from .record import TrainingRecord
 from .report_style import STYLE
@@ -11,6 +12,7 @@ from .states import (
     Baseline,
     State,
     blocks_of,
+    forecast,
     growths,
     last_step,
     linears,
@@ -18,6 +20,7 @@ from .states import (
     seconds_at,
     series,
     states,
+    width_text,
 )
 from .svg import Line, chart
 
@@ -85,7 +88,10 @@ def _sizes(found: Sequence[State], history: GrowthHistory) -> str:
     tiles = [
         ("parameters", f"{quantity(first.parameters)} → {quantity(last.parameters)}"),
         ("multiply-accumulates", f"{quantity(first.macs)} → {quantity(last.macs)}"),
-        ("events that grew", f"{sum(bool(event.layers) for event in history.events)} of {len(history.events)}"),
+        (
+            "events that grew",
+            f"{sum(bool(event.layers or event.blocks) for event in history.events)} of {len(history.events)}",
+        ),
         ("seconds of growth", number(float(seconds))),
     ]
     return '<dl class="tiles">' + "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in tiles) + "</dl>"
@@ -102,9 +108,12 @@ def _architecture(history: GrowthHistory, first: State, last: State, neurons: Ma
 
     rows = []
     added = [last.widths[i] - first.widths[i] for i in layers]
-    texts = [f"+{added[i]} of {first.widths[i]}" if added[i] else str(last.widths[i]) for i in layers]
+    texts = [width_text(first.widths[i], last.widths[i]) for i in layers]
     cells = "".join(cell("width", added[i], widest, texts[i]) for i in layers)
     rows.append(f'<tr><th scope="row">hidden neurons</th>{cells}</tr>')
+    if any(last.heads):
+        cells = "".join(cell("width", n, max(last.heads), f"+{n}" if n else "") for n in last.heads)
+        rows.append(f'<tr><th scope="row">attention heads</th>{cells}</tr>')
     for linear in names:
         cells = ""
         for i in layers:
@@ -169,7 +178,7 @@ def _losses(
 def _events(history: GrowthHistory) -> str:
     if not history.events:
         return "<h2>Events</h2><p>This model has not grown.</p>"
-    head = ["event", "step", "chosen of candidates", "parameters", "predicted gain", "probe loss", "seconds"]
+    head = ["event", "step", "chosen of candidates", "parameters", "predicted decrease", "probe loss", "seconds"]
     rows = [_event(index, event) for index, event in enumerate(history.events, 1)]
     notes = [
         f"<li>Event {index}: {markup(event.held_back, 1000)}</li>"
@@ -189,13 +198,14 @@ def _event(index: int, event: GrowthEvent) -> list[str]:
         f"{markup(name)} {chosen.get(name, 0)}" + (f" of {event.candidates[name]}" if name in event.candidates else "")
         for name in operators
     )
+    told = ", ".join([*([told] if told else []), *map(markup, block_texts(event.blocks))])
     losses = ["?" if loss is None else number(loss, 4) for loss in (event.loss_before, event.loss_after)]
     return [
         str(index),
         "" if event.step is None else number(event.step),
         told or "none",
         f"{number(event.parameters_before)} → {number(event.parameters_after)}",
-        number(event.predicted_gain) if event.criterion else "",
+        forecast(event),
         " → ".join(losses) if losses != ["?", "?"] else "",
         number(float(event.seconds)),
     ]
@@ -209,7 +219,7 @@ def _eigenvalues(history: GrowthHistory) -> str:
             markup(growth.operator),
             f"{growth.chosen} of {growth.candidates}",
             *(number(value) for value in growth.eigenvalues),
-            number(growth.predicted_gain),
+            number(growth.predicted_gain) if event.forecast else "",
         ]
         for index, event in enumerate(history.events, 1)
         if event.criterion is not None
@@ -217,7 +227,16 @@ def _eigenvalues(history: GrowthHistory) -> str:
     ]
     if not rows:
         return ""
-    head = ["event", "layer and linear", "operator", "chosen", "smallest", "mean", "largest eigenvalue", "gain"]
+    head = [
+        "event",
+        "layer and linear",
+        "operator",
+        "chosen",
+        "smallest",
+        "mean",
+        "largest eigenvalue",
+        "predicted decrease",
+    ]
     return (
         f"<h2>Eigenvalues</h2><p>{markup(READING, 400)}</p><details><summary>Every linear of every event"
         f"</summary>{_table(head, rows, 'numbers')}</details>"

@@ -17,8 +17,9 @@ from ..growth import GrowthHistory
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.pushing import MODEL_FILES
 from .card_task import has_processor
+from .comparison import COMPARISON_NAME, Comparison
 from .model_card import MARK, PICTURES, render_model_card
-from .pictures import DRAWINGS, RETIRED, SUFFIXES, can_draw, save_pictures
+from .pictures import COMPARISON, DRAWINGS, RETIRED, SUFFIXES, can_draw, save_comparison, save_pictures
 from .record import RECORD_NAME, TrainingRecord, fingerprint
 from .states import neuron_counts
 
@@ -27,7 +28,11 @@ logger = logging.getLogger(__name__)
 
 CARD_NAME = "README.md"
 # What this package writes beside model and card: the next push replaces it, or removes it where there is none.
-CARD_FILES = (RECORD_NAME, *(f"{PICTURES}/{name}{suffix}" for name in (*DRAWINGS, *RETIRED) for suffix in SUFFIXES))
+CARD_FILES = (
+    RECORD_NAME,
+    COMPARISON_NAME,
+    *(f"{PICTURES}/{name}{suffix}" for name in (*DRAWINGS, COMPARISON, *RETIRED) for suffix in SUFFIXES),
+)
 # Texts of cards that a program wrote, and that may be replaced: ours, that of `push_to_hub`, that of `Trainer`.
 _REPLACEABLE = (MARK, "card has been automatically generated", "card has been generated automatically")
 
@@ -42,6 +47,8 @@ def write_model_card(
 ) -> Path:
     """
     Write `README.md`, its pictures and `training_record.json` into a folder that has, or will have, the weights.
+
+    A `comparison.json` in the folder that is of exactly these weights becomes the section "Did growth help?".
 
     A card that somebody has edited, that is, one without the comment that this function puts into it, is left alone.
 
@@ -72,6 +79,9 @@ def write_model_card(
         record.save(folder)
     log = record.log if record is not None else ()
     pictures = save_pictures(folder / PICTURES, history, log, neurons=neuron_counts(model)) if can_draw() else []
+    comparison = _find_comparison(model, folder)
+    if comparison is not None and can_draw():
+        pictures.append(save_comparison(folder / PICTURES, comparison))
     old = card_path.read_text() if card_path.is_file() else None
     if old is not None and not any(text in old for text in _REPLACEABLE):
         logger.warning(f"{card_path} was written by hand and is kept. Remove it to have a card written.")
@@ -83,6 +93,7 @@ def write_model_card(
         name=(repo_id or folder.resolve().name).split("/")[-1],
         repo_id=repo_id,
         pictures=pictures,
+        comparison=comparison,
         has_processor=has_processor(folder, model),
         tags=[*known_tags, *(tags or [])],
     )
@@ -199,6 +210,13 @@ def _find_record(model: GrowablePreTrainedModel, folders: list[Path]) -> Trainin
         return None
     weights = fingerprint(model)
     return next((record for record in found if record.weights == weights), None)
+
+
+def _find_comparison(model: GrowablePreTrainedModel, folder: Path) -> Comparison | None:
+    """The comparison in a folder, if it was put there for exactly these weights."""
+    path = folder / COMPARISON_NAME
+    comparison = Comparison.load(path) if path.is_file() else None
+    return comparison if comparison is not None and comparison.weights == fingerprint(model) else None
 
 
 def _fetch_record(folder: Path, repo_id: str, token: str | bool | None) -> None:

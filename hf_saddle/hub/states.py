@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..growth import GrowthEvent, GrowthHistory
-from ..growth.operators import OPERATORS
+from ..growth.block_records import blocks_with, new_blocks
+from ..growth.operators import HEAD_OPERATORS, OPERATORS
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.shapes import Shapes
 from ..models.sites import Place
+from .escape import number
 from .record import CLOCK
 
 
@@ -29,6 +31,7 @@ class State:
     macs: int
     widths: tuple[int, ...]  # hidden neurons of each layer
     branches: tuple[dict[str, list[int]], ...]  # of each layer: linear -> widths of its nested branches
+    heads: tuple[int, ...]  # attention heads that each layer has gained
 
     def units(self, layer: int, linear: str) -> int:
         """Number of skip units of a linear, all depths together."""
@@ -58,19 +61,53 @@ class Growth:
 
     @property
     def widens(self) -> bool:
-        """Whether the linear became wider; otherwise it became deeper."""
-        return not OPERATORS[self.operator].deepens
+        """Whether the linear became wider, or the attention got heads; otherwise it became deeper."""
+        return self.of_heads or not OPERATORS[self.operator].deepens
+
+    @property
+    def of_heads(self) -> bool:
+        """Whether heads of an attention module grew."""
+        return self.operator in HEAD_OPERATORS
 
 
 def states(history: GrowthHistory) -> list[State]:
-    """The states of a history in order; the first is the model before any growth."""
-    initial = history.initial
-    found = [_state(0, initial.parameters, initial.macs, initial.shapes)]
-    for event in history.events:
+    """
+    The states of a history in order; the first is the model before any growth. Layers are counted as in the last one:
+    blocks that are not there yet have no neurons.
+    """
+    initial, places = history.initial, _last_places(history)
+    number = len(places[-1])
+    found = [_state(0, initial.parameters, initial.macs, initial.shapes, places[0], number)]
+    for event, own in zip(history.events, places[1:], strict=True):
         # An event by hand knows no step: it is drawn one step after the one before it.
         step = found[-1].step + 1 if event.step is None else event.step
-        found.append(_state(step, event.parameters_after, event.macs_after, event.shapes))
+        state = _state(step, event.parameters_after, event.macs_after, event.shapes, own, number)
+        heads = list(found[-1].heads)
+        for growth in growths(event):
+            heads[own[growth.layer]] += growth.chosen if growth.of_heads else 0
+        found.append(replace(state, heads=tuple(heads)))
     return found
+
+
+def _last_places(history: GrowthHistory) -> list[list[int]]:
+    """For the model before each event and after the last, where its blocks are in the last one, by their order."""
+    last = blocks_of(history.shapes)
+    shapes = [history.initial.shapes, *(event.shapes for event in history.events)]
+    found = []
+    for index, own in enumerate(shapes):
+        paths = blocks_of(own)
+        for before, event in zip(shapes[index:], history.events[index:], strict=False):
+            number = len(paths)
+            paths = blocks_with(paths, before, new_blocks(event.blocks, "a growth event"))[:number]
+        found.append([last.index(path) for path in paths])
+    return found
+
+
+def width_text(first: int, last: int) -> str:
+    """`+10 of 64`: ten neurons of a layer with 64 at the start; `new, 64` of one that was not there."""
+    if not first:
+        return f"new, {last}"
+    return f"+{last - first} of {first}" if last > first else str(last)
 
 
 def neuron_counts(model: GrowablePreTrainedModel) -> dict[str, int]:
@@ -133,11 +170,19 @@ def growths(event: GrowthEvent) -> list[Growth]:
         raise ValueError(f"The growth history is damaged: a record of a linear cannot be read ({error!r}).") from error
 
 
+def forecast(event: GrowthEvent) -> str:
+    """The decrease of the loss that was predicted, and of what; empty where nothing was."""
+    if event.forecast is None:
+        return ""
+    return number(event.predicted_gain) + ("" if event.forecast == "event" else f" ({event.forecast})")
+
+
 def linears(history: GrowthHistory) -> list[str]:
     """Names in their layers of the linears that have hidden neurons or units, or that grew."""
     roots = [root for shapes in (history.shapes, history.initial.shapes) for root in shapes.skip_sizes]
     names = [Place.parse(root).linear for root in (*roots, *history.initial.shapes.widths)]
-    return list(dict.fromkeys((*names, *(growth.linear for event in history.events for growth in growths(event)))))
+    grown = (growth for event in history.events for growth in growths(event))
+    return list(dict.fromkeys((*names, *(growth.linear for growth in grown if not growth.of_heads))))
 
 
 def blocks_of(shapes: Shapes) -> list[str]:
@@ -145,20 +190,20 @@ def blocks_of(shapes: Shapes) -> list[str]:
     return list(dict.fromkeys(Place.parse(root).block for root in shapes.widths))
 
 
-def _state(step: int, parameters: int, macs: int, shapes: Shapes) -> State:
-    blocks = blocks_of(shapes)
-    widths, branches = [0] * len(blocks), [dict[str, list[int]]() for _ in blocks]
+def _state(step: int, parameters: int, macs: int, shapes: Shapes, places: list[int], number: int) -> State:
+    where = dict(zip(blocks_of(shapes), places, strict=True))
+    widths, branches = [0] * number, [dict[str, list[int]]() for _ in range(number)]
     for root, width in shapes.widths.items():
-        widths[blocks.index(Place.parse(root).block)] += width
+        widths[where[Place.parse(root).block]] += width
     for root, sizes in shapes.skip_sizes.items():
         place = Place.parse(root)
-        branches[blocks.index(place.block)][place.linear] = list(sizes)
-    return State(step, parameters, macs, tuple(widths), tuple(branches))
+        branches[where[place.block]][place.linear] = list(sizes)
+    return State(step, parameters, macs, tuple(widths), tuple(branches), (0,) * number)
 
 
 def _growth(record: dict[str, Any], blocks: list[str]) -> Growth:
     place = Place.parse(record["linear"])
-    if record["operator"] not in OPERATORS:
+    if record["operator"] not in (*OPERATORS, *HEAD_OPERATORS):
         raise ValueError(f"{record['linear']!r} cannot grow by {record['operator']!r}")
     numbers = [record["eigenvalue"][key] for key in ("min", "mean", "max")] + [record["predicted_gain"]]
     if not all(math.isfinite(number) for number in numbers):

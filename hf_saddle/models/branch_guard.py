@@ -180,28 +180,49 @@ def check_wrapper(wrapper: nn.Module, linear: Growable, place: str) -> None:
         )
 
 
-def check_quantised(model: Any) -> None:
+def check_quantiser(model: Any, quantiser: Any) -> None:
     """
-    Verify that a quantiser has done what `from_pretrained` was asked for.
+    Verify, before weights are read, that a quantiser does what `from_pretrained` was asked for.
 
     Raises:
-        ValueError: If it passed over all growable linears, or quantised one of two rows that are to be added.
+        ValueError: If it passes over all growable linears. Other layers it may leave, as in stock models.
     """
-    places = [site.module for site in model.linear_places()]
-    unchanged = [place for place in places if isinstance(place, Growable)]
-    quantised = [place for place in unchanged if is_traceable_wrapper_subclass(place.weight)]
-    method = model.hf_quantizer.quantization_config.quant_method
-    if len(unchanged) == len(places) and not quantised:
+    places = list(model.linear_places())
+    linears = [site for site in places if isinstance(site.module, nn.Linear)]
+    exchanged = any(not isinstance(site.module, Growable) for site in places)
+    # Some keep the modules, and exchange weights while they are read.
+    named = (f"{site.path}.weight" for site in linears)
+    if linears and not exchanged and not any(quantiser.param_needs_quantization(model, at) for at in named):
+        method = quantiser.quantization_config.quant_method
         raise ValueError(
             f"The quantiser {method} has left every growable linear as it was, as those do that exchange plain "
             "`nn.Linear` only. Use one that takes subclasses too (torchao, quanto), or quantise the stock model that "
             "`hf-saddle convert --to stock` makes of one that grew in width only."
         )
-    if any(isinstance(linear, PairedLinear) for linear in quantised):
+
+
+def check_quantised(model: Any) -> None:
+    """
+    Verify what a quantiser has made of a model's weights.
+
+    Raises:
+        ValueError: If it quantised one of two rows that are to be added.
+    """
+    method = model.hf_quantizer.quantization_config.quant_method
+    paired = (site.module for site in model.linear_places() if isinstance(site.module, PairedLinear))
+    if any(is_traceable_wrapper_subclass(linear.weight) for linear in paired):
         raise ValueError(
             f"The quantiser {method} cannot quantise residual pairs, whose rows are added. Merge them first: "
             "`hf-saddle convert --to merged`."
         )
 
 
-__all__ = ["ADDITIVE_TUNERS", "branch_links", "check_branches", "check_quantised", "check_wrapper", "guarded"]
+__all__ = [
+    "ADDITIVE_TUNERS",
+    "branch_links",
+    "check_branches",
+    "check_quantised",
+    "check_quantiser",
+    "check_wrapper",
+    "guarded",
+]

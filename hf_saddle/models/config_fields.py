@@ -35,6 +35,7 @@ _SIZE_FIELDS = (
 _OPTIONAL_SIZE_FIELDS = ("head_dim", "n_inner", "pooler_output_size")
 _SIDE_FIELDS = ("image_size", "patch_size")
 _ACTIVATION_FIELDS = ("activation_function", "hidden_act", "hidden_activation", "pooler_act", "skip_activation")
+SHAPE_FIELDS = ("widths", "skip_sizes", "heads")
 _PROBABILITY_FIELDS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 _SCALE_FIELDS = ("initializer_range", "layer_norm_eps")
 
@@ -80,7 +81,7 @@ def check_field(field: str, value: Any) -> None:
         raise ValueError(f"`auto_map` must map names of Auto classes to code, got {value!r}.")
     elif field in ("id2label", "label2id"):
         _check_labels(field, value)
-    elif field in ("widths", "skip_sizes"):
+    elif field in SHAPE_FIELDS:
         check_shapes(field, value)
 
 
@@ -93,4 +94,4 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-__all__ = ["LAYER_FIELDS", "MAX_PARAMETERS", "check_field", "is_number"]
+__all__ = ["LAYER_FIELDS", "MAX_PARAMETERS", "SHAPE_FIELDS", "check_field", "is_number"]

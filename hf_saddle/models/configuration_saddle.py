@@ -12,7 +12,7 @@ from transformers.activations import ACT2FN
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils.versions import require_version
 
-from .config_fields import check_field
+from .config_fields import SHAPE_FIELDS, check_field
 from .families import FAMILIES, family_of
 from .growable import SKIP_UNITS
 from .json_files import read_json
@@ -59,6 +59,9 @@ class SaddleConfig(PreTrainedConfig):
         skip_sizes (`dict[str, list[int]]`, *optional*):
             Depth: for the path of a layer the widths of its nested skip branches, outermost first:
             `{"layers.0.mlp.fc1": [4, 2]}`.
+        heads (`dict[str, int]`, *optional*):
+            Attention heads, or key-value heads where these serve groups of queries, that differ in number from those
+            of stock, by the path of the attention module: `{"layers.0.attention": 5}`.
         skip_unit (`str`, *optional*, defaults to `"gain"`):
             Kind of the branches' units: `"gain"`, `"residual_pair"` or `"residual"` (merged pairs).
         skip_activation (`str`, *optional*):
@@ -68,6 +71,7 @@ class SaddleConfig(PreTrainedConfig):
 
     widths: dict[str, int] | None = None
     skip_sizes: dict[str, list[int]] | None = None
+    heads: dict[str, int] | None = None
     skip_unit: str = "gain"
     skip_activation: str | None = None
 
@@ -89,7 +93,7 @@ class SaddleConfig(PreTrainedConfig):
 
     def __setattr__(self, key: str, value: Any) -> None:
         check_field(key, value)
-        if key in ("widths", "skip_sizes"):
+        if key in SHAPE_FIELDS:
             check_paths(self, key, value)
         try:
             super().__setattr__(key, value)
@@ -104,8 +108,8 @@ class SaddleConfig(PreTrainedConfig):
     def per_layer_config(self, value: Any) -> None:
         if value is not None:
             raise ValueError(
-                f"A {type(self).__name__} has no `per_layer_config`: the shapes of single layers are `widths` and "
-                "`skip_sizes`, by path."
+                f"A {type(self).__name__} has no `per_layer_config`: the shapes of single layers are `widths`, "
+                "`skip_sizes` and `heads`, by path."
             )
 
     def stock(self) -> Any:
@@ -132,7 +136,7 @@ class SaddleConfig(PreTrainedConfig):
     def to_diff_dict(self) -> dict[str, Any]:
         """As in transformers; of a grown model with an entry at which stock classes fail, see `REFUSAL`."""
         values: dict[str, Any] = super().to_diff_dict()
-        if not self.widths and not self.skip_sizes:
+        if not self.widths and not self.skip_sizes and not self.heads:
             return values
         own = {field.name for field in fields(cast(Any, self))}
         counted = "num_hidden_layers" in own | set(self.attribute_map)

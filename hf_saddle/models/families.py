@@ -1,10 +1,13 @@
 """Where the neurons of each architecture are: all that a family needs to grow."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import transformers
 from torch import nn
+
+from .head_kinds import BERT, CLIP, GPT2, GROUPED, SWIN, VISION, Heads
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,18 @@ class Block:
         path (`str`): Path in the base model; `*` stands for any index.
         linears (`tuple[str, ...]`): Layers that skip branches may feed, in the order of the forward pass.
         neurons (`tuple[Neurons, ...]`): Neurons that may be split.
+        outputs (`tuple[str, ...]`): Modules, or parameters, that all of what it adds to its input passes last.
+        heads ([`Heads`], *optional*): Attention heads that may be.
     """
 
     path: str
     linears: tuple[str, ...]
     neurons: tuple[Neurons, ...] = ()
+    outputs: tuple[str, ...] = ()
+    heads: Heads | None = None
 
 
-Inside = tuple[tuple[str, ...], tuple[Neurons, ...]]  # linears and neurons of a block
+Inside = tuple[tuple[str, ...], tuple[Neurons, ...], tuple[str, ...]]  # linears, neurons and outputs of a block
 
 
 @dataclass(frozen=True)
@@ -60,47 +67,72 @@ class Family:
 
     Attributes:
         paths (`tuple[str, ...]`): Where its kinds of blocks are, in the order of the forward pass, see [`Block`].
-        insides (`Callable`): Maps a config of the type to linears and neurons of each of these kinds.
+        insides (`Callable`): Maps a config of the type to linears, neurons and outputs of each of these kinds.
         activation (`str`): The field of the config that names the activation of the neurons.
         widths (`tuple[str, ...]`):
             The field of the stock config that says how many neurons there are, for each of `paths`; none if they
             follow from others.
+        counts (`tuple[str, ...]`):
+            The field of the stock config that says how many blocks there are, for each of `paths`; of paths in stages
+            it has a number for each.
+        silence (`float`): The value of all parameters of a block's outputs at which it adds nothing to its input.
+        audible (`Callable`): Why a block whose outputs are silent still changes what passes it; `None` if it does not.
+        heads (`Heads` or `str`): The attention heads of each of these kinds, or why heads cannot grow.
     """
 
     paths: tuple[str, ...]
     insides: Callable[[Any], tuple[Inside, ...]]
     activation: str = "hidden_act"
     widths: tuple[str, ...] = ("intermediate_size",)
+    counts: tuple[str, ...] = ("num_hidden_layers",)
+    silence: float = 0.0
+    audible: Callable[[Any], str | None] = lambda config: None
+    heads: Heads | str = "they have no attention heads"
 
     def blocks(self, config: Any) -> tuple[Block, ...]:
         """The kinds of blocks of a config of the type."""
-        return tuple(Block(path, *inside) for path, inside in zip(self.paths, self.insides(config), strict=True))
+        heads = self.heads if isinstance(self.heads, Heads) else None
+        insides = zip(self.paths, self.insides(config), strict=True)
+        return tuple(Block(path, *inside, heads) for path, inside in insides)
 
 
 def _names(prefix: str, names: str) -> tuple[str, ...]:
     return tuple(f"{prefix}.{name}" for name in names.split())
 
 
-def _mlp(linears: tuple[str, ...], rows: str, reader: str, activation: str) -> tuple[Inside]:
-    """A block of attention and an MLP of two layers; `rows` names one layer, or gate and up."""
+def _mlp(
+    linears: tuple[str, ...], rows: str, reader: str, activation: str, outputs: tuple[str, ...] | None = None
+) -> tuple[Inside]:
+    """
+    A block of attention and an MLP of two layers; `rows` names one layer, or gate and up. Its outputs are by default
+    the last layers of each attention, which come fourth, and of the MLP.
+    """
     first = tuple(rows.split())
-    return (((*linears, *first, reader), (Neurons(first, (reader,), activation),)),)
+    outputs = (*linears[3::4], reader) if outputs is None else outputs
+    return (((*linears, *first, reader), (Neurons(first, (reader,), activation),), outputs),)
 
 
-def _llama(config: Any) -> tuple[Inside, ...]:
+def _llama(config: Any, outputs: tuple[str, ...] | None = None) -> tuple[Inside, ...]:
     attention = _names("self_attn", "q_proj k_proj v_proj o_proj")
-    return _mlp(attention, "mlp.gate_proj mlp.up_proj", "mlp.down_proj", "mlp.act_fn")
+    return _mlp(attention, "mlp.gate_proj mlp.up_proj", "mlp.down_proj", "mlp.act_fn", outputs)
 
 
-def _vit(config: Any) -> tuple[Inside, ...]:
-    return _mlp(_names("attention", "q_proj k_proj v_proj o_proj"), "mlp.fc1", "mlp.fc2", "mlp.activation_fn")
+def _gemma(config: Any) -> tuple[Inside, ...]:
+    # Of linears that answer nothing these norms would make full answers again after the first step.
+    return _llama(config, ("post_attention_layernorm", "post_feedforward_layernorm"))
+
+
+def _vit(config: Any, outputs: tuple[str, ...] | None = None) -> tuple[Inside, ...]:
+    attention = _names("attention", "q_proj k_proj v_proj o_proj")
+    return _mlp(attention, "mlp.fc1", "mlp.fc2", "mlp.activation_fn", outputs)
 
 
 def _dinov2(config: Any) -> tuple[Inside, ...]:
+    scales = ("layer_scale1", "layer_scale2")
     if not config.use_swiglu_ffn:
-        return _vit(config)
+        return _vit(config, scales)
     attention = _names("attention", "q_proj k_proj v_proj o_proj")
-    return _mlp(attention, "mlp.gate_proj mlp.up_proj", "mlp.down_proj", "mlp.act_fn")
+    return _mlp(attention, "mlp.gate_proj mlp.up_proj", "mlp.down_proj", "mlp.act_fn", scales)
 
 
 def _clip(config: Any) -> tuple[Inside, ...]:
@@ -108,7 +140,8 @@ def _clip(config: Any) -> tuple[Inside, ...]:
 
 
 def _convnext(config: Any) -> tuple[Inside, ...]:
-    return _mlp(("dwconv",), "pwconv1", "pwconv2", "act")
+    output = "layer_scale_parameter" if config.layer_scale_init_value > 0 else "pwconv2"
+    return _mlp(("dwconv",), "pwconv1", "pwconv2", "act", (output,))
 
 
 def _resnet(config: Any) -> tuple[Inside, ...]:
@@ -117,7 +150,13 @@ def _resnet(config: Any) -> tuple[Inside, ...]:
         Neurons((f"{one}.convolution",), (f"{two}.convolution",), f"{one}.activation", (f"{one}.normalization",))
         for one, two in zip(names, names[1:], strict=False)
     )
-    return ((tuple(f"{name}.convolution" for name in names), neurons),)
+    return ((tuple(f"{name}.convolution" for name in names), neurons, (f"{names[-1]}.normalization",)),)
+
+
+def _rectified(config: Any) -> str | None:
+    if config.hidden_act == "relu":
+        return None
+    return f"the activation {config.hidden_act!r} behind its sum is no ReLU, which would change nothing"
 
 
 def _bert(config: Any) -> tuple[Inside, ...]:
@@ -128,11 +167,16 @@ def _bert(config: Any) -> tuple[Inside, ...]:
     return _mlp(attention, "intermediate.dense", "output.dense", "intermediate.intermediate_act_fn")
 
 
+def _post_norm(config: Any) -> str | None:
+    return "it normalises the sum of its input and what it adds (post-norm)"
+
+
 def _gpt2(config: Any) -> tuple[Inside, ...]:
-    attention = _names("attn", "c_attn c_proj")
+    attention, outputs = _names("attn", "c_attn c_proj"), (*_names("attn", "c_proj"), "mlp.c_proj")
     if config.add_cross_attention:
         attention += _names("crossattention", "q_attn c_attn c_proj")
-    return _mlp(attention, "mlp.c_fc", "mlp.c_proj", "mlp.act")
+        outputs += ("crossattention.c_proj",)
+    return _mlp(attention, "mlp.c_fc", "mlp.c_proj", "mlp.act", outputs)
 
 
 def _whisper(config: Any) -> tuple[Inside, ...]:
@@ -154,28 +198,41 @@ def _t5(config: Any) -> tuple[Inside, ...]:
 
 _LAYERS = ("layers.*",)
 
+_STAGES = ("depths",)
+
 FAMILIES: dict[str, Family] = {
-    "bert": Family(("encoder.layer.*",), _bert),
-    "clip_vision_model": Family(("encoder.layers.*",), _clip),
-    "convnext": Family(("encoder.stages.*.layers.*",), _convnext, widths=()),
-    "deit": Family(_LAYERS, _vit),
-    "dinov2": Family(("encoder.layer.*",), _dinov2, widths=("mlp_ratio",)),
-    "dinov2_with_registers": Family(("encoder.layer.*",), _dinov2, widths=("mlp_ratio",)),
-    "gemma3_text": Family(_LAYERS, _llama, activation="hidden_activation"),
-    "gpt2": Family(("h.*",), _gpt2, activation="activation_function", widths=("n_inner",)),
-    "llama": Family(_LAYERS, _llama),
-    "mistral": Family(_LAYERS, _llama),
-    "qwen3": Family(_LAYERS, _llama),
-    "resnet": Family(("encoder.stages.*.layers.*",), _resnet, widths=()),
-    "roberta": Family(("encoder.layer.*",), _bert),
-    "swin": Family(("encoder.layers.*.blocks.*",), _vit, widths=("mlp_ratio",)),
-    "t5": Family(("encoder.block.*", "decoder.block.*"), _t5, activation="dense_act_fn", widths=("d_ff", "d_ff")),
-    "vit": Family(_LAYERS, _vit),
+    "bert": Family(("encoder.layer.*",), _bert, audible=_post_norm, heads=BERT),
+    "clip_vision_model": Family(("encoder.layers.*",), _clip, heads=CLIP),
+    "convnext": Family(("encoder.stages.*.layers.*",), _convnext, widths=(), counts=_STAGES),
+    "deit": Family(_LAYERS, _vit, heads=VISION),
+    "dinov2": Family(("encoder.layer.*",), _dinov2, widths=("mlp_ratio",), heads=VISION),
+    "dinov2_with_registers": Family(("encoder.layer.*",), _dinov2, widths=("mlp_ratio",), heads=VISION),
+    "gemma3_text": Family(_LAYERS, _gemma, activation="hidden_activation", silence=-1.0, heads=GROUPED),
+    "gpt2": Family(
+        ("h.*",), _gpt2, activation="activation_function", widths=("n_inner",), counts=("n_layer",), heads=GPT2
+    ),
+    "llama": Family(_LAYERS, _llama, heads=GROUPED),
+    "mistral": Family(_LAYERS, _llama, heads=GROUPED),
+    "qwen3": Family(_LAYERS, _llama, heads=GROUPED),
+    "resnet": Family(("encoder.stages.*.layers.*",), _resnet, widths=(), counts=_STAGES, audible=_rectified),
+    "roberta": Family(("encoder.layer.*",), _bert, audible=_post_norm, heads=BERT),
+    "swin": Family(("encoder.layers.*.blocks.*",), _vit, widths=("mlp_ratio",), counts=_STAGES, heads=SWIN),
+    "t5": Family(
+        ("encoder.block.*", "decoder.block.*"),
+        _t5,
+        activation="dense_act_fn",
+        widths=("d_ff", "d_ff"),
+        counts=("num_layers", "num_decoder_layers"),
+        heads="all layers of a stack add the same relative positions, which have an entry for each head",
+    ),
+    "vit": Family(_LAYERS, _vit, heads=VISION),
     "whisper": Family(
         ("encoder.layers.*", "decoder.layers.*"),
         _whisper,
         activation="activation_function",
         widths=("encoder_ffn_dim", "decoder_ffn_dim"),
+        counts=("encoder_layers", "decoder_layers"),
+        heads=CLIP,
     ),
 }
 
@@ -197,13 +254,14 @@ def family_of(model_type: str) -> Family:
     return family
 
 
-def blocks_in(base: nn.Module, config: Any) -> Iterator[tuple[str, Block]]:
+def blocks_in(base: nn.Module, config: Any) -> list[tuple[str, Block]]:
     """
-    Yield every block of a base model, in the order of the forward pass, with its path.
+    Every block of a base model, in the order of the forward pass, with its path.
 
     Raises:
-        ValueError: If the model type is not known.
+        ValueError: If the model type is not known, or if the model does not have a module that the description names.
     """
+    blocks: list[tuple[str, Block]] = []
     for block in family_of(config.model_type).blocks(config):
         found = {"": base}
         for part in block.path.split("."):
@@ -213,7 +271,26 @@ def blocks_in(base: nn.Module, config: Any) -> Iterator[tuple[str, Block]]:
                 for name, child in module.named_children()
                 if part in ("*", name)
             }
-        yield from ((path, block) for path in found)
+        blocks += [(path, block) for path in found]
+    missing = [] if blocks else ["any block"]
+    for path, block in blocks:
+        known = {name for name, _ in base.get_submodule(path).named_modules(remove_duplicate=False)}
+        named = [*block.linears]
+        for neurons in block.neurons:
+            named += [*neurons.rows, *neurons.readers, *neurons.norms, neurons.activation]
+        missing += [f"{path}.{name}" for name in dict.fromkeys(named) if name not in known]
+    if missing:
+        raise ValueError(mismatch(base, f"has not {', '.join(missing[:5])}"))
+    return blocks
 
 
-__all__ = ["FAMILIES", "Block", "Family", "Neurons", "blocks_in", "family_of"]
+def mismatch(base: nn.Module, what: str) -> str:
+    """The message that a base model is not what the description of its type says."""
+    return (
+        f"A {type(base).__name__} of transformers {transformers.__version__} {what}, against the description of its "
+        "family in `FAMILIES` of hf_saddle/models/families.py. Adapters and quantisers have to come after the "
+        "conversion; if transformers has changed its modules, the description has to follow."
+    )
+
+
+__all__ = ["FAMILIES", "Block", "Family", "Neurons", "blocks_in", "family_of", "mismatch"]

@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 
-from .families import blocks_in
+from .families import blocks_in, mismatch
 from .growable import Growable, SkipBranch, check_growable, make_growable_
+from .heads import attentions_in, heads_of, resize_table_
 from .layouts import layout_of
 from .vision import finish_vision_
 
@@ -22,30 +22,29 @@ def inject_(base: Any, config: Any) -> bool:
         config ([`SaddleConfig`]): The growable config.
 
     Returns:
-        `bool`: Whether weights are to be initialised, since layers have other shapes than those of stock.
+        `bool`: Whether weights are to be initialised, since layers got other shapes than those that stock has
+            initialised; not again where they had become growable before.
 
     Raises:
         ValueError: If a module of the description is not there, or is of another kind, or if the config names layers
             that the model does not have.
     """
-    widths, branches = dict(config.widths or {}), dict(config.skip_sizes or {})
-    blocks = list(blocks_in(base, config))
+    widths, branches, heads = dict(config.widths or {}), dict(config.skip_sizes or {}), dict(config.heads or {})
+    blocks = blocks_in(base, config)
     found: dict[str, nn.Module] = {}
     for path, block in blocks:
-        described = [name for part in block.neurons for name in (part.activation, *part.norms)]
-        for name in (*block.linears, *described):
+        for name in block.linears:
+            root = f"{path}.{name}"
+            found[root] = base.get_submodule(root)
             try:
-                module = base.get_submodule(f"{path}.{name}")
-                if name in block.linears:
-                    check_growable(module)
-                    found[f"{path}.{name}"] = module
-            except (AttributeError, ValueError) as error:
-                raise ValueError(_mismatch(base, f"{path}.{name}", error)) from error
-    if not blocks:
-        raise ValueError(_mismatch(base, "any block", None))
-    unknown = sorted({*widths, *branches} - found.keys())
+                check_growable(found[root])
+            except ValueError as error:
+                raise ValueError(mismatch(base, f"has another {root} ({error})")) from error
+    attentions = {attention.root: attention for attention in attentions_in(base)}
+    unknown = sorted({*widths, *branches} - found.keys()) + sorted(heads.keys() - attentions.keys())
     if unknown:
         raise ValueError(f"The config names {', '.join(unknown[:5])}, which a {type(base).__name__} does not have.")
+    again = all(isinstance(module, Growable) for module in found.values())
     layers = {root: make_growable_(module) for root, module in found.items()}
     for path, block in blocks:
         for neurons in block.neurons:
@@ -54,20 +53,22 @@ def inject_(base: Any, config: Any) -> bool:
                 _resize_(base.get_submodule(f"{path}.{name}"), rows=width)
             for name in neurons.readers if width is not None else ():
                 _resize_(layers[f"{path}.{name}"], columns=width)
+    present = heads_of(base) if heads else {}
+    for root, number in heads.items():
+        own = attentions[root].heads
+        for name in own.rows:
+            _resize_(layers[name], rows=layers[name].neurons // present[root] * number)
+        reader: Any = layers[own.reader]
+        columns = reader.weight.shape[reader.layout.columns]
+        _resize_(reader, columns=columns // present[root] * number)
+        resize_table_(attentions[root], base, number)
+        attentions[root].fit_(number)
     for root, layer in layers.items():
         sizes = branches.get(root, ())
         if list(sizes) != layer.skip_sizes:
             layer.skip = SkipBranch(layer, sizes, config.skip_unit, config.skip_activation)
     finish_vision_(base, config)
-    return bool(widths or branches) or config.model_type == "saddle_deit"
-
-
-def _mismatch(base: Any, name: str, error: Exception | None) -> str:
-    return (
-        f"A {type(base).__name__} of transformers {transformers.__version__} has not {name}, as the description of "
-        f"its family in `FAMILIES` says it should{'' if error is None else f' ({error})'}. Adapters and quantisers "
-        "have to come after the conversion; if transformers has changed its modules, the description has to follow."
-    )
+    return not again and (bool(widths or branches or heads) or config.model_type == "saddle_deit")
 
 
 @torch.no_grad()
@@ -76,7 +77,7 @@ def _resize_(module: Any, rows: int | None = None, columns: int | None = None) -
     if not isinstance(module, Growable):
         for held in (module._parameters, module._buffers):
             for name, tensor in held.items():
-                if tensor is not None and tensor.dim():
+                if tensor is not None and tensor.dim() and len(tensor) != rows:
                     new = torch.zeros(rows or 0, dtype=tensor.dtype, device=tensor.device)
                     new += name in ("weight", "running_var")
                     held[name] = nn.Parameter(new) if held is module._parameters else new

@@ -21,19 +21,21 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
-from .branch_guard import branch_links, guarded
+from .blocks import block_siblings
+from .branch_guard import branch_links, check_quantiser, guarded
 from .checkpoint_checks import check_headers, check_values, whole_numbers
 from .configuration_saddle import SaddleConfig, config_class
 from .families import FAMILIES, family_of
 from .growable import Growable, PairedLinear, SkipBranch, linear_at
+from .heads import Attention, attentions_in, heads_of
 from .history_file import read_history, write_history
 from .injection import inject_
 from .loading import check_files, check_loaded, resize_to_
 from .pushing import upload
 from .resizing import retire_
-from .shapes import Shapes
+from .shapes import Shapes, grown_heads
 from .sites import Site, sites_in
-from .stock import convert_stock, growable_config, read_stock, replace_config_
+from .stock import convert_stock, growable_config, part_types, read_stock, replace_config_
 from .vision import STOCK_KEYS, init_tokens_
 
 
@@ -73,13 +75,26 @@ class GrowablePreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         init_tokens_(module, self.config)
-        if isinstance(module, PairedLinear):
-            init.copy_(module.twin_weight, -module.weight)
-            init.copy_(module.twin_bias, -module.bias)
-        elif isinstance(module, SkipBranch):
-            if module.gain is not None:
-                init.zeros_(module.gain)
-            init.copy_(module.target, torch.arange(module.target.numel()) % module.neurons)
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """As in transformers; branches too, which may be in stacks that are models of stock by themselves."""
+        parts = [part for part in self.modules() if isinstance(part, (PairedLinear, SkipBranch))]
+        waiting = [part for part in parts if not vars(part).get("_is_hf_initialized", False)]
+        super().initialize_weights()
+        for part in waiting:
+            if isinstance(part, PairedLinear):
+                init.copy_(part.twin_weight, -part.weight)
+                init.copy_(part.twin_bias, -part.bias)
+            else:
+                if part.gain is not None:
+                    init.zeros_(part.gain)
+                init.copy_(part.target, torch.arange(part.target.numel()) % part.neurons)
+
+    def _get_dtype_plan(self, dtype: torch.dtype) -> dict[str, torch.dtype]:
+        plan: dict[str, torch.dtype] = super()._get_dtype_plan(dtype)
+        # Layers that are kept in single precision have whole numbers, too: the neurons that units feed.
+        return {r"*\.skip\.target$": torch.int64} | plan if plan else plan
 
     # ---------------------------------------------------------------------------------------------- growable linears
     def growable_linears(self) -> Iterator[Site]:
@@ -151,7 +166,13 @@ class GrowablePreTrainedModel(PreTrainedModel):
 
     def shapes(self) -> Shapes:
         """The shapes that the modules have."""
-        return Shapes.of_modules(self.growable_linears())
+        sites = list(self.growable_linears())  # which raises where linears were exchanged
+        return Shapes.of_modules(sites, grown_heads(self.config, heads_of(self.base_model)))
+
+    def attentions(self) -> Iterator[Attention]:
+        """Yield every self-attention module whose heads can grow."""
+        prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
+        yield from attentions_in(self.base_model, prefix)
 
     def update_config_(self) -> None:
         """Write the shapes of the modules into the config."""
@@ -198,6 +219,8 @@ class GrowablePreTrainedModel(PreTrainedModel):
         # A quantiser has exchanged modules by now, but nothing is read yet.
         for _ in branch_links(model.base_model):
             pass
+        if load_config.hf_quantizer is not None:
+            check_quantiser(model, load_config.hf_quantizer)
         return PreTrainedModel._load_pretrained_model(
             model, state_dict, checkpoint_files, load_config, *args, **kwargs
         )
@@ -207,11 +230,10 @@ class GrowablePreTrainedModel(PreTrainedModel):
     ) -> None:
         # `Trainer` resumes, and reloads its best model, by `load_state_dict`, where the checkpoint may be smaller or
         # larger than the model: the modules take the shapes of the incoming tensors before those are copied.
-        check_values(
-            {name: tensor for name, tensor in state_dict.items() if name.startswith(prefix)},
-            "the checkpoint",
-            whole_numbers(self.state_dict(), prefix),
-        )
+        own = {name: tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+        whole = whole_numbers(self.state_dict(), prefix)
+        more = {name for name in whole_numbers(own) if not whole.isdisjoint(block_siblings(name))}
+        check_values(own, "the checkpoint", whole | more)
         resize_to_(self, state_dict, prefix)
         if local_metadata.get("assign_to_params_buffers", False):
             # `load_state_dict(assign=True)` puts those of the checkpoint in place of the parameters.
@@ -266,7 +288,8 @@ class GrowablePreTrainedModel(PreTrainedModel):
         Args:
             model (`PreTrainedModel` or `str` or `os.PathLike`):
                 A stock model of the matching class, a folder, or a repo id on the Hub. Checkpoints of a folder or
-                repo may have the key names of any transformers version.
+                repo may have the key names of any transformers version, and may be those of a model of several of
+                which this is one: `SaddleCLIPVisionModel` takes its part of a whole CLIP.
             config_overrides:
                 Fields of the config to change. With another `num_labels` (or `id2label`) the head starts anew.
 
@@ -368,6 +391,13 @@ def growable(model: PreTrainedModel) -> Any:
     if isinstance(model, GrowablePreTrainedModel):
         return model
     model_type = model.config.model_type
+    parts = [field for field, kind in part_types(model.config).items() if kind in FAMILIES]
+    if model_type not in FAMILIES and parts:
+        raise ValueError(
+            f"A {type(model).__name__} is made of several models, and only one by itself grows: that of its "
+            f"`{parts[0]}`. Load it from the same checkpoint by `from_stock` of its Saddle class, such as "
+            "`hf_saddle.SaddleCLIPVisionModel.from_stock(folder or repo)` for the images of CLIP."
+        )
     family_of(model_type)
     if stock_named(type(model).__name__) is not type(model):
         raise ValueError(

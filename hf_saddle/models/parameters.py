@@ -25,18 +25,23 @@ def check_replaceable(path: str, module: nn.Module) -> None:
     """
     _check_plain(path, module)
     for name, parameter in own_parameters(path, module):
-        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
-            raise ValueError(
-                f"{name} has hooks (`register_hook`, or `register_post_accumulate_grad_hook` for an optimizer in the "
-                "backward pass), and a parameter of another shape is to take its place, which they would not fit. "
-                "Remove them; change gradients before the optimizer's step (in a Trainer `on_pre_optimizer_step`)."
-            )
-        tensors = [key for key, value in vars(parameter).items() if isinstance(value, Tensor) and value.numel() > 1]
-        if tensors:
-            raise ValueError(
-                f"{name} has the attribute `{tensors[0]}`, a tensor, which does not fit the parameter of another "
-                "shape that is to take its place. Keep it elsewhere, by the name of the parameter."
-            )
+        check_unattached(name, parameter)
+
+
+def check_unattached(name: str, parameter: nn.Parameter) -> None:
+    """Raise a `ValueError` if a parameter has hooks, or tensors among its attributes."""
+    if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+        raise ValueError(
+            f"{name} has hooks (`register_hook`, or `register_post_accumulate_grad_hook` for an optimizer in the "
+            "backward pass), and a parameter of another shape is to take its place, which they would not fit. "
+            "Remove them; change gradients before the optimizer's step (in a Trainer `on_pre_optimizer_step`)."
+        )
+    tensors = [key for key, value in vars(parameter).items() if isinstance(value, Tensor) and value.numel() > 1]
+    if tensors:
+        raise ValueError(
+            f"{name} has the attribute `{tensors[0]}`, a tensor, which does not fit the parameter of another "
+            "shape that is to take its place. Keep it elsewhere, by the name of the parameter."
+        )
 
 
 def own_parameters(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -69,4 +74,4 @@ def _check_plain(path: str, module: nn.Module) -> None:
             )
 
 
-__all__ = ["check_replaceable", "follow_", "own_parameters"]
+__all__ = ["check_replaceable", "check_unattached", "follow_", "own_parameters"]

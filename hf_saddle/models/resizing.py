@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from .blocks import block_siblings
 from .growable import Growable
 from .parameters import follow_
 
@@ -72,14 +73,17 @@ def _filled(module: nn.Module, like: Tensor) -> Any:
 
 
 def siblings(name: str) -> list[str]:
-    """Parameters that a branch's parameter is trained like, nearest first: of the linears that the branch feeds."""
-    found = []
+    """
+    Parameters that a new one is trained like, nearest first: of the linears that a branch feeds, and those of the same
+    name in the blocks before.
+    """
+    found, before = [], block_siblings(name)
     kinds = ("bias", "weight") if name.endswith("bias") else ("weight",)
     while "skip." in name:
         name = name.rpartition("skip.")[0]
         found += [f"{name}{kind}" for kind in kinds]
         name = name.removesuffix("linear.")
-    return found
+    return found + before
 
 
 def retire_(parameters: Iterable[nn.Parameter]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import MODEL_MAPPING
 
 from .families import blocks_in, family_of
+from .heads import heads_in_tensors, heads_of
 from .layouts import layout_of
 from .sites import FC1, LINEARS, Site, root_path
 
@@ -21,6 +22,7 @@ from .sites import FC1, LINEARS, Site, root_path
 MAX_SIZE = 2**18
 MAX_LAYERS = 2**12
 MAX_SKIP_DEPTH = 32
+MAX_HEADS = 2**12
 
 
 @dataclass(frozen=True)
@@ -34,27 +36,35 @@ class Shapes:
         skip_sizes (`dict[str, list[int]]`):
             Widths of the nested branches, outermost first, of layers that have any, as
             `{"layers.0.mlp.fc1": [4, 2]}`.
+        heads (`dict[str, int]`):
+            Heads, or key-value heads, of the attention modules that have another number of them than in stock, as
+            `{"layers.0.attention": 5}`.
     """
 
     widths: dict[str, int] = field(default_factory=dict)
     skip_sizes: dict[str, list[int]] = field(default_factory=dict)
+    heads: dict[str, int] = field(default_factory=dict)
 
     def sizes(self, root: str) -> list[int]:
         """Neurons of a layer and of the branches nested in it; of those whose width is the model's, 0."""
         return [self.widths.get(root, 0), *self.skip_sizes.get(root, ())]
 
     @classmethod
-    def of_modules(cls, sites: Iterable[Site]) -> "Shapes":
-        """The shapes of a model's layers, as [`GrowablePreTrainedModel.growable_linears`] yields them."""
+    def of_modules(cls, sites: Iterable[Site], heads: Mapping[str, int] | None = None) -> "Shapes":
+        """
+        The shapes of a model's layers, as [`GrowablePreTrainedModel.growable_linears`] yields them, with the heads of
+        its attention modules that are not those of stock, see [`grown_heads`].
+        """
         roots = [site for site in sites if not site.nested]
         widths = {site.root: site.module.neurons for site in roots if site.neurons is not None}
-        return cls(widths, {site.root: site.module.skip_sizes for site in roots if site.module.skip is not None})
+        sizes = {site.root: site.module.skip_sizes for site in roots if site.module.skip is not None}
+        return cls(widths, sizes, dict(heads or {}))
 
     @classmethod
     def of_config(cls, config: Any) -> "Shapes":
         """The shapes that a growable config asks for."""
         sizes = {root: list(widths) for root, widths in (config.skip_sizes or {}).items()}
-        return cls(stock_widths(config) | (config.widths or {}), sizes)
+        return cls(stock_widths(config) | (config.widths or {}), sizes, grown_heads(config, config.heads or {}))
 
     @classmethod
     def of_json(cls, value: Any, name: str) -> "Shapes":
@@ -65,12 +75,13 @@ class Shapes:
         Raises:
             ValueError: If it is neither.
         """
-        if isinstance(value, Mapping) and set(value) == {"widths", "skip_sizes"}:
-            for part in ("widths", "skip_sizes"):
+        if isinstance(value, Mapping) and set(value) - {"heads"} == {"widths", "skip_sizes"}:
+            for part in value:
                 check_shapes(f"{name}.{part}", value[part])
                 if value[part] is None:
                     raise ValueError(f"`{name}.{part}` must map paths of layers to their sizes, got None.")
-            return cls(dict(value["widths"]), {root: list(sizes) for root, sizes in value["skip_sizes"].items()})
+            sizes = {root: list(sizes) for root, sizes in value["skip_sizes"].items()}
+            return cls(dict(value["widths"]), sizes, dict(value.get("heads", {})))
         check_layers(name, value)
         layers = {int(layer): shapes for layer, shapes in sorted(value.items(), key=lambda item: int(item[0]))}
         skip_sizes = {
@@ -82,7 +93,7 @@ class Shapes:
 
     @classmethod
     def of_tensors(
-        cls, tensors: Mapping[str, Tensor], prefix: str, sites: Iterable[Site]
+        cls, tensors: Mapping[str, Tensor], prefix: str, sites: Iterable[Site], base: Any
     ) -> tuple["Shapes", set[str]]:
         """
         The shapes that the tensors of a checkpoint have, and the kinds of their branch units.
@@ -91,6 +102,7 @@ class Shapes:
             tensors (`Mapping[str, Tensor]`): The checkpoint.
             prefix (`str`): What precedes paths in the base model, as `"deit."`.
             sites (`Iterable[Site]`): The layers of the model; those that the checkpoint lacks are as there.
+            base (`PreTrainedModel`): The base model.
         """
         widths, skip_sizes, kinds = {}, {}, set()
         for site in sites:
@@ -110,11 +122,12 @@ class Shapes:
             sizes = site.module.skip_sizes if weight is None else sizes
             if sizes:
                 skip_sizes[site.root] = sizes
-        return cls(widths, skip_sizes), kinds
+        return cls(widths, skip_sizes, grown_heads(base.config, heads_in_tensors(base, tensors, prefix))), kinds
 
     def to_json(self) -> dict[str, Any]:
         """Fit for JSON."""
-        return {"widths": dict(self.widths), "skip_sizes": {root: list(s) for root, s in self.skip_sizes.items()}}
+        sizes = {"widths": dict(self.widths), "skip_sizes": {root: list(s) for root, s in self.skip_sizes.items()}}
+        return sizes | ({"heads": dict(self.heads)} if self.heads else {})
 
     def write_(self, config: Any, kind: str) -> None:
         """Let a config ask for these shapes and a kind of branch units."""
@@ -122,6 +135,15 @@ class Shapes:
         config.skip_unit = kind
         config.widths = {root: width for root, width in self.widths.items() if stock.get(root) != width} or None
         config.skip_sizes = {root: list(sizes) for root, sizes in self.skip_sizes.items()} or None
+        config.heads = dict(self.heads) or None
+
+
+def grown_heads(config: Any, heads: Mapping[str, int]) -> dict[str, int]:
+    """Those of some numbers of heads, by attention module, that are not the ones of a growable config's stock."""
+    stock = config.stock()
+    kind: Any = type(stock)
+    known = _sizes(kind, stock.to_json_string(use_diff=False))[1] if heads else {}
+    return {root: number for root, number in heads.items() if known.get(root, number) != number}
 
 
 def stock_widths(config: Any) -> dict[str, int]:
@@ -132,12 +154,12 @@ def stock_widths(config: Any) -> dict[str, int]:
 def widths_of(stock: Any) -> dict[str, int]:
     """The widths of the hidden neurons that a stock config asks for."""
     kind: Any = type(stock)
-    return dict(_widths(kind, stock.to_json_string(use_diff=False)))
+    return dict(_sizes(kind, stock.to_json_string(use_diff=False))[0])
 
 
 @lru_cache(maxsize=64)
-def _widths(kind: Any, fields: str) -> dict[str, int]:
-    """Read from the base model of a stock config, built on the meta device."""
+def _sizes(kind: Any, fields: str) -> tuple[dict[str, int], dict[str, int]]:
+    """Widths and numbers of heads, read from the base model of a stock config, built on the meta device."""
     with torch.device("meta"):
         base = MODEL_MAPPING[kind](kind.from_dict(json.loads(fields)))
     widths = {}
@@ -145,7 +167,7 @@ def _widths(kind: Any, fields: str) -> dict[str, int]:
         for neurons in block.neurons:
             layer = base.get_submodule(f"{path}.{neurons.rows[0]}")
             widths[f"{path}.{neurons.rows[0]}"] = int(getattr(layer, layout_of(layer).outputs))
-    return widths
+    return widths, heads_of(base)
 
 
 def is_index(key: Any) -> bool:
@@ -172,7 +194,7 @@ def check_shapes(field: str, value: Any) -> None:
     for path, sizes in value.items():
         name = f"{field}[{path!r}]"
         if not field.endswith("skip_sizes"):
-            check_size(name, sizes)
+            check_size(name, sizes, high=MAX_HEADS if field.endswith("heads") else MAX_SIZE)
             continue
         if not isinstance(sizes, (list, tuple)) or not 0 < len(sizes) <= MAX_SKIP_DEPTH:
             raise ValueError(
@@ -183,11 +205,15 @@ def check_shapes(field: str, value: Any) -> None:
 
 
 def check_paths(config: Any, field: str, paths: Iterable[str] | None) -> None:
-    """Raise a `ValueError` if `widths` or `skip_sizes` of a config would name layers that its family does not have."""
-    known = []
-    for block in family_of(config.model_type).blocks(config) if paths else ():
-        rows = [neurons.rows[0] for neurons in block.neurons]
-        known += [f"{block.path}.{name}" for name in (rows if field == "widths" else block.linears)]
+    """Raise a `ValueError` if `widths` and the like of a config would name layers that its family does not have."""
+    family, known = family_of(config.model_type), []
+    if field == "heads" and paths and isinstance(family.heads, str):
+        raise ValueError(f"Heads of {config.model_type} models cannot grow: {family.heads}.")
+    for block in family.blocks(config) if paths else ():
+        names: dict[str, Iterable[str]] = {"skip_sizes": block.linears}
+        names["widths"] = [neurons.rows[0] for neurons in block.neurons]
+        names["heads"] = [] if block.heads is None else [block.heads.path]
+        known += [f"{block.path}.{name}" for name in names[field]]
     pattern = re.compile("|".join(re.escape(path).replace(r"\*", "[0-9]+") for path in known), re.ASCII)
     for path in paths or ():
         if not pattern.fullmatch(path):
@@ -244,6 +270,7 @@ def check_layers(field: str, value: Any, layers: int | None = None) -> None:
 
 
 __all__ = [
+    "MAX_HEADS",
     "MAX_LAYERS",
     "MAX_SIZE",
     "MAX_SKIP_DEPTH",
@@ -253,6 +280,7 @@ __all__ = [
     "check_shapes",
     "check_size",
     "check_skip_sizes",
+    "grown_heads",
     "is_index",
     "stock_widths",
     "widths_of",

@@ -120,7 +120,7 @@ def sites_in(base: nn.Module, prefix: str) -> Iterator[Site]:
         prefix (`str`): What precedes its paths in the model, such as `"bert."`.
 
     Raises:
-        AttributeError: If a module is not there at all.
+        ValueError: If a module is not there at all.
     """
     for number, (block_path, block) in enumerate(blocks_in(base, base.config)):
         hidden = {entry.rows[0]: entry.at(f"{prefix}{block_path}") for entry in block.neurons}

@@ -79,17 +79,20 @@ def replace_config_(model: PreTrainedModel, new: Any) -> None:
 def read_stock(cls: Any, path: str | os.PathLike[str], **source: Any) -> PreTrainedModel:
     """The stock model of a checkpoint for a growable class `cls`, see `GrowablePreTrainedModel.load_stock`."""
     stock_type = cls.stock_class.config_class.model_type
-    found = AutoConfig.from_pretrained(path, **source).model_type
-    if found != stock_type:
+    found = AutoConfig.from_pretrained(path, **source)
+    # A model of several, such as the images and texts of CLIP, of which one is wanted.
+    part = stock_type in part_types(found).values()
+    if found.model_type != stock_type and not part:
         raise ValueError(
-            f"`{cls.__name__}.from_stock` takes checkpoints of model type {stock_type!r}, but {path} is {found!r}."
+            f"`{cls.__name__}.from_stock` takes checkpoints of model type {stock_type!r}, but {path} is "
+            f"{found.model_type!r}."
         )
     stock, info = cls.stock_class.from_pretrained(
         path, key_mapping=cls.stock_key_mapping, output_loading_info=True, **source
     )
     keys = ("missing_keys", "unexpected_keys")
     missing, unused = (sorted(name for name in info[key] if not is_head(name)) for key in keys)
-    if missing or unused:
+    if missing or (unused and not part):
         raise ValueError(
             f"{path} does not fill a {cls.stock_class.__name__}: missing {missing}, unused {unused}. Use the "
             "Saddle class that matches the checkpoint's architecture."
@@ -97,9 +100,15 @@ def read_stock(cls: Any, path: str | os.PathLike[str], **source: Any) -> PreTrai
     return stock.eval()
 
 
+def part_types(config: Any) -> dict[str, str]:
+    """The model types of the parts that a model is made of, by their field in its config; none if it is one."""
+    parts = {field: getattr(config, field) for field in config.sub_configs}
+    return {field: part.model_type for field, part in parts.items() if part is not None}
+
+
 def is_head(name: str) -> bool:
     """Whether a tensor is part of a head or a pooler."""
     return name.startswith(_HEADS) or "pooler." in name
 
 
-__all__ = ["convert_stock", "growable_config", "is_head", "read_stock", "replace_config_"]
+__all__ = ["convert_stock", "growable_config", "is_head", "part_types", "read_stock", "replace_config_"]

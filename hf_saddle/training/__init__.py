@@ -2,9 +2,11 @@
 
 from .callback import GrowthCallback
 from .checkpoints import last_whole_checkpoint, missing_parts
+from .comparison import compare
 from .event import growth_event_
 from .loop_checkpoints import register_growth_checkpointing
 from .loss import training_loss
+from .planned import grow_by_plan_
 from .probe import probe_batches
 from .rebind import rebind_
 from .sampling import training_indices
@@ -16,6 +18,8 @@ from .wrappers import rebuild_ddp_
 __all__ = [
     "GrowthCallback",
     "GrowthTrainer",
+    "compare",
+    "grow_by_plan_",
     "growth_event_",
     "growth_event_sharded_",
     "last_whole_checkpoint",

@@ -13,15 +13,16 @@ from transformers.trainer_callback import ExportableState
 
 from ..curvature.loss import Loss
 from ..growth import GrowthConfig, GrowthEvent, GrowthHistory
+from ..growth.blocks import freeze_as_before_
 from ..hub.record import CLOCK
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .artefacts import share_artefacts
+from .course import Course
 from .followers import adopt_history_, check_followers
 from .held import Held
 from .model_checks import check_budget, check_optimizer, check_parameters, check_saddle, growable_paths
 from .reports import announce, describe, growth_metrics, say, size_metrics
 from .resuming import check_given, left_out, note_changes, progress, saved_history
-from .schedule import Course
 from .trainer_checks import check_supported, check_training
 from .trainer_event import trainer_event_
 from .trainer_sharded import check_sharded_training
@@ -108,6 +109,8 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         history = GrowthHistory.from_model(model)
         if not history.matches(model):
             history.check(model)
+        if state.global_step > 0:
+            freeze_as_before_(model, history)
         state.stateful_callbacks[name] = self.state()
 
     # -------------------------------------------------------------------------------------------------------- events
@@ -152,20 +155,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.follow_(args, state, model, optimizer)
         # Those that do not fall inside of the training leave their share of the budget to the others.
         to_come = len(Course.of(args, state, loader).events(self.config, state.global_step - 1, self.events_done))
-        event = trainer_event_(
-            args,
-            state,
-            model,
-            optimizer,
-            loader,
-            self.config,
-            event=self.events_done,
-            to_come=to_come,
-            trainer=self.trainer,
-            loss=self.loss,
-            probe_dataset=self.probe_dataset,
-            followers=self.followers,
-        )
+        event = self._grow(args, state, model, optimizer, loader, to_come)
         self._held.note_(model)
         self.events_done += 1
         self._history = model.growth_history
@@ -200,6 +190,30 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             self._history = model.growth_history
             if args.torch_compile and self.trainer is None:
                 torch.compiler.reset()
+
+    def _grow(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        model: GrowablePreTrainedModel,
+        optimizer: Optimizer,
+        loader: DataLoader[Any],
+        to_come: int,
+    ) -> GrowthEvent:
+        return trainer_event_(
+            args,
+            state,
+            model,
+            optimizer,
+            loader,
+            self.config,
+            event=self.events_done,
+            to_come=to_come,
+            trainer=self.trainer,
+            loss=self.loss,
+            probe_dataset=self.probe_dataset,
+            followers=self.followers,
+        )
 
     # --------------------------------------------------------------------------------------------------------- output
     def _report(
@@ -254,7 +268,8 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         paths = growable_paths(inner, self.config)
         check_followers(inner, self.followers)
         if self.trainer is not None and self.trainer.is_fsdp_enabled:
-            check_sharded_training(self.trainer, inner, optimizer, self.config, self.followers)
+            drawn_from = loader.dataset if self.probe_dataset is None else self.probe_dataset
+            check_sharded_training(self.trainer, inner, optimizer, self.config, self.followers, drawn_from)
         # How `Trainer` keeps the states of callbacks of one class.
         if isinstance(state.stateful_callbacks.get(type(self).__name__), list):
             raise ValueError("A model grows by one GrowthCallback; leave out the others.")

@@ -78,17 +78,6 @@ def discard(folder: str | os.PathLike[str]) -> None:
     shutil.rmtree(root)
 
 
-def rotate(output_dir: str | os.PathLike[str], limit: int | None, best: str | None) -> None:
-    """Keep the `limit` newest checkpoints, and the best one beside the newest, as transformers does."""
-    folders = sort_checkpoints(str(output_dir), use_mtime=True)
-    if limit is None or limit <= 0 or len(folders) <= limit:
-        return
-    kept = {folders[-1]} | ({str(Path(best))} if best is not None else set())
-    surplus = len(folders) - max(limit, len(kept))
-    for folder in [folder for folder in folders if folder not in kept][: max(surplus, 0)]:
-        discard(folder)
-
-
 def _unreadable(root: Path) -> list[str]:
     bad = [name for name in (CONFIG_NAME, TRAINER_STATE_NAME) if not _is_json(root / name)]
     names = [SAFE_WEIGHTS_NAME]

@@ -9,29 +9,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
-from transformers.activations import ACT2FN
 
-from ..curvature import analyze_curvature
 from ..curvature.loss import Loss, own_loss_of
 from ..curvature.samples import sample_count
-from ..growth import (
-    GrowthConfig,
-    GrowthEvent,
-    GrowthPlan,
-    PreparedGrowth,
-    event_budget,
-    line_search,
-    plan_growth,
-    prepare_growth,
-    probe_loss,
-    record_,
-)
-from ..growth.planner import sizes
-from ..growth.reasons import no_budget
+from ..growth import GrowthConfig, GrowthEvent, GrowthPlan, PreparedGrowth, prepare_growth, probe_loss, record_
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from .decision import decide
 from .distributed import Replicas
 from .followers import adopt_history_, check_followers
-from .model_checks import check_bound, check_growable, growable_paths
+from .model_checks import check_bound, check_growable
 from .probe import event_seed, private_randomness
 from .wrappers import ddp_arguments, find_ddp, is_compiled, rebuild_ddp_
 
@@ -110,8 +96,6 @@ def growth_event_(
             step=step,
             epoch=epoch,
             loss_before=loss_before,
-            candidates=plan.candidates,
-            held_back=plan.held_back,
         )
         if plan:
             replicas.check_same_model("model and optimizer after the growth", inner, optimizer)
@@ -119,44 +103,6 @@ def growth_event_(
     record_(inner, done)
     adopt_history_(inner, followers)
     return done
-
-
-def decide(
-    model: GrowablePreTrainedModel,
-    batches: Sequence[Any],
-    config: GrowthConfig,
-    *,
-    event: int,
-    lr_ratio: float,
-    to_come: int | None,
-    loss: Loss,
-    replicas: Replicas,
-) -> tuple[GrowthPlan, float | None]:
-    """The plan that all processes agree on, and the probe's loss before it; nothing is measured without a budget."""
-    if event_budget(model, config, event, lr_ratio, to_come) <= 0:
-        why = no_budget(*sizes(model, config), config, event)
-        return GrowthPlan(criterion=config.criterion, budget=0.0, seed=config.growth_seed, held_back=why), None
-    report = analyze_curvature(
-        model,
-        batches,
-        config.criteria,
-        loss=loss,
-        linears=growable_paths(model, config),
-        step_size=config.step_size,
-        whiten=config.directions == "whitened",
-        significance=config.significance,
-        unit_activation=ACT2FN[model.config.skip_activation],
-        seed=event_seed(config, event),
-        distributed=replicas.size > 1,
-        group=replicas.group,
-    )
-
-    def make_plan() -> GrowthPlan:
-        plan = plan_growth(report, model, config, event=event, lr_ratio=lr_ratio, to_come=to_come)
-        # The probe samples of the first process decide how far to go: a random part of all.
-        return line_search(model, plan, batches, loss=loss) if config.line_search else plan
-
-    return replicas.agree_on(replicas.together("Planning the growth", make_plan)), report.loss
 
 
 def grow_together_(
@@ -191,7 +137,7 @@ def grow_together_(
         if not math.isfinite(value):
             raise ValueError(
                 f"The loss of the probe set is {value} after the growth, which was undone: the model is as before. "
-                "Use `line_search=True`, or a smaller `step_size`."
+                "Use a smaller `natural_step`."
             )
         return value
 

@@ -21,25 +21,25 @@ class Held:
     """The parameters of a model by name, as the optimizer holds them while a training runs; before and after, none."""
 
     def __init__(self) -> None:
-        self._named: dict[str, nn.Parameter] = {}
+        self._known: dict[str, nn.Parameter] = {}
         self._unchanged: Callable[[], bool] = bool
 
     def __bool__(self) -> bool:
-        return bool(self._named)
+        return bool(self._known)
 
     def note_(self, model: nn.Module) -> None:
         """From now on the optimizer holds what the model has."""
         show_shards_(model)
-        self._named, self._unchanged = dict(model.named_parameters()), watch_modules(model)
+        self._known, self._unchanged = dict(model.named_parameters()), watch_modules(model)
 
     def forget_(self) -> None:
         """The training is over."""
-        self._named, self._unchanged = {}, bool
+        self._known, self._unchanged = {}, bool
 
     def fits(self, model: nn.Module) -> bool:
         """Whether the model has the very parameters that the optimizer holds."""
         show_shards_(model)
-        return self._unchanged() or same_parameters(model, self._named)
+        return self._unchanged() or same_parameters(model, self._known)
 
     def follow_(
         self,
@@ -68,11 +68,11 @@ class Held:
         show_shards_(model)
         if optimizer is None or not self or self._unchanged():
             return False
-        if same_parameters(model, self._named):
+        if same_parameters(model, self._known):
             self.note_(model)
             return False
         before = len(GrowthHistory.from_model(model))
-        changes = rebind_(wrapped, optimizer, self._named, followers=followers)
+        changes = rebind_(wrapped, optimizer, self._known, followers=followers)
         self.note_(model)
         logger.warning(
             f"Parameters of the model were replaced outside of a growth before step {step} (a checkpoint of other "

@@ -15,6 +15,7 @@ from transformers.utils import CONFIG_NAME
 from ..growth import GrowthHistory
 from ..growth.optimizer_rebind import same_parameters
 from ..models.history_file import HISTORY_NAME
+from ..models.loading import fit_blocks_
 from .distributed import SUPPORTED
 from .model_checks import check_growable
 from .rebind import rebind_
@@ -68,10 +69,11 @@ def register_growth_checkpointing(accelerator: Accelerator, model: nn.Module, op
     def load(models: list[nn.Module], folder: str) -> None:
         place = _place(models, inner)
         history = _read_history(_beside(folder, place))
-        unit = type(inner.config).from_pretrained(_beside(folder, place)).skip_unit
+        config = type(inner.config).from_pretrained(_beside(folder, place))
         held = dict(inner.named_parameters())
+        fit_blocks_(inner, config)
         inner.load_state_dict(_read_weights(folder, place))
-        inner.growth_history, inner.config.skip_unit = history, unit
+        inner.growth_history, inner.config.skip_unit = history, config.skip_unit
         known = GrowthHistory.from_model(inner)
         known.check(inner)
         if not same_parameters(inner, held):

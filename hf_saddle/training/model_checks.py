@@ -10,11 +10,12 @@ from transformers.activations import ACT2FN
 from ..curvature import activation_of, curvature_at_zero
 from ..growth import GrowthConfig
 from ..growth.attachments import check_attachments
-from ..growth.config import QUOTAS
+from ..growth.block_gains import block_costs, places_of_blocks
 from ..growth.costs import CostBook
 from ..growth.drafting import branch_kind
 from ..growth.operators import DEPTH_OPERATORS, OPERATORS, Operator, default_operator
 from ..growth.optimizer_state import held_parameters, inner_optimizer
+from ..growth.paper import QUOTAS
 from ..growth.planner import check_where, sizes
 from ..models.configuration_saddle import SaddleConfig
 from ..models.families import family_of
@@ -70,7 +71,8 @@ def growable_paths(model: GrowablePreTrainedModel, config: GrowthConfig) -> list
         ValueError: If there are none, the config names linears or layers that the model lacks, or it asks for what the
             model's activation cannot do.
     """
-    check_activation(model.config, config)
+    if not config.inserts_blocks:
+        check_activation(model.config, config)
     check_where(model, config)
     paths = [
         site.path
@@ -134,7 +136,11 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
             cheapest neuron adds.
     """
     book, by_macs, prices = CostBook(model), config.budget_unit == "macs", []
-    for site in model.growable_linears():
+    if config.inserts_blocks:
+        found, number = places_of_blocks(model, config.layers, config.operator.removeprefix("block_"))
+        of_blocks = block_costs(model, found, number, config.operator.removeprefix("block_"))
+        prices = [cost.macs if by_macs else cost.parameters for cost in of_blocks.values()]
+    for site in [] if config.inserts_blocks else model.growable_linears():
         for operator in _operators(model, site, config) if site.path in paths else ():
             costs = [book.cost(site.path, operator, neuron) for neuron in range(site.module.neurons)]
             prices += [cost.macs if by_macs else cost.parameters for cost in costs]
@@ -147,6 +153,7 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
     # Quotas are shares of an event; the last event may take all that is left.
     share = len(QUOTAS) if config.quotas else 1
     size, _, final = sizes(model, config)
+    what = "a block" if config.inserts_blocks else "a neuron"
     left, price, unit = final - size, min(prices) * share, "MACs" if by_macs else "parameters"
     # A model that has grown may go on without growth; that its budget is spent is said when the training begins.
     if left < price and model.growth_history is None:
@@ -155,13 +162,13 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
         )
         raise ValueError(
             f"Nothing would grow: `{limit}={getattr(config, limit)}` leaves {left:,.0f} {unit}, and an event needs "
-            f"{price:,} for a neuron. It is the final size, counted from that before the model's first event. Raise "
+            f"{price:,} for {what}. It is the final size, counted from that before the model's first event. Raise "
             "it, or train without a GrowthCallback."
         )
     if config.event_budget is not None and config.event_budget < price:
         raise ValueError(
             f"Nothing would grow: `event_budget={config.event_budget}` is below the {price:,} {unit} that an event "
-            "needs for a neuron. Raise it, or leave it out."
+            f"needs for {what}. Raise it, or leave it out."
         )
 
 

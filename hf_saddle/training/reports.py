@@ -9,10 +9,11 @@ from tqdm.auto import tqdm
 from transformers import TrainerState, TrainingArguments
 
 from ..growth import GrowthConfig, GrowthEvent, count_macs, count_parameters
+from ..growth.block_records import block_texts
 from ..growth.planner import sizes
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from .course import Course, announcement
 from .model_checks import growable_paths
-from .schedule import Course, announcement
 
 
 logger = logging.getLogger(__name__)
@@ -63,9 +64,12 @@ def growth_metrics(event: GrowthEvent) -> dict[str, float]:
         **{f"growth_candidates_{operator}": count for operator, count in event.candidates.items()},
         **{f"growth_chosen_{operator}": count for operator, count in chosen.items()},
         "growth_neurons": event.neurons,
-        "growth_predicted_change": -event.predicted_gain,
+        **({"growth_blocks": len(event.blocks)} if event.blocks else {}),
         "growth_seconds": event.seconds,
     }
+    if event.forecast is not None:
+        name = "growth_predicted_change" if event.forecast == "event" else "growth_next_step_change"
+        metrics[name] = -event.predicted_gain
     if event.loss_before is not None:
         metrics["growth_probe_loss"] = event.loss_before
     if event.loss_before is not None and event.loss_after is not None:
@@ -82,16 +86,21 @@ def growth_metrics(event: GrowthEvent) -> dict[str, float]:
 def describe(event: GrowthEvent, number: int) -> str:
     """A line for people."""
     where = f"Growth event {number} at step {event.step} (epoch {event.epoch or 0:.2f})"
-    if not event.layers:
+    if not event.layers and not event.blocks:
         why = f" {event.held_back}" if event.held_back else ""
         return f"{where}: nothing grows, {event.parameters_after:,} parameters, {event.seconds:.1f} s.{why}"
-    layers = len({layer["linear"] for layer in event.layers})
+    what = f"{event.neurons} neurons in {len({layer['linear'] for layer in event.layers})} linears"
+    if event.blocks:
+        what = f"{', '.join(block_texts(event.blocks))}{', all else frozen' if event.frozen else ''},"
     change = ""
     if event.loss_before is not None and event.loss_after is not None:
         change = f", probe loss {event.loss_before:.4f} → {event.loss_after:.4f}"
+    if event.forecast is not None:
+        what = "of samples that chose nothing" if event.forecast == "event" else "by a half natural step after it"
+        change += f", predicted {-event.predicted_gain:+.4f} {what}"
     ratio = event.parameters_after / event.parameters_before
     return (
-        f"{where}: {event.neurons} neurons in {layers} linears by {', '.join(event.operators)}, "
+        f"{where}: {what} by {', '.join(event.operators)}, "
         f"{event.parameters_before:,} → {event.parameters_after:,} parameters (×{ratio:.3f}){change}, "
         f"{event.seconds:.1f} s"
     )

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
@@ -12,16 +13,16 @@ from torch.optim import Optimizer
 
 from ..curvature.loss import Loss, own_loss_of
 from ..curvature.samples import sample_count
-from ..growth import GrowthConfig, GrowthEvent, prepare_growth, probe_loss, record_
+from ..growth import GrowthConfig, GrowthEvent, probe_loss, record_
 from ..growth.attachments import check_attachments
 from ..growth.optimizer_state import inner_optimizer
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from .decision import decide
 from .distributed import Replicas
-from .event import decide
 from .model_checks import check_optimizer, check_saddle
 from .probe import event_seed, private_randomness
 from .resharding import show_shards_
-from .sharded_growth import check_shards, grow_sharded_
+from .sharded_growth import GROW_ALONE, check_shards, check_states, grow_sharded_, loss_of_sharded_plan
 
 
 def growth_event_sharded_(
@@ -53,7 +54,7 @@ def growth_event_sharded_(
         batches (`Sequence`):
             The probe batches of this process, see [`probe_batches`]; as many on each process, because all of them
             gather the parameters of a layer together.
-        config ([`GrowthConfig`]): Where, how and how much to grow; without `line_search`.
+        config ([`GrowthConfig`]): Where, how and how much to grow; neurons only.
         shard (`Callable`):
             Shards a model in place, as it was done before the training, with all that was set on its sharded modules.
         group (`torch.distributed.ProcessGroup`, *optional*): The processes; by default all.
@@ -77,15 +78,22 @@ def growth_event_sharded_(
             check_sharded(inner, optimizer, config)
 
         replicas.together("Checking what follows the model", check)
-        check_batches(replicas.gather(len(batches)))
+        check_batches(replicas.gather([sample_count(batch) for batch in batches]), config)
+        growing: dict[str, Any] = {"shard": shard, "replicas": replicas}
         plan, loss_before = decide(
-            inner, batches, config, event=event, lr_ratio=lr_ratio, to_come=to_come, loss=loss, replicas=replicas
+            inner,
+            batches,
+            config,
+            event=event,
+            lr_ratio=lr_ratio,
+            to_come=to_come,
+            loss=loss,
+            replicas=replicas,
+            trial=partial(loss_of_sharded_plan, **growing),
         )
         show_shards_(model)
-        record: dict[str, Any] = {"step": step, "epoch": epoch, "loss_before": loss_before}
-        record |= {"candidates": plan.candidates, "held_back": plan.held_back}
+        done, undo = grow_sharded_(inner, plan, optimizer, step=step, epoch=epoch, loss_before=loss_before, **growing)
         if plan:
-            done, undo = grow_sharded_(inner, plan, optimizer, shard=shard, replicas=replicas, **record)
             try:
                 own = replicas.together("Measuring the grown model", lambda: _measure(inner, batches, loss))
             except BaseException:
@@ -93,8 +101,6 @@ def growth_event_sharded_(
                 raise
             done.loss_after = replicas.mean(own, sum(map(sample_count, batches)))
             show_shards_(model)
-        else:
-            done = prepare_growth(inner, plan, optimizer, **record).commit_()
     done.seconds = time.perf_counter() - started
     record_(inner, done)
     return model, done
@@ -102,28 +108,42 @@ def growth_event_sharded_(
 
 def check_sharded(model: GrowablePreTrainedModel, optimizer: Optimizer, config: GrowthConfig) -> None:
     """
-    Verify that a sharded model may grow, and its optimizer with it.
+    Verify that a sharded model may grow as a config asks for, and its optimizer with it.
 
     Raises:
         ValueError: If not; the message names the remedy.
     """
-    if config.line_search:
-        raise ValueError(
-            "`line_search=True` grows the model again and again to try steps, which a sharded one cannot do. Use "
-            "`line_search=False`."
-        )
+    if config.inserts_blocks:
+        raise ValueError(f"`operator={config.operator!r}` inserts blocks, which a sharded model cannot. {GROW_ALONE}")
     show_shards_(model)
     check_attachments(model, {site.path for site in model.growable_linears()})
     check_optimizer(model, optimizer)
-    check_shards(model, inner_optimizer(optimizer))
+    check_shards(model)
+    check_states(model, inner_optimizer(optimizer))
 
 
-def check_batches(counts: Sequence[int]) -> None:
-    """Raise a `ValueError` unless all processes have as many batches of the probe."""
+def check_batches(sizes: Sequence[Sequence[int]], config: GrowthConfig) -> None:
+    """
+    Verify that all processes compute in as many batches, of the probe and of both of its halves.
+
+    Args:
+        sizes (`Sequence[Sequence[int]]`): Samples of each batch, for each process.
+        config ([`GrowthConfig`]): Whether the probe is halved.
+
+    Raises:
+        ValueError: If not.
+    """
+    counts = list(map(len, sizes))
     if len(set(counts)) > 1:
         raise ValueError(
             f"The ranks have {counts} probe batches. A sharded model computes on all ranks or on none: choose "
             f"`probe_samples` a multiple of the {len(counts)} processes."
+        )
+    if config.judged and 1 in {size for own in sizes for size in own}:
+        raise ValueError(
+            "A probe batch of one sample cannot be halved, and a sharded model computes on all ranks or on none: "
+            f"choose `probe_samples` a multiple of {len(counts)} processes times `probe_batch_size`, which is at "
+            "least 2."
         )
 
 
@@ -132,6 +152,6 @@ def _measure(model: GrowablePreTrainedModel, batches: Sequence[Any], loss: Loss)
     if not math.isfinite(value):
         raise ValueError(
             f"The loss of the probe set is {value} after the growth, which was undone: the model is as before. "
-            "Use a smaller `step_size`."
+            "Use a smaller `natural_step`."
         )
     return value

@@ -9,12 +9,15 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
+from transformers.utils import CONFIG_NAME
 
 from ..growth.optimizer_state import held_parameters
 from ..hub import ModelCardMixin
+from ..models.json_files import read_json
+from ..models.loading import fit_blocks_
 from .callback import GrowthCallback
-from .checkpoints import discard, last_whole_checkpoint, missing_parts, rotate, write_manifest
+from .checkpoints import discard, last_whole_checkpoint, missing_parts, write_manifest
 from .restart import note_start
 from .trainer_sharded import SHARDED_OPTIMIZER, before_sharding_, save_shapes
 from .wrappers import renew_wrapper_
@@ -87,6 +90,14 @@ class GrowthTrainer(ModelCardMixin, Trainer):  # type: ignore[misc]
             )
         return folder
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # Weights do not tell what kinds the blocks are of, where these differ.
+        # Checkpoints of adapters have none, and those of another model are refused with their weights.
+        config = Path(resume_from_checkpoint, CONFIG_NAME)
+        if config.is_file() and read_json(config).get("model_type") == self.model.config.model_type:
+            fit_blocks_(self.model, type(self.model.config).from_pretrained(resume_from_checkpoint))
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
@@ -142,7 +153,9 @@ class GrowthTrainer(ModelCardMixin, Trainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             write_manifest(folder)
-            rotate(self._get_output_dir(trial=trial), limit, self.state.best_model_checkpoint)
+            rotate_checkpoints(
+                self._get_output_dir(trial=trial), limit, self.state.best_model_checkpoint, use_mtime=True
+            )
 
     # ------------------------------------------------------------------------------------------- optimizer and wrapper
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:

@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerState, TrainingArguments
 
 from ..curvature.loss import Loss
+from ..curvature.samples import sample_count
 from ..growth import GrowthConfig, GrowthEvent
-from ..growth.line_search import FACTORS
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .distributed import Replicas
 from .event import growth_event_
@@ -74,8 +74,8 @@ def trainer_event_(
         loss = training_loss(trainer, batches, replicas)
     assert loss is not None  # `check_training`
     silent = args.disable_tqdm or not state.is_world_process_zero
-    # Before and after; and at most the slopes, the factors and the factor 0 of a line search.
-    total = len(batches) * (2 + (len(FACTORS) + 2) * config.line_search)
+    # Analysis of all samples, or of one half, scores, and a trial on the other half; and the loss before and after.
+    total = sum(map(sample_count, batches)) * (4 if config.judged else 2)
     with tqdm(total=total, desc="Growth", delay=_BAR_DELAY_SECONDS, leave=False, disable=silent) as bar:
         place: dict[str, Any] = {
             "event": event,
@@ -90,12 +90,12 @@ def trainer_event_(
             _, grown = growth_event_sharded_(wrapped, optimizer, batches, config, shard=shard, **place)
         else:
             grown = growth_event_(wrapped, optimizer, batches, config, followers=followers, **place)
-    if args.torch_compile and trainer is None and grown.layers:
+    if args.torch_compile and trainer is None and (grown.layers or grown.blocks):
         torch.compiler.reset()  # as `growth_event_` does where it sees the wrapper
     return grown
 
 
 def _ticking(bar: tqdm, loss: Loss, model: nn.Module, batch: Any) -> Any:
     value = loss(model, batch)
-    bar.update()
+    bar.update(min(sample_count(batch), bar.total - bar.n))  # a step may be tried more than once
     return value

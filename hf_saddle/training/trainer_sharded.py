@@ -1,7 +1,7 @@
 """What FSDP2 under a Trainer needs: checks, sharding as Accelerate does it, and shapes before shards are loaded."""
 
-import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
 from torch.optim import Optimizer
 from transformers import Trainer
+from transformers.trainer_utils import has_length
 
 from ..growth import GrowthConfig
-from ..models.loading import resize_to_
+from ..models.loading import fit_blocks_, resize_to_
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .sharded import check_batches, check_sharded
 
@@ -29,6 +30,7 @@ def check_sharded_training(
     optimizer: Optimizer,
     config: GrowthConfig,
     followers: Sequence[GrowablePreTrainedModel],
+    dataset: Any,
 ) -> None:
     """
     Verify that a model may grow in a training that FSDP shards.
@@ -37,8 +39,6 @@ def check_sharded_training(
         ValueError: If not; the message names what to change.
     """
     args, plugin = trainer.args, trainer.accelerator.state.fsdp_plugin
-    if plugin.fsdp_version != 2:
-        raise ValueError("Models do not grow under FSDP1. Use FSDP2: `fsdp_config={'version': 2}`.")
     refused = {
         "`activation_checkpointing` of the fsdp_config: use that of the TrainingArguments": (
             plugin.activation_checkpointing
@@ -56,8 +56,15 @@ def check_sharded_training(
             raise ValueError(f"A model that FSDP shards does not grow with {what}.")
     check_sharded(model, optimizer, config)
     drawn, ranks = config.probe_samples, args.world_size
-    shares = [(rank + 1) * drawn // ranks - rank * drawn // ranks for rank in range(ranks)]
-    check_batches([math.ceil(share / config.probe_batch_size) for share in shares])
+    if has_length(dataset):
+        drawn = min(drawn, len(dataset))
+    ends = [rank * drawn // ranks for rank in range(ranks + 1)]
+    check_batches([_sizes(last - first, config.probe_batch_size) for first, last in pairwise(ends)], config)
+
+
+def _sizes(samples: int, size: int) -> list[int]:
+    """What samples are divided into, in batches of a size."""
+    return [min(size, samples - start) for start in range(0, samples, size)]
 
 
 def shard_as(accelerator: Accelerator) -> Callable[[nn.Module], Any]:
@@ -85,10 +92,12 @@ def before_sharding_(trainer: Trainer, folder: str | None) -> None:
         folder (`str`, *optional*): The checkpoint.
 
     Raises:
-        ValueError: If Accelerate could not shard a grown model; the model is sharded already and has other shapes; or
-            the checkpoint belongs to another model.
+        ValueError: If a model could not grow, sharded by FSDP1, or could not be sharded by Accelerate; the model is
+            sharded already and has other shapes; or the checkpoint belongs to another model.
     """
     model: Any = trainer.model
+    if trainer.accelerator.state.fsdp_plugin.fsdp_version != 2:
+        raise ValueError("Models do not grow under FSDP1. Use FSDP2: `fsdp_config={'version': 2}`.")
     if trainer.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
         raise ValueError(
             "Accelerate's `cpu_ram_efficient_loading` cannot shard models with buffers that are saved, which branches "
@@ -112,6 +121,7 @@ def before_sharding_(trainer: Trainer, folder: str | None) -> None:
         name: value if value.is_floating_point() else torch.zeros_like(value, device="cpu")
         for name, value in twin.state_dict().items()
     }
+    fit_blocks_(model, config)
     resize_to_(model, shapes, "")
     model.config.skip_unit = config.skip_unit
 

@@ -51,27 +51,9 @@ def assert_same(actual, expected):
             )
 
 
-def run_rank(rank, path, store, name):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    # 7 samples in one batch here, 13 in two batches there.
-    batches = [[part(slice(0, 7))], [part(slice(7, 11)), part(slice(11, 20))]][rank]
-    report = analyze(batches, **OPTIONS[name], distributed=True, max_tokens=10**6)
-    torch.save(report, f"{path}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.mark.distributed
-@pytest.mark.parametrize("name", OPTIONS)
-def test_two_ranks_give_the_result_of_one_process(name, tmp_path):
-    multiprocessing.spawn(run_rank, args=(str(tmp_path), str(tmp_path / "store"), name), nprocs=2)
-    expected = analyze([part(slice(0, 20))], **OPTIONS[name])
-    for rank in range(2):
-        assert_same(torch.load(tmp_path / f"{rank}.pt", weights_only=False), expected)
-
-
-# A gated model and one with convolutions and batch normalisations.
-FAMILIES = ("dinov2 swiglu", "resnet")
+# A gated model, one with convolutions and batch normalisations, and one whose inputs, behind a layer norm, span fewer
+# dimensions than they have.
+FAMILIES = ("dinov2 swiglu", "resnet", "convnext")
 
 
 def analyze_family(name, rows, options, **kwargs):
@@ -82,31 +64,50 @@ def analyze_family(name, rows, options, **kwargs):
     )
 
 
-@pytest.mark.parametrize("options", ["screened", "whitened"])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_batches_make_no_difference_for_any_kind_of_neuron(name, options):
-    parts = [slice(0, 7), slice(7, 11), slice(11, 20)]
-    reports = (analyze_family(name, rows, options, max_tokens=10**6) for rows in (parts, [slice(0, 20)]))
-    assert_same(*reports)
-
-
-def run_family_rank(rank, path, store):
+def run_rank(rank, path, store):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    # 7 samples in one batch here, 13 in two batches there.
     rows = [[slice(0, 7)], [slice(7, 11), slice(11, 20)]][rank]
+    for name, options in OPTIONS.items():
+        report = analyze([part(own) for own in rows], **options, distributed=True, max_tokens=10**6)
+        torch.save(report, f"{path}/{name} {rank}.pt")
     for name in FAMILIES:
         report = analyze_family(name, rows, "whitened", distributed=True, max_tokens=10**6)
         torch.save(report, f"{path}/{name} {rank}.pt")
     dist.destroy_process_group()
 
 
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """A folder with what each of two processes, started once for all, has found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    multiprocessing.spawn(run_rank, args=(str(folder), str(folder / "store")), nprocs=2)
+    return folder
+
+
 @pytest.mark.distributed
-def test_two_ranks_give_the_result_of_one_process_for_gated_and_convolutional_neurons(tmp_path):
-    multiprocessing.spawn(run_family_rank, args=(str(tmp_path), str(tmp_path / "store")), nprocs=2)
-    for name in FAMILIES:
-        expected = analyze_family(name, [slice(0, 20)], "whitened", max_tokens=10**6)
-        for rank in range(2):
-            assert_same(torch.load(tmp_path / f"{name} {rank}.pt", weights_only=False), expected)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_two_ranks_give_the_result_of_one_process(name, two_ranks):
+    expected = analyze([part(slice(0, 20))], **OPTIONS[name])
+    for rank in range(2):
+        assert_same(torch.load(two_ranks / f"{name} {rank}.pt", weights_only=False), expected)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", FAMILIES)
+def test_two_ranks_give_the_result_of_one_process_for_gated_and_convolutional_neurons(name, two_ranks):
+    expected = analyze_family(name, [slice(0, 20)], "whitened", max_tokens=10**6)
+    for rank in range(2):
+        assert_same(torch.load(two_ranks / f"{name} {rank}.pt", weights_only=False), expected)
+
+
+@pytest.mark.parametrize("options", ["screened", "whitened"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_batches_make_no_difference_for_any_kind_of_neuron(name, options):
+    parts = [slice(0, 7), slice(7, 11), slice(11, 20)]
+    reports = (analyze_family(name, rows, options, max_tokens=10**6) for rows in (parts, [slice(0, 20)]))
+    assert_same(*reports)
 
 
 class FailingBackward(torch.autograd.Function):

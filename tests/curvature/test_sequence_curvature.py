@@ -203,5 +203,5 @@ def test_tied_embeddings_are_no_obstacle():
 def test_unknown_names_of_a_description_are_refused():
     case = family_case("bert")
     del case.model.bert.encoder.layer[1].output.dense
-    with pytest.raises(ValueError, match=r"names output.dense in bert.encoder.layer.1, .*families.py"):
+    with pytest.raises(ValueError, match=r"has not encoder.layer.1.output.dense, .*families.py"):
         analyze_curvature(case.model, [case.batch])

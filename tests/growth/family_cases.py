@@ -16,7 +16,7 @@ from hf_saddle.growth.operators import OPERATORS
 
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
-from families_cases import CASES, inputs, outputs, stock_model  # noqa: E402
+from families_cases import CASES, grown_model, inputs, one_block, outputs, stock_model  # noqa: E402, F401
 
 
 # Of every kind of layer, neuron and model, what takes the time of a small test.

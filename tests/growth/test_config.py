@@ -9,11 +9,12 @@ import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_saddle.growth import PAPER_START, GrowthConfig, PaperGrowthConfig, count_parameters
-from hf_saddle.growth.config import QUOTAS
+from hf_saddle.growth.paper import QUOTAS
 from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
 
 
 BAD = {
+    "freeze": 1,
     "at": [10, 20],
     "warmup": -1,
     "interval": 0,
@@ -21,7 +22,8 @@ BAD = {
     "num_events": 0,
     "linears": [3],
     "layers": [-1],
-    "line_search": "no",
+    "selection": "best",
+    "natural_step": 1.5,
     "quotas": 1,
     "layer_threshold": 0,
     "max_depth": -1,
@@ -100,11 +102,11 @@ def test_every_field_has_a_help_text_and_is_an_option():
     parser = HfArgumentParser((GrowthConfig, TrainingArguments))
     options = (
         "--output_dir x --warmup 3 --interval 20 --linears mlp.fc1 mlp.fc2 --layers 0 1 --max_parameters 2e6 "
-        "--line_search"
+        "--natural_step 0.25"
     )
     config, _ = parser.parse_args_into_dataclasses(options.split())
     assert (config.warmup, config.interval, config.linears, config.layers) == (3, 20, ["mlp.fc1", "mlp.fc2"], [0, 1])
-    assert config.max_parameters == 2e6 and config.max_growth is None and config.line_search
+    assert config.max_parameters == 2e6 and config.max_growth is None and config.natural_step == 0.25
 
 
 def test_json_round_trip():
@@ -244,7 +246,7 @@ def test_the_rules_of_the_paper_are_idle_without_it():
         field.name for field in dataclasses.fields(GrowthConfig)
     }
     plain, idle = GrowthConfig(), PaperGrowthConfig()
-    assert rules == {"layer_threshold", "quotas", "schedule"}
+    assert rules == {"layer_threshold", "quotas", "schedule", "step_size", "directions"}
     assert all(getattr(plain, name) == getattr(idle, name) for name in rules)
 
 
@@ -290,3 +292,10 @@ def test_the_documentation_of_a_field_is_its_type_its_default_and_its_help(name,
     default = "" if field.default is None else f", defaults to {kinds.get(type(field.default), field.default)}"
     assert kind == f"`{hint.removesuffix(' | None')}`, *optional*{default}"
     assert " ".join(text.split()) == field.metadata["help"]
+
+
+@pytest.mark.parametrize("fields", [{"criterion": "gradmax"}, {"directions": "random"}, {"step_size": 0.3}], ids=str)
+def test_what_only_studies_need_is_read_from_files_and_refused_by_a_plain_config(fields):
+    assert GrowthConfig.from_dict(fields) == PaperGrowthConfig(**fields)
+    with pytest.raises(ValueError, match=f"`{next(iter(fields))}"):
+        GrowthConfig(**fields)

@@ -14,6 +14,7 @@ from family_cases import (
     family_model,
     family_plan,
     loss_of,
+    one_block,
     paths,
     predicted_by_splitting,
     predicted_by_units,
@@ -30,9 +31,9 @@ from hf_saddle.growth import (
     count_macs,
     count_parameters,
     grow_,
-    line_search,
     plan_growth,
     probe_loss,
+    score_growths,
 )
 from hf_saddle.growth.costs import plan_cost
 from hf_saddle.growth.operators import OPERATORS
@@ -52,6 +53,12 @@ def wake_(model, seed=5):
             parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter) * 0.1)
 
 
+def assert_same_tensors(one, other):
+    found, wanted = one.state_dict(), other.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(value, found[key]) for key, value in wanted.items())
+
+
 def deepened(name, **kwargs):
     """A model with nested units of all layers that answer something, some neurons having several."""
     model = family_model(name, **kwargs)
@@ -66,7 +73,7 @@ def deepened(name, **kwargs):
     ("name", "dtype"), [(name, torch.float32) for name in CASES] + [(name, torch.bfloat16) for name in KINDS]
 )
 def test_units_of_all_layers_change_nothing_and_come_back_from_files(name, dtype, tmp_path):
-    model = family_model(name, dtype, smooth=False)
+    model = family_model(name, dtype, smooth=False, **one_block(name))
     before = answers(model, name)
     for depth in range(2):
         plan = family_plan(model, "zero_gain", [0, 3, 5] if depth == 0 else [2, 0], depth=depth)
@@ -78,12 +85,13 @@ def test_units_of_all_layers_change_nothing_and_come_back_from_files(name, dtype
     model.save_pretrained(tmp_path)
     # Copied, since the memory of a file is aligned otherwise, by which products are rounded.
     loaded = copy.deepcopy(type(model).from_pretrained(tmp_path, dtype=dtype))
-    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
+    assert_same_tensors(loaded, model)
     # Frequencies of rotary embeddings are made in float32, but were cast here.
     assert dtype is torch.bfloat16 or torch.equal(answers(loaded, name), answers(model, name))
     history = GrowthHistory.from_model(loaded)
     history.check(loaded)
-    assert history.apply(family_model(name, smooth=False).config).skip_sizes == model.config.skip_sizes
+    small = family_model(name, smooth=False, **one_block(name))
+    assert history.apply(small.config).skip_sizes == model.config.skip_sizes
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -105,10 +113,10 @@ def test_splits_of_all_neurons_keep_the_function_to_second_order(name, monkeypat
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_an_operator_costs_what_is_booked_everywhere_at_once(name, operator):
     if operator == "residual_pair":
-        model = family_model(name)
+        model = family_model(name, **one_block(name))
         grow_(model, family_plan(model, operator, [0, 3]))
     else:
-        model = deepened(name)
+        model = deepened(name, **one_block(name))
     for depth in (0, 1):
         plan = family_plan(model, operator, [1, 2, 0][: 3 - depth], depth=depth)
         parameters, macs = count_parameters(model), count_macs(model)
@@ -118,7 +126,7 @@ def test_an_operator_costs_what_is_booked_everywhere_at_once(name, operator):
         assert count_parameters(model) - parameters == cost.parameters == event.parameters_after - parameters
         assert count_macs(model) - macs == cost.macs
         grow_(twin, GrowthPlan.from_json(plan.to_json()))
-        assert all(torch.equal(value, twin.state_dict()[key]) for key, value in model.state_dict().items())
+        assert_same_tensors(twin, model)
         assert answers(model, name).isfinite().all()
 
 
@@ -156,19 +164,29 @@ def test_the_loss_changes_by_what_the_formulas_say(name, monkeypatch):
         assert errors[1] < 1e-3 and (errors[1] < errors[0] / 4 or errors[0] < 1e-4)
 
 
+@pytest.mark.parametrize("operator", ["split", "zero_gain"])
 @pytest.mark.parametrize(
     "name", ["GPT2LMHeadModel", "LlamaForCausalLM", "ConvNextForImageClassification", "ResNetModel"]
 )
-def test_a_line_search_predicts_what_small_gains_do(name, monkeypatch):
+def test_scores_say_what_small_steps_do(name, operator, monkeypatch):
     exact_norms_(monkeypatch)
     model, loss = family_model(name, torch.float64), loss_of(name)
-    batches, measure = [torch.zeros(3)], lambda model, batch: loss(model)
-    plan = family_plan(model, "zero_gain", [0, 2, 5], steps=0.05)
-    searched = line_search(model, plan, batches, loss=measure, factors=[1e-4])
-    before = probe_loss(model, batches, measure)
-    grow_(model, searched)
-    assert before - probe_loss(model, batches, measure) == pytest.approx(searched.predicted_gain, rel=0.02)
-    assert searched.predicted_gain > 0
+    batches, measure = [torch.zeros(3)] * 3, lambda model, batch: loss(model)
+    plan = family_plan(model, operator, [0, 2, 5], steps=0.05)
+    means = score_growths(model, plan.growths, batches, loss=measure).values.mean(dim=0)
+    before, size = probe_loss(model, batches, measure), 1e-3
+    if operator == "split":
+        moved, expected = (
+            [replace(growth, steps=growth.steps * size) for growth in plan.growths],
+            means.sum() * size**2,
+        )
+    else:
+        gains = torch.split(-means.sign().float() * size, [len(growth.neurons) for growth in plan.growths])
+        moved = [replace(growth, gains=own) for growth, own in zip(plan.growths, gains, strict=True)]
+        expected = -means.abs().sum() * size
+    grow_(model, replace(plan, growths=tuple(moved)))
+    change = probe_loss(model, batches, measure) - before
+    assert expected != 0 and change == pytest.approx(float(expected), rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["GPT2LMHeadModel", "LlamaForCausalLM", "ResNetForImageClassification"])

@@ -80,16 +80,29 @@ def test_a_saved_config_is_read_as_it_was_meant(changes, meant):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         times = {name: (PAPER if changes is PAPER else OLD)[name] for name in ("warmup", "interval", "num_events")}
-        then = dataclasses.replace(meant, at=None, **times)
+        # Without a line search units were ranked one by one, and began at rest.
+        then = dataclasses.replace(meant, at=None, **times, selection="gain", natural_step=0.0)
         assert GrowthConfig.from_dict(json.loads(json.dumps(OLD | changes))) == then
         assert GrowthConfig.from_dict(changes) == meant
+
+
+@pytest.mark.parametrize(("searched", "step"), [(True, 0.5), (False, 0.0)])
+def test_a_line_search_became_half_a_natural_step(searched, step):
+    meant = GrowthConfig(selection="gain", natural_step=step)
+    times = {name: OLD[name] for name in ("warmup", "interval", "num_events")}
+    then = dataclasses.replace(meant, at=None, **times)
+    assert GrowthConfig.from_dict(OLD | {"line_search": searched}) == then
+    with pytest.warns(FutureWarning, match=f"Write selection='gain', natural_step={step} instead"):
+        assert GrowthConfig(line_search=searched) == meant
+    with pytest.raises(ValueError, match="`line_search='no'`: .*`natural_step`"):
+        GrowthConfig.from_dict(OLD | {"line_search": "no"})
 
 
 LOST = [
     ({"stop": 7.5}, r"`stop=7\.5`: limit the events by `num_events`"),
     ({"max_per_layer": 2}, "`max_per_layer=2`: limit where"),
     ({"unit_scale": 0.7}, r"`unit_scale=0\.7`: it is always 1"),
-    ({"gain_init": 0.1}, r"`gain_init=0\.1`: `line_search=True`"),
+    ({"gain_init": 0.1}, r"`gain_init=0\.1`: `natural_step`"),
     ({"both_ends": False}, "`both_ends=False`: depth follows"),
     ({"budget_unit": "macs"}, "`budget_unit='macs'`: multiply-accumulates are limited by `max_macs`"),
     ({"budget": None, "event_budget": 5, "budget_unit": "macs"}, "`max_macs`"),
@@ -156,8 +169,10 @@ def test_an_old_option_of_the_command_line_is_told_from_an_unknown_one(word):
     refuse_options(["--max_growth", "1.5", "--run_name", "budget"])
 
 
-def test_the_record_of_a_shared_model_is_read():
+def test_records_of_shared_models_are_read():
+    # As version 0.1 wrote it beside the weights of a model.
+    times = {"warmup": 6, "interval": 6, "unit": "epochs", "num_events": 3}
+    old = GrowthConfig.from_dict(times | {"criterion": "auto", "operator": "auto", "budget": 1.5})
+    assert old == GrowthConfig(**times, max_growth=1.5)
     record = json.loads((ROOT / "model_cards/grown-deit-digits/training_record.json").read_text())
-    assert record["growth"]["budget"] == 1.5
-    config = GrowthConfig.from_dict(record["growth"])
-    assert config == GrowthConfig(warmup=6, interval=6, num_events=3, max_growth=1.5)
+    assert GrowthConfig.from_dict(record["growth"]) == GrowthConfig()

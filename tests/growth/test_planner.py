@@ -18,7 +18,7 @@ from hf_saddle.growth import (
     grow_,
     plan_growth,
 )
-from hf_saddle.growth.config import QUOTAS
+from hf_saddle.growth.paper import QUOTAS
 
 
 def chosen(plan):
@@ -77,7 +77,7 @@ def test_random_directions_keep_the_neurons(criterion):
     fc1 = path_of(model, "mlp.fc1")
     random = replace(entry_for(model, fc1, "random", gain=torch.ones(24), seed=1), response=torch.full((24,), 4.0))
     report = report_for(model, entry_for(model, fc1, criterion), random)
-    configs = [GrowthConfig(criterion=criterion, directions=kind) for kind in ("eigenvectors", "random")]
+    configs = [PaperGrowthConfig(criterion=criterion, directions=kind) for kind in ("eigenvectors", "random")]
     assert configs[1].criteria == (criterion, "random")
     own, drawn = (plan_growth(report, model, config) for config in configs)
     assert chosen(own) == chosen(drawn)

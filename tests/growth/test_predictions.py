@@ -8,7 +8,18 @@ import torch
 from growth_cases import batch, logits, path_of, tiny_model
 
 from hf_saddle.curvature import analyze_curvature
-from hf_saddle.growth import GrowthConfig, GrowthPlan, LayerGrowth, grow_, line_search, plan_growth, probe_loss
+from hf_saddle.growth import (
+    GrowthConfig,
+    GrowthPlan,
+    LayerGrowth,
+    PaperGrowthConfig,
+    grow_,
+    halves,
+    plan_growth,
+    probe_loss,
+    score_growths,
+    take_natural_step,
+)
 
 
 PROBE = [batch(32, seed=3, dtype=torch.float64)]
@@ -91,61 +102,41 @@ def test_a_plan_from_a_report_lowers_the_loss_and_zero_gain_leaves_it():
         assert bool((logits(grown) == logits(model)).all()) != falls
 
 
-def test_line_search_finds_a_lower_loss():
-    model = trained()
-    report = analyze_curvature(model, PROBE, "depth", step_size=0.2, significance=0.0)
-    plan = plan_growth(report, model, GrowthConfig(criterion="depth", num_events=1, max_growth=1.1))
-    parameters, state = list(model.parameters()), copy.deepcopy(model.state_dict())
-    config = model.config.to_dict()
-    searched = line_search(model, plan, PROBE)
-    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
-    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
-    assert model.growth_history is None and model.config.to_dict() == config
-    before = probe_loss(model, PROBE)
-    grow_(model, searched)
-    assert probe_loss(model, PROBE) < before
-    assert searched.predicted_gain > 0 and searched.growths[0].gains.abs().max() > 0
-
-
-def test_line_search_starts_gains_against_the_slope_of_the_loss():
-    model = trained()
-    report = analyze_curvature(model, PROBE, "depth", significance=0.0)
-    config = GrowthConfig(criterion="depth", significance=0.0, num_events=1, max_growth=1.03)
-    plan = plan_growth(report, model, config)
-    searched = line_search(model, plan, PROBE)
-    assert sum(len(growth.neurons) for growth in plan.growths) > 4
-    slopes, gains, nudge = [], [], 1e-3
-    for index, growth in enumerate(plan.growths):
-        for unit in range(len(growth.neurons)):
-            losses = []
-            for sign in (1, -1):
-                gain = torch.zeros(len(growth.neurons))
-                gain[unit] = sign * nudge
-                nudged = [replace(other, gains=gain) if other is growth else other for other in plan.growths]
-                grown = copy.deepcopy(model)
-                grow_(grown, replace(plan, growths=tuple(nudged)))
-                losses.append(probe_loss(grown, PROBE))
-            slopes.append((losses[0] - losses[1]) / (2 * nudge))
-            gains.append(float(searched.growths[index].gains[unit]))
-    slopes, gains = torch.tensor(slopes), torch.tensor(gains)
-    torch.testing.assert_close(gains / gains.abs().max(), -slopes / slopes.abs().max(), rtol=1e-3, atol=1e-4)
+def nudged(model, plan, index, unit, **values):
+    """The probe loss with one value of one unit changed and the others at rest."""
+    growth = plan.growths[index].of([unit])
+    grown = copy.deepcopy(model)
+    grow_(grown, replace(plan, growths=(replace(growth, **{k: torch.tensor([v]) for k, v in values.items()}),)))
+    return probe_loss(grown, PROBE)
 
 
 @pytest.mark.parametrize("bias", ["trained", "frozen", "none"])
-def test_what_a_line_search_predicts_for_small_gains_is_what_happens(bias):
+def test_scores_of_units_are_the_slopes_of_the_loss_in_their_gains(bias):
     model = trained() if bias != "none" else tiny_model(qkv_bias=False).double()
     for module in (site.module for site in model.growable_linears()):
         if bias == "frozen":
             module.bias.requires_grad_(False)
-    report = analyze_curvature(model, PROBE, "depth", significance=0.0)
-    plan = plan_growth(report, model, GrowthConfig(criterion="depth", significance=0.0, num_events=1, max_growth=1.3))
-    trained_before = [parameter.requires_grad for parameter in model.parameters()]
-    searched = line_search(model, plan, PROBE, factors=[1e-3])
-    assert [parameter.requires_grad for parameter in model.parameters()] == trained_before
-    before = probe_loss(model, PROBE)
-    grow_(model, searched)
-    assert before - probe_loss(model, PROBE) == pytest.approx(searched.predicted_gain, rel=0.02)
-    assert searched.predicted_gain > 0
+    fc1, query = (path_of(model, name) for name in ("mlp.fc1", "attention.q_proj"))
+    plan = GrowthPlan(tuple(LayerGrowth.by_hand(model, p, "zero_gain", [0, 3, 7], steps=0.5) for p in (fc1, query)))
+    scores = score_growths(model, plan.growths, PROBE)
+    slopes = [
+        (nudged(model, plan, index, unit, gains=1e-3) - nudged(model, plan, index, unit, gains=-1e-3)) / 2e-3
+        for index in range(2)
+        for unit in range(3)
+    ]
+    torch.testing.assert_close(scores.values.mean(dim=0), torch.tensor(slopes).double(), rtol=1e-3, atol=1e-7)
+
+
+def test_scores_of_splits_are_what_small_steps_do():
+    model = trained()
+    plan = GrowthPlan((LayerGrowth.by_hand(model, path_of(model, "mlp.fc1"), "split", [1, 4, 6]),))
+    scores = score_growths(model, plan.growths, PROBE)
+    before, size = probe_loss(model, PROBE), 0.01
+    changes = [
+        (nudged(model, plan, 0, unit, steps=size * float(plan.growths[0].steps[unit])) - before) / size**2
+        for unit in range(3)
+    ]
+    torch.testing.assert_close(scores.values.mean(dim=0), torch.tensor(changes).double(), rtol=2e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize("activation", ["mish", "gelu_new", "tanh", "sigmoid", "laplace", "relu2", "leaky_relu"])
@@ -158,37 +149,58 @@ def test_units_of_any_activation_begin_as_nothing_and_start_downhill(activation)
     grown = copy.deepcopy(model)
     grow_(grown, plan)
     assert torch.equal(logits(grown), answer)
-    searched = line_search(model, plan, PROBE, factors=[1e-4])
-    grow_(model, searched)
-    assert before - probe_loss(model, PROBE) == pytest.approx(searched.predicted_gain, rel=0.02)
-    assert searched.predicted_gain > 0
+    scores = score_growths(model, plan.growths, *halves(PROBE))
+    gains = take_natural_step(plan, scores, 1e-4).growths
+    expected = -float(scores.values.mean(dim=0) @ torch.cat([growth.gains for growth in gains]).double())
+    grow_(model, replace(plan, growths=gains))
+    assert before - probe_loss(model, PROBE) == pytest.approx(expected, rel=0.02)
+    assert expected > 0
+
+
+def test_a_natural_step_lowers_the_loss_and_scoring_leaves_the_model():
+    model = trained()
+    report = analyze_curvature(model, PROBE, "depth", step_size=0.2, significance=0.0)
+    plan = plan_growth(report, model, GrowthConfig(criterion="depth", num_events=1, max_growth=1.1))
+    state, config = copy.deepcopy(model.state_dict()), model.config.to_dict()
+    moved = take_natural_step(plan, score_growths(model, plan.growths, *halves(PROBE)), 0.5)
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    assert model.growth_history is None and model.config.to_dict() == config
+    before = probe_loss(model, PROBE)
+    grow_(model, moved)
+    assert probe_loss(model, PROBE) < before
+    assert moved.growths[0].gains.abs().max() > 0
+
+
+def test_at_rest_only_the_prediction_changes():
+    model = trained()
+    plan = GrowthPlan((LayerGrowth.by_hand(model, path_of(model, "mlp.fc1"), "zero_gain", [1, 2], steps=0.5),))
+    scores = score_growths(model, plan.growths, *halves(PROBE))
+    resting, half = (take_natural_step(plan, scores, share) for share in (0.0, 0.5))
+    assert not bool(resting.growths[0].gains.any()) and bool(half.growths[0].gains.all())
+    assert resting.predicted_gain == half.predicted_gain != 0.0
 
 
 @pytest.mark.parametrize("operator", ["split", "zero_gain"])
-def test_line_search_refuses_a_probe_that_tells_nothing(operator):
+def test_scores_refuse_a_probe_that_tells_nothing(operator):
     model = trained()
-    plan = GrowthPlan((LayerGrowth.by_hand(model, path_of(model, "mlp.fc1"), operator, [1, 2]),))
-    with pytest.raises(ValueError, match="loss of the probe set is nan"):
-        line_search(model, plan, PROBE, loss=lambda model, batch: model(**batch).loss * float("nan"))
-    with pytest.raises(ValueError, match="probe set is empty"):
-        line_search(model, plan, [])
+    growths = [LayerGrowth.by_hand(model, path_of(model, "mlp.fc1"), operator, [1, 2])]
+    with pytest.raises(ValueError, match="loss .*nan"):
+        score_growths(model, growths, PROBE, loss=lambda model, batch: model(**batch).loss * float("nan"))
+    with pytest.raises(ValueError, match="probe is empty"):
+        score_growths(model, growths, [])
+    with pytest.raises(ValueError, match="score the growths with `judging`"):
+        take_natural_step(GrowthPlan(tuple(growths)), score_growths(model, growths, PROBE), 0.5)
     assert model.shapes() == trained().shapes() and model.growth_history is None
 
 
-def test_line_search_of_several_growths_of_one_linear():
+def test_scores_of_several_growths_of_one_linear_keep_their_order():
     model = trained()
-    fc1 = path_of(model, "mlp.fc1")
+    fc1, fc2 = path_of(model, "mlp.fc1"), path_of(model, "mlp.fc2")
     whole = LayerGrowth.by_hand(model, fc1, "zero_gain", [0, 1, 2, 3, 4], steps=1.0)
-    parts = [
-        LayerGrowth.by_hand(model, fc1, "zero_gain", whole.neurons[part], directions=whole.directions[part], steps=1.0)
-        for part in (slice(0, 2), slice(2, 5))
-    ]
-    together, apart = (
-        line_search(model, GrowthPlan(tuple(growths)), PROBE, factors=[0.01]) for growths in ([whole], parts)
-    )
-    gains = [growth.gains for growth in apart.growths]
-    assert float(together.growths[0].gains.abs().max()) > 0
-    torch.testing.assert_close(torch.cat(gains), together.growths[0].gains)
+    between = LayerGrowth.by_hand(model, fc2, "zero_gain", [5], steps=1.0)
+    together = score_growths(model, [whole, between], PROBE).values
+    apart = score_growths(model, [whole.of([0, 1]), between, whole.of([2, 3, 4])], PROBE).values
+    torch.testing.assert_close(apart, together[:, [0, 1, 5, 2, 3, 4]])
 
 
 def test_the_probe_loss_weights_batches_by_their_samples():
@@ -213,7 +225,8 @@ def test_the_probe_loss_weights_batches_by_their_samples():
 @pytest.mark.parametrize("directions", ["whitened", "eigenvectors", "random"])
 def test_the_pre_activations_of_new_units_have_a_root_mean_square_of_one(directions):
     model = trained()
-    config = GrowthConfig(criterion="depth", significance=0.0, num_events=1, max_growth=1.3, directions=directions)
+    fields = {"criterion": "depth", "significance": 0.0, "num_events": 1, "max_growth": 1.3}
+    config = PaperGrowthConfig(**fields, directions=directions)
     whiten = directions == "whitened"
     report = analyze_curvature(model, PROBE, config.criteria, whiten=whiten, significance=0.0)
     grow_(model, plan_growth(report, model, config))
@@ -228,7 +241,8 @@ def test_the_pre_activations_of_new_units_have_a_root_mean_square_of_one(directi
         torch.testing.assert_close(scale, torch.ones_like(scale), rtol=1e-4, atol=0)
 
 
-def test_line_search_of_a_plan_without_a_step_returns_it():
+def test_an_operator_without_a_natural_step_cannot_be_scored():
     model = trained()
-    plan = GrowthPlan((LayerGrowth.by_hand(model, path_of(model, "mlp.fc1"), "opposed_pair", [1]),))
-    assert line_search(model, plan, PROBE) is plan
+    growth = LayerGrowth.by_hand(model, path_of(model, "mlp.fc1"), "opposed_pair", [1])
+    with pytest.raises(ValueError, match="`opposed_pair` .* has no natural step"):
+        score_growths(model, [growth], PROBE)

@@ -184,7 +184,16 @@ def train_and_push(folder: str, repo_id: str, strategy: str, *, again: bool = Fa
             if trainer.push_in_progress is not None:
                 trainer.push_in_progress.wait_until_done()
 
-    growth = GrowthConfig(unit="steps", warmup=3, num_events=1, significance=0, probe_samples=12, max_growth=1.2)
+    growth = GrowthConfig(
+        unit="steps",
+        warmup=3,
+        num_events=1,
+        significance=0,
+        probe_samples=12,
+        max_growth=1.2,
+        selection="gain",
+        natural_step=0.0,
+    )
 
     def accuracy(prediction) -> dict[str, float]:
         return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
@@ -230,6 +239,52 @@ def train_and_push(folder: str, repo_id: str, strategy: str, *, again: bool = Fa
     with torch.no_grad():
         output = trainer.model.eval()(data[0]["pixel_values"][None]).logits.numpy()
     return {"pixels": data[0]["pixel_values"][None].numpy(), "logits": output, "message": message}
+
+
+def train_text_and_push(folder: str, repo_id: str) -> dict[str, Any]:
+    """Six steps of a small Llama on text, with an event after the third, pushed with its tokenizer."""
+    import torch
+    from transformers import DataCollatorForLanguageModeling, TrainingArguments
+
+    from hf_saddle import GrowthCallback, GrowthConfig, GrowthTrainer
+    from hf_saddle.demo.text import train_tokenizer
+    from hf_saddle.models import SaddleLlamaForCausalLM
+
+    torch.manual_seed(0)
+    texts = ["the small model grows", "where the loss bends", "and goes on with another word", "once upon a time"]
+    tokenizer = train_tokenizer(texts, 270, enclose=False)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    tokens = {"vocab_size": 270, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    model = SaddleLlamaForCausalLM(SaddleLlamaForCausalLM.config_class(**sizes, **tokens))
+    ranked = {"selection": "gain", "natural_step": 0.0, "significance": 0}
+    growth = GrowthConfig(unit="steps", warmup=3, num_events=1, probe_samples=12, max_growth=1.2, **ranked)
+    settings = {"max_steps": 6, "per_device_train_batch_size": 4, "report_to": "none", "use_cpu": True}
+    settings |= {"disable_tqdm": True, "push_to_hub": True, "hub_model_id": repo_id, "logging_steps": 1}
+    trainer = GrowthTrainer(
+        model=model,
+        args=TrainingArguments(folder, **settings),
+        train_dataset=[dict(tokenizer(text)) for text in texts * 3],
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        processing_class=tokenizer,
+        callbacks=[GrowthCallback(growth)],
+    )
+    trainer.train()
+    trainer.push_to_hub()
+    given = {"input_ids": [[5, 60, 7, 9]]}
+    with torch.no_grad():
+        output = trainer.model.eval()(input_ids=torch.tensor(given["input_ids"])).logits.numpy()
+    return {"inputs": given, "logits": output}
+
+
+def run_code(code: str, folder: str) -> str:
+    """What a reader sees who runs the code of a card."""
+    import contextlib
+    import io
+
+    output = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(output):
+        exec(code, {})
+    return output.getvalue()
 
 
 def command(*arguments: str) -> tuple[int, str, str]:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,9 +15,11 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from transformers import TrainerState, TrainingArguments, ViTImageProcessorPil
 
-from hf_saddle.growth import GrowthConfig, GrowthHistory
+from hf_saddle.growth import GrowthConfig, GrowthEvent, GrowthHistory
 from hf_saddle.hub import TrainingRecord, render_model_card, write_model_card
 from hf_saddle.hub.escape import markdown, number
+from hf_saddle.hub.states import forecast
+from hf_saddle.training.reports import growth_metrics
 
 
 HOSTILE = [
@@ -260,3 +262,15 @@ def test_a_licence_that_the_hub_does_not_take_is_refused(tmp_path):
     model = grown()
     with pytest.raises(ValueError, match="license"):
         render_model_card(model, record(model, tmp_path, license="Do what you like\nevil: 1"), name="x")
+
+
+def test_only_what_held_out_samples_gained_stands_as_predicted():
+    """Not the rank of neurons, which can be any number, such as 1.9 where the loss is 0.57."""
+    event = GrowthEvent(criterion="auto", predicted_gain=1.9)
+    assert forecast(event) == "" and not any("change" in name for name in growth_metrics(event))
+    event = replace(event, predicted_gain=0.0312, forecast="event")
+    assert forecast(event) == "0.0312" and growth_metrics(event)["growth_predicted_change"] == -0.0312
+    event = replace(event, forecast="next step")
+    assert forecast(event) == "0.0312 (next step)"
+    assert "growth_predicted_change" not in growth_metrics(event)
+    assert growth_metrics(event)["growth_next_step_change"] == -0.0312

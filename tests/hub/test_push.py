@@ -16,6 +16,11 @@ from hf_saddle.hub.record import fingerprint
 pytestmark = pytest.mark.hub
 
 CODE = {
+    "blocks.py",
+    "config_fields.py",
+    "head_kinds.py",
+    "heads.py",
+    "restacking.py",
     "configuration_saddle.py",
     "branch_dropout.py",
     "branch_guard.py",

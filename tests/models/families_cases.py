@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import Tensor, nn
@@ -75,6 +76,15 @@ def _speech() -> dict[str, Tensor]:
     return _sound() | {"decoder_input_ids": _text()["input_ids"][:, :6]}
 
 
+input_kinds: dict[str, Callable[[], dict[str, Tensor]]] = {
+    "text": _text,
+    "pixels": _pixels,
+    "large_pixels": _large_pixels,
+    "sequences": _sequences,
+    "sound": _sound,
+    "speech": _speech,
+}
+
 # class -> (model type, Auto class, config, inputs); one line for each family is enough for all tests.
 CASES: dict[str, tuple[str, str, dict[str, Any], Callable[[], dict[str, Tensor]]]] = {
     "BertForMaskedLM": ("bert", "AutoModelForMaskedLM", TEXT, _text),
@@ -121,6 +131,35 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Callable[[], dict[str, Tensor]]
     "T5ForTokenClassification": ("t5", "AutoModelForTokenClassification", T5, _text),
 }
 
+# One class for each family, where one says it all.
+OF_FAMILY = {model_type: name for name, (model_type, *_) in reversed(CASES.items())}
+every_case = pytest.mark.parametrize("name", CASES)
+every_family = pytest.mark.parametrize("name", OF_FAMILY.values(), ids=OF_FAMILY)
+# Every family too, for tests that take seconds; daily only for those whose kinds of layers and models differ most.
+DAILY = ("convnext", "gpt2", "llama", "resnet", "whisper")
+every_family_slowly = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, id=model_type, marks=[] if model_type in DAILY else pytest.mark.slow)
+        for model_type, name in OF_FAMILY.items()
+    ],
+)
+
+
+# A stack of a single block for tests of what happens within one, which take as long as there are layers.
+_ONE_LAYER: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_layer": 1},
+    "swin": {"depths": [1, 1]},
+    "t5": {"num_layers": 1},
+    "whisper": {"encoder_layers": 1, "decoder_layers": 1},
+}
+
+
+def one_block(name: str) -> dict[str, Any]:
+    """Fields of a config that has one block in every stack; convolutional nets keep theirs, which differ."""
+    kind = CASES[name][0]
+    return {} if kind in ("convnext", "resnet") else _ONE_LAYER.get(kind, {"num_hidden_layers": 1})
+
 
 def stock_model(name: str, **config: Any) -> Any:
     """A tiny stock model in eval mode, with no weight left at a special value."""
@@ -149,20 +188,32 @@ def randomize_(model: nn.Module, seed: int = 1, scale: float = 0.05) -> None:
                 branch.check_targets_(name)
 
 
+def grown_shapes(plain: GrowablePreTrainedModel, more: int = 3) -> dict[str, dict[str, Any]]:
+    """Config fields with which a model that has not grown is wider in every second group, and branches everywhere."""
+    sites = list(plain.growable_linears())
+    hidden = [site for site in sites if site.neurons is not None]
+    widths = {site.root: site.module.neurons + more for site in hidden[::2]}
+    sizes = {site.root: [2, 3] if index % 2 else [site.module.neurons + 1] for index, site in enumerate(sites)}
+    return {"widths": widths, "skip_sizes": sizes}
+
+
 def grown_model(name: str, seed: int = 1, more: int = 3, **config: Any) -> GrowablePreTrainedModel:
     """A growable model in which every second group of neurons is wider, and all layers have branches, some nested."""
     import hf_saddle
 
     plain = hf_saddle.growable(stock_model(name, **config))
-    sites = list(plain.growable_linears())
-    hidden = [site for site in sites if site.neurons is not None]
-    widths = {site.root: site.module.neurons + more for site in hidden[::2]}
-    sizes = {site.root: [2, 3] if index % 2 else [site.module.neurons + 1] for index, site in enumerate(sites)}
-    plain.config.widths, plain.config.skip_sizes = widths, sizes
+    for field, value in grown_shapes(plain, more).items():
+        setattr(plain.config, field, value)
     torch.manual_seed(seed)
     model = type(plain)(plain.config).eval()
     randomize_(model, seed)
     return model
+
+
+def assert_equal(found: list[Tensor], wanted: list[Tensor]) -> None:
+    assert len(found) == len(wanted) > 0
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one, other), (one - other).abs().max()
 
 
 def outputs(model: nn.Module, batch: dict[str, Tensor], **options: Any) -> list[Tensor]:

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import transformers
 from model_cases import CLASSES, SHAPE, every_class, randomize_
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
+import hf_saddle
 from hf_saddle import (
     SaddleDeiTForImageClassification,
     SaddleDeiTForImageClassificationWithTeacher,
@@ -203,3 +205,34 @@ def test_a_converted_model_can_be_saved_and_read(tmp_path, pixels):
     model.save_pretrained(tmp_path)
     again = SaddleDeiTForImageClassification.from_pretrained(tmp_path)
     assert_bit_equal(outputs(again, pixels[..., :20]), outputs(stock, pixels[..., :20]))
+
+
+@pytest.fixture
+def whole_clip(tmp_path):
+    """A whole CLIP, of texts and images, in a folder."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    texts = sizes | {"vocab_size": 50, "max_position_embeddings": 16, "bos_token_id": 1, "eos_token_id": 2}
+    images = sizes | {"image_size": 16, "patch_size": 4}
+    model = transformers.CLIPModel(transformers.CLIPConfig(text_config=texts, vision_config=images)).eval()
+    model.save_pretrained(tmp_path)
+    return model, tmp_path
+
+
+@pytest.mark.parametrize("name", ["CLIPVisionModel", "CLIPVisionModelWithProjection"])
+def test_the_part_of_a_whole_clip_that_sees_images_is_taken(name, whole_clip):
+    clip, folder = whole_clip
+    model = getattr(hf_saddle, f"Saddle{name}").from_stock(folder)
+    pixels = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        found, wanted = model(pixel_values=pixels), clip.vision_model(pixel_values=pixels)
+        assert torch.equal(found.last_hidden_state, wanted.last_hidden_state)
+        if name == "CLIPVisionModelWithProjection":
+            assert torch.equal(found.image_embeds, clip.visual_projection(wanted.pooler_output))
+    assert list(model.growable_linears())
+
+
+def test_a_whole_clip_is_refused_with_the_remedy(whole_clip):
+    with pytest.raises(ValueError, match="`vision_config`.*SaddleCLIPVisionModel.from_stock"):
+        hf_saddle.growable(whole_clip[0])
+    with pytest.raises(ValueError, match="'vit', but .* is 'clip'"):
+        SaddleViTForImageClassification.from_stock(whole_clip[1])

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from families_cases import assert_equal, every_family, grown_model, inputs, outputs
 from model_cases import GROWN, build, output
 from test_branch_guard import Quantised
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -46,6 +47,13 @@ def quantiser(monkeypatch):
     return StandInConfig
 
 
+@pytest.fixture
+def unread(monkeypatch):
+    """Fail a test in which weights are read."""
+    read = staticmethod(lambda *args, **kwargs: pytest.fail("weights were read"))
+    monkeypatch.setattr(PreTrainedModel, "_load_pretrained_model", read)
+
+
 def saved(folder, grown):
     model = build(SaddleViTForImageClassification, grown)
     model.save_pretrained(folder)
@@ -57,10 +65,8 @@ def load(folder, config):
 
 
 @pytest.mark.parametrize("grown", [GROWN, {0: {"skip_sizes": {"mlp.fc2": [3]}}}], ids=["nested", "flat"])
-def test_branches_are_refused_before_weights_are_read(tmp_path, monkeypatch, quantiser, grown):
+def test_branches_are_refused_before_weights_are_read(tmp_path, unread, quantiser, grown):
     saved(tmp_path, grown)
-    read = staticmethod(lambda *args, **kwargs: pytest.fail("weights were read"))
-    monkeypatch.setattr(PreTrainedModel, "_load_pretrained_model", read)
     with pytest.raises(ValueError, match="Quantised.*has taken.*modules_to_not_convert"):
         load(tmp_path, quantiser())
 
@@ -81,7 +87,40 @@ def test_models_without_branches_are_quantised_as_stock_ones(tmp_path, quantiser
     assert torch.equal(output(loaded, PIXELS), output(model, PIXELS))
 
 
-def test_a_quantiser_that_passes_over_all_linears_is_refused(tmp_path, quantiser):
+def test_a_quantiser_that_passes_over_all_linears_is_refused(tmp_path, unread, quantiser):
     saved(tmp_path, WIDE)
     with pytest.raises(ValueError, match="stand-in has left every growable linear.*--to stock"):
         load(tmp_path, quantiser(exact=True))
+
+
+# Quantisers do not touch convolutions, of stock models either.
+ONLY_CONVOLUTIONS = ("ResNetBackbone", "ResNetModel", "ResNetForImageClassification")
+
+
+@every_family
+@pytest.mark.parametrize("exact", [False, True], ids=["subclasses too", "nn.Linear only"])
+def test_grown_models_of_every_family_are_refused(name, exact, tmp_path, request, quantiser):
+    model = grown_model(name)
+    model.save_pretrained(tmp_path)
+    if name in ONLY_CONVOLUTIONS:
+        again = type(model).from_pretrained(tmp_path, quantization_config=quantiser(exact))
+        assert_equal(outputs(again, inputs(name)), outputs(model, inputs(name)))
+        return
+    request.getfixturevalue("unread")
+    with pytest.raises(ValueError, match="modules_to_not_convert|--to stock"):
+        type(model).from_pretrained(tmp_path, quantization_config=quantiser(exact))
+
+
+@every_family
+def test_bitsandbytes_is_refused_by_grown_models_of_every_family(name, tmp_path, request):
+    pytest.importorskip("bitsandbytes")
+    model = grown_model(name)
+    model.save_pretrained(tmp_path)
+    config = BitsAndBytesConfig(load_in_8bit=True)
+    if name in ONLY_CONVOLUTIONS:
+        again = type(model).from_pretrained(tmp_path, quantization_config=config)
+        assert again.shapes() == model.shapes()
+        return
+    request.getfixturevalue("unread")
+    with pytest.raises(ValueError, match="modules_to_not_convert|--to stock"):
+        type(model).from_pretrained(tmp_path, quantization_config=config)

@@ -7,6 +7,7 @@ from families_cases import CASES, grown_model, inputs, outputs, randomize_, stoc
 
 import hf_saddle
 from hf_saddle.models import FAMILIES
+from hf_saddle.models.heads import heads_of
 from hf_saddle_cli.commands import Target
 from hf_saddle_cli.convert import convert_model
 
@@ -107,3 +108,28 @@ def test_residual_pairs_of_every_family_merge_exactly(name, linear, tmp_path):
         assert torch.equal(one, other)
     with pytest.raises(ValueError, match="grown in depth"):
         hf_saddle.to_stock(merged)
+
+
+def headed_model(name):
+    """A growable model whose second attention module has one head more than stock."""
+    plain = hf_saddle.growable(stock_model(name))
+    root, number = list(heads_of(plain.base_model).items())[1]
+    plain.config.heads = {root: number + 1}
+    model = type(plain)(plain.config).eval()
+    randomize_(model)
+    return model
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM", "Gemma3ForCausalLM"])
+def test_heads_whose_number_is_free_are_padded(name):
+    model, batch = headed_model(name), inputs(name)
+    stock = hf_saddle.to_stock(model)
+    assert type(stock) is getattr(transformers, name)
+    assert len({layer.self_attn.k_proj.weight.shape for layer in stock.model.layers}) == 1
+    assert_same(stock, model, batch)
+
+
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "ViTForImageClassification", "BertForMaskedLM"])
+def test_heads_that_no_config_of_stock_asks_for_are_refused(name):
+    with pytest.raises(ValueError, match="The model has 5 heads at .*no field of its config"):
+        hf_saddle.to_stock(headed_model(name))

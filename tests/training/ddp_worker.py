@@ -17,8 +17,10 @@ from torch.utils.data import default_collate
 from training_cases import CHECKPOINTING, Images, Stream, events, growth, losses, no_growth, tiny, train, trainer_for
 from transformers import Trainer
 
+from hf_saddle.growth import GrowthPlan, head_growth
 from hf_saddle.training import (
     GrowthCallback,
+    grow_by_plan_,
     growth_event_,
     probe_batches,
     rebind_,
@@ -114,6 +116,58 @@ def gradients_after_growth(folder):
     return found
 
 
+def blocks(folder):
+    """Gradients of DDP after an event that inserts blocks, and the blocks themselves."""
+    config = growth(operator="block_copy", max_growth=None, event_budget=20_000, layers=None)
+    model = tiny(hidden_dropout_prob=0.0).double()
+    wrapper, twin = DistributedDataParallel(model), copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(wrapper.parameters(), lr=1e-2)
+    event = growth_event_(wrapper, optimizer, doubles(probe(config)), config)
+    one = growth_event_(twin, None, doubles(probe_batches(Images(), config)), config)
+    worst = 0.0
+    for start in (0, 16):
+        batches = [default_collate([Images()[i] for i in range(at, at + 8)]) for at in (start, start + 8)]
+        expected = one_process_gradients(model, doubles(batches))
+        wrapper(**doubles(batches)[dist.get_rank()]).loss.backward()
+        worst = max(worst, largest_difference(model, expected))
+        optimizer.step()
+        optimizer.zero_grad()
+    found = {"difference": worst, "replicas_equal": same_everywhere(fingerprint(model, optimizer))}
+    return found | {"same_blocks": bool(event.blocks) and places(event) == places(one)}
+
+
+def places(event):
+    return [block["after"] for block in event.blocks]
+
+
+def heads(folder):
+    """New heads and splits by a plan, on two processes and on one."""
+    model = tiny(hidden_dropout_prob=0.0).double()
+    wrapper, twin = DistributedDataParallel(model), copy.deepcopy(model)
+    optimizers = [torch.optim.AdamW(each.parameters(), lr=1e-2) for each in (model, twin)]
+    rank = dist.get_rank()
+    batches = doubles([default_collate([Images()[i] for i in range(start, start + 8)]) for start in (0, 8)])
+    for number, how in enumerate(("new", "split", None)):
+        wrapper(**batches[rank]).loss.backward()
+        for batch in batches:
+            (twin(**batch).loss / 2).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if how is not None:
+            # That of the first process decides.
+            plans = [GrowthPlan((head_growth(model, "layers.1.attention", 1, how, seed=seed),)) for seed in range(2)]
+            event = grow_by_plan_(wrapper, optimizers[0], plans[rank], [batches[rank]], step=number)
+            one = grow_by_plan_(twin, optimizers[1], plans[0], batches, step=number)
+            assert event.heads == 1 and abs(event.loss_after - one.loss_after) < 1e-12
+    pairs = zip(model.parameters(), twin.parameters(), strict=True)
+    return {
+        "difference": max(float((a - b).abs().max()) for a, b in pairs),
+        "replicas_equal": same_everywhere(fingerprint(model, optimizers[0])),
+        "heads": model.config.heads,
+    }
+
+
 def uneven_shares(folder):
     """The probe samples are no multiple of the processes, nor is the data set of the Trainer."""
     model = tiny(hidden_dropout_prob=0.0).double()
@@ -149,7 +203,7 @@ def losses_and_samples(folder):
         "replicas_equal": same_everywhere(fingerprint(trainer.model, trainer.optimizer)),
     }
     trainer = train(folder / "sampler", CONFIG, trainer_class=FirstImages)
-    found["sampler"] = {"probed": trainer.probed_images()[:16], "events": len(events(trainer))}
+    found["sampler"] = {"probed": trainer.probed_images()[-16:], "events": len(events(trainer))}
     return found
 
 

@@ -4,7 +4,7 @@ import pytest
 from training_cases import growth, tiny, trainer_for
 from transformers.activations import ACT2FN
 
-from hf_saddle.growth import GrowthHistory
+from hf_saddle.growth import GrowthConfig, GrowthHistory
 from hf_saddle.models.configuration_saddle import UNSUITED
 
 
@@ -28,7 +28,8 @@ CASES += [("depth", "hardswish"), ("depth", "tanh"), ("random", "leaky_relu"), (
 
 
 def training(folder, activation, **fields):
-    return trainer_for(folder, growth(num_events=1, **fields), model=tiny(hidden_act=activation), max_steps=5)
+    config = GrowthConfig.from_dict(growth(num_events=1).to_dict() | fields)
+    return trainer_for(folder, config, model=tiny(hidden_act=activation), max_steps=5)
 
 
 @pytest.mark.parametrize(("criterion", "name"), CASES)

@@ -25,7 +25,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, defaul
 from transformers.training_args import ParallelMode
 
 from hf_saddle.curvature import analyze_curvature
-from hf_saddle.growth import GrowthHistory, PaperGrowthConfig, grow_, plan_growth
+from hf_saddle.growth import GrowthHistory, PaperGrowthConfig, grow_, halves, plan_growth
 from hf_saddle.training import GrowthCallback, GrowthTrainer, growth_event_, probe_batches, trainer_event
 from hf_saddle.training.probe import event_seed
 from hf_saddle.training.trainer_checks import check_supported
@@ -94,15 +94,15 @@ def test_the_callback_does_what_the_public_functions_do(tmp_path):
 
 @pytest.mark.parametrize("directions", ["whitened", "eigenvectors", "random"])
 def test_an_event_plans_from_the_directions_that_the_config_names(directions):
-    """Against a plan made by hand from an analysis with the same seed."""
-    config = growth(num_events=1, directions=directions)
+    """Against a plan made by hand from an analysis of the samples that choose, with the same seed."""
+    config = PaperGrowthConfig(**growth(num_events=1).to_dict() | {"directions": directions})
     batches = probe_batches(Images(), config)
     model, twin = tiny().train(), tiny().train()
     event = growth_event_(model, None, batches, config)
     paths = [site.path for site in twin.growable_linears() if site.block == 0]
     report = analyze_curvature(
         twin,
-        batches,
+        halves(batches)[0],
         config.criteria,
         linears=paths,
         step_size=config.step_size,
@@ -365,8 +365,8 @@ def test_a_plain_trainer_keeps_the_metrics_in_its_log_history(tmp_path, caplog):
     assert [entry["step"] for entry in trainer.state.log_history if "growth_event" in entry] == [3, 6, 9]
 
 
-@pytest.mark.parametrize("line_search", [False, True])
-def test_the_progress_bar_of_a_probe_comes_to_its_end(tmp_path, monkeypatch, line_search):
+@pytest.mark.parametrize("selection", ["gain", "pursuit"])
+def test_the_progress_bar_of_a_probe_comes_to_its_end(tmp_path, monkeypatch, selection):
     bars = []
 
     class Bar(trainer_event.tqdm):
@@ -375,7 +375,7 @@ def test_the_progress_bar_of_a_probe_comes_to_its_end(tmp_path, monkeypatch, lin
             bars.append(self)
 
     monkeypatch.setattr(trainer_event, "tqdm", Bar)
-    config = growth(num_events=1, criterion="depth", line_search=line_search)
+    config = growth(num_events=1, criterion="depth", selection=selection, natural_step=0.5)
     train(tmp_path, config, max_steps=4, disable_tqdm=False)
     (bar,) = bars
     assert bar.n == bar.total and bar.delay > 1

@@ -26,7 +26,12 @@ def found_by_ranks(folder, *checks: str, processes: int = 2) -> list[dict]:
 def found(tmp_path_factory):
     """What both ranks found in one launch."""
     return found_by_ranks(
-        tmp_path_factory.mktemp("ddp"), "gradients_after_growth", "empty_plans", "refusals", "losses_and_samples"
+        tmp_path_factory.mktemp("ddp"),
+        "gradients_after_growth",
+        "empty_plans",
+        "refusals",
+        "losses_and_samples",
+        "heads",
     )
 
 
@@ -37,6 +42,12 @@ def test_gradients_after_growth_are_those_of_one_process_on_all_batches(found, w
         assert rank["gradients_after_growth"][way]["replicas_equal"]
         # Two processes with half of the probe samples each decide as one does with all of them.
         assert rank["gradients_after_growth"][way]["same_decisions"]
+
+
+def test_heads_grow_by_the_plan_of_the_first_process_as_on_one(found):
+    for rank in found:
+        assert rank["heads"]["difference"] < 1e-9 and rank["heads"]["replicas_equal"]
+        assert list(rank["heads"]["heads"]) == ["layers.1.attention"]
 
 
 def test_a_run_whose_plans_are_empty_has_the_losses_of_a_run_without_the_callback(found):
@@ -58,13 +69,14 @@ def test_an_own_optimizer_and_a_plain_trainer_follow(found, trainer):
 
 
 def test_all_ranks_draw_from_what_the_first_one_s_sampler_draws(found):
-    """The shares of a draw of 32 samples, made by hand."""
+    """The shares of the last event's draw of 32 samples, made by hand."""
     config = growth()
     ranks = [rank["losses_and_samples"]["sampler"] for rank in found]
     assert [rank["events"] for rank in ranks] == [3, 3]
     loader = DataLoader(Images(), batch_size=8, sampler=WeightedRandomSampler([1.0] * 8 + [0.0] * 56, 64))
-    indices = training_indices(loader, config)
-    drawn = torch.cat([batch["pixel_values"] for batch in probe_batches(Images(), config, indices=indices)])
+    indices = training_indices(loader, config, event=2)
+    batches = probe_batches(Images(), config, event=2, indices=indices)
+    drawn = torch.cat([batch["pixel_values"] for batch in batches])
     expected = [int((Images().pixels == image).flatten(1).all(dim=1).nonzero()) for image in drawn]
     assert ranks[0]["probed"] + ranks[1]["probed"] == expected
 

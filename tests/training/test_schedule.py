@@ -7,7 +7,7 @@ from training_cases import Images, Stream, events, growth, train
 from transformers import TrainerCallback, TrainerState
 
 from hf_saddle.growth import GrowthConfig
-from hf_saddle.training.schedule import Course
+from hf_saddle.training.course import Course
 
 
 class Watch(TrainerCallback):

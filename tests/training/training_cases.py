@@ -72,8 +72,13 @@ class Stream(IterableDataset):
         yield from (self.images[index] for index in range(len(self.images)))
 
 
+# Images and labels are noise, of which held-out samples would support no growth.
+RANKED = {"selection": "gain", "natural_step": 0.0}
+
+
 def growth(**fields) -> GrowthConfig:
-    return GrowthConfig(**GROWING | PROBE | fields)
+    ranked = {} if str(fields.get("operator")).startswith("block") else RANKED
+    return GrowthConfig(**GROWING | PROBE | ranked | fields)
 
 
 def no_growth(**fields) -> GrowthConfig:

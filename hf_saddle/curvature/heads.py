@@ -1,0 +1,207 @@
+"""Attention heads by the general rule: splitting matrices of groups of neurons that answer together."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, jvp
+
+from ..models.heads import Attention, heads_of
+from ..models.layouts import layout_of
+from ..models.modeling_saddle import GrowablePreTrainedModel
+from .lanczos import lanczos
+from .loss import Loss
+from .passes import arguments_into, inputs_of, probe, twice_differentiable
+
+
+@dataclass(frozen=True, eq=False)
+class HeadPairs:
+    """
+    The lowest eigenpair of the splitting matrix of each head of an attention module.
+
+    Attributes:
+        values (`Tensor`): Eigenvalues, shape `(heads,)`.
+        vectors (`Tensor`): Unit eigenvectors, all rows of a head layer by layer, weights and bias, `(heads, R)`.
+        residuals (`Tensor`): Within which some eigenvalue lies, shape `(heads,)`.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    residuals: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Use:
+    """One use of an attention module: its arguments, and the gradient of the samples' losses at what is read."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    gradient: Tensor  # (..., heads · columns)
+    samples: int
+
+
+class HeadSplits:
+    """
+    The splitting matrices of the heads of an attention module, as products with one vector for each.
+
+    The output of a head is read linearly, so with the gradients `G` at it frozen the matrix is the Hessian of
+    `mean_n Σ_t ⟨G_t, o_t(θ)⟩` in its rows `θ` of all layers. Heads do not meet in it: one product is that of all.
+
+    Args:
+        model ([`GrowablePreTrainedModel`]): The model.
+        attention ([`Attention`]): The module.
+        uses (`Sequence`): Its uses in the forward passes of the probe.
+    """
+
+    def __init__(self, model: GrowablePreTrainedModel, attention: Attention, uses: Sequence[_Use]):
+        self.model, self.attention, self.uses = model, attention, uses
+        self.number = heads_of(model.base_model)[attention.root]
+        self.inside = attention.heads.reader.startswith(f"{attention.path}.")
+        self.reader = model.get_submodule(attention.heads.reader)
+        self.layers: dict[str, Any] = {
+            row.removeprefix(f"{attention.path}."): model.get_submodule(row) for row in attention.heads.rows
+        }
+        self.samples = sum(use.samples for use in uses)
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """The products `S_h v_h`, shape `(R, heads)` as `vectors`."""
+        tangents, total = self._by_parameter(vectors.t()), torch.zeros_like(vectors)
+        for use in self.uses:
+            with twice_differentiable(self.model):
+                values = {name: value.detach().requires_grad_() for name, value in self._values()}
+                form = (self._answer(use, values) * use.gradient).sum()
+                slopes = torch.autograd.grad(form, list(values.values()), create_graph=True)
+                pairs = zip(values, slopes, strict=True)
+                along = torch.stack([(slope * tangents[name]).sum() for name, slope in pairs]).sum()
+                products = torch.autograd.grad(along, list(values.values()))
+            total += self._by_head(dict(zip(values, products, strict=True))).t()
+        return total / self.samples
+
+    def forms(self, steps: Tensor) -> Tensor:
+        """
+        Each sample's change of its loss by splits, to second order: `½ pᵀ S p` with the samples' own matrices.
+
+        Args:
+            steps (`Tensor`): `p = step · direction` of every head, shape `(heads, R)`.
+
+        Returns:
+            `Tensor`: Shape `(samples, heads)`.
+        """
+        tangents, values, found = self._by_parameter(steps), dict(self._values()), []
+        for use in self.uses:
+
+            def moved(size: Tensor, use: _Use = use) -> Tensor:
+                return self._answer(
+                    use, {name: value.detach() + size * tangents[name] for name, value in values.items()}
+                )
+
+            def slope(size: Tensor, moved: Any = moved) -> Tensor:
+                return jvp(moved, (size,), (torch.ones_like(size),))[1]  # type: ignore[no-any-return]
+
+            zero = use.gradient.new_zeros(())
+            with twice_differentiable(self.model):
+                bend = jvp(slope, (zero,), (torch.ones_like(zero),))[1]
+            change = 0.5 * (bend * use.gradient)
+            found.append(change.reshape(use.samples, -1, self.number, change.shape[-1] // self.number).sum((1, 3)))
+        return torch.cat(found).detach()
+
+    def pairs(self, steps: int, seed: int) -> HeadPairs:
+        """Lowest eigenpairs from as many Lanczos steps, which start at random vectors."""
+        like = self._by_head(dict(self._values()))
+        start = torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like)
+        # Entries of biases that there are not stay out.
+        start = start * self._by_head({name: torch.ones_like(value) for name, value in self._values()})
+        ritz = lanczos(self, start.t().contiguous(), steps).ritz(torch.zeros(self.number, dtype=torch.bool))
+        return HeadPairs(ritz.value, ritz.vector.t().contiguous(), ritz.residual)
+
+    def _values(self) -> Iterator[tuple[str, Tensor]]:
+        for name, layer in self.layers.items():
+            yield f"{name}.weight", layer.weight
+            if layer.bias is not None:
+                yield f"{name}.bias", layer.bias
+
+    def _answer(self, use: _Use, values: Mapping[str, Tensor]) -> Tensor:
+        """What reads the heads is given, with other rows than those that they have."""
+        if not self.inside:
+            return functional_call(self.attention.module, dict(values), use.args, use.kwargs)[0]  # type: ignore[no-any-return]
+        with inputs_of({"reader": self.reader}) as found:
+            functional_call(self.attention.module, dict(values), use.args, use.kwargs)
+        return found["reader"]
+
+    def _rows(self, layer: Any) -> tuple[Tensor, int]:
+        """Numbers of the rows of all heads, head by head, and how many entries each has, the bias among them."""
+        layout = layout_of(layer)
+        unit = int(getattr(layer, layout.outputs)) // (self.number * self.attention.parts)
+        return self.attention.rows_of(torch.arange(self.number), unit, self.number), int(
+            getattr(layer, layout.inputs)
+        ) + 1
+
+    def _by_head(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Tensors of the shapes of the parameters as rows of heads, shape `(heads, R)`."""
+        parts = []
+        for name, layer in self.layers.items():
+            rows, _ = self._rows(layer)
+            weight = layout_of(layer).matrix(values[f"{name}.weight"].detach())
+            bias = values.get(f"{name}.bias", weight.new_zeros(len(weight))).detach()
+            whole = torch.cat([weight, bias[:, None]], 1)
+            whole = whole.to(torch.promote_types(whole.dtype, torch.float32))
+            parts.append(whole.index_select(0, rows.to(whole.device)).reshape(self.number, -1))
+        return torch.cat(parts, 1)
+
+    def _by_parameter(self, heads: Tensor) -> dict[str, Tensor]:
+        """The inverse of `_by_head`."""
+        found, start = {}, 0
+        for name, layer in self.layers.items():
+            rows, size = self._rows(layer)
+            part = heads[:, start : start + len(rows) // self.number * size].reshape(len(rows), size)
+            start += len(rows) // self.number * size
+            part = part.to(layer.weight.dtype)
+            whole = torch.empty_like(part).index_copy(0, rows.to(part.device), part)
+            found[f"{name}.weight"] = layout_of(layer).weight(whole[:, :-1], layer.weight)
+            found[f"{name}.bias"] = whole[:, -1]
+        return found
+
+
+def capture_heads(
+    model: GrowablePreTrainedModel, batches: Iterable[Any], paths: Sequence[str], loss: Loss | None = None
+) -> dict[str, HeadSplits]:
+    """
+    Run a model on the probe, in evaluation mode, and keep what its attention modules meet.
+
+    Args:
+        model ([`GrowablePreTrainedModel`]): The model; nothing of it changes.
+        batches (`Iterable`): The probe batches.
+        paths (`Sequence[str]`): Attention modules, by path in the model.
+        loss (`Callable`, *optional*): Maps model and batch to the mean loss over the samples of the batch.
+
+    Returns:
+        `dict[str, HeadSplits]`: By path.
+
+    Raises:
+        ValueError: If a loss is not finite, or a module was not used exactly once in a forward pass.
+    """
+    known = {attention.path: attention for attention in model.attentions()}
+    uses: dict[str, list[_Use]] = {path: [] for path in paths}
+    readers = {path: model.get_submodule(known[path].heads.reader) for path in paths}
+    with twice_differentiable(model):
+        for batch, count, measure in probe(model, batches, loss):
+            met: dict[str, tuple[Any, Any]] = {}
+            hooks = [
+                known[path].module.register_forward_pre_hook(arguments_into(met, path), with_kwargs=True)
+                for path in paths
+            ]
+            try:
+                with inputs_of(readers, leaves=True) as inputs:
+                    value = measure(batch)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            if met.keys() != uses.keys():
+                raise ValueError(f"The forward pass does not reach {', '.join(sorted(uses.keys() - met.keys()))}.")
+            gradients = torch.autograd.grad(value, [inputs[path] for path in paths])
+            for path, gradient in zip(paths, gradients, strict=True):
+                args, kwargs = met[path]
+                uses[path].append(_Use(args, kwargs, gradient, count))
+    return {path: HeadSplits(model, known[path], uses[path]) for path in paths}

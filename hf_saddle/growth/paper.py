@@ -1,0 +1,98 @@
+"""The rules and controls of arXiv 2402.12418 and of studies of growth, which no other training needs."""
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from .config import CRITERIA, GrowthConfig
+from .old_names import accepts_old_names
+from .values import check_bounds, check_positive, help_
+
+
+CONTROLS = (*CRITERIA, "grad_norm", "gradmax", "paper_score")
+DIRECTIONS = ("whitened", "eigenvectors", "random")
+SCHEDULES = ("constant", "linear", "lr")
+
+# The four groups of arXiv 2402.12418 that share the budget of an event.
+QUOTAS = (
+    ("mlp.fc1",),
+    ("mlp.fc2",),
+    ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+    ("attention.o_proj",),
+)
+
+# The reduced DeiT-S that arXiv 2402.12418 starts from, as fields of a `SaddleViTConfig`.
+PAPER_START = {
+    "hidden_size": 384,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+    "head_dim": 32,
+    "attention_scaling": 64**-0.5,
+    "intermediate_size": 768,
+}
+
+
+@accepts_old_names
+@dataclass
+class PaperGrowthConfig(GrowthConfig):
+    """
+    A [`GrowthConfig`] with rules that only the recipe of arXiv 2402.12418 needs, whose values are those of
+    `GrowthConfig.paper()`, and with controls to compare with. All fields of a [`GrowthConfig`] may be given too;
+    `criterion` may be 'grad_norm', 'gradmax' or 'paper_score' as well.
+
+    Args:
+        layer_threshold (`int`, *optional*, defaults to 1):
+            A layer grows only if it has at least this number of candidates.
+        quotas (`bool`, *optional*, defaults to `False`):
+            Give fc1, fc2, q/k/v and o a quarter of an event's budget each.
+        schedule (`str`, *optional*, defaults to `"constant"`):
+            How the budget of an event changes: 'constant', 'linear' (falling), 'lr' (with the rate).
+        step_size (`float`, *optional*, defaults to 0.2):
+            Width: step along a direction, relative to the pre-activation for whitened directions, else to the norm of
+            the neuron's row.
+        directions (`str`, *optional*, defaults to `"whitened"`):
+            Along what neurons grow: 'whitened', eigenvectors relative to the second moments of the inputs;
+            'eigenvectors'; 'random', for neurons chosen by eigenvalue. Controls have their own.
+
+    Raises:
+        ValueError: As for a [`GrowthConfig`].
+    """
+
+    layer_threshold: int = field(
+        default=1, metadata=help_("A layer grows only if it has at least this number of candidates.")
+    )
+    quotas: bool = field(
+        default=False, metadata=help_("Give fc1, fc2, q/k/v and o a quarter of an event's budget each.")
+    )
+    schedule: str = field(
+        default="constant",
+        metadata=help_("How the budget of an event changes: 'constant', 'linear' (falling), 'lr' (with the rate)."),
+    )
+    step_size: float = field(
+        default=0.2,
+        metadata=help_(
+            "Width: step along a direction, relative to the pre-activation for whitened directions, else to the norm "
+            "of the neuron's row."
+        ),
+    )
+    directions: str = field(
+        default="whitened",
+        metadata=help_(
+            "Along what neurons grow: 'whitened', eigenvectors relative to the second moments of the inputs; "
+            "'eigenvectors'; 'random', for neurons chosen by eigenvalue. Controls have their own."
+        ),
+    )
+
+    known_criteria: ClassVar[tuple[str, ...]] = CONTROLS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, allowed in (("directions", DIRECTIONS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        if not isinstance(self.quotas, bool):
+            raise ValueError(f"`quotas` must be True or False, got {self.quotas!r}.")
+        check_bounds(self, {"layer_threshold": (1, math.inf, True)})
+        check_positive(self, "step_size")
+        if self.schedule == "linear" and self.events is None:
+            raise ValueError("`schedule='linear'` falls to zero over `num_events`: set `num_events`.")

@@ -1,0 +1,67 @@
+"""Which units complement each other: orthogonal matching pursuit on the scores of the samples that choose."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+# What a unit must explain beyond the others counts in full only above this share of the mean square score.
+_DAMPING = 0.01
+
+
+def pursue(
+    scores: Tensor,
+    splits: Tensor,
+    cost: Tensor,
+    neuron: Tensor,
+    admit: Callable[[int], bool],
+) -> list[int]:
+    """
+    Choose units one after the other, each by what it adds to those already chosen, per cost.
+
+    The loss of a sample changes by `d = Σ_j scores[j] c_j`, and with the empirical Fisher information for the
+    curvature the mean loss by `E[d + ½ d²] = ½ E[(1 + d)²] - ½`. So the joint gain of a set of units is what a
+    regression on their scores explains of -1, and what a unit adds is a step of orthogonal matching pursuit.
+
+    Args:
+        scores (`Tensor`): Of the samples that choose, scaled such that coefficients are of a size; float64, shape
+            `(samples, units)`.
+        splits (`Tensor`): Units whose coefficient must not be negative, bool, shape `(units,)`.
+        cost (`Tensor`): What a unit costs, shape `(units,)`.
+        neuron (`Tensor`): The neuron that a unit is of; each grows once. Int64, shape `(units,)`.
+        admit (`Callable`): Takes a unit, and returns whether it fits into what is left of the budget; called once for
+            a unit.
+
+    Returns:
+        `list[int]`: Units in the order in which they were chosen, not more than there are samples.
+    """
+    damping = _DAMPING * scores.square().mean()
+    residual = -torch.ones(len(scores), dtype=scores.dtype, device=scores.device)
+    # Of every unit: the correlation with what is left to explain, and the square of what is new in it.
+    agreement, new = scores.t() @ residual, scores.square().sum(dim=0)
+    whole = new.clone()
+    open_, basis = whole > 0, scores.new_zeros(0, len(scores))
+    chosen: list[int] = []
+    while len(chosen) < len(scores):
+        fits = open_ & ((agreement > 0) | ~splits)
+        added = agreement.square() / (new.clamp_min(0) + damping * len(scores)) / cost
+        best = int(added.where(fits, -1.0).argmax()) if len(added) else 0
+        if not bool(fits.any()) or not float(added[best]) > 0:
+            break
+        if not admit(best):
+            open_[best] = False
+            continue
+        chosen.append(best)
+        open_ &= neuron != neuron[best]
+        column = scores[:, best]
+        for _ in range(2):  # the second time for the rounding errors of the first
+            column = column - basis.t() @ (basis @ column)
+        length = column.norm()
+        if float(length) <= 1e-7 * float(whole[best].sqrt()):
+            continue  # nothing new in it
+        column = column / length
+        basis = torch.cat([basis, column[None]])
+        share, along = scores.t() @ column, column @ residual
+        residual, agreement, new = residual - along * column, agreement - along * share, new - share.square()
+    return chosen

@@ -1,0 +1,61 @@
+"""Of what the attention heads of each architecture consist."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Heads:
+    """
+    Self-attention heads of a block, each a group of neurons of several layers, that one layer reads. With grouped
+    queries a key-value head and the query heads that it serves are one. Names are
+    relative to the block in a description, and those of a model where it has been found there.
+
+    Attributes:
+        path (`str`): The attention module.
+        rows (`tuple[str, ...]`): The layers that have rows of each head, that of values last; one if it has all three.
+        reader (`str`): The layer that has their columns.
+        size (`str`): Attribute of the module: channels of a head.
+        counts (`tuple[str, ...]`): Those that say how many there are.
+        widths (`tuple[str, ...]`): Those that say how many channels all have together.
+        table (`str`, *optional*): A parameter with an entry for each head on its last axis.
+        fields (`tuple[str, ...]`):
+            The fields of the stock config for numbers of heads, and of those that serve queries, where the channels of
+            a head do not follow from them.
+    """
+
+    path: str
+    rows: tuple[str, ...]
+    reader: str
+    size: str = "head_dim"
+    counts: tuple[str, ...] = ()
+    widths: tuple[str, ...] = ()
+    table: str | None = None
+    fields: tuple[str, ...] = ()
+
+    def at(self, path: str) -> "Heads":
+        """The heads of the block at a path, with the names that they have from there on."""
+        rows, table = tuple(f"{path}.{name}" for name in self.rows), self.table and f"{path}.{self.table}"
+        return replace(self, path=f"{path}.{self.path}", rows=rows, reader=f"{path}.{self.reader}", table=table)
+
+
+def _heads(path: str, names: str = "q_proj k_proj v_proj o_proj", **attributes: Any) -> Heads:
+    *rows, reader = (f"{path}.{name}" for name in names.split())
+    return Heads(path, tuple(rows), reader, **attributes)
+
+
+GROUPED = _heads("self_attn", fields=("num_key_value_heads", "num_attention_heads"))
+VISION = _heads("attention", counts=("num_attention_heads",))
+BERT = Heads(
+    "attention.self",
+    ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "attention.output.dense",
+    size="attention_head_size",
+    counts=("num_attention_heads",),
+    widths=("all_head_size",),
+)
+GPT2 = Heads("attn", ("attn.c_attn",), "attn.c_proj", counts=("num_heads",), widths=("split_size",))
+CLIP = _heads("self_attn", "q_proj k_proj v_proj out_proj", counts=("num_heads",))
+SWIN = replace(VISION, table="attention.relative_position_bias.relative_position_bias_table")
+
+__all__ = ["BERT", "CLIP", "GPT2", "GROUPED", "SWIN", "VISION", "Heads"]

@@ -1,0 +1,133 @@
+"""The attention heads of a model: where they are, how many, and what of their module follows their number."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .families import blocks_in
+from .growable import growable_in, linear_at
+from .head_kinds import Heads
+from .layouts import layout_of
+from .parameters import follow_
+from .resizing import retire_
+
+
+@dataclass(frozen=True)
+class Attention:
+    """
+    A self-attention module in its place.
+
+    Attributes:
+        path (`str`): Path in the model, `"model.layers.0.self_attn"`.
+        root (`str`): Path in the base model, `"layers.0.self_attn"`.
+        block (`int`): Number of its block among all blocks of the model.
+        module (`nn.Module`): The module.
+        heads ([`Heads`]): What its heads consist of, with paths in the model.
+    """
+
+    path: str
+    root: str
+    block: int
+    module: Any
+    heads: Heads
+
+    @property
+    def channels(self) -> int:
+        """Channels of a head; with grouped queries of its keys, or values."""
+        return int(getattr(self.module, self.heads.size))
+
+    def number(self, rows: int) -> int:
+        """How many heads there are where the layer of values has this many rows."""
+        return rows // (self.channels * self.parts)
+
+    @property
+    def parts(self) -> int:
+        """Equal parts in which the rows of a layer lie: three where one layer has queries, keys and values."""
+        return 3 if len(self.heads.rows) == 1 else 1
+
+    def rows_of(self, heads: Tensor, unit: int, number: int) -> Tensor:
+        """
+        Numbers of the rows of heads in a layer, head by head, int64.
+
+        Args:
+            heads (`Tensor`): The heads, int64, shape `(k,)`.
+            unit (`int`): Rows that a head has in each part of the layer.
+            number (`int`): Heads that there are.
+        """
+        first = torch.arange(self.parts) * number + heads[:, None]
+        return (first[..., None] * unit + torch.arange(unit)).flatten()
+
+    def fit_(self, number: int) -> None:
+        """Let the attributes of the module say that it has a number of heads."""
+        for name in self.heads.counts:
+            setattr(self.module, name, number)
+        for name in self.heads.widths:
+            setattr(self.module, name, number * self.channels)
+
+    def of(self, name: str) -> str:
+        """The name in the base model of something that is named from the model on."""
+        return name.removeprefix(self.path.removesuffix(self.root))
+
+
+def attentions_in(base: nn.Module, prefix: str = "") -> Iterator[Attention]:
+    """
+    Yield the self-attention modules of a base model whose heads can grow, in the order of the forward pass.
+
+    Args:
+        base (`nn.Module`): The base model, with its config.
+        prefix (`str`, *optional*): What precedes its paths in the model, such as `"bert."`.
+    """
+    for number, (block_path, block) in enumerate(blocks_in(base, base.config)):
+        if block.heads is not None:
+            root = f"{block_path}.{block.heads.path}"
+            heads = block.heads.at(f"{prefix}{block_path}")
+            yield Attention(f"{prefix}{root}", root, number, base.get_submodule(root), heads)
+
+
+def heads_of(base: nn.Module) -> dict[str, int]:
+    """How many heads the self-attention modules of a base model have, by path in it; of stock models, too."""
+    found = {}
+    for attention in attentions_in(base):
+        values = base.get_submodule(attention.heads.rows[-1])
+        layer = growable_in(values) or values
+        found[attention.root] = attention.number(int(getattr(layer, layout_of(layer).outputs)))
+    return found
+
+
+def fit_heads_(base: nn.Module) -> None:
+    """Let the attention modules of a base model say, and their tables have, as many heads as their layers have."""
+    numbers = heads_of(base)
+    for attention in attentions_in(base):
+        resize_table_(attention, base, numbers[attention.root])
+        attention.fit_(numbers[attention.root])
+
+
+def heads_in_tensors(base: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, int]:
+    """The same of a checkpoint for a model, with what precedes the base model's names in it."""
+    found = heads_of(base)
+    for attention in attentions_in(base):
+        name = attention.heads.rows[-1]
+        weight, rows = tensors.get(f"{prefix}{name}.weight"), linear_at(name, base.get_submodule(name)).layout.rows
+        if weight is not None and weight.dim() > rows:
+            found[attention.root] = attention.number(weight.shape[rows])
+    return found
+
+
+@torch.no_grad()
+def resize_table_(attention: Attention, base: nn.Module, number: int) -> None:
+    """Give the table of an attention module, if it has one, entries of a number of heads, with values to be filled."""
+    if attention.heads.table is None:
+        return
+    owner, _, name = attention.of(attention.heads.table).rpartition(".")
+    module = base.get_submodule(owner)
+    old = module._parameters[name]
+    assert old is not None
+    if old.shape[-1] != number:
+        module._parameters[name] = follow_(nn.Parameter(old.new_zeros(*old.shape[:-1], number)), old)
+        retire_([old])
+
+
+__all__ = ["Attention", "attentions_in", "fit_heads_", "heads_in_tensors", "heads_of", "resize_table_"]

@@ -1,0 +1,98 @@
+"""`hf-saddle compare` and `hf-saddle grow --dry-run` on tiny settings of every task, and what they leave behind."""
+
+import json
+
+import PIL.Image
+import pytest
+from transformers import DeiTConfig, DeiTForImageClassification, ViTImageProcessorPil
+
+from hf_saddle.demo import compare
+from hf_saddle.demo.arguments import ModelAndDataArguments
+from hf_saddle.demo.program import read_options
+from hf_saddle.demo.run import run
+from hf_saddle.hub import Comparison
+
+
+SMALL = ["--hidden-size", "16", "--num-hidden-layers", "1", "--intermediate-size", "8", "--num-attention-heads", "2"]
+SHORT = ["--max-samples", "40", "--max-steps", "20", "--per-device-train-batch-size", "16", "--warmup-steps", "2"]
+GROWTH = ["--probe-samples", "8", "--significance", "0", "--max-growth", "1.5", "--at", "0.3"]
+COMMON = [*SMALL, *SHORT, *GROWTH, "--use-cpu", "--disable-tqdm", "true"]
+TASKS = {
+    "images": ["--image-size", "8"],
+    "text-classification": ["--task", "text-classification", "--vocab-size", "300", "--block-size", "16"],
+    "causal-lm": ["--task", "causal-lm", "--vocab-size", "300", "--block-size", "16"],
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_is_compared(task, tmp_path):
+    words = ["--output-dir", str(tmp_path), *COMMON, *TASKS[task], "--cost", "macs", "--seeds", "2", "--points", "3"]
+    text = compare.run(words)
+    found = Comparison.load(tmp_path / "comparison.json")
+    assert found.seeds == [42, 43] and len(found.runs) == 6 and found.split == "test"
+    assert "growth − no growth" in text and " ± " in text and found.answer() in text
+    assert found.metric == ("perplexity" if task == "causal-lm" else "accuracy")
+    assert {path.name for path in tmp_path.iterdir()} == {"comparison.json", "comparison.png", "comparison.svg"}
+    with pytest.raises(ValueError, match="has a comparison already"):
+        compare.run(words)
+
+
+def test_the_card_of_a_grown_model_tells_the_comparison(tmp_path):
+    grown, images = str(tmp_path / "grown"), [*COMMON, *TASKS["images"]]
+    run(["--output-dir", grown, *images])
+    words = ["--output-dir", str(tmp_path / "c"), *images, "--seeds", "1", "--cost", "macs", "--in-card", grown]
+    compare.run(words)
+    card = (tmp_path / "grown" / "README.md").read_text()
+    assert "## Did growth help?" in card and "## What grew and why" in card
+    assert str(tmp_path) not in (tmp_path / "grown" / "comparison.json").read_text()
+    with pytest.raises(ValueError, match="`in_card` must be the folder of a saved model"):
+        compare.run([*words[:-1], str(tmp_path / "nowhere")])
+
+
+@pytest.mark.parametrize("task", ["images", "causal-lm"])
+def test_a_dry_run_says_what_would_grow_and_writes_nothing(task, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = run(["--output-dir", "out", *COMMON, *TASKS[task], "--dry-run"])
+    assert "1 of 1 events fall inside of this training, at step 6 of 20" in told
+    assert "by zero_gain" in told or "by split" in told
+    assert "parameters" in told and "steps; a step took" in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_says_that_nothing_would_grow(tmp_path):
+    words = ["--output-dir", str(tmp_path / "out"), *COMMON, *TASKS["images"], "--dry-run"]
+    assert "Significance: none of" in run([*words, "--significance", "1e9"])
+    late = [word for word in words if word not in ("--at", "0.3")]
+    assert "0 of 1 events fall inside" in run([*late, "--unit", "steps", "--warmup", "99", "--num-events", "1"])
+
+
+def test_a_checkpoint_has_the_defaults_of_fine_tuning():
+    def read(*words):
+        return read_options((ModelAndDataArguments,), [*words, "--use-cpu"], None, epilog="")[-1]
+
+    scratch, tuned = read(), read("--model-name-or-path", "some/model")
+    assert (scratch.learning_rate, scratch.num_train_epochs, scratch.lr_scheduler_type) == (2e-3, 30, "cosine")
+    assert (tuned.learning_rate, tuned.num_train_epochs, tuned.lr_scheduler_type) == (5e-5, 3, "linear")
+    assert read("--model-name-or-path", "some/model", "--learning-rate", "0.1").learning_rate == 0.1
+
+
+def test_no_file_that_is_shared_tells_where_things_lie(tmp_path):
+    """A fine-tuning from a local checkpoint on a local folder, in a place with a name of its own."""
+    place = tmp_path / "secret-place"
+    for name in ("cats", "dogs"):
+        (place / "photos" / name).mkdir(parents=True)
+        for index in range(20):
+            PIL.Image.new("RGB", (8, 8), (10 * index, 0, 0)).save(place / "photos" / name / f"{index}.png")
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    DeiTForImageClassification(DeiTConfig(**shape, image_size=8, patch_size=4)).save_pretrained(place / "start")
+    ViTImageProcessorPil(size={"height": 8, "width": 8}, image_mean=[0.485] * 3).save_pretrained(place / "start")
+    out = place / "out"
+    words = ["--dataset", str(place / "photos"), "--model-name-or-path", str(place / "start"), *SHORT, *GROWTH]
+    run(["--output-dir", str(out), *words, "--use-cpu", "--disable-tqdm", "true"])
+    shared = [path for path in out.iterdir() if path.suffix in (".json", ".md", ".py")]
+    shared = [path for path in shared if path.name != "trainer_state.json"]  # is not uploaded
+    assert {"README.md", "config.json", "training_record.json", "preprocessor_config.json"} <= {p.name for p in shared}
+    assert [path.name for path in shared if "secret-place" in path.read_text()] == []
+    record = json.loads((out / "training_record.json").read_text())
+    assert (record["dataset"], record["base_model"]) == ("photos", "start")
+    assert json.loads((out / "preprocessor_config.json").read_text())["image_mean"] == [0.485] * 3
