@@ -3,6 +3,7 @@
 import torch
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset, default_collate
+from training_cases import growth
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_saddle import growable
@@ -13,6 +14,10 @@ def doubles(samples):
     return batch | {"pixel_values": batch["pixel_values"].double()}
 
 
+# Units and splits that move at once, tried on the half of the probe that judges; in steps 3 and 6.
+CONFIG = growth(layers=None, natural_step=0.5, significance=0.0, num_events=2)
+# As in a default config, chosen by what they add to those already chosen.
+PURSUIT = growth(layers=None, natural_step=0.5, significance=0.0, num_events=2, selection="pursuit")
 OWN_FIELDS = {"data_collator": doubles}
 
 

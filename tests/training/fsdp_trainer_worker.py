@@ -15,17 +15,11 @@ import torch.distributed as dist
 import transformers
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
-from fsdp_cases import OWN_FIELDS, Sentences, furthest, llama_model, whole
+from fsdp_cases import CONFIG, OWN_FIELDS, PURSUIT, Sentences, furthest, llama_model, whole
 from torch.distributed.fsdp import FSDPModule
 from training_cases import CHECKPOINTING, events, growth, losses, tiny, trainer_for
 
 from hf_saddle.training import GrowthTrainer, last_whole_checkpoint, sharded, sharded_growth
-
-
-# Whose directions have no sign that rounding could turn, as those of eigenvectors have.
-CONFIG = growth(layers=None, criterion="grad_norm")
-# In steps 3 and 6; checkpoints are those of steps 4 and 8.
-TWO_EVENTS = growth(layers=None, criterion="grad_norm", num_events=2)
 
 
 def sharded_trainer(folder, config=CONFIG, state_dict_type="FULL_STATE_DICT", fsdp=None, **fields):
@@ -102,49 +96,37 @@ def bytes_held():
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-def checkpoints(folder, kind):
-    """A run that saves, and runs that resume from what it saved."""
-    through = run(folder / kind, config=TWO_EVENTS, state_dict_type=kind, save_strategy="steps", save_steps=4)
-    found = told(through, folder, kind)
-    for step in (4, 8):
-        resume = f"{folder / kind}/checkpoint-{step}"
-        again = run(folder / kind, resume, config=TWO_EVENTS, state_dict_type=kind)
-        found[f"resumed_{step}"] = {
-            "distance": distance(again, through),
-            "losses": losses(again) == losses(through),
-            "events": events(again) == events(through),
-        }
-    return found
-
-
-def full(folder):
-    return checkpoints(folder, "FULL_STATE_DICT")
+def resumed(through, folder, step, **fields):
+    """A run that resumes from what another one saved, beside it."""
+    again = run(folder, f"{folder}/checkpoint-{step}", **fields)
+    return {
+        "distance": distance(again, through),
+        "losses": losses(again) == losses(through),
+        "events": events(again) == events(through),
+    }
 
 
 def shards(folder):
-    return checkpoints(folder, "SHARDED_STATE_DICT")
+    """A run that saves shards, in steps 4 and 8, and one that resumes before its second event."""
+    kind = {"state_dict_type": "SHARDED_STATE_DICT"}
+    through = run(folder / "shards", save_strategy="steps", save_steps=4, **kind)
+    return told(through, folder, "shards") | {"resumed": resumed(through, folder / "shards", 4, **kind)}
 
 
-def saved(folder):
-    trainer = run(folder / "saved")
-    trainer.save_model()
-    return told(trainer, folder, "saved")
+def full(folder):
+    """A run that saves whole checkpoints, and one that resumes after its second event."""
+    through = run(folder / "full", save_strategy="steps", save_steps=8)
+    through.save_model(folder / "saved")
+    return told(through, folder, "full") | {"resumed": resumed(through, folder / "full", 8)}
 
 
 def options(folder):
+    """Neurons by pursuit; a frozen part, and what a training may do beside."""
     options = {"gradient_accumulation_steps": 2, "max_grad_norm": 0.05, CHECKPOINTING: True}
     options |= {"per_device_train_batch_size": 4, "lr_scheduler_type": "cosine", "warmup_steps": 2}
     options["model"] = tiny(hidden_dropout_prob=0.0).double()
     options["model"].vit.embeddings.requires_grad_(False)
-    return told(run(folder / "options", **options), folder, "options")
-
-
-def depth(folder):
-    return told(run(folder / "depth", config=growth(layers=None)), folder, "depth")
-
-
-def width(folder):
-    return told(run(folder / "width", config=growth(layers=None, criterion="width")), folder, "width")
+    return told(run(folder / "options", config=PURSUIT, **options), folder, "options")
 
 
 ONCE = {"layers": None, "significance": 0.0, "max_growth": 3.0, "num_events": 1}
@@ -187,11 +169,13 @@ def refused(folder):
     cases = {
         "fsdp_activation_checkpointing": {"fsdp": {"activation_checkpointing": True}},
         "cpu_ram_efficient_loading": {"fsdp": {"cpu_ram_efficient_loading": True}},
-        "line_search": {"config": growth(layers=None, line_search=True)},
+        "blocks": {"config": growth(operator="block_copy")},
+        "fsdp1": {"fsdp": {"version": 1}},
         "best": {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"},
         "batch_size": {"auto_find_batch_size": True},
         "optimizer": {"optim": "adafactor"},
         "probe": {"config": growth(layers=None, probe_samples=33, probe_batch_size=16)},
+        "halves": {"config": growth(layers=None, probe_samples=34, probe_batch_size=16)},
         "plain": {"trainer_class": transformers.Trainer},
     }
     found = {}
@@ -222,23 +206,15 @@ def killed(folder):
     return told(trainer, folder, "killed") | {"from": last, "restarts": os.environ["TORCHELASTIC_RESTART_COUNT"]}
 
 
-def four(folder, kind, step):
-    """Resuming in four processes what two processes saved."""
-    name = f"four_{kind}_{step}"
-    resume = f"{folder / kind}/checkpoint-{step}"
-    return told(run(folder / name, resume, config=TWO_EVENTS, state_dict_type=kind), folder, name)
-
-
 def four_full(folder):
-    return four(folder, "FULL_STATE_DICT", 8)
+    """In four processes, from the last checkpoint of two."""
+    return told(run(folder / "four_full", f"{folder}/full/checkpoint-8"), folder, "four_full")
 
 
 def four_shards(folder):
-    return four(folder, "SHARDED_STATE_DICT", 8)
-
-
-def four_grown(folder):
-    return four(folder, "SHARDED_STATE_DICT", 4)
+    """In four processes, from a checkpoint that two have saved as shards before the second event."""
+    kind = {"state_dict_type": "SHARDED_STATE_DICT"}
+    return told(run(folder / "four_shards", f"{folder}/shards/checkpoint-4", **kind), folder, "four_shards")
 
 
 def main() -> None:

@@ -4,46 +4,58 @@ import json
 
 import pytest
 import torch
-from fsdp_cases import OWN_FIELDS, Sentences, furthest, llama_model, whole
-from training_cases import CHECKPOINTING, events, growth, launch, losses, tiny, train
+from fsdp_cases import CONFIG, OWN_FIELDS, PURSUIT, Sentences, furthest, llama_model, whole
+from training_cases import CHECKPOINTING, events, launch, losses, tiny, train
 from transformers import AutoModelForImageClassification
 
 from hf_saddle.growth import GrowthHistory
 
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
-CHECKS = {
-    2: ("full", "shards", "saved", "options", "depth", "width", "memory", "mixed", "llama", "refused"),
-    4: ("four_full", "four_shards", "four_grown"),
-}
+CHECKS = ("shards", "full", "llama", "refused")
+# By the number of processes. Those of four resume from what the first checks have saved.
+SLOW_CHECKS = {2: ("options", "memory", "mixed"), 4: ("four_full", "four_shards")}
+
+
+def run_checks(folder, *checks, processes=2):
+    """What the first process found, by check."""
+    run = launch("fsdp_trainer_worker.py", str(folder), *checks, processes=processes, timeout=800)
+    assert run.returncode == 0, run.stderr[-5000:]
+    return {name: json.loads((folder / f"{name}_0.json").read_text()) for name in checks}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fsdp")
-    for processes, checks in CHECKS.items():
-        run = launch("fsdp_trainer_worker.py", str(folder), *checks, processes=processes, timeout=800)
-        assert run.returncode == 0, run.stderr[-5000:]
-    return folder
+    return tmp_path_factory.mktemp("fsdp")
 
 
 @pytest.fixture(scope="module")
 def found(folder):
-    """What the first process found, by check."""
-    return {name: json.loads((folder / f"{name}_0.json").read_text()) for names in CHECKS.values() for name in names}
+    return run_checks(folder, *CHECKS)
 
 
-FILES = {"full": "FULL_STATE_DICT", "shards": "SHARDED_STATE_DICT"}
-FILES |= {"four_full": "four_FULL_STATE_DICT_8", "four_shards": "four_SHARDED_STATE_DICT_8"}
+@pytest.fixture(scope="module")
+def found_slowly(folder, found):
+    return {
+        name: value
+        for processes, checks in SLOW_CHECKS.items()
+        for name, value in run_checks(folder, *checks, processes=processes).items()
+    }
 
 
-def alone(folder, config=None, frozen=False, **fields):
+@pytest.fixture(scope="module")
+def one(folder):
+    """The training of [`CONFIG`] in one process."""
+    return alone(folder / "one")
+
+
+def alone(folder, config=CONFIG, frozen=False, **fields):
     """The same training in one process."""
     fields = OWN_FIELDS | {"per_device_train_batch_size": 16, "model": tiny(hidden_dropout_prob=0.0).double()} | fields
     if frozen:
         fields["model"].vit.embeddings.requires_grad_(False)
-    return train(folder, config or growth(layers=None, criterion="grad_norm"), **fields)
+    return train(folder, config, **fields)
 
 
 def assert_equal(run, tensors, one):
@@ -54,93 +66,72 @@ def assert_equal(run, tensors, one):
         assert [layer["neurons"] for layer in ours["layers"]] == [layer["neurons"] for layer in theirs["layers"]]
         for field in ("parameters_before", "parameters_after", "macs_before", "macs_after", "operators", "candidates"):
             assert ours[field] == theirs[field]
-        assert ours["loss_after"] == pytest.approx(theirs["loss_after"], rel=1e-9)
+        for field in ("loss_before", "loss_after", "predicted_gain"):
+            assert ours[field] == pytest.approx(theirs[field], rel=1e-9)
     for ours, theirs in zip(tensors, whole(one.model, one.optimizer.optimizer), strict=True):
         assert furthest(ours, theirs) < 1e-9
+
+
+@pytest.mark.parametrize("check", ["shards", "full"])
+def test_sharded_processes_are_one_process(folder, found, one, check):
+    assert_equal(found[check], torch.load(folder / f"{check}.pt"), one)
+    operators = {name for event in found[check]["events"] for name in event["operators"]}
+    assert operators == {"split", "zero_gain"}
+
+
+@pytest.mark.parametrize("kind", ["shards", "full"])
+def test_a_checkpoint_resumes_exactly_on_as_many_processes(found, kind):
+    assert found[kind]["resumed"] == {"distance": 0.0, "losses": True, "events": True}
+
+
+def test_a_language_model_with_tied_embeddings_sharded_as_by_default(folder, found, tmp_path):
+    fields = {"train_dataset": Sentences(), "data_collator": None}
+    assert_equal(found["llama"], torch.load(folder / "llama.pt"), alone(tmp_path, model=llama_model(), **fields))
+
+
+def test_what_is_saved_is_a_model_of_its_own_class(folder, found):
+    model = AutoModelForImageClassification.from_pretrained(folder / "saved", dtype=torch.float64)
+    weights, _ = torch.load(folder / "full.pt")
+    assert furthest(model.state_dict(), weights) == 0.0
+    assert len(GrowthHistory.from_model(model)) == 2
+    assert model.config.auto_map["AutoModelForImageClassification"].endswith(".SaddleViTForImageClassification")
 
 
 OPTIONS = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 8, "max_grad_norm": 0.05}
 OPTIONS |= {"frozen": True, CHECKPOINTING: True, "lr_scheduler_type": "cosine", "warmup_steps": 2}
 
 
-@pytest.mark.parametrize(
-    ("check", "config", "options"),
-    [
-        ("full", {"num_events": 2}, {}),
-        ("shards", {"num_events": 2}, {}),
-        ("saved", {}, {}),
-        ("options", {}, OPTIONS),
-        ("four_full", {"num_events": 2}, {}),
-        ("four_shards", {"num_events": 2}, {}),
-    ],
-)
-def test_sharded_processes_are_one_process(folder, found, tmp_path, check, config, options):
-    """Those of four have resumed from a checkpoint that two have saved."""
-    one = alone(tmp_path, growth(layers=None, criterion="grad_norm", **config), **options)
-    assert_equal(found[check], torch.load(folder / f"{FILES.get(check, check)}.pt"), one)
+@pytest.mark.slow
+def test_options_of_a_training(folder, found_slowly, tmp_path):
+    assert_equal(found_slowly["options"], torch.load(folder / "options.pt"), alone(tmp_path, PURSUIT, **OPTIONS))
 
 
-@pytest.mark.parametrize(("criterion", "steps"), [("depth", 4), ("width", 12)])
-def test_sharded_processes_decide_as_one_process(found, tmp_path, criterion, steps):
-    """
-    Rounding may turn the sign of an eigenvector, which makes another unit, or exchanges the copies of a neuron:
-    the first event, and losses as long as both are the same.
-    """
-    one = alone(tmp_path, growth(layers=None, criterion=criterion))
-    run = found[criterion]
-    assert run["losses"][:steps] == pytest.approx(losses(one)[:steps], rel=1e-6)
-    ours, theirs = run["events"][0], events(one)[0]
-    assert ours["shapes"] == theirs["shapes"] and ours["candidates"] == theirs["candidates"]
-    assert [layer["neurons"] for layer in ours["layers"]] == [layer["neurons"] for layer in theirs["layers"]]
-    assert ours["loss_after"] == pytest.approx(theirs["loss_after"], rel=1e-9)
+@pytest.mark.slow
+@pytest.mark.parametrize("check", ["four_full", "four_shards"])
+def test_four_processes_go_on_from_what_two_saved(folder, found_slowly, one, check):
+    assert_equal(found_slowly[check], torch.load(folder / f"{check}.pt"), one)
 
 
-def test_what_two_processes_saved_grows_on_four_as_on_two(found):
-    """Directions of units have a sign that rounding may turn, so that only the decisions are compared."""
-    four, two = found["four_grown"], found["shards"]
-    assert four["losses"][:7] == pytest.approx(two["losses"][:7], rel=1e-6)
-    for ours, theirs in zip(four["events"], two["events"], strict=True):
-        assert ours["shapes"] == theirs["shapes"] and ours["candidates"] == theirs["candidates"]
-        assert [layer["neurons"] for layer in ours["layers"]] == [layer["neurons"] for layer in theirs["layers"]]
-        assert ours["loss_after"] == pytest.approx(theirs["loss_after"], rel=1e-9)
-
-
-@pytest.mark.parametrize("kind", ["full", "shards"])
-@pytest.mark.parametrize("step", [4, 8])
-def test_a_checkpoint_resumes_exactly_on_as_many_processes(found, kind, step):
-    assert found[kind][f"resumed_{step}"] == {"distance": 0.0, "losses": True, "events": True}
-
-
-def test_what_is_saved_is_a_model_of_its_own_class(folder):
-    model = AutoModelForImageClassification.from_pretrained(folder / "saved", dtype=torch.float64)
-    weights, _ = torch.load(folder / "saved.pt")
-    assert furthest(model.state_dict(), weights) == 0.0
-    assert len(GrowthHistory.from_model(model)) == 3
-    assert model.config.auto_map["AutoModelForImageClassification"].endswith(".SaddleViTForImageClassification")
-
-
-def test_no_process_holds_more_than_a_block_with_its_state(found):
+@pytest.mark.slow
+def test_no_process_holds_more_than_a_block_with_its_state(found_slowly):
     """Of six layers that all grow; bytes of all tensors beyond those before the growth."""
-    memory = found["memory"]
+    memory = found_slowly["memory"]
     assert memory["layers"] == 6
     # Weights and two averages of AdamW: whole before and after the growth of a block, and new shards of all blocks.
     state = 3 * memory["block"]
     assert state / 2 < memory["most"] <= 2 * state + 3 * memory["all"] / 2 < 3 * memory["all"]
 
 
-def test_a_language_model_with_tied_embeddings(folder, found, tmp_path):
-    fields = {"train_dataset": Sentences(), "data_collator": None}
-    assert_equal(found["llama"], torch.load(folder / "llama.pt"), alone(tmp_path, model=llama_model(), **fields))
-
-
 REMEDIES = {
     "fsdp_activation_checkpointing": "that of the TrainingArguments",
     "cpu_ram_efficient_loading": "Set it to False",
-    "line_search": "line_search=False",
+    "blocks": "in one process",
+    "fsdp1": "'version': 2",
     "best": "load_best_model_at_end",
     "batch_size": "auto_find_batch_size",
     "optimizer": "like AdamW",
     "probe": "a multiple of the 2 processes",
+    "halves": "times `probe_batch_size`",
     "plain": "GrowthTrainer",
 }
 
@@ -151,6 +142,7 @@ def test_what_is_refused_before_the_first_step(found, case, remedy):
     assert remedy in message and step == 0
 
 
+@pytest.mark.slow
 def test_a_job_goes_on_after_a_process_was_killed_while_it_saved(tmp_path):
     script = ("fsdp_trainer_worker.py", str(tmp_path), "killed")
     run = launch(*script, restarts=1, timeout=280)
@@ -160,7 +152,8 @@ def test_a_job_goes_on_after_a_process_was_killed_while_it_saved(tmp_path):
     assert_equal(found, torch.load(tmp_path / "killed.pt"), alone(tmp_path / "alone"))
 
 
-def test_growth_under_mixed_precision_resumes_exactly(found):
-    run = found["mixed"]
+@pytest.mark.slow
+def test_growth_under_mixed_precision_resumes_exactly(found_slowly):
+    run = found_slowly["mixed"]
     assert run["dtype"] == "torch.float32" and run["distance"] == 0.0
     assert all(event["layers"] for event in run["events"])
