@@ -46,8 +46,8 @@ def sharded_trainer(folder, config=CONFIG, state_dict_type="FULL_STATE_DICT", fs
         transformers.Trainer.create_accelerator_and_postprocess = original
 
 
-def run(folder, resume=None, **fields):
-    trainer = sharded_trainer(folder, **fields)
+def run(folder, config=CONFIG, resume=None, **fields):
+    trainer = sharded_trainer(folder, config, **fields)
     trainer.train(resume_from_checkpoint=resume)
     assert isinstance(trainer.model, FSDPModule) and trainer.model is trainer.model_wrapped
     return trainer
@@ -86,7 +86,8 @@ class Watch:
             self.most = max(self.most, bytes_held() - self._before)
             return fingerprint(*args, **kwargs)
 
-        monkey.setattr(sharded, "grow_sharded_", growing)
+        for module in (sharded, sharded_growth):  # the growth itself, and its trials
+            monkey.setattr(module, "grow_sharded_", growing)
         monkey.setattr(sharded_growth, "fingerprint", looking)
 
 
@@ -98,7 +99,7 @@ def bytes_held():
 
 def resumed(through, folder, step, **fields):
     """A run that resumes from what another one saved, beside it."""
-    again = run(folder, f"{folder}/checkpoint-{step}", **fields)
+    again = run(folder, resume=f"{folder}/checkpoint-{step}", **fields)
     return {
         "distance": distance(again, through),
         "losses": losses(again) == losses(through),
@@ -126,7 +127,7 @@ def options(folder):
     options |= {"per_device_train_batch_size": 4, "lr_scheduler_type": "cosine", "warmup_steps": 2}
     options["model"] = tiny(hidden_dropout_prob=0.0).double()
     options["model"].vit.embeddings.requires_grad_(False)
-    return told(run(folder / "options", config=PURSUIT, **options), folder, "options")
+    return told(run(folder / "options", PURSUIT, **options), folder, "options")
 
 
 ONCE = {"layers": None, "significance": 0.0, "max_growth": 3.0, "num_events": 1}
@@ -149,7 +150,7 @@ def memory(folder):
 def mixed(folder):
     def once(resume=None, **saving):
         model = tiny(hidden_dropout_prob=0.0)
-        return run(folder / "mixed", resume, model=model, data_collator=None, bf16=True, **saving)
+        return run(folder / "mixed", resume=resume, model=model, data_collator=None, bf16=True, **saving)
 
     through = once(save_strategy="steps", save_steps=4)
     again = once(f"{folder}/mixed/checkpoint-8")
@@ -161,7 +162,7 @@ def llama(folder):
     """A language model with tied embeddings, sharded as Accelerate does it by default."""
     fsdp = {"transformer_layer_cls_to_wrap": None}
     fields = {"model": llama_model(), "train_dataset": Sentences(), "data_collator": None}
-    return told(run(folder / "llama", fsdp=fsdp, **fields), folder, "llama")
+    return told(run(folder / "llama", PURSUIT, fsdp=fsdp, **fields), folder, "llama")
 
 
 def refused(folder):
@@ -170,7 +171,6 @@ def refused(folder):
         "fsdp_activation_checkpointing": {"fsdp": {"activation_checkpointing": True}},
         "cpu_ram_efficient_loading": {"fsdp": {"cpu_ram_efficient_loading": True}},
         "blocks": {"config": growth(operator="block_copy")},
-        "fsdp1": {"fsdp": {"version": 1}},
         "best": {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"},
         "batch_size": {"auto_find_batch_size": True},
         "optimizer": {"optim": "adafactor"},
@@ -202,19 +202,19 @@ class Killed(GrowthTrainer):
 def killed(folder):
     saving = {"state_dict_type": "SHARDED_STATE_DICT", "save_strategy": "steps", "save_steps": 4}
     last = last_whole_checkpoint(folder / "killed")
-    trainer = run(folder / "killed", last, trainer_class=Killed, **saving)
+    trainer = run(folder / "killed", resume=last, trainer_class=Killed, **saving)
     return told(trainer, folder, "killed") | {"from": last, "restarts": os.environ["TORCHELASTIC_RESTART_COUNT"]}
 
 
 def four_full(folder):
     """In four processes, from the last checkpoint of two."""
-    return told(run(folder / "four_full", f"{folder}/full/checkpoint-8"), folder, "four_full")
+    return told(run(folder / "four_full", resume=f"{folder}/full/checkpoint-8"), folder, "four_full")
 
 
 def four_shards(folder):
     """In four processes, from a checkpoint that two have saved as shards before the second event."""
     kind = {"state_dict_type": "SHARDED_STATE_DICT"}
-    return told(run(folder / "four_shards", f"{folder}/shards/checkpoint-4", **kind), folder, "four_shards")
+    return told(run(folder / "four_shards", resume=f"{folder}/shards/checkpoint-4", **kind), folder, "four_shards")
 
 
 def main() -> None:

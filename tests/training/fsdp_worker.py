@@ -134,28 +134,31 @@ def refused(model, optimizer, config):
     return found
 
 
+SOME = {"linears": ["mlp.fc1", "mlp.fc2"], "significance": 0.0}
 CONFIGS = {
     # Half of the probe chooses, the other judges, the step is tried: units and splits that move at once.
-    "moving": (torch.optim.AdamW, growth(significance=0.0, natural_step=0.5)),
-    "at_rest": (torch.optim.SGD, growth(significance=0.0, criterion="depth", event_budget=400, max_growth=None)),
+    "moving": (torch.optim.AdamW, growth(**SOME, natural_step=0.5)),
+    "at_rest": (torch.optim.SGD, growth(**SOME, criterion="depth", event_budget=400, max_growth=None)),
 }
 
 
 def compared(name):
-    """A run on two processes and on one."""
+    """A run on two processes, and what the first one finds if it does the same alone."""
     optimizer_class, config = CONFIGS[name]
     model, optimizer, losses, neurons = run(True, config, optimizer_class)
-    one, one_optimizer, expected, one_neurons = run(False, config, optimizer_class)
     both = [None, None]
     dist.all_gather_object(both, losses)
     weights, states = whole(model, optimizer)
+    if dist.get_rank() > 0:
+        return None
+    one, one_optimizer, expected, one_neurons = run(False, config, optimizer_class)
     one_weights, one_states = whole(one, one_optimizer)
     of_events, of_one = (each.growth_history["events"] for each in (model, one))
     return {
         "sharded": [sum(pair) / 2 for pair in zip(*both, strict=True)],
         "one": expected,
         "neurons": [neurons, one_neurons],
-        "operators": [event["operators"] for event in of_events],
+        "operators": sorted({name for event in of_events for name in event["operators"]}),
         "gains": [[event["predicted_gain"] for event in events] for events in (of_events, of_one)],
         "weights": furthest(weights, one_weights),
         "states": furthest(states, one_states),

@@ -1,6 +1,7 @@
 """A GrowthTrainer under FSDP2 on two and four processes is one process. The runs are in `fsdp_trainer_worker.py`."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from training_cases import CHECKPOINTING, events, launch, losses, tiny, train
 from transformers import AutoModelForImageClassification
 
 from hf_saddle.growth import GrowthHistory
+from hf_saddle.training.trainer_sharded import before_sharding_
 
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
@@ -85,8 +87,8 @@ def test_a_checkpoint_resumes_exactly_on_as_many_processes(found, kind):
 
 
 def test_a_language_model_with_tied_embeddings_sharded_as_by_default(folder, found, tmp_path):
-    fields = {"train_dataset": Sentences(), "data_collator": None}
-    assert_equal(found["llama"], torch.load(folder / "llama.pt"), alone(tmp_path, model=llama_model(), **fields))
+    fields = {"model": llama_model(), "train_dataset": Sentences(), "data_collator": None}
+    assert_equal(found["llama"], torch.load(folder / "llama.pt"), alone(tmp_path, PURSUIT, **fields))
 
 
 def test_what_is_saved_is_a_model_of_its_own_class(folder, found):
@@ -126,7 +128,6 @@ REMEDIES = {
     "fsdp_activation_checkpointing": "that of the TrainingArguments",
     "cpu_ram_efficient_loading": "Set it to False",
     "blocks": "in one process",
-    "fsdp1": "'version': 2",
     "best": "load_best_model_at_end",
     "batch_size": "auto_find_batch_size",
     "optimizer": "like AdamW",
@@ -140,6 +141,14 @@ REMEDIES = {
 def test_what_is_refused_before_the_first_step(found, case, remedy):
     message, step = found["refused"][case]
     assert remedy in message and step == 0
+
+
+def test_fsdp1_is_refused_before_it_shards():
+    """Accelerate makes it on GPUs only."""
+    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=1))
+    trainer = SimpleNamespace(model=tiny(), accelerator=SimpleNamespace(state=state))
+    with pytest.raises(ValueError, match="'version': 2"):
+        before_sharding_(trainer, None)
 
 
 @pytest.mark.slow
