@@ -40,9 +40,6 @@ def check_sharded_training(
     """
     args, plugin = trainer.args, trainer.accelerator.state.fsdp_plugin
     refused = {
-        "`activation_checkpointing` of the fsdp_config: use that of the TrainingArguments": (
-            plugin.activation_checkpointing
-        ),
         "`cpu_offload` of the fsdp_config: leave it out": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
         "`torch_compile`: leave it out": args.torch_compile,
         "`load_best_model_at_end`, whose model may have other shapes: load the best checkpoint after the training": (
@@ -96,9 +93,15 @@ def before_sharding_(trainer: Trainer, folder: str | None) -> None:
             sharded already and has other shapes; or the checkpoint belongs to another model.
     """
     model: Any = trainer.model
-    if trainer.accelerator.state.fsdp_plugin.fsdp_version != 2:
+    plugin = trainer.accelerator.state.fsdp_plugin
+    if plugin.fsdp_version != 2:
         raise ValueError("Models do not grow under FSDP1. Use FSDP2: `fsdp_config={'version': 2}`.")
-    if trainer.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
+    if plugin.activation_checkpointing:
+        raise ValueError(
+            "`activation_checkpointing` of the fsdp_config puts wrappers in the place of blocks, which cannot grow "
+            "then. Use that of the TrainingArguments."
+        )
+    if plugin.cpu_ram_efficient_loading:
         raise ValueError(
             "Accelerate's `cpu_ram_efficient_loading` cannot shard models with buffers that are saved, which branches "
             "have. Set it to False."

@@ -9,7 +9,7 @@ from fsdp_cases import CONFIG, OWN_FIELDS, PURSUIT, Sentences, furthest, llama_m
 from training_cases import CHECKPOINTING, events, launch, losses, tiny, train
 from transformers import AutoModelForImageClassification
 
-from hf_saddle.growth import GrowthHistory
+from hf_saddle.growth import GrowthHistory, GrowthPlan, LayerGrowth, grow_, insert_blocks_
 from hf_saddle.training.trainer_sharded import before_sharding_
 
 
@@ -143,12 +143,27 @@ def test_what_is_refused_before_the_first_step(found, case, remedy):
     assert remedy in message and step == 0
 
 
+def trainer_of(model, version=2):
+    """What [`before_sharding_`] looks at."""
+    asked = {"fsdp_version": version, "activation_checkpointing": False, "cpu_ram_efficient_loading": False}
+    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(**asked))
+    return SimpleNamespace(model=model, accelerator=SimpleNamespace(state=state))
+
+
 def test_fsdp1_is_refused_before_it_shards():
     """Accelerate makes it on GPUs only."""
-    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=1))
-    trainer = SimpleNamespace(model=tiny(), accelerator=SimpleNamespace(state=state))
     with pytest.raises(ValueError, match="'version': 2"):
-        before_sharding_(trainer, None)
+        before_sharding_(trainer_of(tiny(), version=1), None)
+
+
+def test_a_model_has_the_blocks_and_shapes_of_a_checkpoint_before_it_is_sharded(tmp_path):
+    saved, model = tiny(), tiny()
+    insert_blocks_(saved, after=[0])
+    grow_(saved, GrowthPlan((LayerGrowth.by_hand(saved, "vit.layers.1.mlp.fc1", "zero_gain", neurons=[1, 2]),)))
+    saved.save_pretrained(tmp_path)
+    before_sharding_(trainer_of(model), str(tmp_path))
+    assert len(model.vit.layers) == 3 and model.shapes() == saved.shapes()
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in saved.named_parameters()]
 
 
 @pytest.mark.slow
