@@ -48,6 +48,19 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "_module_parameters",
         "_use_python_reducer",
     ),
+    # What `fully_shard` leaves in a module, which torch cannot take back.
+    "torch.distributed": ("_composable", "_composable_state"),
+    "torch.distributed._composable_state": ("_module_state_mapping",),
+    "torch.distributed.fsdp._fully_shard._fsdp_state.FSDPState": (
+        "_fsdp_param_groups",
+        "_post_forward_hook_handle",
+        "_pre_forward_hook_handle",
+    ),
+    "torch.distributed.fsdp._fully_shard._fsdp_param_group.FSDPParamGroup": (
+        "_module_to_pre_load_state_dict_hook_handle",
+        "_module_to_pre_save_state_dict_hook_handle",
+    ),
+    "torch.distributed.fsdp._fully_shard._fsdp_param.FSDPParam": ("_post_load_hook_handle",),
     # The file of a config is read with checks.
     "transformers.PreTrainedConfig": (
         "_attn_implementation",

@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from ..models.layouts import layout_of
 from .capture import CapturedLayer
@@ -93,6 +94,7 @@ def solve_curvature(
     if space is not None:
         direction = _by_rows(space.directions, direction, len(layer.modules))
         direction = direction / direction.norm(dim=0)
+    direction = _oriented(direction)
     found = {
         "eigenvalue": pairs.held_out,
         "standard_error": pairs.standard_error,
@@ -174,9 +176,27 @@ def _as_report(layer: CapturedLayer, criterion: str, found: dict[str, Tensor]) -
 
 def _rows(module: Affine, dtype: torch.dtype) -> Tensor:
     """`[W, b]` transposed, shape `(d + 1, n)`."""
-    weight = layout_of(module).matrix(module.weight.detach()).to(dtype).t()
-    last = torch.zeros_like(weight[:1]) if module.bias is None else module.bias.detach().to(dtype)[None]
+    weight, bias = _gathered(module.weight), None if module.bias is None else _gathered(module.bias)
+    weight = layout_of(module).matrix(weight.detach()).to(dtype).t()
+    last = torch.zeros_like(weight[:1]) if bias is None else bias.detach().to(dtype)[None]
     return torch.cat([weight, last])
+
+
+def _gathered(parameter: Tensor) -> Tensor:
+    """A parameter, of one that is sharded all of it."""
+    if isinstance(parameter, DTensor):
+        whole: Tensor = parameter.full_tensor()
+        return whole
+    return parameter
+
+
+def _oriented(directions: Tensor) -> Tensor:
+    """
+    Directions `(size, n)`, each with the sign that makes its entry of greatest magnitude positive: an eigenvector has
+    none of its own, and rounding is not to choose it.
+    """
+    greatest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
+    return torch.where(greatest < 0, -directions, directions)
 
 
 def _by_rows(map_columns: Callable[[Tensor], Tensor], vectors: Tensor, rows: int) -> Tensor:

@@ -22,7 +22,7 @@ from .blocks import draft_blocks
 from .costs import Cost
 from .joint import held_out_gain
 from .plan import GrowthPlan
-from .surgery import prepare_growth
+from .surgery import check_model, prepare_growth
 
 
 # Blocks that a candidate may have to be of, so that those behind it stay what they are (a Swin's alternate).
@@ -86,6 +86,7 @@ def block_candidates(
         ValueError: If no block can be followed by a copy that begins without an effect, or if there are too few
             samples.
     """
+    check_model(model)
     ranks = ranks or Ranks()
     held, sizes = collect(batches)
     loss = loss or own_loss_of(model, held, ranks)

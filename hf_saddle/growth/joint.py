@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +70,8 @@ def beside(parts: Sequence[Columns]) -> Columns:
     so that those of no kind drown in what the regression adds to the information of all.
     """
     alike = [part.rescaled(1.0 / _size(part.fitted)) for part in parts]
-    joined = {name: torch.cat([getattr(part, name) for part in alike]) for name in ("scale", "low", "high")}
+    names = ("scale", "low", "high")
+    joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in alike]) for name in names}
     return replace(alike[0], values=torch.cat([part.values for part in alike], 1), **joined)
 
 

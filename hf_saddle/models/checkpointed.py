@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import CommitInfo
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedModel
 
 from .blocks import block_siblings
@@ -118,7 +119,13 @@ class CheckpointedModel(PreTrainedModel):
                 "AutoModel": f"modeling_saddle.Saddle{base}",
             }
             self.config.auto_map |= dict.fromkeys(autos, _code(type(self)))
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        sharded: Any = type(self)
+        try:
+            # transformers saves the code of the class, which is not that of FSDP2.
+            self.__class__ = _own_class(sharded)
+            super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        finally:
+            self.__class__ = sharded
 
     def save_growth_history(self, folder: str | os.PathLike[str]) -> None:
         """Write the growth history into a folder; without one, a history that is there is removed."""
@@ -167,6 +174,12 @@ class CheckpointedModel(PreTrainedModel):
         return read_stock(cls, path, **source)
 
 
+def _own_class(kind: Any) -> Any:
+    """The class of a model; FSDP2 puts one of its own in front of it."""
+    return next(base for base in kind.__mro__ if not issubclass(base, FSDPModule))
+
+
 def _code(kind: type) -> str:
     """A class as `auto_map` names it."""
-    return f"{kind.__module__.split('.')[-1]}.{kind.__name__}"
+    own = _own_class(kind)
+    return f"{own.__module__.split('.')[-1]}.{own.__name__}"

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
@@ -59,9 +60,12 @@ class GrowableParts(PreTrainedModel):
                 "has been exchanged by now: load the model anew."
             ) from error
 
-    def check_linears(self) -> None:
+    def check_linears(self, sharded: bool = False) -> None:
         """
         Verify that the growable linears are as they were built: not wrapped, exchanged or quantised.
+
+        Args:
+            sharded (`bool`, *optional*, defaults to `False`): Whether their weights may be shards (FSDP2).
 
         Raises:
             ValueError: If an adapter or a quantiser has taken the place of one. The message tells what to do.
@@ -74,9 +78,12 @@ class GrowableParts(PreTrainedModel):
                     "Merge adapters first (`merge_and_unload()` of a PeftModel), or remove them (`unload()` of a "
                     "PeftModel, `model.delete_adapter` after `model.add_adapter`)."
                 )
-            if is_traceable_wrapper_subclass(linear.weight):
+            weight: Tensor = linear.weight
+            if sharded and isinstance(weight, DTensor):
+                weight = weight.to_local()
+            if is_traceable_wrapper_subclass(weight):
                 raise ValueError(
-                    f"The weights of {path} are no plain tensors but {type(linear.weight).__name__}, and cannot be "
+                    f"The weights of {path} are no plain tensors but {type(weight).__name__}, and cannot be "
                     "changed. Change the model as it was before it was quantised or sharded."
                 )
 

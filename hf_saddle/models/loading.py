@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
 
 from .blocks import block_paths, check_kept, orders_of_config, orders_of_tensors, reorder_config_
@@ -123,6 +124,11 @@ def resize_to_(model: Any, state_dict: Mapping[str, Tensor], prefix: str) -> Non
     if not orders and incoming == model.shapes() and kind == present:
         _check_tensors(state_dict, prefix, model.state_dict())
         return
+    if any(isinstance(site.module.weight, DTensor) for site in sites):
+        raise ValueError(
+            "The model is sharded, and the checkpoint has other shapes, which it cannot take then. Load it before the "
+            "model is sharded; a GrowthTrainer does so when it resumes."
+        )
     stacks = restack(model, orders, config, to_be_loaded=True) if orders else Restacking()
     incoming.write_(config, kind)
     twin = twin_of(model, config)

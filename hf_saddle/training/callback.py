@@ -20,11 +20,12 @@ from .artefacts import share_artefacts
 from .course import Course
 from .followers import adopt_history_, check_followers
 from .held import Held
-from .model_checks import check_budget, check_growable, check_optimizer, check_parameters, growable_paths
+from .model_checks import check_budget, check_optimizer, check_parameters, growable_inside, growable_paths
 from .reports import announce, describe, growth_metrics, say, size_metrics
 from .resuming import check_given, left_out, note_changes, progress, saved_history
 from .trainer_checks import check_training
 from .trainer_event import trainer_event_
+from .trainer_sharded import check_sharded_training
 from .wrappers import renew_wrapper_
 
 
@@ -255,9 +256,12 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             loss=self.loss,
             probe_dataset=self.probe_dataset,
         )
-        inner = check_growable(model)
+        inner = growable_inside(model)
         paths = growable_paths(inner, self.config)
         check_followers(inner, self.followers)
+        if self.trainer is not None and self.trainer.is_fsdp_enabled:
+            drawn_from = loader.dataset if self.probe_dataset is None else self.probe_dataset
+            check_sharded_training(self.trainer, inner, optimizer, self.config, self.followers, drawn_from)
         check_optimizer(model, optimizer)
         check_parameters(inner, paths, optimizer)
         if state.global_step == 0:  # a resumed one may have spent its budget

@@ -25,10 +25,11 @@ from ..growth.joint import Judgement
 from ..growth.natural_step import columns_of, moves, stepped
 from ..growth.planner import choose_growths, priced
 from ..growth.reasons import no_budget, unsupported
+from ..growth.trial import loss_of_plan
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .across import decide_across
 from .distributed import Replicas
-from .measuring import measure_neurons, try_step
+from .measuring import Trial, measure_neurons, try_step
 
 
 def decide(
@@ -41,12 +42,13 @@ def decide(
     to_come: int | None,
     loss: Loss,
     replicas: Replicas,
+    trial: Trial = loss_of_plan,
 ) -> tuple[GrowthPlan, float | None]:
     """
     The plan that all processes agree on, and the probe's loss before it; nothing is measured without a budget.
 
     Where units move at once, one half of the probe chooses them and their step, and the other half judges both: the
-    predicted gain is what the loss of these samples fell by when the step was tried.
+    predicted gain is what the loss of these samples fell by when the step was tried, by `trial`.
     """
     if event_budget(model, config, event, lr_ratio, to_come) <= 0:
         why = no_budget(*sizes(model, config), config, event)
@@ -94,7 +96,9 @@ def decide(
     if scores is None:
         scores = scores_of(moving)
     own = columns_of(scores)
-    found, factor, gain = try_step(model, plan, own, judging, config, before=scores.loss, loss=loss, replicas=replicas)
+    found, factor, gain = try_step(
+        model, plan, own, judging, config, before=scores.loss, loss=loss, replicas=replicas, trial=trial
+    )
     plan = replicas.agree_on(priced(model, _paying(plan, found, factor, gain, config)))
     return plan, loss_before(scores)
 

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import DistributedType
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from ..curvature.ranks import Ranks, Result
@@ -29,7 +30,7 @@ SUPPORTED = (
 
 class Replicas(Ranks):
     """
-    The processes that hold a copy of one model each; a no-op for a single process.
+    The processes that hold a copy of one model each, or a part of it; a no-op for a single process.
 
     Args:
         group (`torch.distributed.ProcessGroup`, *optional*): The processes; `None` is a single one.
@@ -41,6 +42,8 @@ class Replicas(Ranks):
     @classmethod
     def of(cls, model: nn.Module) -> "Replicas":
         """The processes that a possibly wrapped model is trained by."""
+        if isinstance(model, FSDPModule):
+            return cls(dist.group.WORLD)
         wrapper = find_ddp(model)
         return cls(None if wrapper is None else wrapper.process_group)
 

@@ -11,6 +11,7 @@ from ..growth import GrowthHistory
 from ..growth.optimizer_rebind import same_parameters, watch_modules
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .rebind import rebind_
+from .resharding import show_shards_
 
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ class Held:
 
     def note_(self, model: nn.Module) -> None:
         """From now on the optimizer holds what the model has."""
+        show_shards_(model)
         self._known, self._unchanged = dict(model.named_parameters()), watch_modules(model)
 
     def forget_(self) -> None:
@@ -36,6 +38,7 @@ class Held:
 
     def fits(self, model: nn.Module) -> bool:
         """Whether the model has the very parameters that the optimizer holds."""
+        show_shards_(model)
         return self._unchanged() or same_parameters(model, self._known)
 
     def follow_(
@@ -62,6 +65,7 @@ class Held:
         Returns:
             `bool`: Whether anything had to follow.
         """
+        show_shards_(model)
         if optimizer is None or not self or self._unchanged():
             return False
         if same_parameters(model, self._known):

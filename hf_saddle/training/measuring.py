@@ -1,6 +1,6 @@
 """What a decision measures on all processes together: the curvature of neurons, and how far a step goes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,9 @@ from .distributed import Replicas
 from .model_checks import growable_paths
 from .probe import event_seed
 from .wrappers import is_compiled
+
+
+Trial = Callable[[GrowablePreTrainedModel, GrowthPlan, Sequence[Any], Loss], float]
 
 
 def measure_neurons(
@@ -56,6 +59,7 @@ def try_step(
     before: float,
     loss: Loss,
     replicas: Replicas,
+    trial: Trial = loss_of_plan,
 ) -> tuple[Judgement, float, float]:
     """
     The natural step of a plan, the share of it that lowers the loss of the samples that judge, and by how much.
@@ -69,11 +73,13 @@ def try_step(
         before (`float`): Mean loss of the samples that judge.
         loss (`Callable`): Maps model and batch to the mean loss.
         replicas ([`Replicas`]): The processes that train the model.
+        trial (`Callable`, *optional*): Maps model, plan, batches and loss to the loss of this process on the model as
+            the plan makes it, which is as before afterwards.
     """
     found = judge(columns, config.natural_step or NEXT_STEP)
 
-    def loss_of(trial: GrowthPlan) -> float:
-        return judged_loss(judging, replicas, lambda batches: loss_of_plan(model, trial, batches, loss))
+    def loss_of(tried: GrowthPlan) -> float:
+        return judged_loss(judging, replicas, lambda batches: trial(model, tried, batches, loss))
 
     step = measured_step(plan, found, before, loss_of)
     if is_compiled(model):

@@ -39,9 +39,20 @@ def check_growable(model: nn.Module) -> GrowablePreTrainedModel:
     inner = unwrap(model)
     if is_sharded(inner):
         raise ValueError(
-            "The model is sharded (FSDP2) and cannot grow in place. Use `growth_event_sharded_` in a loop with "
-            "Accelerate; a Trainer trains Saddle models with DDP, where FSDP is not configured."
+            "The model is sharded (FSDP2) and does not grow like one that each process holds whole. Use "
+            "`growth_event_sharded_` in a loop of your own, or a GrowthTrainer."
         )
+    return growable_inside(inner)
+
+
+def growable_inside(model: nn.Module) -> GrowablePreTrainedModel:
+    """
+    The growable model inside of the wrappers of DDP and `torch.compile`, whether FSDP2 has sharded it or not.
+
+    Raises:
+        ValueError: If it is not a Saddle model, is quantised, or has adapters. The message tells what to do.
+    """
+    inner = unwrap(model)
     if not isinstance(inner, GrowablePreTrainedModel):
         raise ValueError(
             f"Only Saddle models grow, got a {type(inner).__name__}. Convert a stock model with "
@@ -53,7 +64,7 @@ def check_growable(model: nn.Module) -> GrowablePreTrainedModel:
             "Adapters (`model.add_adapter`) have taken the place of linears, which cannot grow then. Remove them by "
             "`model.delete_adapter`, or train the adapters without a GrowthCallback."
         )
-    inner.check_linears()
+    inner.check_linears(sharded=is_sharded(inner))
     return inner
 
 
@@ -280,7 +291,7 @@ def check_bound(model: nn.Module, optimizer: Optimizer | None) -> None:
         ValueError: If they were made for others.
     """
     if optimizer is not None:
-        check_optimizer(check_growable(model), optimizer)
+        check_optimizer(growable_inside(model), optimizer)
     wrapper = find_ddp(model)
     if wrapper is not None and not follows(wrapper):
         raise ValueError(

@@ -1,20 +1,30 @@
-"""Growth of models that FSDP2 (`fully_shard`) has sharded: gather, grow, shard anew."""
+"""One growth event of a model that FSDP2 (`fully_shard`) has sharded: the probe runs sharded, the growth by blocks."""
 
+import math
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from ..curvature.loss import Loss
-from ..growth import GrowthConfig, GrowthEvent
+from ..curvature.loss import Loss, own_loss_of
+from ..curvature.samples import sample_count
+from ..growth import GrowthConfig, GrowthEvent, probe_loss, record_
 from ..growth.attachments import check_attachments
+from ..growth.halves import halves
 from ..growth.optimizer_state import inner_optimizer
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .event import growth_event_
+from .decision import decide
+from .distributed import Replicas
+from .model_checks import check_optimizer, growable_inside
+from .probe import event_seed, private_randomness
+from .resharding import show_shards_
+from .sharded_growth import GROW_ALONE, check_shards, check_states, grow_sharded_, loss_of_sharded_plan
 
 
 def growth_event_sharded_(
@@ -35,94 +45,121 @@ def growth_event_sharded_(
     """
     As [`growth_event_`], for a model that is sharded by FSDP2.
 
-    Sharding cannot be taken back, so the model is gathered into an unsharded one, which grows and is sharded anew:
-    **the model is another object afterwards.** The optimizer stays the same object, with the state carried over;
-    schedulers need nothing. `accelerator.save_state` still knows the old model: save the new one by
-    `torch.distributed.checkpoint`. For the time of the event every process holds the whole model and its optimizer's
-    state.
+    The probe runs sharded, as the training does. Then the sharding is taken back, the blocks that grow are gathered
+    one after the other, and the model is sharded anew. Beyond what a step needs, a process holds one block with its
+    part of the optimizer's state, whole, before and after its growth, and its shards of all grown parameters twice.
+    Model, modules and optimizer stay the same objects; schedulers need nothing.
 
     Args:
         model (`nn.Module`): The sharded model.
         optimizer (`Optimizer` or `AcceleratedOptimizer`): The optimizer that trains it.
-        batches (`Sequence`): The probe batches of this process, see [`probe_batches`].
-        config ([`GrowthConfig`]): Where, how and how much to grow.
-        shard (`Callable`): Shards a model in place, as it was done before the training.
+        batches (`Sequence`):
+            The probe batches of this process, see [`probe_batches`]; as many on each process, because all of them
+            gather the parameters of a layer together.
+        config ([`GrowthConfig`]): Where, how and how much to grow; neurons only.
+        shard (`Callable`):
+            Shards a model in place, as it was done before the training, with all that was set on its sharded modules.
         group (`torch.distributed.ProcessGroup`, *optional*): The processes; by default all.
         event, step, epoch, lr_ratio, to_come, loss: See [`growth_event_`].
 
     Returns:
-        `tuple[nn.Module, GrowthEvent]`: The model to go on with (the given one if nothing grew), and the record.
+        `tuple[nn.Module, GrowthEvent]`: The model, which is the given one, and the record.
 
     Raises:
         ValueError: If the model is not sharded or cannot grow.
         RuntimeError: If the processes do not agree, or another one failed. Nothing has changed then.
     """
+    started = time.perf_counter()
     if not isinstance(model, FSDPModule) or not isinstance(model, GrowablePreTrainedModel):
         raise ValueError(f"Only Saddle models that FSDP2 has sharded are meant, got a {type(model).__name__}.")
-    inner = inner_optimizer(optimizer)
+    inner, replicas = growable_inside(model), Replicas(dist.group.WORLD if group is None else group)
+    loss = loss or own_loss_of(inner, batches, replicas)
+    with replicas.noting(f"growth event {event}"), private_randomness(event_seed(config, event)):
+
+        def check() -> None:
+            check_sharded(inner, optimizer, config)
+
+        replicas.together("Checking what follows the model", check)
+        check_batches(replicas.gather([sample_count(batch) for batch in batches]), config)
+        growing: dict[str, Any] = {"shard": shard, "replicas": replicas}
+        plan, loss_before = decide(
+            inner,
+            batches,
+            config,
+            event=event,
+            lr_ratio=lr_ratio,
+            to_come=to_come,
+            loss=loss,
+            replicas=replicas,
+            trial=partial(loss_of_sharded_plan, **growing),
+        )
+        show_shards_(model)
+        done, undo = grow_sharded_(inner, plan, optimizer, step=step, epoch=epoch, loss_before=loss_before, **growing)
+        if plan:
+            # Before and after on the same batches: of some losses the mean over halves is not that over the whole.
+            measured = [*chain(*halves(batches, replicas))] if config.judged else batches
+            try:
+                own = replicas.together("Measuring the grown model", lambda: _measure(inner, measured, loss))
+            except BaseException:
+                undo()
+                raise
+            done.loss_after = replicas.mean(own, sum(map(sample_count, batches)))
+            show_shards_(model)
+    done.seconds = time.perf_counter() - started
+    record_(inner, done)
+    return model, done
+
+
+def check_sharded(model: GrowablePreTrainedModel, optimizer: Optimizer, config: GrowthConfig) -> None:
+    """
+    Verify that a sharded model may grow as a config asks for, and its optimizer with it.
+
+    Raises:
+        ValueError: If not; the message names the remedy.
+    """
+    if config.kinds.several or config.kinds.only_blocks:
+        raise ValueError(
+            f"`operator={config.operator!r}` is more than neurons, all that a sharded model grows by. {GROW_ALONE}"
+        )
+    if config.budget_unit == "seconds":
+        raise ValueError("Sharded growth is not timed: use `budget_unit='macs'` or `'parameters'`.")
+    show_shards_(model)
     check_attachments(model, {site.path for site in model.growable_linears()})
-    whole, twin = gather(model, inner)
-    record = growth_event_(
-        whole,
-        twin,
-        batches,
-        config,
-        group=dist.group.WORLD if group is None else group,
-        event=event,
-        step=step,
-        epoch=epoch,
-        lr_ratio=lr_ratio,
-        to_come=to_come,
-        loss=loss,
-    )
-    if not record.layers and not record.blocks:
-        model.growth_history = whole.growth_history
-        return model, record
-    names = {parameter: name for name, parameter in whole.named_parameters()}
-    groups = [[names[parameter] for parameter in group["params"]] for group in twin.param_groups]
-    states = {names[parameter]: state for parameter, state in twin.state.items()}
-    shard(whole)
-    sharded = dict(whole.named_parameters())
-    for target, group_names in zip(inner.param_groups, groups, strict=True):
-        target["params"][:] = [sharded[name] for name in group_names]
-    inner.state.clear()
-    for name, state in states.items():
-        inner.state[sharded[name]] = {key: _scatter(value, sharded[name]) for key, value in state.items()}
-    return whole, record
+    check_optimizer(model, optimizer)
+    check_shards(model)
+    check_states(model, inner_optimizer(optimizer))
 
 
-def gather(model: GrowablePreTrainedModel, optimizer: Optimizer) -> tuple[GrowablePreTrainedModel, Optimizer]:
-    """An unsharded copy of a sharded model and of its optimizer, on every process."""
-    weights = {name: _whole(tensor) for name, tensor in model.state_dict().items()}
-    # The class that `fully_shard` derived from.
-    model_class = next(base for base in type(model).__mro__ if not issubclass(base, FSDPModule))
-    device = next(iter(weights.values())).device
-    whole: GrowablePreTrainedModel = model_class._from_config(model.config, dtype=model.dtype).to(device)  # type: ignore[attr-defined]
-    whole.load_state_dict(weights)
-    whole.train(model.training)
-    whole.growth_history = model.growth_history
-    named = dict(whole.named_parameters())
-    for name, parameter in model.named_parameters():
-        named[name].requires_grad_(parameter.requires_grad)
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    groups = [
-        {key: value for key, value in group.items() if key != "params"}
-        | {"params": [named[names[parameter]] for parameter in group["params"]]}
-        for group in optimizer.param_groups
-    ]
-    twin = type(optimizer)(groups)  # type: ignore[call-arg]
-    for parameter, state in optimizer.state.items():
-        twin.state[named[names[parameter]]] = {key: _whole(value) for key, value in state.items()}
-    return whole, twin
+def check_batches(sizes: Sequence[Sequence[int]], config: GrowthConfig) -> None:
+    """
+    Verify that all processes compute in as many batches, of the probe and of both of its halves.
+
+    Args:
+        sizes (`Sequence[Sequence[int]]`): Samples of each batch, for each process.
+        config ([`GrowthConfig`]): Whether the probe is halved.
+
+    Raises:
+        ValueError: If not.
+    """
+    counts = list(map(len, sizes))
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"The ranks have {counts} probe batches. A sharded model computes on all ranks or on none: choose "
+            f"`probe_samples` a multiple of the {len(counts)} processes."
+        )
+    if config.judged and 1 in {size for own in sizes for size in own}:
+        raise ValueError(
+            "A probe batch of one sample cannot be halved, and a sharded model computes on all ranks or on none: "
+            f"choose `probe_samples` a multiple of {len(counts)} processes times `probe_batch_size`, which is at "
+            "least 2."
+        )
 
 
-def _whole(value: Any) -> Any:
-    value = value.full_tensor() if isinstance(value, DTensor) else value
-    return value.detach().clone() if isinstance(value, Tensor) else value
-
-
-def _scatter(value: Any, parameter: nn.Parameter) -> Any:
-    """This process's part of what has an entry for every entry of a parameter; anything else is on all processes."""
-    if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.shape != parameter.shape:
-        return value
-    return distribute_tensor(value, parameter.device_mesh, parameter.placements)
+def _measure(model: GrowablePreTrainedModel, batches: Sequence[Any], loss: Loss) -> float:
+    value = probe_loss(model, batches, loss)
+    if not math.isfinite(value):
+        raise ValueError(
+            f"The loss of the probe set is {value} after the growth, which was undone: the model is as before. "
+            "Use a smaller `natural_step`."
+        )
+    return value

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer
-from transformers.trainer import OPTIMIZER_NAME
+from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 from transformers.utils import CONFIG_NAME
 
@@ -19,6 +19,7 @@ from ..models.loading import fit_blocks_
 from .callback import GrowthCallback
 from .checkpoints import discard, last_whole_checkpoint, missing_parts, write_manifest
 from .restart import note_start
+from .trainer_sharded import SHARDED_OPTIMIZER, before_sharding_, save_shapes
 from .wrappers import renew_wrapper_
 
 
@@ -82,7 +83,7 @@ class GrowthTrainer(ModelCardMixin, Trainer):  # type: ignore[misc]
                 f"The checkpoint {folder} is not whole: {', '.join(missing)} missing or truncated. The last whole one "
                 f"in {self.args.output_dir} is {last}."
             )
-        if not Path(folder, OPTIMIZER_NAME).is_file():
+        if not any(Path(folder, name).exists() for name in (OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SHARDED_OPTIMIZER)):
             logger.warning(
                 f"The checkpoint {folder} was saved without optimizer (`save_only_model`): the optimizer and the "
                 "random numbers start anew, and the run is not the one that an uninterrupted training would be."
@@ -147,6 +148,8 @@ class GrowthTrainer(ModelCardMixin, Trainer):  # type: ignore[misc]
             super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
+        if self.is_fsdp_enabled and self.args.should_save:
+            save_shapes(self.model, folder)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             write_manifest(folder)
@@ -155,13 +158,15 @@ class GrowthTrainer(ModelCardMixin, Trainer):  # type: ignore[misc]
             )
 
     # ------------------------------------------------------------------------------------------- optimizer and wrapper
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         # After a checkpoint has given the model its shapes and callbacks have been re-created, and before anything is
         # made for the training; `create_optimizer` is often overridden without `super()`.
         for callback in self.growth_callbacks:
             callback.trainer = self
+        if self.is_fsdp_enabled:
+            before_sharding_(self, resume_from_checkpoint)
         self._renew()
-        return super()._prepare_for_training(*args, **kwargs)
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def _renew(self) -> None:
         """Renew an optimizer or a DDP wrapper that was made for earlier shapes of the model."""

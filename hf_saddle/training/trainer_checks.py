@@ -31,11 +31,13 @@ def check_supported(args: TrainingArguments, trainer: Trainer | None) -> None:
         ValueError: If it may not; the message tells what to do.
     """
     kind = args.distributed_state.distributed_type
-    if args.deepspeed is not None or kind not in SUPPORTED:
+    own = trainer is not None and type(trainer)._prepare_for_training is not Trainer._prepare_for_training
+    sharded = kind == DistributedType.FSDP and own  # a plain Trainer cannot resume across growth
+    if args.deepspeed is not None or not (kind in SUPPORTED or sharded):
         raise ValueError(
             f"Models do not grow under {DistributedType.DEEPSPEED if args.deepspeed is not None else kind} in a "
             "Trainer. Use DDP (`torchrun` without `deepspeed` and `fsdp` options), or, where the model must be "
-            "sharded, a loop with FSDP2 and `growth_event_sharded_`."
+            "sharded, a GrowthTrainer with FSDP2 (`fsdp=True`), or a loop with `growth_event_sharded_`."
         )
     plain = trainer is None or type(trainer)._inner_training_loop is Trainer._inner_training_loop
     if args.auto_find_batch_size and plain:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -19,7 +20,9 @@ from .distributed import Replicas
 from .event import growth_event_
 from .loss import training_loss
 from .reports import lr_ratio
+from .sharded import growth_event_sharded_
 from .trainer_probe import trainer_batches
+from .trainer_sharded import shard_as
 
 
 # A probe shorter than that shows no progress bar.
@@ -62,7 +65,7 @@ def trainer_event_(
     Returns:
         [`GrowthEvent`]: What happened.
     """
-    wrapped = model if trainer is None else trainer.model_wrapped
+    wrapped: nn.Module = model if trainer is None else trainer.model_wrapped
     replicas = Replicas.of(wrapped)
     batches = trainer_batches(
         loader, config, event=event, dataset=probe_dataset, trainer=trainer, replicas=replicas, device=model.device
@@ -74,19 +77,19 @@ def trainer_event_(
     # Analysis of all samples, or of one half, scores, and a trial on the other half; and the loss afterwards.
     total = sum(map(sample_count, batches)) * (3 if config.judged else 2)
     with tqdm(total=total, desc="Growth", delay=_BAR_DELAY_SECONDS, leave=False, disable=silent) as bar:
-        grown = growth_event_(
-            wrapped,
-            optimizer,
-            batches,
-            config,
-            event=event,
-            step=state.global_step,
-            epoch=state.epoch,
-            lr_ratio=lr_ratio(optimizer, args.learning_rate),
-            to_come=to_come,
-            loss=partial(_ticking, bar, loss),
-            followers=followers,
-        )
+        place: dict[str, Any] = {
+            "event": event,
+            "step": state.global_step,
+            "epoch": state.epoch,
+            "lr_ratio": lr_ratio(optimizer, args.learning_rate),
+            "to_come": to_come,
+            "loss": partial(_ticking, bar, loss),
+        }
+        if isinstance(wrapped, FSDPModule) and trainer is not None:
+            shard = shard_as(trainer.accelerator)
+            _, grown = growth_event_sharded_(wrapped, optimizer, batches, config, shard=shard, **place)
+        else:
+            grown = growth_event_(wrapped, optimizer, batches, config, followers=followers, **place)
     if args.torch_compile and trainer is None and (grown.layers or grown.blocks):
         torch.compiler.reset()  # as `growth_event_` does where it sees the wrapper
     return grown

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -124,5 +125,5 @@ def renew_wrapper_(model: nn.Module) -> None:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether parameters are distributed tensors (FSDP2, tensor parallelism)."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    """Whether FSDP2 has sharded a model, or its parameters are distributed tensors otherwise (tensor parallelism)."""
+    return isinstance(model, FSDPModule) or any(isinstance(parameter, DTensor) for parameter in model.parameters())

@@ -99,6 +99,28 @@ def test_the_analysis_finds_the_extreme_eigenvalue_of_every_neuron(linear, crite
     assert (layer.residual < 1e-6 * values.abs().amax()).all()
 
 
+@pytest.mark.parametrize("criterion", ["width", "depth"])
+@pytest.mark.parametrize("whiten", [False, True])
+def test_directions_have_a_sign_that_start_vectors_do_not_choose(criterion, whiten):
+    case = transformer_case()
+    first, second = (
+        analyze_curvature(
+            case.model,
+            [case.batch],
+            criterion,
+            loss=cross_entropy,
+            linears=["mlp.fc1"],
+            solver=EXACT,
+            seed=seed,
+            whiten=whiten,
+        )["mlp.fc1", criterion].direction
+        for seed in (0, 1)
+    )
+    overlap = (first * second).sum(1)
+    same = overlap.abs() > 1 - 1e-4
+    assert same.sum() >= 4 and (overlap[same] > 0).all()
+
+
 def test_branches_of_growable_linears_are_analysed_as_layers():
     growable = pytest.importorskip("hf_saddle.models.growable")
     case = transformer_case()

@@ -52,8 +52,15 @@ def test_the_loop_with_accelerate(tmp_path, processes):
     assert all(event.neurons > 0 for event in history.events)
 
 
-@pytest.mark.parametrize(("name", "processes"), [("two_gpus", 2), ("two_machines", 16)])
+@pytest.mark.parametrize(
+    ("name", "processes"),
+    [("two_gpus", 2), ("two_machines", 16), ("fsdp_one_gpu", 1), ("fsdp_four_gpus", 4), ("fsdp_eight_gpus", 8)]
+    + [("fsdp_two_machines", 16)],
+)
 def test_launch_configs_are_read_by_accelerate(name, processes):
     """An unknown key would be an error."""
+    sharded = name.startswith("fsdp")
     config = load_config_from_file(str(ROOT / "examples" / "launch_configs" / f"{name}.yaml"))
-    assert config.num_processes == processes and config.distributed_type == DistributedType.MULTI_GPU
+    assert config.num_processes == processes
+    assert config.distributed_type == (DistributedType.FSDP if sharded else DistributedType.MULTI_GPU)
+    assert not sharded or config.fsdp_config["fsdp_version"] == 2

@@ -6,7 +6,7 @@ import pytest
 from training_cases import launch
 
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+pytestmark = pytest.mark.distributed
 
 
 @pytest.fixture(scope="module")
@@ -17,20 +17,44 @@ def found(tmp_path_factory):
     return [json.loads((folder / f"found_{rank}.json").read_text()) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_sharded_training_with_growth_equals_that_of_one_process(found, optimizer):
-    for rank in found:
-        run = rank[optimizer]
-        assert run["sharded"] == pytest.approx(run["one"], rel=1e-10)
-        sharded, one = run["neurons"]
-        assert sharded == one and all(sharded)
-        assert run["weights"] < 1e-9
-        assert run["shapes"] and run["groups"] and run["rates"] and run["state"]
+@pytest.mark.parametrize(("config", "operators"), [("moving", ["split", "zero_gain"]), ("at_rest", ["zero_gain"])])
+def test_sharded_training_with_growth_equals_that_of_one_process(found, config, operators):
+    run = found[0][config]
+    assert run["sharded"] == pytest.approx(run["one"], rel=1e-10)
+    sharded, one = run["neurons"]
+    assert sharded == one and all(sharded)
+    assert run["operators"] == operators
+    sharded, one = run["gains"]
+    assert sharded == pytest.approx(one, rel=1e-9) and any(one)
+    assert run["weights"] < 1e-9 and run["states"] < 1e-9
+    assert run["shapes"] and run["groups"] and run["rates"]
 
 
 def test_an_empty_plan_is_recorded_and_keeps_the_model(found):
     assert all(rank["empty"] == {"neurons": [0, 0], "events": 2} for rank in found)
 
 
-def test_growing_a_sharded_model_in_place_is_refused(found):
-    assert all("growth_event_sharded_" in rank["in_place"] for rank in found)
+@pytest.mark.parametrize(("when", "message"), [("trial", "no loss"), ("growth", "which was undone")])
+def test_what_fails_on_the_grown_model_is_undone(found, when, message):
+    for rank in found:
+        assert message in rank["undone"][when].pop("message")
+        assert rank["undone"][when] == {"same": True, "history": None, "distance": 0.0}
+
+
+REMEDIES = {
+    "in_place": "growth_event_sharded_",
+    "plan": "growth_event_sharded_",
+    "heads": "in one process",
+    "new_heads": "before it was quantised or sharded",
+    "head_scores": "before it was quantised or sharded",
+    "alone": "in one process",
+    "blocks": "in one process",
+    "block_scores": "in one process",
+}
+
+
+@pytest.mark.parametrize(("attempt", "remedy"), REMEDIES.items())
+def test_what_does_not_grow_sharded_is_refused(found, attempt, remedy):
+    for rank in found:
+        assert remedy in rank["refused"][attempt]
+        assert rank["refused"]["distance"] == 0.0

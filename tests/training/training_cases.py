@@ -161,11 +161,14 @@ def assert_same_optimizer(optimizer, other) -> None:
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(theirs["state"][index][name])), (index, name)
 
 
-def launch(script: str, *words: str, processes: int = 2, timeout: float = 240) -> subprocess.CompletedProcess:
+def launch(
+    script: str, *words: str, processes: int = 2, timeout: float = 240, restarts: int = 0
+) -> subprocess.CompletedProcess:
     """Run a script of this folder in several processes."""
     path = Path(__file__).parent / script
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0"]
+    options = [f"--nproc_per_node={processes}", f"--max-restarts={restarts}"]
+    options += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, str(path), *words]
     root = Path(__file__).parents[2]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": with_guard(root, path.parent)}
-    command[4:] = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", str(path), *words]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
