@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from torch.optim import Optimizer
 from ..curvature.loss import Loss, own_loss_of
 from ..curvature.samples import sample_count
 from ..growth import GrowthConfig, GrowthEvent, GrowthPlan, PreparedGrowth, prepare_growth, probe_loss, record_
-from ..growth.halves import halves
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .decision import decide
 from .distributed import Replicas
@@ -87,13 +85,11 @@ def growth_event_(
         plan, loss_before = decide(
             inner, batches, config, event=event, lr_ratio=lr_ratio, to_come=to_come, loss=loss, replicas=replicas
         )
-        # Before and after on the same batches: of some losses the mean over halves is not that over the whole.
-        measured = chain(*halves(batches, replicas)) if plan and config.judged else batches
         done = grow_together_(
             model,
             plan,
             optimizer,
-            list(measured),
+            batches,
             loss=loss,
             followers=followers,
             replicas=replicas,
