@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 from ..curvature import CurvatureReport, UnitScores
@@ -54,18 +53,17 @@ def decide(
         why = no_budget(*sizes(model, config), config, event)
         return GrowthPlan(criterion=config.criterion, budget=0.0, seed=config.growth_seed, held_back=why), None
 
-    def measured_before(parts: Sequence[Any]) -> float:
-        own = replicas.together("The loss before the growth", lambda: probe_loss(model, parts, loss))
-        return replicas.mean(own, sum(map(sample_count, parts)))
+    def measured_before() -> float:
+        own = replicas.together("The loss before the growth", lambda: probe_loss(model, batches, loss))
+        return replicas.mean(own, sum(map(sample_count, batches)))
 
     share: dict[str, Any] = {"event": event, "lr_ratio": lr_ratio, "to_come": to_come}
     if config.kinds.several or config.budget_unit == "seconds":
-        plan = decide_across(model, batches, config, loss=loss, replicas=replicas, **share)
-        return plan, measured_before([*chain(*halves(batches, replicas))])
+        return decide_across(model, batches, config, loss=loss, replicas=replicas, **share), measured_before()
     if config.kinds.only_blocks:
         how = str(config.kinds.blocks)
         candidates = block_candidates(model, batches, loss=loss, places=config.layers, how=how, ranks=replicas)
-        return replicas.agree_on(plan_blocks(candidates, model, config, **share)), measured_before(batches)
+        return replicas.agree_on(plan_blocks(candidates, model, config, **share)), measured_before()
     choosing, judging = halves(batches, replicas) if config.judged else (list(batches), [])
     report = measure_neurons(model, choosing, config, event=event, loss=loss, replicas=replicas)
 
@@ -73,14 +71,9 @@ def decide(
         several, group = replicas.size > 1, replicas.group
         return score_growths(model, growths, choosing, judging, loss=loss, distributed=several, group=group)
 
-    def loss_before(scores: UnitScores | None) -> float:
-        if not config.judged:
-            return float(report.loss)
-        if scores is None:
-            return measured_before([*choosing, *judging])
-        # Both halves have been measured: by the analysis, and with the scores.
-        share = float(scores.judges.double().mean())
-        return float(report.loss) * (1.0 - share) + scores.loss * share
+    def loss_before() -> float:
+        # Of all samples at once, as the loss afterwards: a loss that is a mean over tokens is not one over halves.
+        return measured_before() if config.judged else float(report.loss)
 
     offered = replicas.together("Looking for what may grow", lambda: _offered(report, model, config))
     pursued = scores_of(offered) if offered else None
@@ -92,7 +85,7 @@ def decide(
     plan = replicas.agree_on(plan)
     moving = [growth for growth in plan.growths if moves(growth)]
     if not moving:
-        return replicas.agree_on(priced(model, plan)), loss_before(pursued)
+        return replicas.agree_on(priced(model, plan)), loss_before()
     if scores is None:
         scores = scores_of(moving)
     own = columns_of(scores)
@@ -100,7 +93,7 @@ def decide(
         model, plan, own, judging, config, before=scores.loss, loss=loss, replicas=replicas, trial=trial
     )
     plan = replicas.agree_on(priced(model, _paying(plan, found, factor, gain, config)))
-    return plan, loss_before(scores)
+    return plan, loss_before()
 
 
 def _offered(report: CurvatureReport, model: GrowablePreTrainedModel, config: GrowthConfig) -> Sequence[LayerGrowth]:

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from torch.optim import Optimizer
 from ..curvature.loss import Loss, own_loss_of
 from ..curvature.samples import sample_count
 from ..growth import GrowthConfig, GrowthEvent, GrowthPlan, PreparedGrowth, prepare_growth, probe_loss, record_
-from ..growth.halves import halves
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .decision import decide
 from .distributed import Replicas
@@ -88,13 +86,11 @@ def growth_event_(
             replicas=replicas,
         )
 
-    # Before and after on the same batches: of some losses the mean over halves is not that over the whole.
-    measured = list(chain(*halves(batches, replicas))) if config.judged else batches
     with replicas.noting(f"growth event {event}"), private_randomness(event_seed(config, event)):
         return carry_out_(
             model,
             optimizer,
-            measured,
+            batches,
             decision,
             loss=loss,
             followers=followers,

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import torch.distributed as dist
@@ -16,7 +15,6 @@ from ..curvature.loss import Loss, own_loss_of
 from ..curvature.samples import sample_count
 from ..growth import GrowthConfig, GrowthEvent, probe_loss, record_
 from ..growth.attachments import check_attachments
-from ..growth.halves import halves
 from ..growth.optimizer_state import inner_optimizer
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .decision import decide
@@ -96,10 +94,8 @@ def growth_event_sharded_(
         show_shards_(model)
         done, undo = grow_sharded_(inner, plan, optimizer, step=step, epoch=epoch, loss_before=loss_before, **growing)
         if plan:
-            # Before and after on the same batches: of some losses the mean over halves is not that over the whole.
-            measured = [*chain(*halves(batches, replicas))] if config.judged else batches
             try:
-                own = replicas.together("Measuring the grown model", lambda: _measure(inner, measured, loss))
+                own = replicas.together("Measuring the grown model", lambda: _measure(inner, batches, loss))
             except BaseException:
                 undo()
                 raise

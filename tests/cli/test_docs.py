@@ -74,7 +74,7 @@ def test_options_of_commands_on_a_page_exist(page):
 
 # Of other programs: scripts that a span begins with, and `benchmarks/paper_scale`. Any option is `--name`.
 SCRIPTS = re.compile("make|torchrun|examples/|benchmarks/|python")
-OTHERS = {"--version", "--name", "--augmentation"}
+OTHERS = {"--version", "--name", "--augmentation", "--nnodes"}
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)

@@ -10,7 +10,7 @@ from hf_saddle import GrowthConfig, GrowthHistory, growth_event_, plan_event
 from hf_saddle.demo.arguments import ModelAndDataArguments
 from hf_saddle.demo.job import build_trainer, load_run_data
 from hf_saddle.demo.run import run as grow
-from hf_saddle.growth import halves, probe_loss
+from hf_saddle.growth import probe_loss
 from hf_saddle_cli import main
 
 
@@ -59,7 +59,7 @@ def test_analyze_a_dry_run_and_the_event_say_the_same(folder, tmp_path, capsys):
 
 
 def test_the_losses_of_an_event_are_measured_on_the_same_batches(folder):
-    """Also of a loss whose mean over batches depends on them, which here are the halves of those that were given."""
+    """Also of a loss whose mean over batches depends on them."""
     arguments = ModelAndDataArguments(model_name_or_path=str(folder))
     training = TrainingArguments(str(folder), use_cpu=True, report_to="none")
     trainer = build_trainer(arguments, training, load_run_data(arguments, 1))
@@ -69,11 +69,10 @@ def test_the_losses_of_an_event_are_measured_on_the_same_batches(folder):
     def loss(model, batch):
         return model(**batch).loss * len(batch["labels"]) ** 0.5
 
-    halves_ = [batch for half in halves(batches) for batch in half]
-    before = probe_loss(model, halves_, loss)
+    before = probe_loss(model, batches, loss)
     event = growth_event_(model, None, batches, GrowthConfig(max_growth=1.3), loss=loss)
     assert event.layers and event.loss_before == pytest.approx(before, rel=1e-6)
-    assert event.loss_after == pytest.approx(probe_loss(model, halves_, loss), rel=1e-6)
+    assert event.loss_after == pytest.approx(probe_loss(model, batches, loss), rel=1e-6)
 
 
 def test_a_planned_event_is_that_of_the_loop_and_leaves_the_model(folder):

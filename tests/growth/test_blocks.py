@@ -438,11 +438,11 @@ def test_what_cannot_be_inserted_is_refused_before_anything_changes(case):
     assert model.config.to_dict() == shape and model.growth_history is None
 
 
-def test_plans_do_not_mix_neurons_and_blocks():
+def test_plans_that_cannot_be_meant_are_refused():
     model = block_model(LLAMA)
     growths = family_plan(model, "zero_gain", [1]).growths
-    with pytest.raises(ValueError, match="two events"):
-        GrowthPlan(growths, blocks=(NewBlock("layers.0", "copy"),))
+    with pytest.raises(ValueError, match="`freeze` leaves only inserted blocks to be trained"):
+        GrowthPlan(growths, blocks=(NewBlock("layers.0", "copy"),), freeze=True)
     with pytest.raises(ValueError, match="no block 'layers.9'"):
         grow_(model, GrowthPlan(blocks=(NewBlock("layers.9", "copy"),)))
     with pytest.raises(ValueError, match="Only Saddle models"):
