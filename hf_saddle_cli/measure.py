@@ -15,6 +15,7 @@ from hf_saddle.demo.arguments import ModelAndDataArguments
 from hf_saddle.demo.options import parse
 from hf_saddle.growth import GrowthConfig, GrowthHistory, GrowthPlan, count_macs, count_parameters
 from hf_saddle.growth.block_records import block_texts
+from hf_saddle.growth.operators import HEAD_OPERATORS
 from hf_saddle.hub.card_task import sample_name
 from hf_saddle.hub.pictures import check_matplotlib, save_report
 from hf_saddle.training import plan_event, probe_batches
@@ -138,7 +139,7 @@ def print_curvature(
     report = analyze_curvature(
         model,
         batches,
-        criteria or (["width", "depth"] if config.inserts_blocks else list(config.criteria)),
+        criteria or (list(config.criteria) if config.kinds.neurons else ["width", "depth"]),
         linears=growable_paths(model, config),
         step_size=config.step_size,
         significance=config.significance,
@@ -170,7 +171,9 @@ def _planned(plan: GrowthPlan) -> str:
     if not plan:
         return f"An event now would not grow anything. {plan.held_back}"
     facts = _plan_facts(plan)
-    what = [f"{sum(len(growth.neurons) for growth in plan.growths)} neurons"] if plan.growths else []
+    heads = sum(len(growth.neurons) for growth in plan.growths if growth.operator in HEAD_OPERATORS)
+    neurons = sum(len(growth.neurons) for growth in plan.growths) - heads
+    what = [f"{neurons} neurons"] * bool(neurons) + [f"{heads} attention heads"] * bool(heads)
     what += block_texts(facts["blocks"])
     told = f"; {prediction(plan)}" if plan.forecast is not None else ""
     head = f"An event now would grow {', '.join(what)}: {plan.parameters:,} parameters and {plan.macs:,} MACs{told}:"

@@ -158,6 +158,10 @@ def test_analyze_with_options_of_growth_plans_an_event(deeper, capsys):
     assert "deit.layers.0.mlp.fc1" in printed and "layers.1" not in printed
     assert run("analyze", deeper[1], "digits", "--samples", "32", "--significance", "1e9") == 0
     assert "An event now would not grow anything. Significance: none of" in capsys.readouterr().out
+    alone = ["--operator", "new_head", "--significance", "0", "--max_growth", "3"]
+    assert run("analyze", deeper[1], "digits", "--samples", "32", *alone) == 0
+    printed = capsys.readouterr().out
+    assert "by new_head" in printed and "attention heads: " in printed and "neurons: " not in printed
     assert run("analyze", deeper[1], "digits", "--significanc", "1") == 2
     assert "did you mean --significance?" in capsys.readouterr().err
 
