@@ -88,6 +88,7 @@ def test_events_keep_to_the_budget_and_say_what_grew(full, tmp_path, caplog):
 
 
 # 2: before all growth; 4: after the first event; 6: right after the second; 10: after all.
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("step", [2, 4, 6, 10])
 def test_a_resumed_run_is_the_straight_one(full, tmp_path, step):
     trainer_class = Trainer if step == 4 else GrowthTrainer
