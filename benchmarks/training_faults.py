@@ -39,7 +39,7 @@ def train_until_done(folder: str, board) -> None:
     """The job: resume from the last whole checkpoint if there is one. `board` tells the killer where it is."""
     from training_cases import growth, trainer_for
 
-    from hf_saddle.training import GrowthTrainer, checkpoints, decision, event
+    from hf_saddle.training import GrowthTrainer, checkpoints, event, measuring
     from hf_saddle.training import trainer as trainer_module
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -54,7 +54,7 @@ def train_until_done(folder: str, board) -> None:
 
         setattr(owner, name, announced)
 
-    announce(decision, "analyze_curvature", "probe")
+    announce(measuring, "analyze_curvature", "probe")
     announce(event, "prepare_growth", "surgery")
     announce(GrowthTrainer, "save_model", "save")
     announce(GrowthTrainer, "_push_from_checkpoint", "upload")

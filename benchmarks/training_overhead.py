@@ -28,17 +28,18 @@ from transformers import TrainerControl, TrainerState
 
 from hf_saddle.growth import PAPER_START, GrowthConfig
 from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
-from hf_saddle.training import GrowthCallback, decision, event, growth_event_, rebuild_ddp_
+from hf_saddle.training import GrowthCallback, decision, event, growth_event_, measuring, rebuild_ddp_
 from hf_saddle.training.distributed import fingerprint
 
 
 BATCH = 64
 IMAGENET, EPOCHS, EVENTS = 1_281_167, 300, 9
 PARTS = {
-    "analysis": (decision, "analyze_curvature"),
+    "analysis": (measuring, "analyze_curvature"),
     "scores": (decision, "score_growths"),
     "plan": (decision, "choose_growths"),
-    "trial": (decision, "measured_step"),
+    "trial": (measuring, "measured_step"),
+    "loss_before": (decision, "probe_loss"),
     "surgery": (event, "prepare_growth"),
     "loss_afterwards": (event, "probe_loss"),
 }
