@@ -28,9 +28,12 @@ class Claim:
 
 
 DEFAULT, SEARCHED = "default", "zero gain, whitened, line search"
+TODAY, MATCHED = "pursuit, natural step", "random in the same linears"
 CLAIMS = (
     Claim("better than random growth anywhere", "confirmation", DEFAULT, "zero gain, random"),
     Claim("better than random growth in the same linears", "matched", DEFAULT, "default, random in the same linears"),
+    Claim("better than random growth in the same linears, by today's default", "choice", TODAY, f"{TODAY}, {MATCHED}"),
+    Claim("better by today's default than by that of 0.2", "choice", TODAY, "ranked, at rest"),
     Claim("better than random growth in v and o", "matched", DEFAULT, "zero gain, random in v and o"),
     Claim("better than uniform of 90 % in equal seconds", "matched", DEFAULT, "uniform, 90 %, the seconds of default"),
     Claim("better than uniform of 90 % at equal MACs", "headline", SEARCHED, "uniform, 90 %"),
