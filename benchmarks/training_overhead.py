@@ -41,7 +41,7 @@ PARTS = {
     "trial": (measuring, "measured_step"),
     "loss_before": (decision, "probe_loss"),
     "surgery": (event, "prepare_growth"),
-    "loss_afterwards": (event, "probe_loss"),
+    "loss_afterwards": (event, "loss_afterwards"),
 }
 
 

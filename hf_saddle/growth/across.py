@@ -15,7 +15,7 @@ from .block_records import NewBlock
 from .budget import Budget, Candidate, in_unit, kind_of
 from .candidates import NeuronCandidate, found_by, growths_of, measured_by
 from .config import GrowthConfig
-from .costs import Cost, CostBook
+from .costs import CostBook
 from .head_choice import merged_heads
 from .joint import Columns, beside, judge
 from .natural_step import NEXT_STEP, moves
@@ -24,7 +24,7 @@ from .parts import HeadCandidate, InsertedCandidate, Part
 from .plan import GrowthPlan, LayerGrowth
 from .pursuit import choose_together
 from .reasons import unsupported
-from .surgery import prepare_growth
+from .surgery import added_by
 from .timing_record import Timing
 
 
@@ -55,13 +55,7 @@ class Chosen:
     def moving(self, plan: GrowthPlan) -> Columns | None:
         """The columns of what takes a step at once, in the order of the plan of all; `None` if nothing does."""
         places = {(*member.once, member.operator): index for index, member in enumerate(self.members)}
-        order = [
-            places[growth.linear, neuron, growth.operator]
-            for growth in plan.growths
-            if moves(growth)
-            for neuron in growth.neurons
-        ]
-        return self.of(order).columns
+        return self.of([places[each] for each in _moving(plan)]).columns
 
     def resting(self) -> "Chosen":
         """Those that start at rest."""
@@ -89,6 +83,8 @@ class Across:
         self.parts = [part for part in parts if part.candidates]
         self.report, self.model, self.config = report, model, config
         self.share = config.natural_step or NEXT_STEP
+        measured = [] if report is None else list(measured_by(report, model, config))
+        self.neurons = Counter(each.group for each in found_by(measured, config))
         offered = [each for part in self.parts for each in part.candidates if isinstance(each, HeadCandidate)]
         self.heads = Counter((each.growth.linear, each.operator) for each in offered)
         self.found = dict(sum((Counter(part.found) for part in self.parts), Counter[str]()))
@@ -166,12 +162,7 @@ class Across:
 
     def seconds(self, plan: GrowthPlan, chosen: Chosen, timing: Timing) -> float:
         """What a plan of what is chosen adds to a step, by the timing of its kinds."""
-        moving = {
-            (growth.linear, neuron, growth.operator)
-            for growth in plan.growths
-            if moves(growth)
-            for neuron in growth.neurons
-        }
+        moving = {*_moving(plan)}
         budget, total = Budget(CostBook(self.model), self.config, math.inf, timing), 0.0
         for member in chosen.members:
             if member.operator not in SCALED or (*member.once, member.operator) in moving:
@@ -188,9 +179,7 @@ class Across:
         growths: list[LayerGrowth] = []
         if neurons:
             assert self.report is not None
-            measured = measured_by(self.report, self.model, self.config)
-            numbers = Counter(each.group for each in found_by(measured, self.config))
-            growths += growths_of(neurons, self.report, self.model, self.config, numbers)
+            growths += growths_of(neurons, self.report, self.model, self.config, self.neurons)
         told = list(zip(members, shares, strict=True))
         heads = merged_heads(
             replace(member.growth, predicted_gain=torch.tensor([share]))
@@ -221,10 +210,11 @@ class Across:
         )
 
 
-def added_by(model: GrowablePreTrainedModel, plan: GrowthPlan) -> Cost:
-    """What a plan of any kinds adds to a model, exactly."""
-    event = prepare_growth(model, plan).event
-    return Cost(event.parameters_after - event.parameters_before, event.macs_after - event.macs_before)
+def _moving(plan: GrowthPlan) -> Iterable[tuple[str, int, str]]:
+    """Linear, neuron and operator of what takes a step at once, in the order of a plan."""
+    for growth in plan.growths:
+        if moves(growth):
+            yield from ((growth.linear, neuron, growth.operator) for neuron in growth.neurons)
 
 
 def _sets(parts: Sequence[Part]) -> Iterable[tuple[Part, ...]]:

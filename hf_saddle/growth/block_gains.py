@@ -22,7 +22,7 @@ from .blocks import draft_blocks
 from .costs import Cost
 from .joint import held_out_gain
 from .plan import GrowthPlan
-from .surgery import check_model, prepare_growth
+from .surgery import added_by, check_model
 
 
 # Blocks that a candidate may have to be of, so that those behind it stay what they are (a Swin's alternate).
@@ -150,9 +150,7 @@ def block_costs(model: GrowablePreTrainedModel, paths: Sequence[str], number: in
         sizes = tuple((name, x.shape) for name, x in model.base_model.get_submodule(path).named_parameters())
         key = (split_path(path)[0], sizes)
         if key not in counted:
-            event = prepare_growth(model, _copies([path], number, how)).event
-            added = event.parameters_after - event.parameters_before, event.macs_after - event.macs_before
-            counted[key] = Cost(*added)
+            counted[key] = added_by(model, _copies([path], number, how))
         found[path] = counted[key]
     return found
 

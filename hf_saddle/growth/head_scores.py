@@ -21,7 +21,7 @@ from .head_drafts import find_attention
 from .heads import STEP, check_family, head_growth
 from .joint import Columns
 from .plan import GrowthPlan, LayerGrowth
-from .surgery import prepare_growth
+from .surgery import added_by, prepare_growth
 
 
 WAYS = ("new", "split")
@@ -167,15 +167,9 @@ def _costs(model: GrowablePreTrainedModel, growths: Sequence[LayerGrowth]) -> tu
         own = (growth.linear, growth.neurons) if any("skip." in name for name, _ in sizes) else ()
         key = (growth.operator, stack, sizes, own)
         if key not in counted:
-            counted[key] = head_cost(model, growth)
+            counted[key] = added_by(model, GrowthPlan((growth,)))
         found.append(counted[key])
     return tuple(found)
-
-
-def head_cost(model: GrowablePreTrainedModel, growth: LayerGrowth) -> Cost:
-    """What a growth of heads adds to a model."""
-    event = prepare_growth(model, GrowthPlan((growth,))).event
-    return Cost(event.parameters_after - event.parameters_before, event.macs_after - event.macs_before)
 
 
 Scored = tuple[list[LayerGrowth], tuple[Tensor, Tensor], list[Tensor | None]]

@@ -201,6 +201,12 @@ def prepare_growth(
     return PreparedGrowth(event, changes, before, after)
 
 
+def added_by(model: GrowablePreTrainedModel, plan: GrowthPlan) -> Cost:
+    """What a plan of any kinds adds to a model, exactly."""
+    event = prepare_growth(model, plan).event
+    return Cost(event.parameters_after - event.parameters_before, event.macs_after - event.macs_before)
+
+
 def check_saddle(model: Any) -> None:
     """Raise a `ValueError` if this is no model that can grow."""
     if not isinstance(model, GrowablePreTrainedModel):

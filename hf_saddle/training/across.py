@@ -20,13 +20,14 @@ from ..growth import (
     probe_loss,
     score_growths,
 )
-from ..growth.across import Across, Chosen, added_by
+from ..growth.across import Across, Chosen
 from ..growth.costs import Cost
 from ..growth.halves import halves
 from ..growth.head_scores import score_heads_of_halves
 from ..growth.natural_step import moves, stepped
 from ..growth.parts import Part, block_part, head_part, neuron_part
 from ..growth.reasons import unsupported
+from ..growth.surgery import added_by
 from ..growth.timing import time_kinds
 from ..growth.timing_record import Timing
 from ..models.modeling_saddle import GrowablePreTrainedModel

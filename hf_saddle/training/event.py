@@ -1,6 +1,5 @@
 """One growth event from probe to record, on a model as it is trained: wrapped, compiled, on one or many processes."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,11 +11,12 @@ from torch.optim import Optimizer
 
 from ..curvature.loss import Loss, own_loss_of
 from ..curvature.samples import sample_count
-from ..growth import GrowthConfig, GrowthEvent, GrowthPlan, PreparedGrowth, prepare_growth, probe_loss, record_
+from ..growth import GrowthConfig, GrowthEvent, GrowthPlan, PreparedGrowth, prepare_growth, record_
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .decision import decide
 from .distributed import Replicas
 from .followers import adopt_history_, check_followers
+from .measuring import loss_afterwards
 from .model_checks import check_bound, check_growable
 from .probe import event_seed, private_randomness
 from .wrappers import ddp_arguments, find_ddp, is_compiled, rebuild_ddp_
@@ -177,15 +177,6 @@ def grow_together_(
         own = prepare_growth(inner, plan, optimizer, **record)
         return [own, *(prepare_growth(follower, plan, **record) for follower in followers)]
 
-    def measure() -> float:
-        value = probe_loss(inner, batches, loss)
-        if not math.isfinite(value):
-            raise ValueError(
-                f"The loss of the probe set is {value} after the growth, which was undone: the model is as before. "
-                "Use a smaller `natural_step`."
-            )
-        return value
-
     prepared = replicas.together("The growth", prepare)
     event = prepared[0].event
     try:
@@ -196,7 +187,7 @@ def grow_together_(
         if is_compiled(model):
             # A limited number of recompilations is allowed, after which torch silently runs eagerly.
             torch.compiler.reset()
-        own = replicas.together("Measuring the grown model", measure)
+        own = replicas.together("Measuring the grown model", lambda: loss_afterwards(inner, batches, loss))
     except BaseException:
         for each in prepared:  # those that were not committed are as before anyway
             each.rollback_()

@@ -1,5 +1,6 @@
 """What a decision measures on all processes together: the curvature of neurons, and how far a step goes."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from transformers.activations import ACT2FN
 from ..curvature import CurvatureReport, analyze_curvature
 from ..curvature.loss import Loss
 from ..curvature.samples import sample_count
-from ..growth import GrowthConfig, GrowthPlan
+from ..growth import GrowthConfig, GrowthPlan, probe_loss
 from ..growth.joint import Columns, Judgement, judge
 from ..growth.natural_step import NEXT_STEP
 from ..growth.trial import loss_of_plan, measured_step
@@ -94,3 +95,19 @@ def judged_loss(judging: Sequence[Any], replicas: Replicas, measure: Any) -> flo
     own = replicas.together("Trying the growth", lambda: measure(judging) * count if count else 0.0)
     sums = replicas.gather((own, count))
     return sum(total for total, _ in sums) / sum(samples for _, samples in sums)
+
+
+def loss_afterwards(model: GrowablePreTrainedModel, batches: Sequence[Any], loss: Loss) -> float:
+    """
+    The loss of a model that has grown, on batches of this process.
+
+    Raises:
+        ValueError: If it is not finite, upon which the growth is undone.
+    """
+    value = probe_loss(model, batches, loss)
+    if not math.isfinite(value):
+        raise ValueError(
+            f"The loss of the probe set is {value} after the growth, which was undone: the model is as before. "
+            "Use a smaller `natural_step`."
+        )
+    return value

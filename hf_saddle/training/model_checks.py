@@ -9,19 +9,19 @@ from torch.optim import Optimizer
 from transformers.activations import ACT2FN
 
 from ..curvature import activation_of, curvature_at_zero
-from ..growth import GrowthConfig, head_growth
+from ..growth import GrowthConfig, GrowthPlan, head_growth
 from ..growth.attachments import check_attachments
 from ..growth.block_gains import block_costs, places_of_blocks
 from ..growth.budget import in_unit, sizes
 from ..growth.costs import Cost, CostBook
 from ..growth.drafting import branch_kind
-from ..growth.head_scores import head_cost
 from ..growth.heads import check_family
 from ..growth.kinds import Kinds
 from ..growth.operators import DEPTH_OPERATORS, OPERATORS, Operator
 from ..growth.optimizer_state import held_parameters, inner_optimizer
 from ..growth.paper import QUOTAS
 from ..growth.planner import check_where
+from ..growth.surgery import added_by
 from ..models.configuration_saddle import SaddleConfig
 from ..models.families import family_of
 from ..models.modeling_saddle import GrowablePreTrainedModel
@@ -188,7 +188,8 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
         found, number = places_of_blocks(model, config.layers, kinds.blocks)
         costs += block_costs(model, found, number, kinds.blocks).values()
     for way in kinds.ways:
-        costs += [head_cost(model, head_growth(model, path, 1, way)) for path in heads_that_grow(model, config)[:1]]
+        heads = (head_growth(model, path, 1, way) for path in heads_that_grow(model, config)[:1])
+        costs += [added_by(model, GrowthPlan((growth,))) for growth in heads]
     for site in model.growable_linears() if kinds.neurons else ():
         for operator in _operators(model, site, config) if site.path in paths else ():
             costs += [book.cost(site.path, operator, neuron) for neuron in range(site.module.neurons)]

@@ -1,6 +1,5 @@
 """One growth event of a model that FSDP2 (`fully_shard`) has sharded: the probe runs sharded, the growth by blocks."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,12 +12,13 @@ from torch.optim import Optimizer
 
 from ..curvature.loss import Loss, own_loss_of
 from ..curvature.samples import sample_count
-from ..growth import GrowthConfig, GrowthEvent, probe_loss, record_
+from ..growth import GrowthConfig, GrowthEvent, record_
 from ..growth.attachments import check_attachments
 from ..growth.optimizer_state import inner_optimizer
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .decision import decide
 from .distributed import Replicas
+from .measuring import loss_afterwards
 from .model_checks import check_optimizer, growable_inside
 from .probe import event_seed, private_randomness
 from .resharding import show_shards_
@@ -95,7 +95,7 @@ def growth_event_sharded_(
         done, undo = grow_sharded_(inner, plan, optimizer, step=step, epoch=epoch, loss_before=loss_before, **growing)
         if plan:
             try:
-                own = replicas.together("Measuring the grown model", lambda: _measure(inner, batches, loss))
+                own = replicas.together("Measuring the grown model", lambda: loss_afterwards(inner, batches, loss))
             except BaseException:
                 undo()
                 raise
@@ -149,13 +149,3 @@ def check_batches(sizes: Sequence[Sequence[int]], config: GrowthConfig) -> None:
             f"choose `probe_samples` a multiple of {len(counts)} processes times `probe_batch_size`, which is at "
             "least 2."
         )
-
-
-def _measure(model: GrowablePreTrainedModel, batches: Sequence[Any], loss: Loss) -> float:
-    value = probe_loss(model, batches, loss)
-    if not math.isfinite(value):
-        raise ValueError(
-            f"The loss of the probe set is {value} after the growth, which was undone: the model is as before. "
-            "Use a smaller `natural_step`."
-        )
-    return value
