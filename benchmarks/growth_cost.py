@@ -97,7 +97,7 @@ def event_cost(criterion: str, batch_size: int, repeats: int, device: str) -> di
         found = report(model, criterion)
         fc1 = found.layers[0].linear
         price = CostBook(model).cost(fc1, {"width": "split", "depth": "zero_gain"}[criterion], 0).parameters
-        config = GrowthConfig(criterion=criterion, num_events=1, max_growth=None, event_budget=12 * NEURONS * price)
+        config = GrowthConfig(criterion=criterion, at=[0.5], max_growth=None, event_budget=12 * NEURONS * price)
         plan: list[GrowthPlan] = []
         times = (
             seconds(step, device),

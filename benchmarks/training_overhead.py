@@ -68,7 +68,7 @@ def idle(step_seconds: float) -> dict[str, float]:
     state, control = TrainerState(global_step=5, epoch=0.5, max_steps=1000), TrainerControl()
     seconds = 0.0
     for unit in ("steps", "epochs"):
-        callback = GrowthCallback(GrowthConfig(warmup=1000, unit=unit))
+        callback = GrowthCallback(GrowthConfig(at=[1000], unit=unit))
         rounds = []
         for _ in range(5):
             started = time.perf_counter()
@@ -155,7 +155,7 @@ def worker(folder: str) -> None:
     optimizer = torch.optim.AdamW(wrapped.parameters(), lr=1e-3)
     batch = random_batch(16, 64, 100)  # per process: the union batch grows with the processes
     found = {}
-    config = GrowthConfig(probe_samples=16, probe_batch_size=16, significance=0.0, num_events=None)
+    config = GrowthConfig(probe_samples=16, probe_batch_size=16, significance=0.0, at=[0.5])
     for name, growing in {"without": False, "with": True}.items():
         if growing:
             # Every process alone, from the same batch: one and two processes then train the same model.

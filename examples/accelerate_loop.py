@@ -68,7 +68,7 @@ def main() -> None:
     if options.resume:
         accelerator.load_state(state)
 
-    growth = GrowthConfig(warmup=1, interval=2, num_events=2, probe_samples=256)  # growth
+    growth = GrowthConfig(at=[1, 3], unit="epochs", probe_samples=256)  # growth
     events = len(GrowthHistory.from_model(accelerator.unwrap_model(model)))  # growth
     per_epoch = len(train_loader)
     for epoch in range(progress.step // per_epoch, options.epochs):

@@ -23,10 +23,8 @@ SETTINGS = {
     "num_train_epochs": "3",
     "per_device_train_batch_size": "16",
     "warmup_steps": "10",
+    "at": "30 60",
     "unit": "steps",
-    "warmup": "30",
-    "interval": "30",
-    "num_events": "2",
     "max_growth": "1.02",
     "probe_samples": "128",
 }
@@ -46,5 +44,5 @@ def folder() -> Path:
 
 
 if __name__ == "__main__":
-    words = [word for name, value in SETTINGS.items() for word in (f"--{name}", value)]
+    words = [word for name, value in SETTINGS.items() for word in (f"--{name}", *value.split())]
     print(run([*words, "--model_name_or_path", str(folder()), *sys.argv[1:]]))

@@ -20,7 +20,7 @@ SETTINGS = {
     "resnet": ["--image_size", "32", "--hidden_size", "16"],
     "convnext": ["--image_size", "16", "--patch_size", "2", "--hidden_size", "24"],
 }
-COMMON = ["--num_train_epochs", "6", "--unit", "epochs", "--warmup", "1", "--interval", "2", "--num_events", "2"]
+COMMON = ["--num_train_epochs", "6", "--unit", "epochs", "--at", "1", "3"]
 
 
 def main() -> None:

@@ -46,9 +46,8 @@ DEFAULTS = {
     "save_strategy": "no",
     "report_to": "none",
     "dataloader_pin_memory": torch.accelerator.is_available(),
-    "warmup": 1,
-    "interval": 1,
-    "num_events": 3,
+    "at": [1, 2, 3],
+    "unit": "epochs",
     "max_growth": 1.5,
 }
 

@@ -27,10 +27,8 @@ SETTINGS = {
     "num_train_epochs": "2",
     "per_device_train_batch_size": "32",
     "warmup_steps": "10",
+    "at": "20 40",
     "unit": "steps",
-    "warmup": "20",
-    "interval": "20",
-    "num_events": "2",
     "max_growth": "1.02",
     "probe_samples": "64",
 }
@@ -47,7 +45,7 @@ def main() -> None:
     backbone.pretrained(options.layers, options.image_size, 10).save_pretrained(start)
     size = {"height": options.image_size, "width": options.image_size}
     ViTImageProcessorPil(size=size, image_mean=backbone.MEAN, image_std=backbone.STD).save_pretrained(start)
-    words = [word for name, value in SETTINGS.items() for word in (f"--{name}", value)]
+    words = [word for name, value in SETTINGS.items() for word in (f"--{name}", *value.split())]
     grown = str(Path(options.output_dir, "grown"))
     print(run([*words, "--output_dir", grown, "--model_name_or_path", str(start), *rest]))
 

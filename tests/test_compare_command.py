@@ -63,7 +63,7 @@ def test_a_dry_run_says_that_nothing_would_grow(tmp_path):
     words = ["--output-dir", str(tmp_path / "out"), *COMMON, *TASKS["images"], "--dry-run"]
     assert "Significance: none of" in run([*words, "--significance", "1e9"])
     late = [word for word in words if word not in ("--at", "0.3")]
-    assert "0 of 1 events fall inside" in run([*late, "--unit", "steps", "--warmup", "99", "--num-events", "1"])
+    assert "0 of 1 events fall inside" in run([*late, "--unit", "steps", "--at", "99"])
 
 
 def test_a_checkpoint_has_the_defaults_of_fine_tuning():

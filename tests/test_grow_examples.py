@@ -11,7 +11,7 @@ from hf_saddle.growth import GrowthHistory
 
 
 ROOT = Path(__file__).parents[1]
-GROWTH = {"unit": "steps", "warmup": 2, "interval": 2, "num_events": 2, "probe_samples": 16, "significance": 0}
+GROWTH = {"unit": "steps", "at": [2, 4], "probe_samples": 16, "significance": 0}
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "max_samples": 48, "max_steps": 6, "report_to": "none"}
 TINY |= {"disable_tqdm": True, "use_cpu": True, "per_device_train_batch_size": 8, "max_growth": 1.2}
 

@@ -24,12 +24,12 @@ def test_presets_are_values_that_all_else_overrides(tmp_path):
     growth, training = read("--preset", "finetune", learning_rate=2e-3)
     assert training.learning_rate == 5e-5 and growth.max_growth == 1.1
     assert read("--preset", "finetune", "--max-parameters", "9009")[0] == GrowthConfig(max_parameters=9009)
-    assert read("--preset", "early", "--warmup", "3", "--unit", "steps")[0] == GrowthConfig(warmup=3, unit="steps")
+    assert read("--preset", "paper", "--at", "3", "13", "--unit", "steps")[0].unit == "steps"
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_can_be_meant(preset):
-    assert read("--preset", preset)[0].events
+    assert read("--preset", preset)[0].at
 
 
 def test_a_file_lies_between_preset_and_command_line(tmp_path):
@@ -40,7 +40,7 @@ def test_a_file_lies_between_preset_and_command_line(tmp_path):
     growth, training = read("--config", file.as_posix(), "--seed", "4")
     assert growth == GrowthConfig(at=[0.2, 0.3], max_growth=None, event_budget=500)
     assert (training.learning_rate, training.seed) == (1e-3, 4)
-    assert read("--config", file.as_posix(), "--warmup", "2")[0].warmup == 2
+    assert read("--config", file.as_posix(), "--at", "0.4")[0].at == [0.4]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_file_that_cannot_be_meant_is_refused(tmp_path, text, message):
 @pytest.mark.parametrize("words", [["--max-growth", "None"], ["--max_growth=None"], ["--max_growth", "None"]])
 def test_none_empties_an_option(words):
     assert read(*words, "--event-budget", "5")[0] == GrowthConfig(max_growth=None, event_budget=5)
-    assert read("--num-events", "None")[0].events is None
+    assert read("--at", "None")[0] == GrowthConfig()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from hf_saddle.demo.run import run, train_and_grow
 
 
 TINY = {"image_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 16, "max_samples": 96}
-GROWTH = {"unit": "steps", "warmup": 2, "interval": 2, "num_events": 2, "probe_samples": 32, "significance": 0.0}
+GROWTH = {"unit": "steps", "at": [2, 4], "probe_samples": 32, "significance": 0.0}
 GROWTH |= {"selection": "gain"}  # so little training supports no growth
 TRAINING = {
     "max_steps": 6,

@@ -90,7 +90,7 @@ def test_a_grown_shape_can_be_trained_from_scratch(digits):
 
 def test_an_event_costs_what_the_counter_says(digits):
     """The share that is charged, times samples and size, against a count of another event of another model."""
-    config = GrowthConfig(num_events=1, probe_samples=64, significance=0.0, max_growth=1.2, criterion="depth")
+    config = GrowthConfig(at=[0.5], probe_samples=64, significance=0.0, max_growth=1.2, criterion="depth")
     model = make_model(3, experiments.shape(32, hidden=16))
     macs = count_macs(model)
     batches = training.probe(digits["train"], config, 0, 0)

@@ -16,9 +16,8 @@ class Arm:
 _PAPER = GrowthConfig.paper()
 # The library's own criterion and operators, at the times and with the budgets of the paper.
 _DEFAULT = PaperGrowthConfig(
-    warmup=_PAPER.warmup,
-    interval=_PAPER.interval,
-    num_events=_PAPER.num_events,
+    at=_PAPER.at,
+    unit=_PAPER.unit,
     max_growth=_PAPER.max_growth,
     event_budget=_PAPER.event_budget,
     schedule=_PAPER.schedule,

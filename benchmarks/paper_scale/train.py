@@ -16,7 +16,7 @@ it. A job that was stopped goes on with `--resume_from_checkpoint last`.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import arms
@@ -216,10 +216,9 @@ def parse(words: Sequence[str] | None = None) -> tuple[RecipeArguments, PaperGro
     arm = arms.ARMS.get(parser.parse_known_args(words)[0].arm)
     default = PaperGrowthConfig() if arm is None or arm.growth is None else arm.growth
     parser.set_defaults(**asdict(default))
-    if parser.parse_known_args(words)[0].at is not None:
+    if parser.parse_known_args(words)[0].at != default.at:
         # A trial at shares of its training leaves the epochs of the paper out.
-        parser.set_defaults(warmup=None, interval=None, unit=None, num_events=-1)
-        default = replace(default, at=None, warmup=None, interval=None, unit=None, num_events=-1)
+        parser.set_defaults(unit="training")
     arguments, growth, training = parser.parse_args_into_dataclasses(words)
     if arms.ARMS[arguments.arm].growth is not None:
         return arguments, growth, training

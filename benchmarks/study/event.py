@@ -79,7 +79,7 @@ def run_branches(
         model, optimizer = snapshot.copy()
         record: dict[str, Any] = {}
         if branch.growth is not None:
-            config = PaperGrowthConfig(num_events=1, growth_seed=seed, **branch.growth)
+            config = PaperGrowthConfig(at=[0.5], growth_seed=seed, **branch.growth)
             event, cost = grow(model, optimizer, snapshot.splits["train"], config, seed, 0, step)
             record = summary(event) | {"macs": cost}
         losses, batches = [], iter(snapshot.later)

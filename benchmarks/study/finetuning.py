@@ -141,9 +141,7 @@ def started(name: str, seed: int, head_rate: float) -> State:
     config = None
     if method.growth:
         size = count_parameters(model) + BUDGET
-        config = PaperGrowthConfig(
-            num_events=len(method.events), max_parameters=size, growth_seed=seed, **method.growth
-        )
+        config = PaperGrowthConfig(at=list(method.events), max_parameters=size, growth_seed=seed, **method.growth)
     state = State(model, optimizer, config, seconds=time.process_time() - before)
     train_(state, round(WARM * STEPS), 0.0, seed)
     adapt_(state, method, seed)

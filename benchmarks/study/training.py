@@ -70,7 +70,7 @@ def run(arm: Arm, seed: int) -> dict[str, Any]:
     started = time.process_time()
     model = make_model(seed, arm.shape).train()
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=arm.learning_rate, betas=(0.9, 0.98), fused=True)
-    config = PaperGrowthConfig(num_events=len(arm.events), growth_seed=seed, **arm.growth) if arm.events else None
+    config = PaperGrowthConfig(at=list(arm.events), growth_seed=seed, **arm.growth) if arm.events else None
     start = {"parameters": count_parameters(model), "macs": count_macs(model)}
     batches = training_batches(splits["train"], seed)
     macs, total, step, growth_macs, growth_seconds = start["macs"], 0.0, 0, 0.0, 0.0
@@ -180,7 +180,7 @@ def passes_of_an_event(fields: str) -> float:
 
     It is counted once, on a small model, as counting takes longer than the event.
     """
-    limits = {"max_growth": 1.2, "max_parameters": None, "max_macs": None, "num_events": 1}
+    limits = {"max_growth": 1.2, "max_parameters": None, "max_macs": None, "at": [0.5]}
     config = PaperGrowthConfig(**json.loads(fields) | limits)
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14}
     model = make_model(0, shape | {"intermediate_size": 16})

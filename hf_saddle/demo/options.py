@@ -15,7 +15,7 @@ from ..growth import GrowthConfig, PaperGrowthConfig
 
 
 # Fields of a GrowthConfig that say when it grows, and the values that leave it to the others.
-TIMES: dict[str, Any] = {"at": None, "warmup": None, "interval": None, "unit": None, "num_events": -1}
+TIMES: dict[str, Any] = {"at": None, "unit": "training"}
 # Those that say how large the model may become.
 LIMITS: dict[str, Any] = {"max_growth": 1.5, "max_parameters": None, "max_macs": None}
 

@@ -29,21 +29,13 @@ class GrowthConfig(Limits):
 
     An *event* is one growth of the whole model; a *linear* is one that can grow, such as `mlp.fc1` of layer 3. Layers
     are those of an architecture: blocks of attention and an MLP, or of convolutions, counted over all stages and over
-    encoder and decoder. Events are due at shares of the training, `at`; any of `warmup`, `interval`, `unit` and
-    `num_events` asks for events in epochs or steps instead.
+    encoder and decoder.
 
     Args:
         at (`list[float]`, *optional*):
-            Events as shares of the training, such as 0.1 0.25 0.4, which is what None stands for unless `warmup`,
-            `interval`, `unit` or `num_events` is given.
-        warmup (`float`, *optional*):
-            First event, in `unit`; 10 if None.
-        interval (`float`, *optional*):
-            Time between events, in `unit`; 10 if None.
-        unit (`str`, *optional*):
-            Unit of `warmup` and `interval`: 'epochs' or 'steps'; epochs if None.
-        num_events (`int`, *optional*, defaults to -1):
-            Number of events by `warmup` and `interval`; None for no limit, -1 for 5.
+            When events happen, in `unit`, in rising order; 0.1 0.25 0.4 of the training if None.
+        unit (`str`, *optional*, defaults to `"training"`):
+            Unit of `at`: shares of the 'training', 'epochs' or 'steps'.
         max_growth (`float`, *optional*, defaults to 1.5):
             Final number of parameters as a multiple of that before the first event; `max_parameters` and `max_macs`
             take its place. None for no limit.

@@ -99,12 +99,12 @@ class Limits(Schedule):
             lr_ratio (`float`, *optional*, defaults to 1.0): Learning rate relative to its peak, for `schedule="lr"`.
             to_come (`int`, *optional*):
                 Events that this training still has room for, this one included: they share what is left. Defaults to
-                all that the config asks for.
+                all of `at`.
 
         Returns:
             `float`: The budget in `budget_unit`, never above `remaining` nor below 0; infinite only without a limit.
         """
-        events, left = (1, 1) if self.events is None else (self.events, self.events - event)
+        events, left = len(self.times), len(self.times) - event
         if left <= 0:
             return 0.0
         falling = self.schedule == "linear"

@@ -6,8 +6,14 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar, cast
 
+from .values import is_int, is_number
+
 
 Config = TypeVar("Config")
+
+# What filled up events at regular times that were given in part, and what stood for events that were not.
+_PERIODIC: dict[str, Any] = {"warmup": 10, "interval": 10, "num_events": 5}
+_NO_TIMES: dict[str, Any] = {"warmup": None, "interval": None, "num_events": -1}
 
 # Up to here the old `budget` was a multiple of the size before the first event, above it a size.
 _MAX_MULTIPLE = 100
@@ -15,10 +21,11 @@ _MAX_MULTIPLE = 100
 _BUDGET = "a multiple of the first size is `max_growth`, a size is `max_parameters` or `max_macs`"
 _SEARCH = "splits and gains take a share of the natural step, `natural_step`"
 _UNIT = "multiply-accumulates are limited by `max_macs`, in whose unit `event_budget` is then"
+_TIMES = "list the times of the events in `at`, with `unit='epochs'` or 'steps'"
 _PAPER = "it is a field of `hf_saddle.growth.PaperGrowthConfig`"
 # The value that has no effect, and what does the same today.
 _LEFT_OUT: dict[str, tuple[Any, str]] = {
-    "stop": (None, "limit the events by `num_events`"),
+    "stop": (None, "list the events in `at`"),
     "max_per_layer": (None, "limit where it grows by `linears` and `layers`, and how much by `event_budget`"),
     "unit_scale": (1.0, "it is always 1"),
     "gain_init": (0.0, "`natural_step` gives gains a size"),
@@ -60,6 +67,18 @@ def current_names(values: Mapping[str, Any], own: Collection[str]) -> tuple[dict
         if twice:
             lost["budget" if "budget" in values else "budget_unit"] = f"`{twice[0]}` is given too"
         current |= limits
+    given = {name: current.pop(name) for name in _PERIODIC if name in current}
+    if any(given[name] != idle for name, idle in _NO_TIMES.items() if name in given):
+        times = _PERIODIC | {name: value for name, value in given.items() if value != _NO_TIMES[name]}
+        if current.get("at") is not None:
+            lost |= dict.fromkeys(given, "`at` is given too")
+        elif is_int(times["num_events"]) and is_number(times["warmup"]) and is_number(times["interval"]):
+            current["at"] = [times["warmup"] + event * times["interval"] for event in range(times["num_events"])]
+            current["unit"] = current.get("unit") or "epochs"
+        else:
+            lost |= dict.fromkeys(given, _TIMES)
+    elif "unit" in current and current["unit"] is None:
+        del current["unit"]
     if "line_search" in current:
         # What took a step along the gradient of the gains takes a natural one; what took none stays without.
         searched = current.pop("line_search")
@@ -91,9 +110,8 @@ def refuse_options(words: Iterable[str]) -> None:
     Raises:
         ValueError: If there is one; the message says what to do instead.
     """
-    instead = {"budget": _BUDGET, "budget_unit": _UNIT, "line_search": _SEARCH} | {
-        name: text for name, (_, text) in _LEFT_OUT.items()
-    }
+    instead = {"budget": _BUDGET, "budget_unit": _UNIT, "line_search": _SEARCH} | dict.fromkeys(_PERIODIC, _TIMES)
+    instead |= {name: text for name, (_, text) in _LEFT_OUT.items()}
     for word in words:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
         if word.startswith("--") and name in instead:

@@ -94,16 +94,13 @@ class PaperGrowthConfig(GrowthConfig):
             raise ValueError(f"`quotas` must be True or False, got {self.quotas!r}.")
         check_bounds(self, {"layer_threshold": (1, math.inf, True)})
         check_positive(self, "step_size")
-        if self.schedule == "linear" and self.events is None:
-            raise ValueError("`schedule='linear'` falls to zero over `num_events`: set `num_events`.")
 
 
 def recipe() -> PaperGrowthConfig:
     """The settings of the paper, see [`GrowthConfig.paper`]."""
     return PaperGrowthConfig(
-        warmup=50,
-        interval=30,
-        num_events=9,
+        at=[*range(50, 291, 30)],
+        unit="epochs",
         layer_threshold=60,
         max_depth=9,
         criterion="paper_score",

@@ -105,8 +105,8 @@ def no_budget(size: float, initial: float, final: float, config: GrowthConfig, e
             f"Budget: it is spent. The model has {amount(size)} {config.budget_unit}, {amount(initial)} before its "
             f"first event, and may have {amount(final)}."
         )
-    if config.events is not None and event >= config.events:
-        return f"Budget: event {event + 1} is beyond the {config.events} that share it."
+    if event >= len(config.times):
+        return f"Budget: event {event + 1} is beyond the {len(config.times)} that share it."
     return (
         f"Budget: this event may add nothing (`event_budget={config.event_budget}`, `schedule={config.schedule!r}`)."
     )

@@ -69,14 +69,8 @@ def differences(growth: GrowthConfig | None) -> dict[str, Any]:
     if growth is None:
         return {}
     default = type(growth)().to_dict()
-    times = ("warmup", "interval", "unit", "num_events")
-    own, other = (times, ("at",)) if growth.at is None else (("at",), times)
-    always = (*own, "criterion", "operator", "max_growth")
-    told = {
-        name: value
-        for name, value in growth.to_dict().items()
-        if name not in other and (name in always or value != default[name])
-    }
+    always = ("at", "criterion", "operator", "max_growth")
+    told = {name: value for name, value in growth.to_dict().items() if name in always or value != default[name]}
     if told["max_growth"] is None:
         del told["max_growth"]  # another limit is told
     return told

@@ -41,7 +41,7 @@ class Course:
 
     def progress(self, config: GrowthConfig, step: int) -> float:
         """Time at the end of a step, as [`GrowthConfig.event_due`] takes it."""
-        if config.at is not None:
+        if config.unit == "training":
             return step / self.steps
         return step if config.unit == "steps" else self.epoch(step) or 0.0
 
@@ -92,7 +92,7 @@ def announcement(
         `tuple[str, bool]`: The line, and whether the model will grow; if not, the line says why and what to do.
     """
     steps = course.events(config, step, events_done)
-    number = "" if config.events is None else f" of {config.events}"
+    number = f" of {len(config.times)}"
     before = f", {events_done} happened before" if events_done else ""
     size, initial, final = sizes(model, config)
     every = len(list(model.growable_linears()))
@@ -124,18 +124,18 @@ def announcement(
 
 
 def _why_none(config: GrowthConfig, course: Course, events_done: int) -> str:
-    if config.events is not None and events_done >= config.events:
+    if events_done >= len(config.times):
         return "all are over. Give the GrowthConfig more of them to grow on."
-    time = config.event_time(events_done)
-    if config.at is not None:
+    time = config.times[events_done]
+    if config.unit == "training":
         return (
             f"the next is due at {time:.0%} of {course.steps} steps, which leaves no step after it. Train longer, or "
             "grow earlier (`at`)."
         )
     end = course.steps if config.unit == "steps" else course.epoch(course.steps)
-    unit = str(config.unit).removesuffix("s")
+    unit = config.unit.removesuffix("s")
     which = "next" if events_done else "first"
     return (
         f"the {which} is due at {unit} {time:g}, and the training ends at {unit} {end:.4g}. "
-        "Name shares of the training (`at`, such as 0.1 0.25 0.4), or an earlier `warmup`."
+        "Name earlier ones, or shares of the training (`unit='training'`, `at` such as 0.1 0.25 0.4)."
     )

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 def progress(config: GrowthConfig, state: TrainerState) -> float:
     """Share of a training that is over, or its steps or epochs, whichever its events are counted by."""
-    if config.at is not None:
+    if config.unit == "training":
         return float(state.global_step / state.max_steps)
     return float(state.global_step if config.unit == "steps" else state.epoch or 0)
 

@@ -312,12 +312,12 @@ def test_export_to_onnx(neurons, tmp_path):
 
 def test_grow(tmp_path, capsys):
     folder = tmp_path / "grown"
-    short = ["--max_steps", "4", "--max_samples", "40", "--unit", "steps", "--warmup", "2", "--num_events", "1"]
+    short = ["--max_steps", "4", "--max_samples", "40", "--unit", "steps", "--at", "2"]
     small = ["--hidden_size", "16", "--num_hidden_layers", "2", "--intermediate_size", "8", "--probe_samples", "16"]
     main_options = ["--output_dir", folder, "--use_cpu", "--disable_tqdm", "true", *short, *small]
     assert run("grow", *main_options, "--significance", "0") == 0
     assert "largest difference of logits after reloading: 0.0" in capsys.readouterr().out
-    assert "| growth `warmup` | 2" in (folder / "README.md").read_text()
+    assert "| growth `at` | 2" in (folder / "README.md").read_text()
     assert json.loads((folder / "growth_history.json").read_text())["events"]
 
 

@@ -14,14 +14,12 @@ from hf_saddle.growth.paper import QUOTAS
 from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
 
 
+FOUR = [0.1, 0.2, 0.3, 0.4]
 BAD = {
     "freeze": 1,
     "budget_unit": "days",
     "at": [10, 20],
-    "warmup": -1,
-    "interval": 0,
     "unit": "days",
-    "num_events": 0,
     "linears": [3],
     "layers": [-1],
     "selection": "best",
@@ -55,9 +53,7 @@ def test_there_is_a_bad_value_of_every_field():
     assert {field.name for field in dataclasses.fields(PaperGrowthConfig)} == set(BAD)
 
 
-@pytest.mark.parametrize(
-    "name", ["warmup", "num_events", "significance", "max_growth", "max_parameters", "max_macs", "growth_seed"]
-)
+@pytest.mark.parametrize("name", ["significance", "max_growth", "max_parameters", "max_macs", "growth_seed"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, 10**400, "3", True], ids=lambda value: str(value)[:9])
 def test_values_of_other_types_are_refused(name, value):
     with pytest.raises(ValueError, match=f"`{name}`"):
@@ -76,9 +72,9 @@ def test_a_config_equals_what_a_checkpoint_keeps_of_it():
 
 
 CONTRADICTIONS = (
-    ({"at": [0.2], "warmup": 10}, r"`at=\[0.2\]` and `warmup=10` both say when"),
-    ({"at": [0.2], "unit": "steps", "num_events": 1}, "`unit='steps'`, `num_events=1` both say when"),
-    ({"at": [0.2], "num_events": 5}, "both say when"),
+    ({"unit": "steps"}, "`unit='steps'` needs `at`: list the steps"),
+    ({"unit": "epochs", "at": [-1, 2]}, "`at` must be a list of epochs from 0 on"),
+    ({"at": [3, 6]}, "in .0, 1., got .3, 6.; epochs and steps go with `unit='epochs'`"),
     ({"at": [0.2, 0.2]}, "`at` must rise"),
     ({"at": [0.5, 0.1]}, "`at` must rise"),
     ({"max_growth": None}, "event_budget"),
@@ -87,7 +83,6 @@ CONTRADICTIONS = (
     ({"max_parameters": 9009, "max_macs": 9009}, "`max_parameters=9009` and `max_macs=9009` both"),
     ({"max_growth": 9009}, "A size is `max_parameters`"),
     ({"max_parameters": 1.5}, "A multiple is `max_growth`"),
-    ({"schedule": "linear", "num_events": None}, "num_events"),
     ({"criterion": "depth", "operator": "split"}, "criterion='width'"),
     ({"criterion": "width", "operator": "zero_gain"}, "operator='split'"),
 )
@@ -103,11 +98,16 @@ def test_every_field_has_a_help_text_and_is_an_option():
     assert all(item.metadata["help"] for item in dataclasses.fields(GrowthConfig))
     parser = HfArgumentParser((GrowthConfig, TrainingArguments))
     options = (
-        "--output_dir x --warmup 3 --interval 20 --linears mlp.fc1 mlp.fc2 --layers 0 1 --max_parameters 2e6 "
+        "--output_dir x --at 3 20 --unit epochs --linears mlp.fc1 mlp.fc2 --layers 0 1 --max_parameters 2e6 "
         "--natural_step 0.25"
     )
     config, _ = parser.parse_args_into_dataclasses(options.split())
-    assert (config.warmup, config.interval, config.linears, config.layers) == (3, 20, ["mlp.fc1", "mlp.fc2"], [0, 1])
+    assert (config.at, config.unit, config.linears, config.layers) == (
+        [3, 20],
+        "epochs",
+        ["mlp.fc1", "mlp.fc2"],
+        [0, 1],
+    )
     assert config.max_parameters == 2e6 and config.max_growth is None and config.natural_step == 0.25
 
 
@@ -115,7 +115,7 @@ def test_json_round_trip():
     for config in (
         GrowthConfig(),
         GrowthConfig(at=[0.5]),
-        GrowthConfig(num_events=None),
+        GrowthConfig(at=[0, 7.5], unit="epochs"),
         GrowthConfig(linears=["mlp.fc1"], max_growth=None, event_budget=1000),
         GrowthConfig(max_parameters=9009),
         GrowthConfig(max_macs=9009),
@@ -134,7 +134,7 @@ def test_what_is_no_list_of_shares_is_refused(at):
 
 def test_without_a_word_events_are_early_shares_of_the_training():
     config = GrowthConfig()
-    assert config.at == [0.1, 0.25, 0.4] and config.events == 3 and config.unit is None
+    assert config.at == [0.1, 0.25, 0.4] and config.unit == "training"
     done, times = 0, []
     for step in range(1, 1001):
         if config.event_due(step / 1000, done):
@@ -143,33 +143,9 @@ def test_without_a_word_events_are_early_shares_of_the_training():
     assert times == [100, 250, 400]
 
 
-@pytest.mark.parametrize(
-    ("given", "meant"),
-    [
-        ({"warmup": 2}, (2, 10, "epochs", 5)),
-        ({"interval": 3}, (10, 3, "epochs", 5)),
-        ({"unit": "steps"}, (10, 10, "steps", 5)),
-        ({"num_events": 5}, (10, 10, "epochs", 5)),
-        ({"num_events": None}, (10, 10, "epochs", None)),
-        ({"warmup": 0, "interval": 1, "unit": "steps", "num_events": None}, (0, 1, "steps", None)),
-    ],
-    ids=str,
-)
-def test_epochs_and_steps_mean_what_they_meant(given, meant):
-    replaced = dataclasses.replace(GrowthConfig(), **given) if given != {"num_events": None} else GrowthConfig(**given)
-    parser = HfArgumentParser(GrowthConfig)
-    words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
-    found = [GrowthConfig(**given), replaced]
-    if None not in given.values():
-        found += parser.parse_args_into_dataclasses(words)
-    for config in found:
-        assert (config.warmup, config.interval, config.unit, config.num_events) == meant
-        assert config.at is None and config.events == meant[-1]
-
-
 @pytest.mark.parametrize("interval", [10, 20, 30, 50])
-def test_events_fall_due_at_warmup_and_every_interval(interval):
-    config = GrowthConfig(warmup=50, interval=interval, num_events=len(range(50, 291, interval)))
+def test_events_fall_due_at_their_epochs(interval):
+    config = GrowthConfig(at=[*range(50, 291, interval)], unit="epochs")
     done, times = 0, []
     for step in range(3001):
         if config.event_due(step / 10, done):
@@ -179,19 +155,19 @@ def test_events_fall_due_at_warmup_and_every_interval(interval):
 
 
 def test_a_missed_event_is_caught_up_and_the_number_is_kept():
-    config = GrowthConfig(warmup=2, interval=1, num_events=3, unit="steps")
+    config = GrowthConfig(at=[2, 3, 4], unit="steps")
     assert [config.event_due(10, done) for done in range(4)] == [True, True, True, False]
 
 
 def test_epochs_that_are_sums_of_steps_are_due():
-    assert GrowthConfig(warmup=1, interval=1).event_due(sum([0.1] * 10), 0)
+    assert GrowthConfig(at=[1], unit="epochs").event_due(sum([0.1] * 10), 0)
 
 
 @pytest.mark.parametrize(
     ("schedule", "expected"), [("constant", [100, 100, 100, 100]), ("linear", [160, 120, 80, 40]), ("lr", [100] * 4)]
 )
 def test_shares_of_the_budget_add_up_to_it(schedule, expected):
-    config = PaperGrowthConfig(num_events=4, schedule=schedule)
+    config = PaperGrowthConfig(at=FOUR, schedule=schedule)
     remaining, shares = 400.0, []
     for event in range(4):
         shares.append(config.event_budget_for(event, remaining=remaining))
@@ -201,21 +177,21 @@ def test_shares_of_the_budget_add_up_to_it(schedule, expected):
 
 
 def test_events_that_do_not_fall_inside_of_the_training_leave_their_share_to_the_others():
-    config, remaining, shares = GrowthConfig(num_events=5), 400.0, []
+    config, remaining, shares = GrowthConfig(at=[*FOUR, 0.5]), 400.0, []
     for event, to_come in ((0, 2), (1, 1)):
         shares.append(config.event_budget_for(event, remaining=remaining, to_come=to_come))
         remaining -= shares[-1]
     assert shares == [200, 200]
     # A share of a fixed size is nobody else's.
-    assert GrowthConfig(num_events=5, event_budget=30).event_budget_for(0, remaining=400.0, to_come=1) == 30
+    assert GrowthConfig(at=[*FOUR, 0.5], event_budget=30).event_budget_for(0, remaining=400.0, to_come=1) == 30
 
 
 def test_what_an_event_leaves_the_next_ones_share():
-    assert GrowthConfig(num_events=4).event_budget_for(1, remaining=400.0) == pytest.approx(400 / 3)
+    assert GrowthConfig(at=FOUR).event_budget_for(1, remaining=400.0) == pytest.approx(400 / 3)
 
 
 def test_an_event_budget_is_scheduled_and_capped():
-    config = PaperGrowthConfig(num_events=4, schedule="linear", event_budget=100)
+    config = PaperGrowthConfig(at=FOUR, schedule="linear", event_budget=100)
     assert [config.event_budget_for(event, remaining=60) for event in range(4)] == [60, 60, 50, 25]
     assert config.event_budget_for(0, remaining=-5) == 0.0
 

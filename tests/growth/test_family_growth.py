@@ -405,7 +405,7 @@ def test_a_plan_of_any_family_keeps_to_its_budget(name, unit):
     entries += [entry_for(model, site, "width") for site in sites if site.neurons is not None]
     report = CurvatureReport(tuple(entries), samples=8, tokens=40, loss=1.0, seconds=0.0, seed=0, skipped={})
     limits = {"max_growth": 1.2} if unit == "parameters" else {"max_macs": 1.2 * count_macs(model)}
-    plan = plan_growth(report, model, GrowthConfig(num_events=1, **limits))
+    plan = plan_growth(report, model, GrowthConfig(at=[0.5], **limits))
     parameters, macs = count_parameters(model), count_macs(model)
     grow_(model, plan)
     added = (count_parameters(model) - parameters, count_macs(model) - macs)

@@ -109,7 +109,7 @@ def events_of(make, seed, **options):
     drawn = torch.Generator().manual_seed(seed)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    config = GrowthConfig(num_events=EVENTS, max_growth=1.6, growth_seed=seed, **options)
+    config = GrowthConfig(at=[0.1, 0.2, 0.3, 0.4][:EVENTS], max_growth=1.6, growth_seed=seed, **options)
     for event in range(EVENTS):
         for _ in range(STEP):
             rows = torch.randint(1_797, (100,), generator=drawn)
@@ -230,7 +230,7 @@ def test_an_event_of_noise_grows_nothing():
         return (batch["sign"] * torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="none")).mean()
 
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    done = growth_event_(model, None, probe, GrowthConfig(num_events=1, significance=2.0), loss=loss)
+    done = growth_event_(model, None, probe, GrowthConfig(at=[0.5], significance=2.0), loss=loss)
     assert done.layers == [] and done.predicted_gain == 0.0 and done.forecast is None
     assert done.held_back.startswith(("Significance: ", "Held-out samples: "))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -243,7 +243,7 @@ def planned(rank=0, ranks=1):
     whole = batch(48, seed=3, dtype=torch.float64)
     cut = [0, 20, 48] if ranks == 2 else [0, 48]
     probe = [{name: value[cut[rank] : cut[rank + 1]] for name, value in whole.items()}]
-    config = GrowthConfig(num_events=1, significance=0.0)
+    config = GrowthConfig(at=[0.5], significance=0.0)
     shared = {"distributed": ranks > 1}
     choosing, judging = halves(probe, Ranks(**shared))
     report = analyze_curvature(

@@ -79,9 +79,9 @@ MEANT = [
 def test_a_saved_config_is_read_as_it_was_meant(changes, meant):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        times = {name: (PAPER if changes is PAPER else OLD)[name] for name in ("warmup", "interval", "num_events")}
+        times = [*range(50, 291, 30)] if changes is PAPER else [10, 20, 30, 40, 50]
         # Without a line search units were ranked one by one, and began at rest.
-        then = dataclasses.replace(meant, at=None, **times, selection="gain", natural_step=0.0)
+        then = dataclasses.replace(meant, at=times, unit="epochs", selection="gain", natural_step=0.0)
         assert GrowthConfig.from_dict(json.loads(json.dumps(OLD | changes))) == then
         assert GrowthConfig.from_dict(changes) == meant
 
@@ -89,8 +89,7 @@ def test_a_saved_config_is_read_as_it_was_meant(changes, meant):
 @pytest.mark.parametrize(("searched", "step"), [(True, 0.5), (False, 0.0)])
 def test_a_line_search_became_half_a_natural_step(searched, step):
     meant = GrowthConfig(selection="gain", natural_step=step)
-    times = {name: OLD[name] for name in ("warmup", "interval", "num_events")}
-    then = dataclasses.replace(meant, at=None, **times)
+    then = dataclasses.replace(meant, at=[10, 20, 30, 40, 50], unit="epochs")
     assert GrowthConfig.from_dict(OLD | {"line_search": searched}) == then
     with pytest.warns(FutureWarning, match=f"Write selection='gain', natural_step={step} instead"):
         assert GrowthConfig(line_search=searched) == meant
@@ -99,8 +98,11 @@ def test_a_line_search_became_half_a_natural_step(searched, step):
 
 
 LOST = [
-    ({"stop": 7.5}, r"`stop=7\.5`: limit the events by `num_events`"),
+    ({"stop": 7.5}, r"`stop=7\.5`: list the events in `at`"),
     ({"max_per_layer": 2}, "`max_per_layer=2`: limit where"),
+    ({"num_events": None}, "`num_events=None`: list the times of the events in `at`"),
+    ({"at": [0.5], "interval": 3}, "`interval=3`: `at` is given too"),
+    ({"interval": "3"}, "`interval='3'`: list the times"),
     ({"unit_scale": 0.7}, r"`unit_scale=0\.7`: it is always 1"),
     ({"gain_init": 0.1}, r"`gain_init=0\.1`: `natural_step`"),
     ({"both_ends": False}, "`both_ends=False`: depth follows"),
@@ -134,6 +136,12 @@ def test_a_bad_value_is_refused_under_an_old_name_too(value):
 @pytest.mark.parametrize(
     ("given", "meant", "new"),
     [
+        (
+            {"warmup": 3, "num_events": 2},
+            GrowthConfig(at=[3, 13], unit="epochs"),
+            r"Write at=\[3, 13\], unit='epochs'",
+        ),
+        ({"interval": 2, "unit": "steps"}, GrowthConfig(at=[10, 12, 14, 16, 18], unit="steps"), "`interval` of"),
         ({"budget": 2.5}, GrowthConfig(max_growth=2.5), "`budget` of .* 0.3. Write max_growth=2.5 instead"),
         ({"budget": None, "event_budget": 9}, GrowthConfig(max_growth=None, event_budget=9), "Write max_growth=None "),
         ({"budget": 9009}, GrowthConfig(max_parameters=9009), "Write max_parameters=9009 instead"),
@@ -153,15 +161,25 @@ def test_code_with_old_names_works_with_a_warning(given, meant, new):
 def test_present_names_do_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        config = GrowthConfig(max_growth=2, num_events=3)
-        assert dataclasses.replace(config, num_events=3) == copy.deepcopy(config) == pickle.loads(pickle.dumps(config))
-        assert dataclasses.replace(GrowthConfig.paper(), warmup=1).quotas
+        config = GrowthConfig(max_growth=2, at=[3], unit="steps")
+        assert dataclasses.replace(config, at=[3]) == copy.deepcopy(config) == pickle.loads(pickle.dumps(config))
+        assert dataclasses.replace(GrowthConfig.paper(), at=[1]).quotas
     with pytest.raises(TypeError, match="colour"):
         GrowthConfig(colour=1)
 
 
 @pytest.mark.parametrize(
-    "word", ["--budget", "--budget=1.5", "--budget-unit", "--stop", "--quotas", "--max-per-layer=3"]
+    "word",
+    [
+        "--budget",
+        "--budget=1.5",
+        "--warmup",
+        "--num-events",
+        "--budget-unit",
+        "--stop",
+        "--quotas",
+        "--max-per-layer=3",
+    ],
 )
 def test_an_old_option_of_the_command_line_is_told_from_an_unknown_one(word):
     with pytest.raises(ValueError, match="is no option since version 0.2: .*"):
@@ -173,6 +191,6 @@ def test_records_of_shared_models_are_read():
     # As version 0.1 wrote it beside the weights of a model.
     times = {"warmup": 6, "interval": 6, "unit": "epochs", "num_events": 3}
     old = GrowthConfig.from_dict(times | {"criterion": "auto", "operator": "auto", "budget": 1.5})
-    assert old == GrowthConfig(**times, max_growth=1.5)
+    assert old == GrowthConfig(at=[6, 12, 18], unit="epochs", max_growth=1.5)
     record = json.loads((ROOT / "model_cards/grown-deit-digits/training_record.json").read_text())
     assert GrowthConfig.from_dict(record["growth"]) == GrowthConfig()

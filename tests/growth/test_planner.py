@@ -30,7 +30,7 @@ def test_the_best_gain_per_parameter_is_taken_first():
     gain = torch.zeros(24)
     gain[[3, 7, 11]] = torch.tensor([1.0, 3.0, 2.0])
     fc1 = path_of(model, "mlp.fc1")
-    config = GrowthConfig(event_budget=2 * 18, num_events=1, max_growth=None, criterion="depth")
+    config = GrowthConfig(at=[0.5], event_budget=2 * 18, max_growth=None, criterion="depth")
     plan = plan_growth(report_for(model, entry_for(model, fc1, gain=gain)), model, config)
     assert chosen(plan) == {(fc1, "zero_gain"): (7, 11)} and plan.parameters == 36
     assert plan.growths[0].candidates == 3 and plan.predicted_gain == 5.0 and plan.budget == 36
@@ -43,7 +43,7 @@ def test_auto_takes_depth_or_width_per_neuron_by_gain_per_parameter():
     width[[1, 2]] = torch.tensor([4.0, 1.0])  # a split costs 33 parameters, a unit 18
     depth[[1, 2]] = torch.tensor([2.0, 1.0])
     entries = entry_for(model, fc1, "width", gain=width), entry_for(model, fc1, "depth", gain=depth)
-    plan = plan_growth(report_for(model, *entries), model, GrowthConfig(num_events=1))
+    plan = plan_growth(report_for(model, *entries), model, GrowthConfig(at=[0.5]))
     assert chosen(plan) == {(fc1, "split"): (1,), (fc1, "zero_gain"): (2,)}
     assert plan.parameters == 33 + 18
 
@@ -56,7 +56,7 @@ def test_a_plan_keeps_the_budget_and_says_what_it_adds(unit, operator):
     size = {"parameters": count_parameters, "macs": count_macs}[unit]
     before = {count: count(model) for count in (count_parameters, count_macs)}
     limit = {"max_growth": 1.2} if unit == "parameters" else {"max_macs": 1.2 * count_macs(model)}
-    config = GrowthConfig(**limit, operator=operator, num_events=1)
+    config = GrowthConfig(at=[0.5], **limit, operator=operator)
     plan = plan_growth(report, model, config)
     assert plan
     grow_(model, plan)
@@ -105,7 +105,7 @@ def test_a_layer_below_the_threshold_does_not_grow():
     few[:3], many[:4] = 5.0, 1.0
     paths = [path_of(model, name) for name in ("attention.q_proj", "attention.v_proj")]
     entries = [entry_for(model, path, gain=gain) for path, gain in zip(paths, (few, many), strict=True)]
-    plan = plan_growth(report_for(model, *entries), model, PaperGrowthConfig(layer_threshold=4, num_events=1))
+    plan = plan_growth(report_for(model, *entries), model, PaperGrowthConfig(at=[0.5], layer_threshold=4))
     assert chosen(plan) == {(paths[1], "zero_gain"): (0, 1, 2, 3)}
 
 
@@ -125,7 +125,7 @@ def test_depth_serves_at_both_ends_of_the_spectrum():
     model = tiny_model()
     fc1 = path_of(model, "mlp.fc1")
     entry = entry_for(model, fc1, gain=torch.ones(24), eigenvalue=torch.linspace(-1, 1, 24))
-    plan = plan_growth(report_for(model, entry), model, GrowthConfig(max_growth=9, num_events=1))
+    plan = plan_growth(report_for(model, entry), model, GrowthConfig(at=[0.5], max_growth=9))
     assert plan.growths[0].neurons == tuple(range(24)) and plan.growths[0].gains.tolist() == [0.0] * 24
 
 
@@ -159,7 +159,7 @@ def test_nothing_significant_is_a_valid_answer():
 def test_the_budget_is_measured_from_the_size_before_the_first_event():
     model = tiny_model()
     initial = count_parameters(model)
-    config = GrowthConfig(max_growth=1.3, num_events=3)
+    config = GrowthConfig(at=[0.1, 0.2, 0.3], max_growth=1.3)
     for event in range(4):
         expected = (1.3 * initial - count_parameters(model)) / (3 - event) if event < 3 else 0.0
         assert event_budget(model, config, event) == pytest.approx(expected)

@@ -92,7 +92,7 @@ def test_a_plan_from_a_report_lowers_the_loss_and_zero_gain_leaves_it():
     report = analyze_curvature(model, PROBE, ("width", "depth"), step_size=0.3, significance=0.0)
     before = probe_loss(model, PROBE)
     for settings, falls in ({"criterion": "width"}, True), ({"criterion": "depth"}, False):
-        config = GrowthConfig(num_events=1, significance=0.0, **settings)
+        config = GrowthConfig(at=[0.5], significance=0.0, **settings)
         plan = plan_growth(report, model, config)
         assert plan and plan.parameters <= plan.budget
         grown = copy.deepcopy(model)
@@ -160,7 +160,7 @@ def test_units_of_any_activation_begin_as_nothing_and_start_downhill(activation)
 def test_a_natural_step_lowers_the_loss_and_scoring_leaves_the_model():
     model = trained()
     report = analyze_curvature(model, PROBE, "depth", step_size=0.2, significance=0.0)
-    plan = plan_growth(report, model, GrowthConfig(criterion="depth", num_events=1, max_growth=1.1))
+    plan = plan_growth(report, model, GrowthConfig(at=[0.5], criterion="depth", max_growth=1.1))
     state, config = copy.deepcopy(model.state_dict()), model.config.to_dict()
     moved = take_natural_step(plan, score_growths(model, plan.growths, *halves(PROBE)), 0.5)
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
@@ -225,7 +225,7 @@ def test_the_probe_loss_weights_batches_by_their_samples():
 @pytest.mark.parametrize("directions", ["whitened", "eigenvectors", "random"])
 def test_the_pre_activations_of_new_units_have_a_root_mean_square_of_one(directions):
     model = trained()
-    fields = {"criterion": "depth", "significance": 0.0, "num_events": 1, "max_growth": 1.3}
+    fields = {"criterion": "depth", "significance": 0.0, "at": [0.5], "max_growth": 1.3}
     config = PaperGrowthConfig(**fields, directions=directions)
     whiten = directions == "whitened"
     report = analyze_curvature(model, PROBE, config.criteria, whiten=whiten, significance=0.0)

@@ -134,7 +134,7 @@ def test_planned_events_keep_the_budget(data, model, multiple, unit, schedule, o
         **limit,
         schedule=schedule,
         operator=operator,
-        num_events=events,
+        at=[event / 10 for event in range(events)],
         quotas=data.draw(st.booleans()),
         layer_threshold=data.draw(st.sampled_from([1, 3])),
     )

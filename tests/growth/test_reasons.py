@@ -47,7 +47,7 @@ def test_the_budget():
     fc1 = path_of(model, "mlp.fc1")
     gain = torch.zeros(24)
     gain[[3, 7]] = torch.tensor([1.0, 2.0])
-    config = GrowthConfig(num_events=1, max_growth=None, event_budget=17.9)
+    config = GrowthConfig(at=[0.5], max_growth=None, event_budget=17.9)
     told = why(model, report_for(model, entry_for(model, fc1, gain=gain)), config)
     assert told.startswith("Budget: there are 2 candidates, but this event may add 17 parameters, and the cheapest")
     assert f"costs 18. The best is neuron 7 of {fc1}" in told and "ranked by 2." in told
@@ -100,7 +100,7 @@ def test_a_plan_that_grows_counts_its_candidates_and_has_no_reason():
     model = tiny_model()
     gain = torch.zeros(24)
     gain[[3, 7, 9]] = 1.0
-    config = GrowthConfig(event_budget=18, num_events=1, max_growth=None)
+    config = GrowthConfig(at=[0.5], event_budget=18, max_growth=None)
     plan = plan_growth(report_for(model, entry_for(model, path_of(model, "mlp.fc1"), gain=gain)), model, config)
     assert plan.held_back is None and plan.candidates == {"zero_gain": 3}
 

@@ -185,9 +185,8 @@ def train_and_push(folder: str, repo_id: str, strategy: str, *, again: bool = Fa
                 trainer.push_in_progress.wait_until_done()
 
     growth = GrowthConfig(
+        at=[3],
         unit="steps",
-        warmup=3,
-        num_events=1,
         significance=0,
         probe_samples=12,
         max_growth=1.2,
@@ -257,7 +256,7 @@ def train_text_and_push(folder: str, repo_id: str) -> dict[str, Any]:
     tokens = {"vocab_size": 270, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
     model = SaddleLlamaForCausalLM(SaddleLlamaForCausalLM.config_class(**sizes, **tokens))
     ranked = {"selection": "gain", "natural_step": 0.0, "significance": 0}
-    growth = GrowthConfig(unit="steps", warmup=3, num_events=1, probe_samples=12, max_growth=1.2, **ranked)
+    growth = GrowthConfig(at=[3], unit="steps", probe_samples=12, max_growth=1.2, **ranked)
     settings = {"max_steps": 6, "per_device_train_batch_size": 4, "report_to": "none", "use_cpu": True}
     settings |= {"disable_tqdm": True, "push_to_hub": True, "hub_model_id": repo_id, "logging_steps": 1}
     trainer = GrowthTrainer(

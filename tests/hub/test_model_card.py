@@ -41,7 +41,7 @@ def record(model, tmp_path, **facts) -> TrainingRecord:
     """The record of a training with the log of `hub_cases.log`."""
     args = TrainingArguments(output_dir=str(tmp_path), max_steps=6, learning_rate=1e-3, report_to="none", use_cpu=True)
     state = TrainerState(log_history=log(), global_step=6)
-    return TrainingRecord.of(model, args, state, growth=GrowthConfig(warmup=3, unit="steps"), **facts)
+    return TrainingRecord.of(model, args, state, growth=GrowthConfig(at=[3, 13], unit="steps"), **facts)
 
 
 def parts(text: str) -> SimpleNamespace:
@@ -103,7 +103,7 @@ def test_numbers_are_those_of_history_and_log(tmp_path):
     assert "On the validation split of digits at step 6" in text
     assert "in 12.5 s" in text
     assert "| `learning_rate` | 0.001 |" in text
-    assert "| growth `warmup` | 3 |" in text
+    assert "| growth `at` | 3, 13 |" in text
 
 
 def test_only_repo_ids_are_data_sets_of_the_hub(tmp_path):

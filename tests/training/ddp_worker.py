@@ -309,7 +309,7 @@ def shapes_from_outside(folder):
     wrapper(**batches[dist.get_rank()]).loss.backward()
     found["difference"] = largest_difference(model, expected)
     meddler = Meddler()
-    trainer = train(folder / "trainer", growth(num_events=2), callbacks=[meddler])
+    trainer = train(folder / "trainer", growth(at=[3, 6]), callbacks=[meddler])
     before = meddler.begun[7]
     found["at_rest"] = [name for name, value in trainer.model.named_parameters() if torch.equal(value, before[name])]
     found["events"] = [event["step"] for event in events(trainer)]

@@ -130,7 +130,7 @@ def options(folder):
     return told(run(folder / "options", PURSUIT, **options), folder, "options")
 
 
-ONCE = {"layers": None, "significance": 0.0, "max_growth": 3.0, "num_events": 1}
+ONCE = {"layers": None, "significance": 0.0, "max_growth": 3.0, "at": [3]}
 
 
 def memory(folder):

@@ -152,7 +152,7 @@ def logged_and_probed(folder, probe_batch_size: int = SIZE, accumulation: int = 
     size = SIZE // (accumulation * processes)
     fields = STILL | {"train_dataset": Images(SIZE), "model": tiny(hidden_dropout_prob=0.0)} | fields
     fields |= {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": size}
-    config = growth(warmup=1, num_events=1, probe_samples=SIZE, probe_batch_size=probe_batch_size)
+    config = growth(at=[1], probe_samples=SIZE, probe_batch_size=probe_batch_size)
     trainer = train(folder, config, **fields)
     (event,) = [entry for entry in trainer.state.log_history if "growth_event" in entry]
     return losses(trainer)[0], event["growth_probe_loss"]

@@ -28,7 +28,7 @@ CASES += [("depth", "hardswish"), ("depth", "tanh"), ("random", "leaky_relu"), (
 
 
 def training(folder, activation, **fields):
-    config = GrowthConfig.from_dict(growth(num_events=1).to_dict() | fields)
+    config = GrowthConfig.from_dict(growth(at=[3]).to_dict() | fields)
     return trainer_for(folder, config, model=tiny(hidden_act=activation), max_steps=5)
 
 

@@ -16,7 +16,7 @@ from hf_saddle.training import GrowthTrainer
 
 
 def inserting(**fields):
-    defaults = {"operator": "block_copy", "max_growth": 4.0, "event_budget": 9000, "layers": None, "num_events": 2}
+    defaults = {"operator": "block_copy", "max_growth": 4.0, "event_budget": 9000, "layers": None, "at": [3, 6]}
     return growth(**defaults | fields)
 
 

@@ -79,7 +79,7 @@ def test_a_collator_with_a_generator_of_its_own_is_not_disturbed(tmp_path):
 
 def test_the_callback_does_what_the_public_functions_do(tmp_path):
     """One event of the Trainer against the same step made by hand."""
-    trainer = train(tmp_path, growth(warmup=1, num_events=1), max_steps=2)
+    trainer = train(tmp_path, growth(at=[1]), max_steps=2)
 
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -87,7 +87,7 @@ def test_the_callback_does_what_the_public_functions_do(tmp_path):
 
     other = trainer_for(tmp_path / "b", callbacks=[Stop()], max_steps=2)
     other.train()
-    model, config = other.model, growth(warmup=1, num_events=1)
+    model, config = other.model, growth(at=[1])
     growth_event_(model, other.optimizer, probe_batches(Images(), config), config, step=1, epoch=0.125)
     assert events(other) == events(trainer)
 
@@ -95,7 +95,7 @@ def test_the_callback_does_what_the_public_functions_do(tmp_path):
 @pytest.mark.parametrize("directions", ["whitened", "eigenvectors", "random"])
 def test_an_event_plans_from_the_directions_that_the_config_names(directions):
     """Against a plan made by hand from an analysis of the samples that choose, with the same seed."""
-    config = PaperGrowthConfig(**growth(num_events=1).to_dict() | {"directions": directions})
+    config = PaperGrowthConfig(**growth(at=[3]).to_dict() | {"directions": directions})
     batches = probe_batches(Images(), config)
     model, twin = tiny().train(), tiny().train()
     event = growth_event_(model, None, batches, config)
@@ -117,7 +117,7 @@ def test_an_event_plans_from_the_directions_that_the_config_names(directions):
 
 
 def test_an_event_after_which_the_loss_is_not_finite_is_undone():
-    model, config = tiny().train(), growth(num_events=1)
+    model, config = tiny().train(), growth(at=[3])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     batches = probe_batches(Images(), config)
     model(**batches[0]).loss.backward()
@@ -205,7 +205,7 @@ def test_a_gradient_scaler_is_not_disturbed():
 
 def test_iterable_data(tmp_path):
     with pytest.raises(ValueError, match="unit='steps'"):
-        train(tmp_path / "a", growth(unit="epochs", warmup=1), train_dataset=Stream())
+        train(tmp_path / "a", growth(at=[1, 4, 7], unit="epochs"), train_dataset=Stream())
     without = train(tmp_path / "b", train_dataset=Stream())
     assert losses(train(tmp_path / "c", no_growth(), train_dataset=Stream())) == losses(without)
     assert_grew(train(tmp_path / "d", growth(), train_dataset=Stream()))
@@ -222,7 +222,7 @@ def test_a_stream_that_cannot_be_copied_needs_a_probe_dataset(tmp_path):
 
     with pytest.raises(ValueError, match="probe_dataset"):
         train(tmp_path / "a", growth(), train_dataset=Pipe(), max_steps=6)
-    callback = GrowthCallback(growth(num_events=1), probe_dataset=Images(32))
+    callback = GrowthCallback(growth(at=[3]), probe_dataset=Images(32))
     assert_grew(train(tmp_path / "b", train_dataset=Pipe(), max_steps=6, callbacks=[callback]), 1)
 
 
@@ -290,7 +290,7 @@ def test_hyperparameter_search_starts_every_trial_with_a_fresh_model_and_schedul
 
 
 def test_a_second_training_goes_on_with_the_grown_model(tmp_path):
-    trainer = trainer_for(tmp_path, growth(max_growth=None, event_budget=500, num_events=2), max_steps=8)
+    trainer = trainer_for(tmp_path, growth(at=[3, 6], max_growth=None, event_budget=500), max_steps=8)
     trainer.train()
     assert_grew(trainer, 2)
     trainer.train()
@@ -315,7 +315,7 @@ def test_an_optimizer_made_for_other_parameters_is_refused(tmp_path):
 
 
 def test_no_event_at_the_last_step(tmp_path):
-    trainer = train(tmp_path, growth(warmup=12))
+    trainer = train(tmp_path, growth(at=[12, 15, 18]))
     assert trainer.model.growth_history is None
 
 
@@ -331,7 +331,7 @@ def test_torch_compile_compiles_anew_after_each_of_more_than_eight_events(tmp_pa
             handler.clear()  # a reset of the compiler clears it too
             handler.register_start_callback(lambda _: compiled_at.append(state.global_step))
 
-    config = growth(warmup=1, interval=1, num_events=10, max_growth=None, event_budget=300)
+    config = growth(at=[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], max_growth=None, event_budget=300)
     fields = {"trainer_class": trainer_class, "max_steps": 13, "model": tiny(hidden_dropout_prob=0.0)}
     backend = {"torch_compile": True, "torch_compile_backend": "eager"}
     compiled = train(tmp_path / "a", config, callbacks=[Watch()], **backend, **fields)
@@ -376,7 +376,7 @@ def test_the_progress_bar_of_a_probe_comes_to_its_end(tmp_path, monkeypatch, sel
             bars.append(self)
 
     monkeypatch.setattr(trainer_event, "tqdm", Bar)
-    config = growth(num_events=1, criterion="depth", selection=selection, natural_step=0.5)
+    config = growth(at=[3], criterion="depth", selection=selection, natural_step=0.5)
     train(tmp_path, config, max_steps=4, disable_tqdm=False)
     (bar,) = bars
     assert bar.n == bar.total and bar.delay > 1
@@ -384,7 +384,7 @@ def test_the_progress_bar_of_a_probe_comes_to_its_end(tmp_path, monkeypatch, sel
 
 def test_an_event_is_a_readable_line(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "hf_saddle.training"):
-        train(tmp_path, growth(num_events=1))
+        train(tmp_path, growth(at=[3]))
     (line,) = [record.getMessage() for record in caplog.records if "Growth event" in record.getMessage()]
     assert (
         line.startswith("Growth event 1 at step 3 (epoch 0.38): ") and "parameters (×" in line and "probe loss" in line
@@ -414,7 +414,7 @@ def test_a_model_with_adapters_is_refused(tmp_path):
 
 @pytest.mark.parametrize("trainer_class", [Trainer, GrowthTrainer])
 def test_a_second_callback_is_refused(tmp_path, trainer_class):
-    callbacks = [GrowthCallback(growth()), GrowthCallback(growth(warmup=5))]
+    callbacks = [GrowthCallback(growth()), GrowthCallback(growth(at=[5, 8, 11]))]
     with pytest.raises(ValueError, match="one GrowthCallback"):
         train(tmp_path, callbacks=callbacks, trainer_class=trainer_class)
 
@@ -471,4 +471,4 @@ def test_the_card_of_the_trainer_tells_what_grew(tmp_path):
     trainer.save_model()
     trainer.create_model_card()
     card = (tmp_path / "README.md").read_text()
-    assert GrowthHistory.from_model(trainer.model).summary() in card and "interval" in card
+    assert GrowthHistory.from_model(trainer.model).summary() in card and "growth `at`" in card

@@ -14,10 +14,7 @@ from hf_saddle.training.spending import Spending
 GROWING = {
     "probe_samples": 8,
     "at": [0.25, 0.5],
-    "warmup": None,
-    "interval": None,
-    "unit": None,
-    "num_events": -1,
+    "unit": "training",
     "layers": None,
 }
 

@@ -121,7 +121,7 @@ def test_a_kind_that_takes_longer_is_not_chosen(monkeypatch):
         return 1.0 + heads + 1e-9 * count_parameters(model)
 
     monkeypatch.setattr(timing_module, "_seconds", slow_heads)
-    config = across(budget_unit="seconds", max_growth=1.5, num_events=1, probe_samples=256)
+    config = across(at=[3], budget_unit="seconds", max_growth=1.5, probe_samples=256)
     model = tiny()
     event = growth_event_(model, None, probe_batches(Images(256), config), config)
     assert event.heads == 0 and event.operators and event.candidates["new_head"] == 4

@@ -89,7 +89,7 @@ def test_tensorboard_sees_numbers_picture_and_history(tmp_path):
 
 
 def test_other_reporters_get_what_they_keep(tmp_path, monkeypatch):
-    trainer = train(tmp_path, growth(num_events=1), max_steps=5)
+    trainer = train(tmp_path, growth(at=[3]), max_steps=5)
     seen = {}
 
     class Artifact:

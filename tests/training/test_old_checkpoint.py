@@ -15,7 +15,7 @@ from hf_saddle.training import GrowthCallback
 
 OLD = Path(__file__).parent / "version_0_1"
 SMALL = TINY | {"hidden_size": 8, "intermediate_size": 8, "hidden_dropout_prob": 0.0}
-CONFIG = growth(max_growth=1.3, num_events=2)
+CONFIG = growth(at=[3, 6], max_growth=1.3)
 # What the run of eight steps logged that wrote it.
 LOSSES = [1.38230, 1.37028, 1.48513, 1.39810, 1.35723, 1.41074, 1.44568, 1.33135]
 
@@ -64,14 +64,14 @@ def test_a_resumed_run_goes_on_as_the_old_one(tmp_path, checkpoint, caplog, rest
 def test_what_differs_is_told_by_present_names(tmp_path, checkpoint, caplog):
     change(checkpoint, stop=7.5, layer_threshold=2)
     with caplog.at_level(logging.WARNING, "hf_saddle.training"):
-        resumed(tmp_path, checkpoint, growth(max_growth=1.4, num_events=2))
+        resumed(tmp_path, checkpoint, growth(at=[3, 6], max_growth=1.4))
     (message,) = [record.getMessage() for record in caplog.records if "another GrowthConfig" in record.getMessage()]
     assert "max_growth 1.3 → 1.4, layer_threshold 2 → 1, stop 7.5 → left out." in message
 
 
 def test_a_callback_is_not_restored_with_what_has_no_counterpart(tmp_path, checkpoint):
     change(checkpoint, stop=7.5)
-    with pytest.raises(ValueError, match="`stop=7.5`: limit the events by `num_events`"):
+    with pytest.raises(ValueError, match="`stop=7.5`: list the events in `at`"):
         resumed(tmp_path, checkpoint, restore_callback_states_from_checkpoint=True)
 
 

@@ -48,9 +48,7 @@ TINY = {
 }
 GROWING = {
     "unit": "steps",
-    "warmup": 1,
-    "interval": 3,
-    "num_events": 2,
+    "at": [1, 4],
     "event_budget": 600,
     "layer_threshold": 1,
     "significance": 0,

@@ -25,7 +25,7 @@ from hf_saddle.training import GrowthTrainer, growth_event_, probe_batches, rebi
 
 FC1 = "vit.layers.0.mlp.fc1"
 WIDTH = {"criterion": "width", "linears": ["mlp.fc1"]}
-CONFIGS = {"branches": growth(num_events=2), "width": growth(num_events=2, **WIDTH)}
+CONFIGS = {"branches": growth(at=[3, 6]), "width": growth(at=[3, 6], **WIDTH)}
 by_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 
@@ -109,7 +109,7 @@ def test_events_go_on_after_a_roll_back_in_the_step_of_an_event(tmp_path):
     GrowthHistory.from_model(trainer.model).check(trainer.model)
 
 
-@pytest.mark.parametrize("config", [growth(), growth(warmup=11)], ids=["a_history", "no_history"])
+@pytest.mark.parametrize("config", [growth(), growth(at=[11, 14, 17])], ids=["a_history", "no_history"])
 def test_shapes_that_no_history_leads_to_are_refused_before_the_next_step(tmp_path, config):
     foreign = tiny(intermediate_size=40).state_dict()
     meddler = Meddler(state=foreign)

@@ -118,7 +118,7 @@ def test_a_follower_starts_again_too(tmp_path):
 
 def test_nothing_is_copied_without_the_option(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_saddle.training.trainer.note_start", lambda trainer: pytest.fail("copied"))
-    train(tmp_path, growth(num_events=1), max_steps=4)
+    train(tmp_path, growth(at=[3]), max_steps=4)
 
 
 def test_a_plain_trainer_with_the_option_is_refused(tmp_path):

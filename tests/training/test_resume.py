@@ -85,7 +85,7 @@ def test_resuming_in_the_same_trainer(tmp_path):
 
 def test_resuming_in_epochs_with_accumulation(tmp_path):
     fields = {"gradient_accumulation_steps": 2, "max_steps": -1, "num_train_epochs": 3, **SAVING}
-    config = growth(unit="epochs", warmup=0.5, interval=1.0)
+    config = growth(at=[0.5, 1.5, 2.5], unit="epochs")
     whole = train(tmp_path / "a", config, **fields)
     assert [event["epoch"] for event in events(whole)] == [0.5, 1.5, 2.5]
     for step in (1, 5):
@@ -117,9 +117,9 @@ def test_resuming_in_mode(tmp_path, name):
 def test_resuming_with_another_config_tells_what_differs(full, tmp_path, caplog):
     """The events that happened count; the new config decides about those to come."""
     with caplog.at_level(logging.WARNING, "hf_saddle.training"):
-        resumed = train(tmp_path, growth(warmup=4, num_events=2), checkpoint(full, 4))
+        resumed = train(tmp_path, growth(at=[4, 7]), checkpoint(full, 4))
     (message,) = [record.getMessage() for record in caplog.records if "another GrowthConfig" in record.getMessage()]
-    assert "warmup 3 → 4, num_events 3 → 2." in message
+    assert "at [3, 6, 9] → [4, 7]." in message
     assert [event["step"] for event in events(resumed)] == [3, 7]
     assert events(resumed)[0] == events(full)[0]
 

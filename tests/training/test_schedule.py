@@ -24,34 +24,31 @@ class Watch(TrainerCallback):
         self.epochs[state.global_step] = state.epoch
 
 
+SHARES = {"at": [0.1, 0.25, 0.4], "unit": "training"}
 MODES = {
     "steps": ({"max_steps": 12}, {}),
-    "epochs": ({"max_steps": -1, "num_train_epochs": 2.4}, {"unit": "epochs", "warmup": 0.6, "interval": 0.7}),
+    "epochs": ({"max_steps": -1, "num_train_epochs": 2.4}, {"unit": "epochs", "at": [0.6, 1.3, 2.0]}),
     "accumulation": (
         {"max_steps": -1, "num_train_epochs": 3, "gradient_accumulation_steps": 3, "train_dataset": Images(60)},
-        {"unit": "epochs", "warmup": 0.7, "interval": 0.9},
+        {"unit": "epochs", "at": [0.7, 1.6, 2.5]},
     ),
-    "shares": ({"max_steps": 12}, None),
-    "shares_of_epochs": ({"max_steps": -1, "num_train_epochs": 1.5}, None),
-    "shares_of_a_stream": ({"max_steps": 9, "train_dataset": Stream()}, None),
-    "all_at_once": ({"max_steps": 4}, {"warmup": 0, "interval": 0.1}),
-    "the_last_is_too_late": ({"max_steps": 9}, {"warmup": 3, "interval": 3}),
+    "shares": ({"max_steps": 12}, SHARES),
+    "shares_of_epochs": ({"max_steps": -1, "num_train_epochs": 1.5}, SHARES),
+    "shares_of_a_stream": ({"max_steps": 9, "train_dataset": Stream()}, SHARES),
+    "all_at_once": ({"max_steps": 4}, {"at": [0, 0.1, 0.2]}),
+    "the_last_is_too_late": ({"max_steps": 9}, {"at": [3, 6, 9]}),
 }
 
 
 @pytest.mark.parametrize("name", MODES)
 def test_events_happen_when_they_are_foretold(tmp_path, name):
     training, times = MODES[name]
-    config = growth(**times) if times is not None else growth(at=[0.1, 0.25, 0.4], **NEVER)
+    config = growth(**times)
     watch = Watch()
     trainer = train(tmp_path, config, callbacks=[watch], **training)
     assert [event["step"] for event in events(trainer)] == watch.course.events(config, 0, 0)
     if watch.course.batches is not None:
         assert watch.epochs == pytest.approx({step: watch.course.epoch(step) for step in watch.epochs})
-
-
-# Takes back what `growth` gives by default.
-NEVER = {"warmup": None, "interval": None, "unit": None, "num_events": -1}
 
 
 def test_a_long_course_is_foretold_at_once():
@@ -62,7 +59,7 @@ def test_a_long_course_is_foretold_at_once():
 
 def test_events_of_a_short_training_share_the_whole_budget(tmp_path):
     """Two of five events fall inside; each takes half, and what they leave is less than a unit."""
-    config = growth(num_events=5, warmup=2, interval=2, significance=0.0, max_growth=1.2)
+    config = growth(at=[2, 4, 6, 8, 10], significance=0.0, max_growth=1.2)
     trainer = train(tmp_path, config, max_steps=6)
     found = trainer.model.growth_history
     first, end = found["initial"]["parameters"], found["events"][-1]["parameters_after"]
@@ -81,7 +78,7 @@ def messages(caplog, level) -> list[str]:
 
 def test_the_first_line_says_when_how_much_and_where(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "hf_saddle"):
-        train(tmp_path, growth(num_events=5), max_steps=10)
+        train(tmp_path, growth(at=[3, 6, 9, 12, 15]), max_steps=10)
     (line,) = messages(caplog, logging.INFO)
     assert line.startswith("Growth: 3 of 5 events fall inside of this training, at steps 3, 6, 9 of 10; up to ")
     assert "(×2 of " in line and "6 of 12 linears may grow (ranked by width and depth)." in line
@@ -96,10 +93,10 @@ def test_the_first_line_says_when_how_much_and_where(tmp_path, caplog):
             "0 of 3 events fall inside of this training: the first is due at step 3, and the training ends at step 2",
         ),
         (
-            {"unit": "epochs", "warmup": 10},
-            "the first is due at epoch 10, and the training ends at epoch 0.25. Name shares of the training (`at`",
+            {"unit": "epochs", "at": [10]},
+            "the first is due at epoch 10, and the training ends at epoch 0.25. Name earlier ones, or shares",
         ),
-        ({**NEVER, "at": [0.9]}, "the next is due at 90% of 2 steps, which leaves no step after it"),
+        ({"unit": "training", "at": [0.9]}, "the next is due at 90% of 2 steps, which leaves no step after it"),
     ],
     ids=["steps", "epochs", "shares"],
 )
@@ -122,7 +119,7 @@ def test_a_budget_that_is_spent_is_warned_of(tmp_path, caplog):
 
 def test_an_event_without_growth_says_why(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "hf_saddle"):
-        trainer = train(tmp_path, growth(significance=1e6, num_events=1), max_steps=5)
+        trainer = train(tmp_path, growth(at=[3], significance=1e6), max_steps=5)
     (line,) = [record.getMessage() for record in caplog.records if "nothing grows" in record.getMessage()]
     assert "Significance: none of" in line and "standard errors from zero" in line
     assert trainer.model.growth_history["events"][0]["held_back"] in line

@@ -147,7 +147,7 @@ def test_perplexity_is_that_of_the_evaluation_loss_and_picks_the_best(name, tmp_
 @pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("masked")])
 def test_the_probe_loss_is_the_logged_loss(name, tmp_path, tokenizer):
     """Of a probe that is the whole data, in one batch, as the evaluation takes it."""
-    config = growth(layers=None, num_events=1, probe_samples=48, probe_batch_size=48)
+    config = growth(at=[3], layers=None, probe_samples=48, probe_batch_size=48)
     trainer = trainer_for(name, tmp_path, tokenizer, config, max_steps=4, per_device_eval_batch_size=48)
     found = []
 

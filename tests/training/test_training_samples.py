@@ -132,7 +132,7 @@ def test_the_probe_draws_from_what_the_training_draws(tmp_path, name):
     """And the training is the one without growth, to the bit."""
     trainer_class, allowed = TRAINERS[name]
     fields = {"trainer_class": trainer_class, "train_dataset": DATA, "max_steps": 6}
-    trainer = train(tmp_path / "a", no_growth(num_events=2, warmup=2, interval=2), **fields)
+    trainer = train(tmp_path / "a", no_growth(at=[2, 4]), **fields)
     drawn = trainer.probed_indices()
     assert drawn <= allowed and len(drawn) >= min(12, len(allowed) // 2)
     without = train(tmp_path / "b", **fields)
@@ -155,7 +155,7 @@ def test_the_probe_draws_from_what_the_training_draws(tmp_path, name):
 )
 def test_a_resumed_run_draws_the_same(tmp_path, name, step):
     fields = {"trainer_class": TRAINERS[name][0], "train_dataset": DATA, "max_steps": 13}
-    config = growth(warmup=4, interval=7, num_events=2)
+    config = growth(at=[4, 11])
     whole = train(tmp_path / "a", config, save_strategy="steps", save_steps=step, **fields)
     resumed = train(tmp_path / "b", config, f"{tmp_path}/a/checkpoint-{step}", **fields)
     assert [event["step"] for event in events(whole)] == [4, 11]
@@ -164,7 +164,7 @@ def test_a_resumed_run_draws_the_same(tmp_path, name, step):
 
 def test_a_curriculum_is_followed(tmp_path):
     """Four batches an epoch; the events are in the first and in the third."""
-    config = no_growth(warmup=2, interval=16, num_events=2)
+    config = no_growth(at=[2, 18])
     fields = {"trainer_class": sampled(Curriculum), "train_dataset": DATA}
     trainer = train(tmp_path, config, max_steps=20, **fields)
     first, later = (DATA.labels[torch.tensor(sorted(part))] for part in _by_event(trainer))
@@ -246,6 +246,6 @@ def test_samples_that_cannot_be_drawn_are_refused_before_the_first_step(tmp_path
     with pytest.raises(ValueError, match=f"(?s){message}.*`probe_dataset`"):
         trainer.train()
     assert trainer.state.global_step == 0
-    callback = GrowthCallback(growth(num_events=1), probe_dataset=Images(32))
+    callback = GrowthCallback(growth(at=[3]), probe_dataset=Images(32))
     (event,) = events(train(tmp_path / "b", callbacks=[callback], **fields))
     assert event["layers"]

@@ -39,7 +39,7 @@ MODELS = {
 _NEW_NAME = "activation_checkpointing"
 CHECKPOINTING = _NEW_NAME if _NEW_NAME in {f.name for f in fields_of(TrainingArguments)} else "gradient_checkpointing"
 # Three events in twelve steps.
-GROWING = {"warmup": 3, "interval": 3, "unit": "steps", "num_events": 3, "significance": 0.5, "max_growth": 2.0}
+GROWING = {"at": [3, 6, 9], "unit": "steps", "significance": 0.5, "max_growth": 2.0}
 PROBE = {"probe_samples": 32, "probe_batch_size": 16, "layers": [0]}
 
 
