@@ -20,7 +20,8 @@ from .artefacts import share_artefacts
 from .course import Course
 from .followers import adopt_history_, check_followers
 from .held import Held
-from .model_checks import check_budget, check_optimizer, check_parameters, growable_inside, growable_paths
+from .model_checks import check_budget, growable_inside, growable_paths
+from .optimizer_checks import check_optimizer, check_parameters
 from .reports import announce, describe, growth_metrics, say, size_metrics
 from .resuming import check_given, left_out, note_changes, progress, saved_history
 from .trainer_checks import check_training

@@ -17,7 +17,8 @@ from .decision import decide
 from .distributed import Replicas
 from .followers import adopt_history_, check_followers
 from .measuring import loss_afterwards
-from .model_checks import check_bound, check_growable
+from .model_checks import check_growable
+from .optimizer_checks import check_bound
 from .probe import event_seed, private_randomness
 from .wrappers import ddp_arguments, find_ddp, is_compiled, rebuild_ddp_
 

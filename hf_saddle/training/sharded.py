@@ -19,10 +19,12 @@ from ..models.modeling_saddle import GrowablePreTrainedModel
 from .decision import decide
 from .distributed import Replicas
 from .measuring import loss_afterwards
-from .model_checks import check_optimizer, growable_inside
+from .model_checks import growable_inside
+from .optimizer_checks import check_optimizer
 from .probe import event_seed, private_randomness
 from .resharding import show_shards_
-from .sharded_growth import GROW_ALONE, check_shards, check_states, grow_sharded_, loss_of_sharded_plan
+from .shard_checks import GROW_ALONE, check_shards, check_states
+from .sharded_growth import grow_sharded_, loss_of_sharded_plan
 
 
 def growth_event_sharded_(
