@@ -17,7 +17,11 @@ TINY |= {"disable_tqdm": True, "use_cpu": True, "per_device_train_batch_size": 8
 
 
 def run_example(name: str, folder: Path, **options) -> str:
-    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    words = [
+        word
+        for key, value in options.items()
+        for word in (f"--{key}", *map(str, value if isinstance(value, list) else [value]))
+    ]
     command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), "--output_dir", str(folder), *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]

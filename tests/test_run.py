@@ -30,7 +30,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def options(**values) -> list[str]:
-    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    return [
+        word
+        for name, value in values.items()
+        for word in (f"--{name}", *map(str, value if isinstance(value, list) else [value]))
+    ]
 
 
 def test_the_job_grows_saves_and_reloads_the_same_model(tmp_path):

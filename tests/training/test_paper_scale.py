@@ -48,7 +48,7 @@ TINY = {
 }
 GROWING = {
     "unit": "steps",
-    "at": [1, 4],
+    "at": "1 4",
     "event_budget": 600,
     "layer_threshold": 1,
     "significance": 0,
@@ -74,7 +74,7 @@ def words(folder, arm: str, **options) -> list[str]:
     """The command line of a tiny run."""
     growing = {} if arm.startswith("uniform") else GROWING
     options = TINY | growing | {"arm": arm, "output_dir": folder} | options
-    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return [word for name, value in options.items() for word in (f"--{name}", *str(value).split())]
 
 
 def run(folder, arm: str, **options) -> recipe.RecipeTrainer:
@@ -106,7 +106,7 @@ def test_a_trial_may_grow_at_shares_of_its_training():
     """As the command in the module's docstring does."""
     (command,) = re.findall(r"train.py (--arm default --augmentation none.*?)\n    python", recipe.__doc__, re.DOTALL)
     arguments, growth, training = recipe.parse(shlex.split(command.replace("\\\n", " ")))
-    assert growth.at == [0.1, 0.25, 0.4] and growth.events == 3 and growth.event_budget == 580_000
+    assert growth.at == [0.1, 0.25, 0.4] and growth.unit == "training" and growth.event_budget == 580_000
     assert training.num_train_epochs == 2 and arguments.arm == "default"
     assert recipe.parse(["--arm", "paper", "--at", "0.5", "--output_dir", "x", "--use_cpu"])[1].at == [0.5]
 
