@@ -183,7 +183,7 @@ def matched() -> Iterable[Job]:
     elsewhere = PROBE | RANDOM_DEPTH | {"max_parameters": TARGET, "linears": ["attention.v_proj", "attention.o_proj"]}
     arms = (
         arm,
-        replace(arm, name="default, random in the same linears", matched=True),
+        replace(arm, name="default, random in the same linears", way="matched"),
         replace(arm, name="zero gain, random in v and o", growth=elsewhere),
         replace(UNIFORM[1], name="uniform, 90 %, the seconds of default", budget=steps_of_equal_time(), unit="steps"),
     )
@@ -317,13 +317,14 @@ CHOICES = {
     "pursuit, at rest": {"selection": "pursuit"},
     "pursuit, natural step": {"selection": "pursuit", "natural_step": 0.5},
 }
+CHOSEN = WHITENED | CHOICES["pursuit, natural step"]  # today's default
 
 
 def chosen() -> list[Arm]:
     """Neurons ranked one by one, or chosen by what they add to others, and random ones in the same linears."""
     default = PROBE | WHITENED | {"max_parameters": TARGET}
     arms = [replace(UNIFORM[0], name=name, events=EARLY, growth=default | fields) for name, fields in CHOICES.items()]
-    return [*arms, replace(arms[-1], name="pursuit, natural step, random in the same linears", matched=True)]
+    return [*arms, replace(arms[-1], name="pursuit, natural step, random in the same linears", way="matched")]
 
 
 def gains() -> Iterable[Job]:
@@ -334,6 +335,24 @@ def gains() -> Iterable[Job]:
 def choice() -> Iterable[Job]:
     """The same arms but one on Fashion-MNIST, with seeds that nothing was chosen by."""
     yield from _tested([arm for arm in chosen() if arm.name != "ranked, natural step"], seeds=range(50, 60))
+
+
+def others() -> list[Arm]:
+    """Baselines that others propose: the large model stacked from one block, and uneven splits; and our default."""
+    shallow, growth = LARGE | {"num_hidden_layers": 1}, PROBE | {"max_parameters": TARGET}
+    moments = {"a tenth": 0.1, "a quarter": 0.25, "half": 0.5}
+    stacked = [
+        replace(UNIFORM[-1], name=f"stacked after {name}", shape=shallow, events=(share,), growth=PROBE, way="stacked")
+        for name, share in moments.items()
+    ]
+    uneven = replace(UNIFORM[0], name="uneven splits", events=EARLY, growth=growth, way="uneven")
+    default = replace(UNIFORM[0], name="pursuit, natural step", events=EARLY, growth=growth | CHOSEN)
+    return [*stacked, uneven, default, *UNIFORM]
+
+
+def baselines() -> Iterable[Job]:
+    """Stacking and uneven splits on digits."""
+    yield from _tested(map(on_digits, others()), seeds=range(20, 30))
 
 
 DIGITS_RATES = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
@@ -365,6 +384,7 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "digits": digits,
     "gains": gains,
     "choice": choice,
+    "baselines": baselines,
     "finetuning_tuning": lambda: starmap(Job, finetuning_tuning()),
     "finetuning": lambda: starmap(Job, finetuning()),
 }

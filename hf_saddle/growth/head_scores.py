@@ -20,6 +20,7 @@ from .halves import halves
 from .head_drafts import find_attention
 from .heads import STEP, check_family, head_growth
 from .joint import Columns
+from .macs import count_positions
 from .plan import GrowthPlan, LayerGrowth
 from .surgery import added_by, prepare_growth
 
@@ -131,9 +132,13 @@ def score_heads_of_halves(
     check_family(model)
     if not ways or not set(ways) <= set(WAYS):
         raise ValueError(f"`ways` must be of {', '.join(WAYS)}, got {ways!r}.")
-    names = [attention.path for attention in model.attentions()] if paths is None else list(paths)
+    names = measurable(model) if paths is None else list(paths)
     for name in names:
-        find_attention(model, name)
+        if find_attention(model, name).stack is not None:
+            raise ValueError(
+                f"Heads of {name} grow together with those of other blocks, which share their relative positions, and "
+                "are not measured: let them grow by `grow_heads_`."
+            )
     loss = loss or own_loss_of(model, [*choosing, *judging], ranks)
     found: list[LayerGrowth] = []
     values: list[Tensor] = []
@@ -154,6 +159,28 @@ def score_heads_of_halves(
     return HeadScores(tuple(found), everywhere, judges, _costs(model, found), tuple(outgoing), terms)
 
 
+def measurable(model: GrowablePreTrainedModel) -> list[str]:
+    """
+    Paths of the attention modules whose heads can be measured, one by one: those that the forward pass reaches, as it
+    does not reach cross-attention without an encoder, and that do not share relative positions.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    positions = count_positions(model)
+    found = [
+        attention.path
+        for attention in model.attentions()
+        if attention.stack is None and positions[attention.of(attention.heads.reader)]
+    ]
+    if not found:
+        raise ValueError(
+            f"The heads of a {type(model).__name__} grow in all blocks of a list together, which share their relative "
+            "positions, and are not measured: let them grow by `grow_heads_`."
+        )
+    return found
+
+
 def _costs(model: GrowablePreTrainedModel, growths: Sequence[LayerGrowth]) -> tuple[Cost, ...]:
     """What each of some heads adds; those of modules of a list of blocks with the same shapes are counted once."""
     counted: dict[Any, Cost] = {}
@@ -162,7 +189,8 @@ def _costs(model: GrowablePreTrainedModel, growths: Sequence[LayerGrowth]) -> tu
         heads = find_attention(model, growth.linear).heads
         layers = [model.get_submodule(path) for path in (*heads.rows, heads.reader)]
         sizes = tuple((name, x.shape) for layer in layers for name, x in layer.named_parameters())
-        stack, _ = split_path(Place.parse(growth.linear).block)
+        place = Place.parse(growth.linear)
+        stack = split_path(place.block)[0], place.linear
         # A copy takes along the units that feed it, of which each head may have others.
         own = (growth.linear, growth.neurons) if any("skip." in name for name, _ in sizes) else ()
         key = (growth.operator, stack, sizes, own)

@@ -15,6 +15,7 @@ from ..growth.block_gains import block_costs, places_of_blocks
 from ..growth.budget import in_unit, sizes
 from ..growth.costs import Cost, CostBook
 from ..growth.drafting import branch_kind
+from ..growth.head_scores import measurable
 from ..growth.heads import check_family
 from ..growth.kinds import Kinds
 from ..growth.operators import DEPTH_OPERATORS, OPERATORS, Operator
@@ -121,11 +122,13 @@ def growing_kinds(model: GrowablePreTrainedModel, config: GrowthConfig) -> Kinds
 
 
 def heads_that_grow(model: GrowablePreTrainedModel, config: GrowthConfig) -> list[str]:
-    """Paths of the attention modules whose heads may grow."""
+    """Paths of the attention modules whose heads may grow, see [`measurable`]."""
+    known = measurable(model)
     return [
         attention.path
         for attention in model.attentions()
-        if (config.layers is None or attention.block in config.layers)
+        if attention.path in known
+        and (config.layers is None or attention.block in config.layers)
         and all(model.get_submodule(row).weight.requires_grad for row in attention.heads.rows)
     ]
 
