@@ -228,10 +228,12 @@ def test_uneven_splits_fill_the_budget_and_keep_the_function(digits):
 
 
 def test_every_baseline_is_an_arm(digits):
-    for one in experiments.others():
+    for one in (*experiments.others(), *experiments.of_kinds()):
         tiny = replace(one, budget=4, unit="steps", growth=one.growth and one.growth | {"probe_samples": 32})
         row = training.run(tiny, 0)
         assert row["steps"] == 4 and len(row["events"]) == len(one.events)
+        if one.way == "even":
+            assert row["shape"]["num_hidden_layers"] == 6 and row["events"][0]["chosen"]["layers.1:block_copy"] == 1
 
 
 def test_a_matched_plan_differs_in_neurons_and_directions_alone(digits):

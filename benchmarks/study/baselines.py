@@ -1,4 +1,4 @@
-"""Growth of others, which measures nothing: all blocks twice (stacking), and neurons in uneven halves (LEMON)."""
+"""Growth that measures nothing: all blocks twice (stacking), blocks evenly, and neurons in uneven halves (LEMON)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,8 +8,10 @@ from torch.optim import Optimizer
 
 from hf_saddle import grow_
 from hf_saddle.growth import GrowthConfig, GrowthEvent, GrowthPlan, LayerGrowth, event_budget, probe_loss
+from hf_saddle.growth.block_gains import block_costs
 from hf_saddle.growth.block_records import NewBlock
 from hf_saddle.growth.costs import CostBook
+from hf_saddle.growth.expand import place_blocks
 from hf_saddle.growth.operators import OPERATORS
 from hf_saddle.growth.rows import find_site
 from hf_saddle.models.blocks import block_paths
@@ -25,6 +27,17 @@ def stacked_event_(
 ) -> GrowthEvent:
     """Each block is followed by a plain copy of itself (progressive stacking, where there is one block)."""
     blocks = tuple(NewBlock(path, "stack") for path in block_paths(model.base_model, model.config))
+    return _done(model, GrowthPlan(blocks=blocks, seed=config.growth_seed), optimizer, batches, step)
+
+
+def even_event_(
+    model: Any, optimizer: Optimizer, batches: Sequence[Any], config: GrowthConfig, *, event: int, step: int
+) -> GrowthEvent:
+    """As many blocks as the budget of the event pays for, at even distances; each is a silent copy."""
+    paths = block_paths(model.base_model, model.config)
+    price = block_costs(model, paths[:1], 1, "copy")[paths[0]].parameters
+    places = place_blocks(model, "even", int(event_budget(model, config, event) // price))
+    blocks = tuple(NewBlock(path, "copy") for path in places)
     return _done(model, GrowthPlan(blocks=blocks, seed=config.growth_seed), optimizer, batches, step)
 
 

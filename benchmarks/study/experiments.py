@@ -350,6 +350,31 @@ def others() -> list[Arm]:
     return [*stacked, uneven, default, *UNIFORM]
 
 
+DEEP = SMALL | {"num_hidden_layers": 4}
+
+
+def of_kinds() -> list[Arm]:
+    """Neurons alone or with heads and blocks; two blocks at measured places or at even ones."""
+    size, block = (count_parameters(make_model(0, shape)) for shape in (DEEP, DEEP | {"num_hidden_layers": 5}))
+    fields = {name: PROBE[name] for name in ("probe_samples", "probe_batch_size", "significance")}
+    neurons = fields | CHOSEN | {"max_parameters": TARGET}
+    blocks = fields | {"operator": "block_copy", "max_parameters": size + 2 * (block - size)}
+    deep = uniform("four blocks", DEEP)
+    arms = [
+        replace(UNIFORM[0], name="neurons", events=EARLY, growth=neurons),
+        replace(UNIFORM[0], name="neurons, heads and blocks", events=EARLY, growth=neurons | {"operator": "any"}),
+        replace(deep, name="blocks, measured", events=(0.25,), growth=blocks),
+        replace(deep, name="blocks, even", events=(0.25,), growth=blocks, way="even"),
+        deep,
+    ]
+    return [on_digits(arm) for arm in arms]
+
+
+def kinds() -> Iterable[Job]:
+    """Does it help to choose among kinds, or between places?"""
+    yield from _tested(of_kinds(), seeds=range(30, 40))
+
+
 def baselines() -> Iterable[Job]:
     """Stacking and uneven splits on digits."""
     yield from _tested(map(on_digits, others()), seeds=range(20, 30))
@@ -385,6 +410,7 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "gains": gains,
     "choice": choice,
     "baselines": baselines,
+    "kinds": kinds,
     "finetuning_tuning": lambda: starmap(Job, finetuning_tuning()),
     "finetuning": lambda: starmap(Job, finetuning()),
 }

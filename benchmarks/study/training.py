@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hf_saddle.growth import GrowthEvent, PaperGrowthConfig, count_macs, count_parameters
 from hf_saddle.training import growth_event_
 
-from .baselines import stacked_event_, uneven_event_
+from .baselines import even_event_, stacked_event_, uneven_event_
 from .matched import matched_event_
 from .task import TASKS, Split, digits, evaluate, make_model
 
@@ -32,6 +32,7 @@ WAYS: dict[str, Callable[..., GrowthEvent]] = {
     "measured": growth_event_,
     "matched": matched_event_,
     "stacked": stacked_event_,
+    "even": even_event_,
     "uneven": uneven_event_,
 }
 
@@ -90,7 +91,7 @@ def run(arm: Arm, seed: int) -> dict[str, Any]:
         if config is not None and len(events) < len(arm.events) and share >= arm.events[len(events)]:
             before = time.process_time()
             event, cost = grow(model, optimizer, splits["train"], config, seed, len(events), step, WAYS[arm.way])
-            cost = 0.0 if arm.way in ("stacked", "uneven") else cost
+            cost = cost if arm.way in ("measured", "matched") else 0.0
             events.append(summary(event) | {"share": share, "macs": cost})
             growth_seconds += time.process_time() - before
             total, growth_macs, macs = total + cost, growth_macs + cost, event.macs_after

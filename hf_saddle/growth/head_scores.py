@@ -73,6 +73,8 @@ def score_heads(
     steps: int = 8,
     loss: Loss | None = None,
     seed: int = 0,
+    judging: Sequence[Any] | None = None,
+    ranks: Ranks | None = None,
 ) -> HeadScores:
     """
     Score heads that could be added to a model, which stays as it is.
@@ -91,44 +93,18 @@ def score_heads(
         steps (`int`, *optional*, defaults to 8): Lanczos steps.
         loss (`Callable`, *optional*): Maps model and batch to the mean loss over the samples of the batch.
         seed (`int`, *optional*, defaults to 0): Seed of what is random.
+        judging (`Sequence`, *optional*):
+            Batches of samples that judge; all of `batches` choose then. By default every second sample of `batches`.
+        ranks ([`Ranks`], *optional*):
+            Processes that share the probe. The scores are those of the samples of all: of each rank those that choose,
+            then those that judge.
 
     Raises:
         ValueError: If heads of the model cannot grow, or there are fewer than eight samples.
     """
-    choosing, judging = halves(list(batches))
-    return score_heads_of_halves(
-        model,
-        choosing,
-        judging,
-        ways,
-        paths=paths,
-        candidates=candidates,
-        step_size=step_size,
-        steps=steps,
-        loss=loss,
-        seed=seed,
-    )
-
-
-def score_heads_of_halves(
-    model: GrowablePreTrainedModel,
-    choosing: Sequence[Any],
-    judging: Sequence[Any],
-    ways: Sequence[str] = WAYS,
-    *,
-    paths: Sequence[str] | None = None,
-    candidates: int = 1,
-    step_size: float = STEP,
-    steps: int = 8,
-    loss: Loss | None = None,
-    seed: int = 0,
-    ranks: Ranks | None = None,
-) -> HeadScores:
-    """
-    [`score_heads`] on batches of this rank of samples that choose, and of samples that judge. The scores are those of
-    the samples of all ranks: of each rank those that choose, then those that judge.
-    """
-    ranks = ranks or Ranks()
+    ranks, choosing = ranks or Ranks(), list(batches)
+    if judging is None:
+        choosing, judging = halves(choosing)
     check_family(model)
     if not ways or not set(ways) <= set(WAYS):
         raise ValueError(f"`ways` must be of {', '.join(WAYS)}, got {ways!r}.")

@@ -194,7 +194,7 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
         heads = (head_growth(model, path, 1, way) for path in heads_that_grow(model, config)[:1])
         costs += [added_by(model, GrowthPlan((growth,))) for growth in heads]
     for site in model.growable_linears() if kinds.neurons else ():
-        for operator in _operators(model, site, config) if site.path in paths else ():
+        for operator in operators_of(model, site, config) if site.path in paths else ():
             costs += [book.cost(site.path, operator, neuron) for neuron in range(site.module.neurons)]
     prices = [in_unit(cost, config.budget_unit) for cost in costs]
     if not prices:
@@ -227,7 +227,7 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
         )
 
 
-def _operators(model: GrowablePreTrainedModel, site: Site, config: GrowthConfig) -> list[Operator]:
+def operators_of(model: GrowablePreTrainedModel, site: Site, config: GrowthConfig) -> list[Operator]:
     """How the neurons of a linear may grow."""
     kind = branch_kind(model)
     names = {config.kinds.operator_for(name, kind) for name in config.ranking}
