@@ -2,7 +2,7 @@
 
     python benchmarks/seconds_budget.py --output benchmarks/results/seconds_budget.json
 
-A small ViT and a Llama-like model are trained for a while and grow in one event, by units, heads or blocks alone, or by
+A small ViT and a Llama-like model are trained for a while and grow in one event, by units, heads, blocks or
 all of them, with `budget_unit="seconds"`. Forward and backward passes of the model before and after alternate, and the
 fastest of each counts. An event may add less than it is allowed where no further candidate fits, or none pays.
 """
