@@ -337,13 +337,15 @@ def choice() -> Iterable[Job]:
     yield from _tested([arm for arm in chosen() if arm.name != "ranked, natural step"], seeds=range(50, 60))
 
 
+STACKED = {"stacked after a tenth": 0.1, "stacked after a quarter": 0.25, "stacked after half": 0.5}
+
+
 def others() -> list[Arm]:
     """Baselines that others propose: the large model stacked from one block, and uneven splits; and our default."""
     shallow, growth = LARGE | {"num_hidden_layers": 1}, PROBE | {"max_parameters": TARGET}
-    moments = {"a tenth": 0.1, "a quarter": 0.25, "half": 0.5}
     stacked = [
-        replace(UNIFORM[-1], name=f"stacked after {name}", shape=shallow, events=(share,), growth=PROBE, way="stacked")
-        for name, share in moments.items()
+        replace(UNIFORM[-1], name=name, shape=shallow, events=(share,), growth=PROBE, way="stacked")
+        for name, share in STACKED.items()
     ]
     uneven = replace(UNIFORM[0], name="uneven splits", events=EARLY, growth=growth, way="uneven")
     default = replace(UNIFORM[0], name="pursuit, natural step", events=EARLY, growth=growth | CHOSEN)

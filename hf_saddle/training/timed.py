@@ -6,6 +6,7 @@ from ..curvature.loss import Loss
 from ..growth import GrowthConfig, GrowthPlan, LayerGrowth, head_growth
 from ..growth.block_gains import places_of_blocks
 from ..growth.block_records import NewBlock
+from ..growth.drafting import widening_objection
 from ..growth.timing import Kind, time_kinds
 from ..growth.timing_record import Timing
 from ..models.modeling_saddle import GrowablePreTrainedModel
@@ -47,13 +48,18 @@ def time_growth(
 def _kinds(model: GrowablePreTrainedModel, config: GrowthConfig, known: Timing | None) -> dict[str, Kind]:
     """Of each kind of growth that is not known so much that its time can be seen."""
     kinds, growths, first = growing_kinds(model, config), dict[str, list[LayerGrowth]](), list[LayerGrowth]()
+    copied: list[LayerGrowth] = []  # units
     paths = set(growable_paths(model, config)) if kinds.neurons else set()
     for site in model.growable_linears():
-        for operator in operators_of(model, site, config) if site.path in paths and not site.nested else ():
-            own = growths.setdefault(operator.name, [])
+        for operator in operators_of(model, site, config) if site.path in paths else ():
+            if not operator.deepens and widening_objection(model, site, operator) is not None:
+                continue
+            own = copied if site.nested and not operator.deepens else growths.setdefault(operator.name, [])
             own.append(LayerGrowth.by_hand(model, site.path, operator.name, range(site.module.neurons)))
             if operator.deepens and site.module.skip is None:
                 first.append(LayerGrowth.by_hand(model, site.path, operator.name, [0]))
+    if copied:
+        growths.setdefault("zero_gain", copied)  # which they are timed as
     for operator_name, way in zip(kinds.heads, kinds.ways, strict=True):
         growths[operator_name] = [head_growth(model, path, 1, way) for path in heads_that_grow(model, config)]
     opening = {growth.operator for growth in first}
