@@ -11,16 +11,19 @@ from test_resume import SAVING, assert_same_run, checkpoint
 from training_cases import Images, across, events, tiny, train, trainer_for
 from transformers import Trainer
 
-from hf_saddle.growth import GrowthConfig, GrowthHistory, count_parameters, halves, probe_loss
+from hf_saddle.growth import GrowthConfig, GrowthHistory, count_parameters, grow_, halves, probe_loss
 from hf_saddle.growth import timing as timing_module
 from hf_saddle.hub import render_model_card, render_report
 from hf_saddle.hub.states import neuron_counts, states
 from hf_saddle.training import GrowthTrainer, growth_event_, probe_batches
+from hf_saddle.training.distributed import Replicas
 from hf_saddle.training.model_checks import growing_kinds
 from hf_saddle.training.random_growth import random_event_
+from hf_saddle.training.timed import time_growth
 
 
 sys.path.append(str(Path(__file__).parents[1] / "growth"))
+from family_cases import family_plan  # noqa: E402
 from test_blocks import block_model  # noqa: E402
 
 
@@ -129,6 +132,25 @@ def test_a_kind_that_takes_longer_is_not_chosen(monkeypatch):
     assert event.heads == 0 and event.operators and event.candidates["new_head"] == 4
     assert {"zero_gain", "split", "new_head", "split_head", "block_copy"} == {*event.timing.rates}
     assert event.timing.step < 1.1 and 0 < event.timing.added <= 0.5 * event.timing.step
+
+
+@pytest.mark.parametrize(
+    ("name", "grown", "operator", "kinds"),
+    [
+        ("LlamaForCausalLM", False, "any", {"split", "zero_gain", "new_head", "split_head", "block_copy"}),
+        ("T5ForConditionalGeneration", False, "any", {"split", "zero_gain", "block_copy"}),
+        ("ResNetForImageClassification", False, ["zero_gain", "block_copy"], {"zero_gain", "block_copy"}),
+        ("LlamaForCausalLM", True, "split", {"split", "zero_gain"}),  # copies of units take the time of new ones
+    ],
+)
+def test_each_kind_that_may_grow_is_timed(name, grown, operator, kinds, monkeypatch):
+    monkeypatch.setattr(timing_module, "_seconds", lambda *args: 1.0)
+    model = block_model(name)
+    if grown:
+        grow_(model, family_plan(model, "zero_gain", [1, 0]))
+    config = GrowthConfig(operator=operator, budget_unit="seconds")
+    timing = time_growth(model, None, config, own_loss, Replicas())
+    assert {*timing.rates} == kinds and {*timing.calls} <= {"zero_gain"} and bool(timing.calls) == (not grown)
 
 
 POSSIBLE = {
