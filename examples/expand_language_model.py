@@ -35,7 +35,7 @@ class Options:
     new_dataset: str = "python-sources"
     max_samples: int | None = None
     vocab_size: int = 1024
-    block_size: int = 128
+    block_size: int = 64
     hidden_size: int = 96
     num_hidden_layers: int = 4
     num_attention_heads: int = 4
@@ -45,10 +45,11 @@ class Options:
     where: str = "measured"  # or "even"
     freeze: bool = True  # train only the new blocks
     probe_samples: int = 256
+    test_samples: int = 512  # of each text
 
 
 DEFAULTS = {
-    "max_steps": 400,
+    "max_steps": 300,
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 32,
     "learning_rate": 2e-3,
@@ -109,6 +110,8 @@ def main() -> None:
     raw = {"old": load(options.dataset, options.max_samples), "new": load(options.new_dataset, options.max_samples)}
     tokenizer = train_tokenizer(raw["old"]["train"]["text"], options.vocab_size, enclose=False)
     texts = {name: pack(text, tokenizer, options.block_size) for name, text in raw.items()}
+    for text in texts.values():
+        text["test"] = text["test"].select(range(min(options.test_samples, len(text["test"]))))
     config = SaddleLlamaForCausalLM.config_class(**DECODERS["llama"](options, tokenizer))
     model = trained(SaddleLlamaForCausalLM(config), texts["old"], arguments)
     rows = {"trained on the old text": losses(model, texts, arguments)}

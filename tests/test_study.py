@@ -1,5 +1,6 @@
 """The study's bookkeeping: compute is spent to the end and no further, arms are paired, intervals are Student's."""
 
+import copy
 import json
 import sys
 from dataclasses import asdict, replace
@@ -14,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks.study import claims, event, experiments, files, matched, task, training  # noqa: E402
+from benchmarks.study import baselines, claims, event, experiments, files, matched, task, training  # noqa: E402
 from benchmarks.study import run as runner  # noqa: E402
 from benchmarks.study.report_events import steps_worth  # noqa: E402
 from benchmarks.study.statistics import interval, paired, text  # noqa: E402
@@ -188,12 +189,51 @@ def test_a_matched_control_grows_as_many_units_in_every_linear_for_the_same_comp
     options = {"probe_samples": 64, "max_growth": 1.2}
     growth = experiments.PROBE | options | experiments.GROWTHS["auto, whitened, line search"]
     twin = arm(events=(0.1,), growth=growth | {"natural_step": 0.0})
-    rows = [training.run(replace(twin, matched=matched), 0) for matched in (False, True)]
+    rows = [training.run(replace(twin, way=way), 0) for way in ("measured", "matched")]
     guided, control = rows
     assert control["events"][0]["chosen"] == guided["events"][0]["chosen"]
     assert control["steps"] == guided["steps"] and control["total_macs"] == guided["total_macs"]
     assert control["parameters"] == guided["parameters"]
     assert control["validation"] != guided["validation"]
+
+
+def test_stacking_doubles_the_blocks_and_costs_no_analysis(digits):
+    shallow = experiments.shape(4, hidden=16) | {"num_hidden_layers": 1}
+    budget = 2 * arm().budget
+    rows = [training.run(arm(shape=shape, budget=budget), 0) for shape in (shallow, arm().shape)]
+    stacked = arm(shape=shallow, events=(0.5,), growth={"probe_samples": 32}, way="stacked", budget=budget)
+    row = training.run(stacked, 0)
+    assert row["parameters"] == rows[1]["parameters"] and row["macs"] == rows[1]["macs"]
+    assert row["shape"]["num_hidden_layers"] == 2 and row["growth_macs"] == 0
+    assert rows[1]["steps"] < row["steps"] < rows[0]["steps"]
+    assert row["events"][0]["chosen"] == {"layers.0:block_stack": 1}
+
+
+def test_uneven_splits_fill_the_budget_and_keep_the_function(digits):
+    shape = experiments.shape(16)
+    config = GrowthConfig(probe_samples=64, max_growth=1.1, at=[0.5])
+    model = make_model(0, shape)
+    before, columns = copy.deepcopy(model), model.vit.layers[0].mlp.fc2.weight.clone()
+    batches = training.probe(digits["train"], config, 0, 0)
+    done = baselines.uneven_event_(model, torch.optim.AdamW(model.parameters()), batches, config, event=0, step=3)
+    with torch.no_grad():
+        difference = model(**batches[0]).logits - before(**batches[0]).logits
+    assert float(difference.abs().max()) < 1e-5 and done.loss_after == pytest.approx(done.loss_before, rel=1e-5)
+    left = 1.1 * done.parameters_before - done.parameters_after
+    assert 0 <= left < 2 * shape["hidden_size"] + 1  # less than a neuron costs
+    neurons, grown = done.layers[0]["neurons"], model.vit.layers[0].mlp.fc2.weight
+    assert done.layers[0]["linear"] == "vit.layers.0.mlp.fc1" and len(neurons) > 3
+    torch.testing.assert_close(grown[:, neurons], 0.75 * columns[:, neurons])
+    torch.testing.assert_close(grown[:, 16:], 0.25 * columns[:, neurons])
+
+
+def test_every_baseline_is_an_arm(digits):
+    for one in (*experiments.others(), *experiments.of_kinds()):
+        tiny = replace(one, budget=4, unit="steps", growth=one.growth and one.growth | {"probe_samples": 32})
+        row = training.run(tiny, 0)
+        assert row["steps"] == 4 and len(row["events"]) == len(one.events)
+        if one.way == "even":
+            assert row["shape"]["num_hidden_layers"] == 6 and row["events"][0]["chosen"]["layers.1:block_copy"] == 1
 
 
 def test_a_matched_plan_differs_in_neurons_and_directions_alone(digits):

@@ -183,7 +183,7 @@ def matched() -> Iterable[Job]:
     elsewhere = PROBE | RANDOM_DEPTH | {"max_parameters": TARGET, "linears": ["attention.v_proj", "attention.o_proj"]}
     arms = (
         arm,
-        replace(arm, name="default, random in the same linears", matched=True),
+        replace(arm, name="default, random in the same linears", way="matched"),
         replace(arm, name="zero gain, random in v and o", growth=elsewhere),
         replace(UNIFORM[1], name="uniform, 90 %, the seconds of default", budget=steps_of_equal_time(), unit="steps"),
     )
@@ -317,13 +317,14 @@ CHOICES = {
     "pursuit, at rest": {"selection": "pursuit"},
     "pursuit, natural step": {"selection": "pursuit", "natural_step": 0.5},
 }
+CHOSEN = WHITENED | CHOICES["pursuit, natural step"]  # today's default
 
 
 def chosen() -> list[Arm]:
     """Neurons ranked one by one, or chosen by what they add to others, and random ones in the same linears."""
     default = PROBE | WHITENED | {"max_parameters": TARGET}
     arms = [replace(UNIFORM[0], name=name, events=EARLY, growth=default | fields) for name, fields in CHOICES.items()]
-    return [*arms, replace(arms[-1], name="pursuit, natural step, random in the same linears", matched=True)]
+    return [*arms, replace(arms[-1], name="pursuit, natural step, random in the same linears", way="matched")]
 
 
 def gains() -> Iterable[Job]:
@@ -334,6 +335,51 @@ def gains() -> Iterable[Job]:
 def choice() -> Iterable[Job]:
     """The same arms but one on Fashion-MNIST, with seeds that nothing was chosen by."""
     yield from _tested([arm for arm in chosen() if arm.name != "ranked, natural step"], seeds=range(50, 60))
+
+
+STACKED = {"stacked after a tenth": 0.1, "stacked after a quarter": 0.25, "stacked after half": 0.5}
+
+
+def others() -> list[Arm]:
+    """Baselines that others propose: the large model stacked from one block, and uneven splits; and our default."""
+    shallow, growth = LARGE | {"num_hidden_layers": 1}, PROBE | {"max_parameters": TARGET}
+    stacked = [
+        replace(UNIFORM[-1], name=name, shape=shallow, events=(share,), growth=PROBE, way="stacked")
+        for name, share in STACKED.items()
+    ]
+    uneven = replace(UNIFORM[0], name="uneven splits", events=EARLY, growth=growth, way="uneven")
+    default = replace(UNIFORM[0], name="pursuit, natural step", events=EARLY, growth=growth | CHOSEN)
+    return [*stacked, uneven, default, *UNIFORM]
+
+
+DEEP = SMALL | {"num_hidden_layers": 4}
+
+
+def of_kinds() -> list[Arm]:
+    """Neurons alone or with heads and blocks; two blocks at measured places or at even ones."""
+    size, block = (count_parameters(make_model(0, shape)) for shape in (DEEP, DEEP | {"num_hidden_layers": 5}))
+    fields = {name: PROBE[name] for name in ("probe_samples", "probe_batch_size", "significance")}
+    neurons = fields | CHOSEN | {"max_parameters": TARGET}
+    blocks = fields | {"operator": "block_copy", "max_parameters": size + 2 * (block - size)}
+    deep = uniform("four blocks", DEEP)
+    arms = [
+        replace(UNIFORM[0], name="neurons", events=EARLY, growth=neurons),
+        replace(UNIFORM[0], name="neurons, heads and blocks", events=EARLY, growth=neurons | {"operator": "any"}),
+        replace(deep, name="blocks, measured", events=(0.25,), growth=blocks),
+        replace(deep, name="blocks, even", events=(0.25,), growth=blocks, way="even"),
+        deep,
+    ]
+    return [on_digits(arm) for arm in arms]
+
+
+def kinds() -> Iterable[Job]:
+    """Does it help to choose among kinds, or between places?"""
+    yield from _tested(of_kinds(), seeds=range(30, 40))
+
+
+def baselines() -> Iterable[Job]:
+    """Stacking and uneven splits on digits."""
+    yield from _tested(map(on_digits, others()), seeds=range(20, 30))
 
 
 DIGITS_RATES = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
@@ -365,6 +411,8 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "digits": digits,
     "gains": gains,
     "choice": choice,
+    "baselines": baselines,
+    "kinds": kinds,
     "finetuning_tuning": lambda: starmap(Job, finetuning_tuning()),
     "finetuning": lambda: starmap(Job, finetuning()),
 }

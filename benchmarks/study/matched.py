@@ -14,6 +14,7 @@ from hf_saddle.growth import GrowthConfig, GrowthEvent, GrowthPlan, halves, prob
 from hf_saddle.growth.operators import OPERATORS
 from hf_saddle.training.decision import decide
 from hf_saddle.training.distributed import Replicas
+from hf_saddle.training.moment import Moment
 from hf_saddle.training.probe import event_seed
 from hf_saddle.training.random_growth import stepped_at_random
 
@@ -30,9 +31,7 @@ def matched_event_(
     """
     seed = event_seed(config, event)
     replicas = Replicas.of(model)
-    plan, loss_before = decide(
-        model, batches, config, event=event, lr_ratio=1.0, to_come=None, loss=own_loss, replicas=replicas
-    )
+    plan, loss_before = decide(model, batches, config, Moment(event), loss=own_loss, replicas=replicas)
     choosing = halves(batches)[0] if config.judged else list(batches)
     report = analyze_curvature(
         model,

@@ -17,6 +17,7 @@ from .experiments import (
     LEARNING_RATE,
     SIZES,
     SMALL,
+    STACKED,
     STEPS,
     TARGET,
     UNDIRECTED,
@@ -202,6 +203,27 @@ def digits() -> list[str]:
     ]
 
 
+def structures() -> list[str]:
+    """Kinds of growth, places of blocks, and the growth that others propose, on digits."""
+    default = "pursuit, natural step"
+    twins = {
+        "kinds": (("neurons, heads and blocks", "neurons"), ("blocks, measured", "blocks, even")),
+        "baselines": tuple((default, name) for name in ("uneven splits", *STACKED, *UNIFORM_NAMES)),
+    }
+    lines = []
+    for experiment, pairs in twins.items():
+        arms = by_arm(results(experiment))
+        body = [
+            (first, second, *difference(arms[first], arms[second]))
+            for first, second in pairs
+            if first in arms and second in arms
+        ]
+        if body:
+            head = ("arm", "minus", "seeds", "accuracy (points)", "loss")
+            lines += [f"### {experiment.capitalize()}", "", *comparison(arms), *table(head, body)]
+    return ["## Whole structures, on digits", "", *lines] if lines else []
+
+
 PARTS: tuple[Callable[[], list[str]], ...] = (
     claims,
     tuning,
@@ -212,6 +234,7 @@ PARTS: tuple[Callable[[], list[str]], ...] = (
     intervals_and_budgets,
     sizes,
     digits,
+    structures,
     finetuning,
 )
 

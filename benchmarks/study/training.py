@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hf_saddle.growth import GrowthEvent, PaperGrowthConfig, count_macs, count_parameters
 from hf_saddle.training import growth_event_
 
+from .baselines import even_event_, stacked_event_, uneven_event_
 from .matched import matched_event_
 from .task import TASKS, Split, digits, evaluate, make_model
 
@@ -25,7 +26,15 @@ CURVE_POINTS = 10
 # A backward pass costs two forward passes, and a multiply-accumulate counts as one operation.
 PASSES = 3
 # What growth changes in a config.
-GROWN_FIELDS = ("widths", "skip_sizes", "skip_unit")
+GROWN_FIELDS = ("widths", "skip_sizes", "skip_unit", "heads", "num_hidden_layers")
+# As curvature says; as many random neurons in the same linears; by baselines that measure nothing.
+WAYS: dict[str, Callable[..., GrowthEvent]] = {
+    "measured": growth_event_,
+    "matched": matched_event_,
+    "stacked": stacked_event_,
+    "even": even_event_,
+    "uneven": uneven_event_,
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,7 @@ class Arm:
         growth (`dict`): Fields of the `PaperGrowthConfig`.
         test (`bool`): Whether the test split is read at the end. Only for arms whose options are decided.
         task (`str`): One of `TASKS`.
-        matched (`bool`): Whether random neurons take the place of those that `growth` asks for, linear by linear.
+        way (`str`): How the model grows, one of `WAYS`.
     """
 
     name: str
@@ -55,7 +64,7 @@ class Arm:
     growth: dict[str, Any] = field(default_factory=dict)
     test: bool = False
     task: str = "fashion-mnist"
-    matched: bool = False
+    way: str = "measured"
 
 
 def run(arm: Arm, seed: int) -> dict[str, Any]:
@@ -81,8 +90,8 @@ def run(arm: Arm, seed: int) -> dict[str, Any]:
             curve.append({"share": share, "step": step} | evaluate(model, splits["validation"]))
         if config is not None and len(events) < len(arm.events) and share >= arm.events[len(events)]:
             before = time.process_time()
-            grow_event_ = matched_event_ if arm.matched else growth_event_
-            event, cost = grow(model, optimizer, splits["train"], config, seed, len(events), step, grow_event_)
+            event, cost = grow(model, optimizer, splits["train"], config, seed, len(events), step, WAYS[arm.way])
+            cost = cost if arm.way in ("measured", "matched") else 0.0
             events.append(summary(event) | {"share": share, "macs": cost})
             growth_seconds += time.process_time() - before
             total, growth_macs, macs = total + cost, growth_macs + cost, event.macs_after
@@ -197,4 +206,7 @@ def summary(event: GrowthEvent) -> dict[str, Any]:
     for layer in event.layers:
         key = f"{layer['linear'].removeprefix('vit.layers.')}:{layer['operator']}"
         chosen[key] = chosen.get(key, 0) + layer["chosen"]
+    for block in event.blocks:
+        key = f"{block['after']}:block_{block['how']}"
+        chosen[key] = chosen.get(key, 0) + 1
     return json.loads(json.dumps({name: getattr(event, name) for name in names} | {"chosen": chosen}))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, jvp
 
-from ..models.heads import Attention, heads_of
+from ..models.heads import Attention, heads_of, rows_of
 from ..models.layouts import layout_of
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .lanczos import lanczos
@@ -133,19 +133,18 @@ class HeadSplits:
             functional_call(self.attention.module, dict(values), use.args, use.kwargs)
         return found["reader"]
 
-    def _rows(self, layer: Any) -> tuple[Tensor, int]:
+    def _rows(self, layer: Any, parts: int) -> tuple[Tensor, int]:
         """Numbers of the rows of all heads, head by head, and how many entries each has, the bias among them."""
         layout = layout_of(layer)
-        unit = int(getattr(layer, layout.outputs)) // (self.number * self.attention.parts)
-        return self.attention.rows_of(torch.arange(self.number), unit, self.number), int(
-            getattr(layer, layout.inputs)
-        ) + 1
+        unit = int(getattr(layer, layout.outputs)) // (self.number * parts)
+        rows = rows_of(torch.arange(self.number), unit, self.number, parts)
+        return rows, int(getattr(layer, layout.inputs)) + 1
 
     def _by_head(self, values: Mapping[str, Tensor]) -> Tensor:
         """Tensors of the shapes of the parameters as rows of heads, shape `(heads, R)`."""
         parts = []
-        for name, layer in self.layers.items():
-            rows, _ = self._rows(layer)
+        for (name, layer), count in zip(self.layers.items(), self.attention.heads.parts, strict=True):
+            rows, _ = self._rows(layer, count)
             weight = layout_of(layer).matrix(values[f"{name}.weight"].detach())
             bias = values.get(f"{name}.bias", weight.new_zeros(len(weight))).detach()
             whole = torch.cat([weight, bias[:, None]], 1)
@@ -156,8 +155,8 @@ class HeadSplits:
     def _by_parameter(self, heads: Tensor) -> dict[str, Tensor]:
         """The inverse of `_by_head`."""
         found, start = {}, 0
-        for name, layer in self.layers.items():
-            rows, size = self._rows(layer)
+        for (name, layer), parts in zip(self.layers.items(), self.attention.heads.parts, strict=True):
+            rows, size = self._rows(layer, parts)
             part = heads[:, start : start + len(rows) // self.number * size].reshape(len(rows), size)
             start += len(rows) // self.number * size
             part = part.to(layer.weight.dtype)

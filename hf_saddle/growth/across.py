@@ -1,18 +1,17 @@
 """One plan across kinds: neurons, heads and blocks compete for the budget of an event by what other samples gain."""
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import chain, combinations
 
 import torch
 
 from ..curvature import CurvatureReport
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .block_records import NewBlock
-from .budget import Budget, Candidate, in_unit, kind_of
+from .budget import Budget, Candidate, in_unit
 from .candidates import NeuronCandidate, found_by, growths_of, measured_by
 from .config import GrowthConfig
 from .costs import CostBook
@@ -88,19 +87,6 @@ class Across:
         offered = [each for part in self.parts for each in part.candidates if isinstance(each, HeadCandidate)]
         self.heads = Counter((each.growth.linear, each.operator) for each in offered)
         self.found = dict(sum((Counter(part.found) for part in self.parts), Counter[str]()))
-
-    def kinds(self) -> dict[str, tuple[GrowthPlan, GrowthPlan | None]]:
-        """For each kind of growth so much of it that its time can be measured, and how it begins; see `time_kinds`."""
-        members: dict[str, dict[Any, Candidate]] = {}
-        for candidate in itertools.chain.from_iterable(part.candidates for part in self.parts):
-            once = candidate.growth.linear if isinstance(candidate, HeadCandidate) else candidate.once
-            members.setdefault(kind_of(candidate), {})[once] = candidate
-        found = {}
-        for name, some in members.items():
-            first = list({each.opens: each for each in some.values() if each.opens is not None}.values())
-            few = self._growths(first, [0.0] * len(first)) if first else None
-            found[name] = self._growths(list(some.values()), [0.0] * len(some)), few
-        return found
 
     def choose(self, allowed: float, timing: Timing | None = None) -> Chosen:
         """
@@ -219,4 +205,4 @@ def _moving(plan: GrowthPlan) -> Iterable[tuple[str, int, str]]:
 
 def _sets(parts: Sequence[Part]) -> Iterable[tuple[Part, ...]]:
     sizes = range(len(parts), 0, -1)
-    return itertools.chain.from_iterable(itertools.combinations(parts, size) for size in sizes)
+    return chain.from_iterable(combinations(parts, size) for size in sizes)

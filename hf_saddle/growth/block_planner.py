@@ -33,7 +33,11 @@ def plan_blocks(
     Returns:
         [`GrowthPlan`]: Possibly empty; `held_back` says why then.
     """
-    allowed = event_budget(model, config, event, lr_ratio, to_come)
+    return choose_blocks(candidates, config, event_budget(model, config, event, lr_ratio, to_come))
+
+
+def choose_blocks(candidates: Sequence[BlockCandidate], config: GrowthConfig, allowed: float) -> GrowthPlan:
+    """[`plan_blocks`] for an event that may add what is `allowed`."""
     waiting = {each.after: in_unit(each.cost, config.budget_unit) for each in candidates}
     known = {each.after: each for each in candidates}
     chosen: dict[str, float] = {}

@@ -24,6 +24,10 @@ class Candidate(Protocol):
         """Name in its block of what it is of."""
 
     @property
+    def timed_as(self) -> str:
+        """The operator whose time it takes for what it costs."""
+
+    @property
     def once(self) -> tuple[str, int]:
         """What grows at most once an event."""
 
@@ -46,7 +50,7 @@ class Budget:
         book ([`CostBook`]): Costs, and what was chosen.
         config ([`GrowthConfig`]): The unit of the budget, and whether quotas share it.
         allowed (`float`): What the event may add.
-        timing ([`Timing`], *optional*): What kinds of growth take, by [`kind_of`]; for a budget of seconds.
+        timing ([`Timing`], *optional*): What kinds of growth take; for a budget of seconds.
     """
 
     def __init__(self, book: CostBook, config: GrowthConfig, allowed: float, timing: Timing | None = None):
@@ -61,7 +65,7 @@ class Budget:
         cost = candidate.cost(self.book)
         if self.timing is None:
             return in_unit(cost, self.unit)
-        kind = kind_of(candidate)
+        kind = candidate.timed_as
         new = candidate.opens is not None and candidate.opens not in self.opened
         return cost.macs * self.timing.rates[kind] + (self.timing.calls.get(kind, 0.0) if new else 0.0)
 
@@ -84,11 +88,6 @@ class Budget:
 def in_unit(cost: Cost, unit: str) -> float:
     """A cost in parameters or multiply-accumulates."""
     return cost.macs if unit == "macs" else cost.parameters
-
-
-def kind_of(candidate: Candidate) -> str:
-    """What a candidate's time is measured with: its operator and its place in a block."""
-    return f"{candidate.operator} {candidate.place}"
 
 
 def event_budget(

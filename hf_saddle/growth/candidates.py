@@ -54,6 +54,11 @@ class NeuronCandidate:
         return self.site.linear
 
     @property
+    def timed_as(self) -> str:
+        """The operator whose time it takes for what it costs: copies of units take that of new ones."""
+        return "zero_gain" if self.site.nested else self.operator
+
+    @property
     def once(self) -> tuple[str, int]:
         """What grows at most once an event."""
         return self.entry.linear, self.neuron

@@ -7,7 +7,7 @@ from transformers.activations import ACT2FN
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.sites import Site
 from .drafts import LinearDraft, NormDraft
-from .head_drafts import check_heads, draft_heads_, find_attention, is_of_heads
+from .head_drafts import check_heads, check_stacks_grow, draft_heads_, find_attention, is_of_heads
 from .operators import DEPTH_OPERATORS, OPERATORS, Operator
 from .plan import GrowthPlan, LayerGrowth
 from .rows import check_neurons, layers_of, row_size
@@ -118,6 +118,7 @@ def check_plan(model: GrowablePreTrainedModel, plan: GrowthPlan) -> str:
                 f"The plan grows neurons {again[:5]} of {growth.linear} twice; a neuron grows once an event."
             )
         seen |= {(growth.linear, neuron) for neuron in growth.neurons}
+    check_stacks_grow(model, plan)
     return kind or model.config.skip_unit
 
 

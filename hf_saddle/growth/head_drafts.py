@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from ..models.heads import Attention, heads_of
+from ..models.blocks import split_path
+from ..models.heads import Attention, heads_of, rows_of
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.sites import linear_at
 from .drafts import LinearDraft, TableDraft
@@ -29,7 +30,7 @@ def find_attention(model: GrowablePreTrainedModel, path: str) -> Attention:
     known = {attention.path: attention for attention in model.attentions()}
     if path not in known:
         raise ValueError(
-            f"The model has no self-attention {path!r} whose heads can grow; those are {', '.join(known) or 'none'}."
+            f"The model has no attention {path!r} whose heads can grow; those are {', '.join(known) or 'none'}."
         )
     return known[path]
 
@@ -60,12 +61,13 @@ class HeadsDraft:
     ):
         self.number = number
         self.attention = attention
-        self.parts = attention.parts
+        self.parts = attention.heads.parts
         self.layers = [drafts[row] for row in attention.heads.rows]
         self.reader = drafts[attention.heads.reader]
         self.table = table
         # Rows of a head in each part of a layer, and its columns.
-        self.units = [layer.neurons // (number * self.parts) for layer in self.layers]
+        both = zip(self.layers, self.parts, strict=True)
+        self.units = [layer.neurons // (number * parts) for layer, parts in both]
         self.columns = self.reader.weight.shape[self.reader.layout.columns] // number
 
     @classmethod
@@ -79,8 +81,8 @@ class HeadsDraft:
     def sizes(self) -> list[tuple[int, int]]:
         """For each layer with rows of a head, how many rows, and how many entries each has: weights and bias."""
         return [
-            (self.parts * unit, layer.weight.shape[layer.layout.columns] + 1)
-            for unit, layer in zip(self.units, self.layers, strict=True)
+            (parts * unit, layer.weight.shape[layer.layout.columns] + 1)
+            for parts, unit, layer in zip(self.parts, self.units, self.layers, strict=True)
         ]
 
     def affine(self, heads: Tensor) -> Tensor:
@@ -90,11 +92,13 @@ class HeadsDraft:
         Args:
             heads (`Tensor`): The heads, shape `(k,)`.
         """
-        both = zip(self.layers, self.units, strict=True)
-        return torch.cat([layer.affine(self._rows(heads, unit)).view(len(heads), -1) for layer, unit in both], 1)
+        both = zip(self.layers, self._rows(heads), strict=True)
+        return torch.cat([layer.affine(rows).view(len(heads), -1) for layer, rows in both], 1)
 
-    def _rows(self, heads: Tensor, unit: int) -> Tensor:
-        return self.attention.rows_of(heads, unit, self.number)
+    def _rows(self, heads: Tensor) -> Iterator[Tensor]:
+        """Rows of heads in each layer."""
+        for unit, parts in zip(self.units, self.parts, strict=True):
+            yield rows_of(heads, unit, self.number, parts)
 
     def split_(self, heads: Tensor, steps: Tensor) -> None:
         """
@@ -106,8 +110,8 @@ class HeadsDraft:
         """
         own = self.affine(heads)
         both = zip(self.by_layer(own + steps), self.by_layer(own - steps), strict=True)
-        for layer, unit, rows in zip(self.layers, self.units, map(torch.cat, both), strict=True):
-            layer.copy_rows_(self._rows(heads, unit), rows)
+        for layer, own_rows, rows in zip(self.layers, self._rows(heads), map(torch.cat, both), strict=True):
+            layer.copy_rows_(own_rows, rows)
         columns = (heads[:, None] * self.columns + torch.arange(self.columns)).flatten()
         for weight, dim in self._read():
             weight.copy_(dim, columns, scale=0.5)
@@ -145,19 +149,17 @@ class HeadsDraft:
 
     def _settle_(self, count: int) -> None:
         """Move rows that were appended for new heads to the end of their own part of the layer."""
-        for layer, unit in zip(self.layers, self.units, strict=True):
-            if self.parts == 1:
+        for layer, unit, parts in zip(self.layers, self.units, self.parts, strict=True):
+            if parts == 1:
                 continue
-            old, new = (torch.arange(self.parts * n * unit) for n in (self.number, count))
-            order = torch.cat([old.view(self.parts, -1), len(old) + self._by_part(new, count)], 1).flatten()
+            old, new = (torch.arange(parts * n * unit) for n in (self.number, count))
+            by_part = new.view(count, parts, -1).transpose(0, 1).reshape(parts, -1)
+            order = torch.cat([old.view(parts, -1), len(old) + by_part], 1).flatten()
             for name, parameter in layer.parameters.items():
                 parameter.reorder_(order, layer.layout.rows if name.endswith("weight") else 0)
             if layer.branch is not None:
                 layer.branch.target = torch.argsort(order)[layer.branch.target]
         self.number += count
-
-    def _by_part(self, rows: Tensor, count: int) -> Tensor:
-        return rows.view(count, self.parts, -1).transpose(0, 1).reshape(self.parts, -1)
 
 
 def draft_heads_(model: GrowablePreTrainedModel, plan: GrowthPlan, drafts: Mapping[str, LinearDraft]) -> None:
@@ -186,6 +188,34 @@ def draft_heads_(model: GrowablePreTrainedModel, plan: GrowthPlan, drafts: Mappi
             draft.split_(torch.tensor(growth.neurons), rows)
         else:
             draft.append_(rows)
+
+
+def check_stacks_grow(model: GrowablePreTrainedModel, plan: GrowthPlan) -> None:
+    """
+    Verify that attention modules which must have as many heads grow together, by the same heads.
+
+    Raises:
+        ValueError: If a plan names some of them only; the message names all.
+    """
+    grown: dict[str, set[tuple[str, tuple[int, ...]]]] = {}
+    for growth in filter(is_of_heads, plan.growths):
+        grown.setdefault(growth.linear, set()).add((growth.operator, growth.neurons))
+    stacks: dict[str, list[str]] = {}
+    for attention in model.attentions():
+        if attention.stack is not None:
+            stacks.setdefault(attention.stack, []).append(attention.path)
+    for stack, paths in stacks.items():
+        if len({frozenset(grown.get(path, ())) for path in paths}) > 1:
+            raise ValueError(
+                f"The first of {stack} gives the others its relative positions, with an entry for each head: let "
+                f"the same heads grow in all of {', '.join(paths)} at once."
+            )
+        longer = [block.after for block in plan.blocks if split_path(block.after)[0] == stack.partition(".*")[0]]
+        if longer and paths[0] in grown:
+            raise ValueError(
+                f"A new block after {longer[0]} would have as many heads as before, and all of {stack} must have as "
+                "many: let heads grow in an event of their own."
+            )
 
 
 def check_heads(model: GrowablePreTrainedModel, growth: LayerGrowth) -> None:

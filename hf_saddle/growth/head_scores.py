@@ -20,6 +20,7 @@ from .halves import halves
 from .head_drafts import find_attention
 from .heads import STEP, check_family, head_growth
 from .joint import Columns
+from .macs import count_positions
 from .plan import GrowthPlan, LayerGrowth
 from .surgery import added_by, prepare_growth
 
@@ -72,6 +73,8 @@ def score_heads(
     steps: int = 8,
     loss: Loss | None = None,
     seed: int = 0,
+    judging: Sequence[Any] | None = None,
+    ranks: Ranks | None = None,
 ) -> HeadScores:
     """
     Score heads that could be added to a model, which stays as it is.
@@ -90,50 +93,28 @@ def score_heads(
         steps (`int`, *optional*, defaults to 8): Lanczos steps.
         loss (`Callable`, *optional*): Maps model and batch to the mean loss over the samples of the batch.
         seed (`int`, *optional*, defaults to 0): Seed of what is random.
+        judging (`Sequence`, *optional*):
+            Batches of samples that judge; all of `batches` choose then. By default every second sample of `batches`.
+        ranks ([`Ranks`], *optional*):
+            Processes that share the probe. The scores are those of the samples of all: of each rank those that choose,
+            then those that judge.
 
     Raises:
         ValueError: If heads of the model cannot grow, or there are fewer than eight samples.
     """
-    choosing, judging = halves(list(batches))
-    return score_heads_of_halves(
-        model,
-        choosing,
-        judging,
-        ways,
-        paths=paths,
-        candidates=candidates,
-        step_size=step_size,
-        steps=steps,
-        loss=loss,
-        seed=seed,
-    )
-
-
-def score_heads_of_halves(
-    model: GrowablePreTrainedModel,
-    choosing: Sequence[Any],
-    judging: Sequence[Any],
-    ways: Sequence[str] = WAYS,
-    *,
-    paths: Sequence[str] | None = None,
-    candidates: int = 1,
-    step_size: float = STEP,
-    steps: int = 8,
-    loss: Loss | None = None,
-    seed: int = 0,
-    ranks: Ranks | None = None,
-) -> HeadScores:
-    """
-    [`score_heads`] on batches of this rank of samples that choose, and of samples that judge. The scores are those of
-    the samples of all ranks: of each rank those that choose, then those that judge.
-    """
-    ranks = ranks or Ranks()
+    ranks, choosing = ranks or Ranks(), list(batches)
+    if judging is None:
+        choosing, judging = halves(choosing)
     check_family(model)
     if not ways or not set(ways) <= set(WAYS):
         raise ValueError(f"`ways` must be of {', '.join(WAYS)}, got {ways!r}.")
-    names = [attention.path for attention in model.attentions()] if paths is None else list(paths)
+    names = measurable(model) if paths is None else list(paths)
     for name in names:
-        find_attention(model, name)
+        if find_attention(model, name).stack is not None:
+            raise ValueError(
+                f"Heads of {name} grow together with those of other blocks, which share their relative positions, and "
+                "are not measured: let them grow by `grow_heads_`."
+            )
     loss = loss or own_loss_of(model, [*choosing, *judging], ranks)
     found: list[LayerGrowth] = []
     values: list[Tensor] = []
@@ -154,6 +135,28 @@ def score_heads_of_halves(
     return HeadScores(tuple(found), everywhere, judges, _costs(model, found), tuple(outgoing), terms)
 
 
+def measurable(model: GrowablePreTrainedModel) -> list[str]:
+    """
+    Paths of the attention modules whose heads can be measured, one by one: those that the forward pass reaches, as it
+    does not reach cross-attention without an encoder, and that do not share relative positions.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    positions = count_positions(model)
+    found = [
+        attention.path
+        for attention in model.attentions()
+        if attention.stack is None and positions[attention.of(attention.heads.reader)]
+    ]
+    if not found:
+        raise ValueError(
+            f"The heads of a {type(model).__name__} grow in all blocks of a list together, which share their relative "
+            "positions, and are not measured: let them grow by `grow_heads_`."
+        )
+    return found
+
+
 def _costs(model: GrowablePreTrainedModel, growths: Sequence[LayerGrowth]) -> tuple[Cost, ...]:
     """What each of some heads adds; those of modules of a list of blocks with the same shapes are counted once."""
     counted: dict[Any, Cost] = {}
@@ -162,7 +165,8 @@ def _costs(model: GrowablePreTrainedModel, growths: Sequence[LayerGrowth]) -> tu
         heads = find_attention(model, growth.linear).heads
         layers = [model.get_submodule(path) for path in (*heads.rows, heads.reader)]
         sizes = tuple((name, x.shape) for layer in layers for name, x in layer.named_parameters())
-        stack, _ = split_path(Place.parse(growth.linear).block)
+        place = Place.parse(growth.linear)
+        stack = split_path(place.block)[0], place.linear
         # A copy takes along the units that feed it, of which each head may have others.
         own = (growth.linear, growth.neurons) if any("skip." in name for name, _ in sizes) else ()
         key = (growth.operator, stack, sizes, own)

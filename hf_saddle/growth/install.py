@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ..models.growable import SkipBranch
+from ..models.heads import fit_table_
 from ..models.parameters import follow_
 from .changes import Added, Changes, Replaced
 from .drafts import BranchDraft, LinearDraft, NormDraft
@@ -33,6 +34,7 @@ def install_(linear: LinearDraft, kind: str, activation: str, changes: Changes) 
         _install_norm_(norm, changes)
     for table in linear.tables:
         table.module._parameters[table.name] = _replacement(table.path, table.parameter, changes)
+        fit_table_(table.module, table.parameter.value.shape[-1])
     branch = linear.branch
     if branch is None:
         return

@@ -101,11 +101,12 @@ def _wide_config(model: GrowablePreTrainedModel) -> Any:
 
 def _widen_heads_(model: GrowablePreTrainedModel, config: Any) -> None:
     """Let a stock config have room for the heads of a model, where heads are as many as its fields say."""
-    grown, heads = model.shapes().heads, family_of(model.config.model_type).heads
-    if not grown or isinstance(heads, str):
+    grown, kinds = model.shapes().heads, family_of(model.config.model_type).heads
+    if not grown or isinstance(kinds, str):
         return
+    fields = kinds[0].fields
     path, number = max(grown.items(), key=lambda item: item[1])
-    if not heads.fields:
+    if not fields:
         raise ValueError(
             f"The model has {number} heads at {path}, and the heads of a {model.stock_class.__name__} always have as "
             "many channels together as a token: no field of its config says otherwise, so that no stock model "
@@ -114,10 +115,10 @@ def _widen_heads_(model: GrowablePreTrainedModel, config: Any) -> None:
         )
     most = max(heads_of(model.base_model).values())
     config.head_dim = next(model.attentions()).channels
-    keys, queries = (getattr(config, field) for field in heads.fields)
+    keys, queries = getattr(config, fields[0]), getattr(config, fields[-1])
     # Some stock classes want as many queries as divide the width of a token.
     fits = [n for n in range(most, config.hidden_size + 1) if config.hidden_size % (n * queries // keys) == 0]
-    for field, each in zip(heads.fields, (1, queries // keys), strict=True):
+    for field, each in zip(fields, (1, queries // keys), strict=False):
         setattr(config, field, each * (fits or [most])[0])
 
 

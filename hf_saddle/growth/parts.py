@@ -23,16 +23,31 @@ from .planner import check_branches, check_scores
 
 
 @dataclass(frozen=True)
-class HeadCandidate:
+class _Whole:
+    """What could come as a whole: its cost depends on nothing else that is chosen, and no branch begins."""
+
+    operator: str
+    adds: Cost
+    opens = None
+
+    @property
+    def timed_as(self) -> str:
+        """The operator whose time it takes for what it costs."""
+        return self.operator
+
+    def cost(self, book: CostBook) -> Cost:
+        """What it adds."""
+        return self.adds
+
+    def book_(self, book: CostBook) -> None:
+        """Nothing else has another cost by it."""
+
+
+@dataclass(frozen=True)
+class HeadCandidate(_Whole):
     """One head that could come."""
 
     growth: LayerGrowth
-    adds: Cost
-
-    @property
-    def operator(self) -> str:
-        """How, by name."""
-        return self.growth.operator
 
     @property
     def place(self) -> str:
@@ -44,34 +59,13 @@ class HeadCandidate:
         """A head that is split; new ones may be several."""
         return self.growth.linear, id(self) if self.operator == "new_head" else self.growth.neurons[0]
 
-    @property
-    def opens(self) -> None:
-        """No branch begins."""
-
-    def cost(self, book: CostBook) -> Cost:
-        """What it adds to the model as it is."""
-        return self.adds
-
-    def book_(self, book: CostBook) -> None:
-        """Its cost depends on nothing else that is chosen."""
-
 
 @dataclass(frozen=True)
-class InsertedCandidate:
+class InsertedCandidate(_Whole):
     """New blocks at one place."""
 
     block: BlockCandidate
-    how: str
-
-    @property
-    def operator(self) -> str:
-        """How, by name."""
-        return f"block_{self.how}"
-
-    @property
-    def place(self) -> str:
-        """A block is in none."""
-        return ""
+    place = ""  # in no block
 
     @property
     def once(self) -> tuple[str, int]:
@@ -79,15 +73,9 @@ class InsertedCandidate:
         return self.block.after, -1
 
     @property
-    def opens(self) -> None:
-        """No branch begins."""
-
-    def cost(self, book: CostBook) -> Cost:
-        """What it adds."""
-        return self.block.cost
-
-    def book_(self, book: CostBook) -> None:
-        """Its cost depends on nothing else that is chosen."""
+    def how(self) -> str:
+        """How they are inserted."""
+        return self.operator.removeprefix("block_")
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +107,8 @@ def neuron_part(
 
 def head_part(scores: HeadScores) -> Part:
     """Heads, as they were scored."""
-    candidates = tuple(HeadCandidate(*pair) for pair in zip(scores.candidates, scores.costs, strict=True))
+    heads = zip(scores.candidates, scores.costs, strict=True)
+    candidates = tuple(HeadCandidate(growth.operator, cost, growth) for growth, cost in heads)
     return Part(candidates, scores.columns, dict(Counter(each.operator for each in candidates)))
 
 
@@ -139,7 +128,7 @@ def block_part(blocks: Sequence[BlockCandidate], judges: Tensor, how: str) -> Pa
         values.append(gates.values @ natural_step(gates))
     columns = Columns.unbounded(torch.stack(values, 1), judges, blocks[0].terms)
     columns = replace(columns, low=torch.zeros_like(columns.low))
-    candidates = tuple(InsertedCandidate(block, how) for block in blocks)
+    candidates = tuple(InsertedCandidate(f"block_{how}", block.cost, block) for block in blocks)
     return Part(candidates, columns, {f"block_{how}": len(candidates)})
 
 

@@ -55,7 +55,8 @@ def plan_growth(
         ValueError: If the report does not fit the model, or the config asks for an operator that the model's branches
             do not allow, or names linears or layers that the model does not have.
     """
-    plan, own = choose_growths(report, model, config, event=event, lr_ratio=lr_ratio, to_come=to_come, scores=scores)
+    allowed = event_budget(model, config, event, lr_ratio, to_come)
+    plan, own = choose_growths(report, model, config, allowed, scores)
     return priced(model, plan if own is None else take_natural_step(plan, own, config.natural_step))
 
 
@@ -63,13 +64,13 @@ def choose_growths(
     report: CurvatureReport,
     model: GrowablePreTrainedModel,
     config: GrowthConfig,
-    *,
-    event: int,
-    lr_ratio: float,
-    to_come: int | None,
+    allowed: float,
     scores: UnitScores | None,
 ) -> tuple[GrowthPlan, UnitScores | None]:
-    """What [`plan_growth`] chooses, before it takes a step, and the scores of its units, if there are any."""
+    """
+    What [`plan_growth`] chooses, before it takes a step, for an event that may add what is `allowed`, and the scores
+    of its units, if there are any.
+    """
     check_where(model, config)
     if config.kinds.several or config.kinds.only_blocks or config.budget_unit == "seconds":
         raise ValueError(
@@ -77,7 +78,6 @@ def choose_growths(
             f"`budget_unit={config.budget_unit!r}` kinds are measured, and timed, by an event: use `growth_event_` of "
             "`hf_saddle.training`, or `plan_heads` and `plan_blocks` for one kind."
         )
-    allowed = event_budget(model, config, event, lr_ratio, to_come)
     check_branches(model, config)
     measured = list(measured_by(report, model, config))
     found = list(found_by(measured, config))

@@ -53,7 +53,9 @@ class Snapshot:
         for attention in model.attentions():
             self._hold(attention.module.__dict__, (*attention.heads.counts, *attention.heads.widths))
             if attention.heads.table is not None:
-                self._hold(model.get_submodule(attention.heads.table.rpartition(".")[0])._parameters)
+                owner = model.get_submodule(attention.heads.table.rpartition(".")[0])
+                self._hold(owner._parameters)
+                self._hold(owner.__dict__, ("embedding_dim",))
         if optimizer is not None:
             inner = inner_optimizer(optimizer)
             self._hold(inner.state)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,19 +16,31 @@ from .surgery import prepare_growth
 from .timing_record import Timing
 
 
-# Rounds of one step of each; the fastest counts, since what disturbs a step only makes it slower.
-_ROUNDS = 5
+# Rounds of one step of each; the fastest counts, since what disturbs a step only makes it slower. More than the fewest
+# while a comparison has not taken this many seconds.
+_FEWEST, _MOST, _ENOUGH = 5, 25, 3.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """
+    Growths of one kind that are timed.
+
+    Attributes:
+        much ([`GrowthPlan`]): So much that it can be seen.
+        first ([`GrowthPlan`], *optional*):
+            Of units, one in every layer that has no branch, whose call takes time however many units there are.
+    """
+
+    much: GrowthPlan
+    first: GrowthPlan | None = None
 
 
 def time_kinds(
-    model: GrowablePreTrainedModel,
-    batch: Any,
-    loss: Loss,
-    kinds: Mapping[str, tuple[GrowthPlan, GrowthPlan | None]],
-    known: Timing | None = None,
+    model: GrowablePreTrainedModel, batch: Any, loss: Loss, kinds: Mapping[str, Kind], known: Timing | None = None
 ) -> Timing:
     """
-    Time what kinds of growth add to a training step, as far as it is not known yet.
+    Time what kinds of growth add to a training step.
 
     Where that drowns in what else the machine does, a kind is taken to cost as much per multiply-accumulate as the
     model does.
@@ -36,27 +49,25 @@ def time_kinds(
         model ([`GrowablePreTrainedModel`]): The model, which is as before afterwards.
         batch: A probe batch.
         loss (`Callable`): Maps model and batch to the loss.
-        kinds (`Mapping[str, tuple]`): Of each kind some growths that are large enough to be seen; and, of units, one
-            in every layer that has no branch yet, whose call takes time however many units there are.
-        known ([`Timing`], *optional*): What earlier events have measured; it stays.
+        kinds (`Mapping[str, Kind]`): What is timed, by operator.
+        known ([`Timing`], *optional*): What was measured before; it stays.
 
     Returns:
-        [`Timing`]: With rates of all kinds.
+        [`Timing`]: With rates of these kinds, too.
     """
-    missing = {name: plans for name, plans in kinds.items() if known is None or name not in known.rates}
-    if known is not None and not missing:
+    if known is not None and not kinds:
         return known
-    fastest = _seconds(model, batch, loss)
-    mean, rates, calls = fastest / count_macs(model), {}, {}
-    for name, (many, few) in missing.items():
-        without, more, macs = _compared(model, many, batch, loss)
+    fastest, rates, calls = _seconds(model, batch, loss), {}, {}
+    mean = fastest / count_macs(model)
+    for name, kind in kinds.items():
+        without, more, macs = _compared(model, kind.much, batch, loss)
         fastest = min(fastest, without)
-        if few is not None:
-            _, one, least = _compared(model, few, batch, loss)
-            rates[name] = max(mean, (more - one) / max(1, macs - least))
-            calls[name] = max(0.0, one - rates[name] * least) / len(few.growths)
-        else:
+        if kind.first is None:
             rates[name] = max(mean, more / max(1, macs))
+            continue
+        _, one, least = _compared(model, kind.first, batch, loss)
+        rates[name] = max(mean, (more - one) / max(1, macs - least))
+        calls[name] = max(0.0, one - rates[name] * least) / len(kind.first.growths)
     if known is None:
         return Timing(fastest, 0.0, rates, calls)
     return Timing(known.step, known.added, known.rates | rates, known.calls | calls)
@@ -65,8 +76,8 @@ def time_kinds(
 def _compared(model: GrowablePreTrainedModel, plan: GrowthPlan, batch: Any, loss: Loss) -> tuple[float, float, int]:
     """Seconds of a step as it is, what a plan adds to them, and the multiply-accumulates that it adds."""
     prepared = prepare_growth(model, plan)
-    with_, without = [], []
-    for _ in range(_ROUNDS):
+    with_, without = list[float](), list[float]()
+    while len(with_) < _FEWEST or (len(with_) < _MOST and sum(with_) + sum(without) < _ENOUGH):
         without.append(_seconds(model, batch, loss))
         prepared.commit_()
         try:

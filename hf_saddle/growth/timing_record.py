@@ -13,10 +13,10 @@ class Timing:
     Seconds of a training step, and what each kind of growth adds to them.
 
     Attributes:
-        step (`float`): Seconds of a forward and backward pass of a probe batch before the first event that was timed.
+        step (`float`): Seconds of a forward and backward pass of a probe batch before the first event.
         added (`float`): What the events since then have added, by these rates, the last one included.
-        rates (`dict[str, float]`): Seconds for each multiply-accumulate per sample, by operator and place in a block.
-        calls (`dict[str, float]`): Seconds that the first branch of a layer takes beside that, by the same names.
+        rates (`dict[str, float]`): Seconds for each multiply-accumulate per sample, by operator.
+        calls (`dict[str, float]`): Seconds that the first branch of a layer takes beside that, by operator.
     """
 
     step: float

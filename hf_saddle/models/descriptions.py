@@ -43,14 +43,14 @@ class Block:
         linears (`tuple[str, ...]`): Layers that skip branches may feed, in the order of the forward pass.
         neurons (`tuple[Neurons, ...]`): Neurons that may be split.
         outputs (`tuple[str, ...]`): Modules, or parameters, that all of what it adds to its input passes last.
-        heads ([`Heads`], *optional*): Attention heads that may be.
+        heads (`tuple[Heads, ...]`): Attention heads, by module.
     """
 
     path: str
     linears: tuple[str, ...]
     neurons: tuple[Neurons, ...] = ()
     outputs: tuple[str, ...] = ()
-    heads: Heads | None = None
+    heads: tuple[Heads, ...] = ()
 
 
 Inside = tuple[tuple[str, ...], tuple[Neurons, ...], tuple[str, ...]]  # linears, neurons and outputs of a block
@@ -74,7 +74,8 @@ class Family:
             it has a number for each.
         silence (`float`): The value of all parameters of a block's outputs at which it adds nothing to its input.
         audible (`Callable`): Why a block whose outputs are silent still changes what passes it; `None` if it does not.
-        heads (`Heads` or `str`): The attention heads of each of these kinds, or why heads cannot grow.
+        heads (`tuple[Heads, ...]` or `str`):
+            The attention heads of all of these kinds, as far as they have their layers, or why heads cannot grow.
     """
 
     paths: tuple[str, ...]
@@ -84,10 +85,12 @@ class Family:
     counts: tuple[str, ...] = ("num_hidden_layers",)
     silence: float = 0.0
     audible: Callable[[Any], str | None] = lambda config: None
-    heads: Heads | str = "they have no attention heads"
+    heads: tuple[Heads, ...] | str = "they have no attention heads"
 
     def blocks(self, config: Any) -> tuple[Block, ...]:
         """The kinds of blocks of a config of the type."""
-        heads = self.heads if isinstance(self.heads, Heads) else None
+        heads = () if isinstance(self.heads, str) else self.heads
         insides = zip(self.paths, self.insides(config), strict=True)
-        return tuple(Block(path, *inside, heads) for path, inside in insides)
+        return tuple(
+            Block(path, *inside, tuple(kind for kind in heads if kind.reader in inside[0])) for path, inside in insides
+        )

@@ -6,7 +6,19 @@ import transformers
 from torch import nn
 
 from .descriptions import Block, Family, Inside, Neurons
-from .head_kinds import BERT, CLIP, GPT2, GROUPED, SWIN, VISION
+from .head_kinds import (
+    BERT,
+    BERT_ACROSS,
+    CLIP,
+    CLIP_ACROSS,
+    GPT2,
+    GPT2_ACROSS,
+    GROUPED,
+    SWIN,
+    T5,
+    T5_ACROSS,
+    VISION,
+)
 
 
 def _names(prefix: str, names: str) -> tuple[str, ...]:
@@ -114,38 +126,43 @@ _LAYERS = ("layers.*",)
 _STAGES = ("depths",)
 
 FAMILIES: dict[str, Family] = {
-    "bert": Family(("encoder.layer.*",), _bert, audible=_post_norm, heads=BERT),
-    "clip_vision_model": Family(("encoder.layers.*",), _clip, heads=CLIP),
+    "bert": Family(("encoder.layer.*",), _bert, audible=_post_norm, heads=(BERT, BERT_ACROSS)),
+    "clip_vision_model": Family(("encoder.layers.*",), _clip, heads=(CLIP,)),
     "convnext": Family(("encoder.stages.*.layers.*",), _convnext, widths=(), counts=_STAGES),
-    "deit": Family(_LAYERS, _vit, heads=VISION),
-    "dinov2": Family(("encoder.layer.*",), _dinov2, widths=("mlp_ratio",), heads=VISION),
-    "dinov2_with_registers": Family(("encoder.layer.*",), _dinov2, widths=("mlp_ratio",), heads=VISION),
-    "gemma3_text": Family(_LAYERS, _gemma, activation="hidden_activation", silence=-1.0, heads=GROUPED),
+    "deit": Family(_LAYERS, _vit, heads=(VISION,)),
+    "dinov2": Family(("encoder.layer.*",), _dinov2, widths=("mlp_ratio",), heads=(VISION,)),
+    "dinov2_with_registers": Family(("encoder.layer.*",), _dinov2, widths=("mlp_ratio",), heads=(VISION,)),
+    "gemma3_text": Family(_LAYERS, _gemma, activation="hidden_activation", silence=-1.0, heads=(GROUPED,)),
     "gpt2": Family(
-        ("h.*",), _gpt2, activation="activation_function", widths=("n_inner",), counts=("n_layer",), heads=GPT2
+        ("h.*",),
+        _gpt2,
+        activation="activation_function",
+        widths=("n_inner",),
+        counts=("n_layer",),
+        heads=(GPT2, GPT2_ACROSS),
     ),
-    "llama": Family(_LAYERS, _llama, heads=GROUPED),
-    "mistral": Family(_LAYERS, _llama, heads=GROUPED),
-    "qwen3": Family(_LAYERS, _llama, heads=GROUPED),
+    "llama": Family(_LAYERS, _llama, heads=(GROUPED,)),
+    "mistral": Family(_LAYERS, _llama, heads=(GROUPED,)),
+    "qwen3": Family(_LAYERS, _llama, heads=(GROUPED,)),
     "resnet": Family(("encoder.stages.*.layers.*",), _resnet, widths=(), counts=_STAGES, audible=_rectified),
-    "roberta": Family(("encoder.layer.*",), _bert, audible=_post_norm, heads=BERT),
-    "swin": Family(("encoder.layers.*.blocks.*",), _vit, widths=("mlp_ratio",), counts=_STAGES, heads=SWIN),
+    "roberta": Family(("encoder.layer.*",), _bert, audible=_post_norm, heads=(BERT, BERT_ACROSS)),
+    "swin": Family(("encoder.layers.*.blocks.*",), _vit, widths=("mlp_ratio",), counts=_STAGES, heads=(SWIN,)),
     "t5": Family(
         ("encoder.block.*", "decoder.block.*"),
         _t5,
         activation="dense_act_fn",
         widths=("d_ff", "d_ff"),
         counts=("num_layers", "num_decoder_layers"),
-        heads="all layers of a stack add the same relative positions, which have an entry for each head",
+        heads=(T5, T5_ACROSS),
     ),
-    "vit": Family(_LAYERS, _vit, heads=VISION),
+    "vit": Family(_LAYERS, _vit, heads=(VISION,)),
     "whisper": Family(
         ("encoder.layers.*", "decoder.layers.*"),
         _whisper,
         activation="activation_function",
         widths=("encoder_ffn_dim", "decoder_ffn_dim"),
         counts=("encoder_layers", "decoder_layers"),
-        heads=CLIP,
+        heads=(CLIP, CLIP_ACROSS),
     ),
 }
 

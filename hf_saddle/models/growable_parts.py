@@ -93,7 +93,7 @@ class GrowableParts(PreTrainedModel):
         return Shapes.of_modules(sites, grown_heads(self.config, heads_of(self.base_model)))
 
     def attentions(self) -> Iterator[Attention]:
-        """Yield every self-attention module whose heads can grow."""
+        """Yield every attention module whose heads can grow."""
         prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
         yield from attentions_in(self.base_model, prefix)
 

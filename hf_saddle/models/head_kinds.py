@@ -7,18 +7,23 @@ from typing import Any
 @dataclass(frozen=True)
 class Heads:
     """
-    Self-attention heads of a block, each a group of neurons of several layers, that one layer reads. With grouped
-    queries a key-value head and the query heads that it serves are one. Names are
-    relative to the block in a description, and those of a model where it has been found there.
+    Attention heads of a block, each a group of neurons of several layers, that one layer reads. With grouped queries a
+    key-value head and the query heads that it serves are one. Names are relative to the block in a description, and
+    those of a model where it has been found there.
 
     Attributes:
         path (`str`): The attention module.
-        rows (`tuple[str, ...]`): The layers that have rows of each head, that of values last; one if it has all three.
+        rows (`tuple[str, ...]`): The layers that have rows of each head, that of values last.
         reader (`str`): The layer that has their columns.
         size (`str`): Attribute of the module: channels of a head.
         counts (`tuple[str, ...]`): Those that say how many there are.
         widths (`tuple[str, ...]`): Those that say how many channels all have together.
+        parts (`tuple[int, ...]`):
+            In how many equal parts the rows of each of these layers lie, as of one for queries, keys and values.
         table (`str`, *optional*): A parameter with an entry for each head on its last axis.
+        shared (`bool`):
+            Whether all modules of a list of blocks go by the same relative positions, so that they must have as many
+            heads. The first of them has the table.
         fields (`tuple[str, ...]`):
             The fields of the stock config for numbers of heads, and of those that serve queries, where the channels of
             a head do not follow from them.
@@ -30,7 +35,9 @@ class Heads:
     size: str = "head_dim"
     counts: tuple[str, ...] = ()
     widths: tuple[str, ...] = ()
+    parts: tuple[int, ...] = (1, 1, 1)
     table: str | None = None
+    shared: bool = False
     fields: tuple[str, ...] = ()
 
     def at(self, path: str) -> "Heads":
@@ -46,14 +53,35 @@ def _heads(path: str, names: str = "q_proj k_proj v_proj o_proj", **attributes: 
 
 GROUPED = _heads("self_attn", fields=("num_key_value_heads", "num_attention_heads"))
 VISION = _heads("attention", counts=("num_attention_heads",))
-BERT = Heads(
-    "attention.self",
-    ("attention.self.query", "attention.self.key", "attention.self.value"),
-    "attention.output.dense",
-    size="attention_head_size",
-    counts=("num_attention_heads",),
-    widths=("all_head_size",),
+BERT, BERT_ACROSS = (
+    Heads(
+        f"{name}.self",
+        (f"{name}.self.query", f"{name}.self.key", f"{name}.self.value"),
+        f"{name}.output.dense",
+        size="attention_head_size",
+        counts=("num_attention_heads",),
+        widths=("all_head_size",),
+    )
+    for name in ("attention", "crossattention")
 )
-GPT2 = Heads("attn", ("attn.c_attn",), "attn.c_proj", counts=("num_heads",), widths=("split_size",))
-CLIP = _heads("self_attn", "q_proj k_proj v_proj out_proj", counts=("num_heads",))
+_GPT2: dict[str, Any] = {"counts": ("num_heads",), "widths": ("split_size",)}
+GPT2 = _heads("attn", "c_attn c_proj", parts=(3,), **_GPT2)
+GPT2_ACROSS = _heads("crossattention", "q_attn c_attn c_proj", parts=(1, 2), **_GPT2)
+CLIP, CLIP_ACROSS = (
+    _heads(name, "q_proj k_proj v_proj out_proj", counts=("num_heads",)) for name in ("self_attn", "encoder_attn")
+)
 SWIN = replace(VISION, table="attention.relative_position_bias.relative_position_bias_table")
+# The first cross-attention gives the others positions, too, which are 0.
+T5, T5_ACROSS = (
+    _heads(
+        name,
+        "q k v o",
+        size="key_value_proj_dim",
+        counts=("n_heads",),
+        widths=("inner_dim",),
+        shared=True,
+        fields=("num_heads",),
+    )
+    for name in ("layer.0.SelfAttention", "layer.1.EncDecAttention")
+)
+T5 = replace(T5, table="layer.0.SelfAttention.relative_attention_bias.weight")

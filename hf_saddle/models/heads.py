@@ -1,12 +1,13 @@
 """The attention heads of a model: where they are, how many, and what of their module follows their number."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .blocks import split_path
 from .families import blocks_in
 from .growable import growable_in
 from .head_kinds import Heads
@@ -19,7 +20,7 @@ from .sites import linear_at
 @dataclass(frozen=True)
 class Attention:
     """
-    A self-attention module in its place.
+    An attention module in its place.
 
     Attributes:
         path (`str`): Path in the model, `"model.layers.0.self_attn"`.
@@ -27,6 +28,9 @@ class Attention:
         block (`int`): Number of its block among all blocks of the model.
         module (`nn.Module`): The module.
         heads ([`Heads`]): What its heads consist of, with paths in the model.
+        stack (`str`, *optional*):
+            Where the modules are that must have as many heads, `"encoder.block.*.layer.0.SelfAttention"`; `None` if
+            their number is its own.
     """
 
     path: str
@@ -34,6 +38,7 @@ class Attention:
     block: int
     module: Any
     heads: Heads
+    stack: str | None
 
     @property
     def channels(self) -> int:
@@ -42,20 +47,7 @@ class Attention:
 
     def number(self, rows: int) -> int:
         """How many heads there are where the layer of values has this many rows."""
-        return rows // (self.channels * self.parts)
-
-    @property
-    def parts(self) -> int:
-        """Equal parts in which the rows of a layer lie: three where one layer has queries, keys and values."""
-        return 3 if len(self.heads.rows) == 1 else 1
-
-    def rows_of(self, heads: Tensor, unit: int, number: int) -> Tensor:
-        """
-        Numbers of the rows of some heads, int64, head by head, in a layer that has a `number` of them with `unit` rows
-        in each of its parts.
-        """
-        first = torch.arange(self.parts) * number + heads[:, None]
-        return (first[..., None] * unit + torch.arange(unit)).flatten()
+        return rows // (self.channels * self.heads.parts[-1])
 
     def fit_(self, number: int) -> None:
         """Let the attributes of the module say that it has a number of heads."""
@@ -71,18 +63,44 @@ class Attention:
 
 def attentions_in(base: nn.Module, prefix: str = "") -> Iterator[Attention]:
     """
-    Yield the self-attention modules of a base model whose heads can grow, in the order of the forward pass; `prefix`
+    Yield the attention modules of a base model whose heads can grow, in the order of the forward pass; `prefix`
     precedes its paths in the model, as `"bert."`.
     """
     for number, (block_path, block) in enumerate(blocks_in(base, base.config)):
-        if block.heads is not None:
-            root = f"{block_path}.{block.heads.path}"
-            heads = block.heads.at(f"{prefix}{block_path}")
-            yield Attention(f"{prefix}{root}", root, number, base.get_submodule(root), heads)
+        stack, index = split_path(block_path)
+        for kind in block.heads:
+            root, heads = f"{block_path}.{kind.path}", kind.at(f"{prefix}{block_path}")
+            if kind.shared and index:
+                heads = replace(heads, table=None)
+            of_stack = f"{stack}.*.{kind.path}" if kind.shared else None
+            yield Attention(f"{prefix}{root}", root, number, base.get_submodule(root), heads, of_stack)
+
+
+def rows_of(heads: Tensor, unit: int, number: int, parts: int) -> Tensor:
+    """
+    Numbers of the rows of some heads, int64, head by head, in a layer that has a `number` of them with `unit` rows in
+    each of its `parts`.
+    """
+    first = torch.arange(parts) * number + heads[:, None]
+    return (first[..., None] * unit + torch.arange(unit)).flatten()
+
+
+def check_stacks(base: nn.Module, numbers: Mapping[str, int]) -> None:
+    """Raise a `ValueError` if modules that must have as many heads, by path in the base model, do not."""
+    found: dict[str, set[int]] = {}
+    for attention in attentions_in(base):
+        if attention.stack is not None:
+            found.setdefault(attention.stack, set()).add(numbers[attention.root])
+    for stack, different in found.items():
+        if len(different) > 1:
+            raise ValueError(
+                f"All of {stack} must have as many heads, since the first gives the others its relative positions, "
+                f"which have an entry for each head; got {sorted(different)}."
+            )
 
 
 def heads_of(base: nn.Module) -> dict[str, int]:
-    """How many heads the self-attention modules of a base model have, by path in it; of stock models, too."""
+    """How many heads the attention modules of a base model have, by path in it; of stock models, too."""
     found = {}
     for attention in attentions_in(base):
         values = base.get_submodule(attention.heads.rows[-1])
@@ -121,4 +139,11 @@ def resize_table_(attention: Attention, base: nn.Module, number: int) -> None:
     assert old is not None
     if old.shape[-1] != number:
         module._parameters[name] = follow_(nn.Parameter(old.new_zeros(*old.shape[:-1], number)), old)
+        fit_table_(module, number)
         retire_([old])
+
+
+def fit_table_(module: nn.Module, number: int) -> None:
+    """Let the attributes of a module that has a table say that it has entries of a number of heads."""
+    if isinstance(module, nn.Embedding):
+        module.embedding_dim = number

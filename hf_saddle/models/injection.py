@@ -8,7 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .families import blocks_in, mismatch
 from .growable import Growable, GrowableConv1D, GrowableConv2d, GrowableLinear, SkipBranch
-from .heads import attentions_in, heads_of, resize_table_
+from .heads import attentions_in, check_stacks, heads_of, resize_table_
 from .layouts import layout_of
 from .vision import finish_vision_
 
@@ -79,6 +79,8 @@ def inject_(base: Any, config: Any) -> bool:
             for name in neurons.readers if width is not None else ():
                 _resize_(layers[f"{path}.{name}"], columns=width)
     present = heads_of(base) if heads else {}
+    if heads:
+        check_stacks(base, present | heads)
     for root, number in heads.items():
         own = attentions[root].heads
         for name in own.rows:

@@ -58,7 +58,7 @@ def check_paths(config: Any, field: str, paths: Iterable[str] | None) -> None:
     for block in family.blocks(config) if paths else ():
         names: dict[str, Iterable[str]] = {"skip_sizes": block.linears}
         names["widths"] = [neurons.rows[0] for neurons in block.neurons]
-        names["heads"] = [] if block.heads is None else [block.heads.path]
+        names["heads"] = [heads.path for heads in block.heads]
         known += [f"{block.path}.{name}" for name in names[field]]
     pattern = re.compile("|".join(re.escape(path).replace(r"\*", "[0-9]+") for path in known), re.ASCII)
     for path in paths or ():

@@ -9,32 +9,21 @@ import torch
 from ..curvature import CurvatureReport
 from ..curvature.loss import Loss
 from ..curvature.samples import sample_count
-from ..growth import (
-    GrowthConfig,
-    GrowthHistory,
-    GrowthPlan,
-    LayerGrowth,
-    block_candidates,
-    candidate_growths,
-    event_budget,
-    probe_loss,
-    score_growths,
-)
+from ..growth import GrowthConfig, GrowthHistory, GrowthPlan, block_candidates, probe_loss, score_heads
 from ..growth.across import Across, Chosen
 from ..growth.costs import Cost
 from ..growth.halves import halves
-from ..growth.head_scores import score_heads_of_halves
 from ..growth.natural_step import moves, stepped
 from ..growth.parts import Part, block_part, head_part, neuron_part
 from ..growth.reasons import unsupported
 from ..growth.surgery import added_by
-from ..growth.timing import time_kinds
-from ..growth.timing_record import Timing
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .distributed import Replicas
-from .measuring import judged_loss, measure_neurons, try_step
+from .measuring import candidates_of, judged_loss, measure_neurons, score_neurons, try_step
 from .model_checks import growing_kinds, heads_that_grow
+from .moment import Moment
 from .probe import event_seed
+from .timed import time_growth
 
 
 # New heads that are tried in each attention module.
@@ -45,10 +34,8 @@ def decide_across(
     model: GrowablePreTrainedModel,
     batches: Sequence[Any],
     config: GrowthConfig,
+    moment: Moment,
     *,
-    event: int,
-    lr_ratio: float,
-    to_come: int | None,
     loss: Loss,
     replicas: Replicas,
 ) -> GrowthPlan:
@@ -59,10 +46,13 @@ def decide_across(
     starts at rest, new heads and blocks, is judged by its scores.
     """
     choosing, judging = halves(batches, replicas)
-    parts, report = _measured(model, choosing, judging, config, event=event, loss=loss, replicas=replicas)
+    parts, report = _measured(model, choosing, judging, config, event=moment.event, loss=loss, replicas=replicas)
     across = Across(parts, report, model, config)
-    timing = _timed(across, batches, loss, replicas) if config.budget_unit == "seconds" else None
-    allowed = event_budget(model, config, event, lr_ratio, to_come, timing)
+    timing = None
+    if config.budget_unit == "seconds":
+        known = GrowthHistory.from_model(model).timing or moment.timing
+        timing = time_growth(model, batches[0], config, loss, replicas, known)
+    allowed = moment.allows(model, config, timing)
     chosen = replicas.together("Planning the growth", lambda: across.choose(allowed, timing))
     plan = replicas.agree_on(across.plan(chosen, allowed))
     columns = chosen.moving(plan)
@@ -103,17 +93,16 @@ def _measured(
     if kinds.neurons:
         report = measure_neurons(model, choosing, config, event=event, loss=loss, replicas=replicas)
         found = report
-        offered = replicas.together("Looking for what may grow", lambda: _offered(found, model, config))
+        offered = replicas.together("Looking for what may grow", lambda: candidates_of(found, model, config))
         if offered:
-            several, group = replicas.size > 1, replicas.group
-            scores = score_growths(model, offered, choosing, judging, loss=loss, distributed=several, group=group)
+            scores = score_neurons(model, offered, choosing, judging, loss=loss, replicas=replicas)
             parts.append(neuron_part(report, model, config, scores))
     if kinds.heads:
-        heads = score_heads_of_halves(
+        heads = score_heads(
             model,
             choosing,
-            judging,
             kinds.ways,
+            judging=judging,
             paths=heads_that_grow(model, config),
             candidates=_NEW_HEADS,
             loss=loss,
@@ -127,29 +116,3 @@ def _measured(
         own = [torch.full((sample_count(batch),), place >= len(choosing)) for place, batch in enumerate(both)]
         parts.append(block_part(blocks, torch.cat(replicas.gather(torch.cat(own))), how))
     return parts, report
-
-
-def _offered(report: CurvatureReport, model: GrowablePreTrainedModel, config: GrowthConfig) -> tuple[LayerGrowth, ...]:
-    """The neurons to choose from."""
-    found = candidate_growths(report, model, config)
-    resting = {growth.operator for growth in found if not moves(growth)}
-    if resting:
-        raise ValueError(
-            f"Neurons that grow by `{resting.pop()}`, the kind of units that the model has, have no scores to compete "
-            "with other kinds by: merge its pairs, or name operators of width, heads and blocks only."
-        )
-    return found
-
-
-def _timed(across: Across, batches: Sequence[Any], loss: Loss, replicas: Replicas) -> Timing:
-    """What each kind takes, measured by the first process as far as no earlier event has."""
-    history = GrowthHistory.from_model(across.model)
-
-    def measure() -> Timing | None:
-        if replicas.rank:
-            return None
-        return time_kinds(across.model, batches[0], loss, across.kinds(), history.timing)
-
-    timing = replicas.from_first(replicas.together("Timing the growth", measure))
-    assert timing is not None
-    return timing

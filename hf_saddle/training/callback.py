@@ -14,6 +14,7 @@ from transformers.trainer_callback import ExportableState
 from ..curvature.loss import Loss
 from ..growth import GrowthConfig, GrowthEvent, GrowthHistory
 from ..growth.blocks import freeze_as_before_
+from ..growth.timing_record import Timing
 from ..hub.measured import CLOCK
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .artefacts import share_artefacts
@@ -25,7 +26,7 @@ from .optimizer_checks import check_optimizer, check_parameters
 from .reports import announce, describe, growth_metrics, say, size_metrics
 from .resuming import check_given, left_out, note_changes, progress, saved_history
 from .trainer_checks import check_training
-from .trainer_event import trainer_event_
+from .trainer_event import time_training, trainer_event_
 from .trainer_sharded import check_sharded_training
 from .wrappers import renew_wrapper_
 
@@ -82,6 +83,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.events_done = 0
         self._history: dict[str, Any] | None = None
         self._given: list[str] = []
+        self._timing: dict[str, Any] | None = None
         self._held = Held()
         self._started = time.perf_counter()
 
@@ -89,6 +91,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps in `trainer_state.json`."""
         attributes = {"events_done": self.events_done, "_history": self._history, "_given": self._arguments()}
+        attributes |= {"_timing": self._timing}
         return {"args": {"config": self.config.to_dict()}, "attributes": attributes}
 
     def _arguments(self) -> list[str]:
@@ -100,7 +103,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         name = type(self).__name__
         if state.global_step == 0:
             # A new training has a schedule of its own; the budget still counts from the model's first event.
-            self.events_done, self._history = 0, model.growth_history
+            self.events_done, self._history, self._timing = 0, model.growth_history, None
         elif name in state.stateful_callbacks:
             saved = state.stateful_callbacks[name]
             for key, value in saved["attributes"].items():
@@ -128,6 +131,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self._restore(state, model)
         adopt_history_(model, self.followers)
         self._held.note_(model)
+        self._time(state, model, kwargs["train_dataloader"])
         announce(Course.of(args, state, kwargs["train_dataloader"]), self.config, args, state, model, self.events_done)
         self._started = time.perf_counter() - max((entry.get(CLOCK, 0.0) for entry in state.log_history), default=0.0)
         if state.global_step == 0:
@@ -199,6 +203,14 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             if args.torch_compile and self.trainer is None:
                 torch.compiler.reset()
 
+    def _time(self, state: TrainerState, model: GrowablePreTrainedModel, loader: DataLoader[Any]) -> None:
+        """Measure what growth takes, where seconds limit it, before anything grows: resumed runs go by the same."""
+        if self.config.budget_unit != "seconds" or self._timing or GrowthHistory.from_model(model).timing:
+            return
+        given = {"trainer": self.trainer, "loss": self.loss, "probe_dataset": self.probe_dataset}
+        self._timing = time_training(model, loader, self.config, **given).to_dict()
+        state.stateful_callbacks[type(self).__name__] = self.state()
+
     def _grow(self, training: Training, to_come: int) -> GrowthEvent:
         return trainer_event_(
             *training,
@@ -209,6 +221,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             loss=self.loss,
             probe_dataset=self.probe_dataset,
             followers=self.followers,
+            timing=Timing.from_dict(self._timing),
         )
 
     # --------------------------------------------------------------------------------------------------------- output

@@ -4,20 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..curvature import CurvatureReport, UnitScores
+from ..curvature import UnitScores
 from ..curvature.loss import Loss
 from ..curvature.samples import sample_count
-from ..growth import (
-    GrowthConfig,
-    GrowthPlan,
-    LayerGrowth,
-    block_candidates,
-    candidate_growths,
-    event_budget,
-    plan_blocks,
-    probe_loss,
-    score_growths,
-)
+from ..growth import GrowthConfig, GrowthPlan, LayerGrowth, block_candidates, probe_loss
+from ..growth.block_planner import choose_blocks
 from ..growth.budget import sizes
 from ..growth.halves import halves
 from ..growth.joint import Judgement
@@ -28,17 +19,16 @@ from ..growth.trial import loss_of_plan
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .across import decide_across
 from .distributed import Replicas
-from .measuring import Trial, measure_neurons, try_step
+from .measuring import Trial, candidates_of, measure_neurons, score_neurons, try_step
+from .moment import Moment
 
 
 def decide(
     model: GrowablePreTrainedModel,
     batches: Sequence[Any],
     config: GrowthConfig,
+    moment: Moment,
     *,
-    event: int,
-    lr_ratio: float,
-    to_come: int | None,
     loss: Loss,
     replicas: Replicas,
     trial: Trial = loss_of_plan,
@@ -49,37 +39,36 @@ def decide(
     Where units move at once, one half of the probe chooses them and their step, and the other half judges both: the
     predicted gain is what the loss of these samples fell by when the step was tried, by `trial`.
     """
-    if event_budget(model, config, event, lr_ratio, to_come) <= 0:
-        why = no_budget(*sizes(model, config), config, event)
+    allowed = moment.allows(model, config)
+    if allowed <= 0:
+        why = no_budget(*sizes(model, config), config, moment.event)
         return GrowthPlan(criterion=config.criterion, budget=0.0, seed=config.growth_seed, held_back=why), None
 
     def measured_before() -> float:
         own = replicas.together("The loss before the growth", lambda: probe_loss(model, batches, loss))
         return replicas.mean(own, sum(map(sample_count, batches)))
 
-    share: dict[str, Any] = {"event": event, "lr_ratio": lr_ratio, "to_come": to_come}
     if config.kinds.several or config.budget_unit == "seconds":
-        return decide_across(model, batches, config, loss=loss, replicas=replicas, **share), measured_before()
+        return decide_across(model, batches, config, moment, loss=loss, replicas=replicas), measured_before()
     if config.kinds.only_blocks:
         how = str(config.kinds.blocks)
         candidates = block_candidates(model, batches, loss=loss, places=config.layers, how=how, ranks=replicas)
-        return replicas.agree_on(plan_blocks(candidates, model, config, **share)), measured_before()
+        return replicas.agree_on(choose_blocks(candidates, config, allowed)), measured_before()
     choosing, judging = halves(batches, replicas) if config.judged else (list(batches), [])
-    report = measure_neurons(model, choosing, config, event=event, loss=loss, replicas=replicas)
+    report = measure_neurons(model, choosing, config, event=moment.event, loss=loss, replicas=replicas)
 
     def scores_of(growths: Sequence[LayerGrowth]) -> UnitScores:
-        several, group = replicas.size > 1, replicas.group
-        return score_growths(model, growths, choosing, judging, loss=loss, distributed=several, group=group)
+        return score_neurons(model, growths, choosing, judging, loss=loss, replicas=replicas)
 
     def loss_before() -> float:
         # Of all samples at once, as the loss afterwards: a loss that is a mean over tokens is not one over halves.
         return measured_before() if config.judged else float(report.loss)
 
-    offered = replicas.together("Looking for what may grow", lambda: _offered(report, model, config))
+    offered = replicas.together("Looking for what may grow", lambda: candidates_of(report, model, config))
     pursued = scores_of(offered) if offered else None
 
     def choose() -> tuple[GrowthPlan, UnitScores | None]:
-        return choose_growths(report, model, config, **share, scores=pursued)
+        return choose_growths(report, model, config, allowed, pursued)
 
     plan, scores = replicas.together("Planning the growth", choose)
     plan = replicas.agree_on(plan)
@@ -94,19 +83,6 @@ def decide(
     )
     plan = replicas.agree_on(priced(model, _paying(plan, found, factor, gain, config)))
     return plan, loss_before()
-
-
-def _offered(report: CurvatureReport, model: GrowablePreTrainedModel, config: GrowthConfig) -> Sequence[LayerGrowth]:
-    """All that pursuit chooses from; nothing where neurons are ranked one by one."""
-    found = candidate_growths(report, model, config) if config.pursues else ()
-    resting = {growth.operator for growth in found if not moves(growth)}
-    if resting and config.selection == "pursuit":
-        raise ValueError(
-            f"`selection='pursuit'` cannot choose `{resting.pop()}`, the kind of units that the model has: use "
-            "`selection='gain'`, or merge its pairs after the last event."
-        )
-    # Where a model's own kind of units has no natural step, its neurons are ranked one by one.
-    return () if resting else found
 
 
 def _paying(plan: GrowthPlan, found: Judgement, factor: float, gain: float, config: GrowthConfig) -> GrowthPlan:

@@ -12,12 +12,14 @@ from torch.optim import Optimizer
 from ..curvature.loss import Loss, own_loss_of
 from ..curvature.samples import sample_count
 from ..growth import GrowthConfig, GrowthEvent, GrowthPlan, PreparedGrowth, prepare_growth, record_
+from ..growth.timing_record import Timing
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .decision import decide
 from .distributed import Replicas
 from .followers import adopt_history_, check_followers
 from .measuring import loss_afterwards
 from .model_checks import check_growable
+from .moment import Moment
 from .optimizer_checks import check_bound
 from .probe import event_seed, private_randomness
 from .wrappers import ddp_arguments, find_ddp, is_compiled, rebuild_ddp_
@@ -37,6 +39,7 @@ def growth_event_(
     loss: Loss | None = None,
     group: "dist.ProcessGroup | None" = None,
     followers: Sequence[GrowablePreTrainedModel] = (),
+    timing: Timing | None = None,
 ) -> GrowthEvent:
     """
     Measure, plan and grow, as [`GrowthCallback`] does; for hand-written loops.
@@ -62,6 +65,8 @@ def growth_event_(
             its DDP wrapper.
         followers (`Sequence`, *optional*): Models of the same shapes that grow by the same plan, such as the
             `module` of a `torch.optim.swa_utils.AveragedModel`; if one cannot grow, nothing does.
+        timing (`Timing`, *optional*): What growth takes where seconds limit the size, by [`time_growth`]. By default
+            the first event measures it.
 
     Returns:
         [`GrowthEvent`]: The record, which is also the last event of the model's history. `seconds` is all that the
@@ -80,9 +85,7 @@ def growth_event_(
             inner,
             batches,
             config,
-            event=event,
-            lr_ratio=lr_ratio,
-            to_come=to_come,
+            Moment(event, lr_ratio, to_come, timing),
             loss=loss,
             replicas=replicas,
         )

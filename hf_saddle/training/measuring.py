@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from transformers.activations import ACT2FN
 
-from ..curvature import CurvatureReport, analyze_curvature
+from ..curvature import CurvatureReport, UnitScores, analyze_curvature
 from ..curvature.loss import Loss
 from ..curvature.samples import sample_count
-from ..growth import GrowthConfig, GrowthPlan, probe_loss
+from ..growth import GrowthConfig, GrowthPlan, LayerGrowth, candidate_growths, probe_loss, score_growths
 from ..growth.joint import Columns, Judgement, judge
-from ..growth.natural_step import NEXT_STEP
+from ..growth.natural_step import NEXT_STEP, moves
 from ..growth.trial import loss_of_plan, measured_step
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .distributed import Replicas
@@ -48,6 +48,36 @@ def measure_neurons(
         distributed=replicas.size > 1,
         group=replicas.group,
     )
+
+
+def candidates_of(
+    report: CurvatureReport, model: GrowablePreTrainedModel, config: GrowthConfig
+) -> Sequence[LayerGrowth]:
+    """All that pursuit chooses from; nothing where neurons are ranked one by one."""
+    found = candidate_growths(report, model, config) if config.pursues else ()
+    resting = {growth.operator for growth in found if not moves(growth)}
+    if resting and (config.selection == "pursuit" or config.kinds.several or config.budget_unit == "seconds"):
+        raise ValueError(
+            f"Pursuit cannot choose `{resting.pop()}`, the kind of units that the model has, which have no scores to "
+            "compete by: use `selection='gain'` with an operator of neurons alone and a budget of parameters, merge "
+            "the pairs, or name operators of width, heads and blocks only."
+        )
+    # Where a model's own kind of units has no natural step, its neurons are ranked one by one.
+    return () if resting else found
+
+
+def score_neurons(
+    model: GrowablePreTrainedModel,
+    growths: Sequence[LayerGrowth],
+    choosing: Sequence[Any],
+    judging: Sequence[Any],
+    *,
+    loss: Loss,
+    replicas: Replicas,
+) -> UnitScores:
+    """[`score_growths`] on the samples of all processes."""
+    several, group = replicas.size > 1, replicas.group
+    return score_growths(model, growths, choosing, judging, loss=loss, distributed=several, group=group)
 
 
 def try_step(

@@ -13,6 +13,7 @@ from ..growth.block_gains import block_costs, places_of_blocks
 from ..growth.budget import in_unit, sizes
 from ..growth.costs import Cost, CostBook
 from ..growth.drafting import branch_kind
+from ..growth.head_scores import measurable
 from ..growth.heads import check_family
 from ..growth.kinds import Kinds
 from ..growth.operators import DEPTH_OPERATORS, OPERATORS, Operator
@@ -118,11 +119,13 @@ def growing_kinds(model: GrowablePreTrainedModel, config: GrowthConfig) -> Kinds
 
 
 def heads_that_grow(model: GrowablePreTrainedModel, config: GrowthConfig) -> list[str]:
-    """Paths of the attention modules whose heads may grow."""
+    """Paths of the attention modules whose heads may grow, see [`measurable`]."""
+    known = measurable(model)
     return [
         attention.path
         for attention in model.attentions()
-        if (config.layers is None or attention.block in config.layers)
+        if attention.path in known
+        and (config.layers is None or attention.block in config.layers)
         and all(model.get_submodule(row).weight.requires_grad for row in attention.heads.rows)
     ]
 
@@ -188,7 +191,7 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
         heads = (head_growth(model, path, 1, way) for path in heads_that_grow(model, config)[:1])
         costs += [added_by(model, GrowthPlan((growth,))) for growth in heads]
     for site in model.growable_linears() if kinds.neurons else ():
-        for operator in _operators(model, site, config) if site.path in paths else ():
+        for operator in operators_of(model, site, config) if site.path in paths else ():
             costs += [book.cost(site.path, operator, neuron) for neuron in range(site.module.neurons)]
     prices = [in_unit(cost, config.budget_unit) for cost in costs]
     if not prices:
@@ -221,7 +224,7 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
         )
 
 
-def _operators(model: GrowablePreTrainedModel, site: Site, config: GrowthConfig) -> list[Operator]:
+def operators_of(model: GrowablePreTrainedModel, site: Site, config: GrowthConfig) -> list[Operator]:
     """How the neurons of a linear may grow."""
     kind = branch_kind(model)
     names = {config.kinds.operator_for(name, kind) for name in config.ranking}

@@ -10,6 +10,7 @@ from ..growth import GrowthConfig, GrowthPlan
 from .decision import decide
 from .distributed import Replicas
 from .model_checks import check_growable
+from .moment import Moment
 from .probe import event_seed, private_randomness
 
 
@@ -45,9 +46,7 @@ def plan_event(
             inner,
             batches,
             config,
-            event=event,
-            lr_ratio=lr_ratio,
-            to_come=to_come,
+            Moment(event, lr_ratio, to_come),
             loss=loss or own_loss_of(inner, batches, alone),
             replicas=alone,
         )

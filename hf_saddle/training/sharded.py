@@ -20,6 +20,7 @@ from .decision import decide
 from .distributed import Replicas
 from .measuring import loss_afterwards
 from .model_checks import growable_inside
+from .moment import Moment
 from .optimizer_checks import check_optimizer
 from .probe import event_seed, private_randomness
 from .resharding import show_shards_
@@ -86,9 +87,7 @@ def growth_event_sharded_(
             inner,
             batches,
             config,
-            event=event,
-            lr_ratio=lr_ratio,
-            to_come=to_come,
+            Moment(event, lr_ratio, to_come),
             loss=loss,
             replicas=replicas,
             trial=partial(loss_of_sharded_plan, **growing),

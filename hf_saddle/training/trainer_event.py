@@ -15,12 +15,15 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from ..curvature.loss import Loss
 from ..curvature.samples import sample_count
 from ..growth import GrowthConfig, GrowthEvent
+from ..growth.timing_record import Timing
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .distributed import Replicas
 from .event import growth_event_
 from .loss import training_loss
+from .probe import event_seed, private_randomness
 from .reports import lr_ratio
 from .sharded import growth_event_sharded_
+from .timed import time_growth
 from .trainer_probe import trainer_batches
 from .trainer_sharded import shard_as
 
@@ -43,6 +46,7 @@ def trainer_event_(
     loss: Loss | None,
     probe_dataset: Any,
     followers: Sequence[GrowablePreTrainedModel],
+    timing: Timing | None,
 ) -> GrowthEvent:
     """
     [`growth_event_`] on samples that the training's sampler takes, by the training's loss. All processes have to call
@@ -61,18 +65,13 @@ def trainer_event_(
         loss (`Callable`, *optional*): Takes the place of the trainer's loss.
         probe_dataset (`Dataset`, *optional*): Takes the place of the training data.
         followers (`Sequence[GrowablePreTrainedModel]`): Models that grow by the same plan.
+        timing ([`Timing`], *optional*): What growth takes, where it was measured when the training began.
 
     Returns:
         [`GrowthEvent`]: What happened.
     """
     wrapped: nn.Module = model if trainer is None else trainer.model_wrapped
-    replicas = Replicas.of(wrapped)
-    batches = trainer_batches(
-        loader, config, event=event, dataset=probe_dataset, trainer=trainer, replicas=replicas, device=model.device
-    )
-    if loss is None and trainer is not None:
-        loss = training_loss(trainer, batches, replicas)
-    assert loss is not None  # `check_training`
+    batches, loss = _probe(model, loader, config, event, trainer, loss, probe_dataset)
     silent = args.disable_tqdm or not state.is_world_process_zero
     # Analysis of all samples, or of one half, scores, and a trial on the other half; and the loss before and after.
     total = sum(map(sample_count, batches)) * (4 if config.judged else 2)
@@ -89,10 +88,46 @@ def trainer_event_(
             shard = shard_as(trainer.accelerator)
             _, grown = growth_event_sharded_(wrapped, optimizer, batches, config, shard=shard, **place)
         else:
-            grown = growth_event_(wrapped, optimizer, batches, config, followers=followers, **place)
+            grown = growth_event_(wrapped, optimizer, batches, config, followers=followers, timing=timing, **place)
     if args.torch_compile and trainer is None and (grown.layers or grown.blocks):
         torch.compiler.reset()  # as `growth_event_` does where it sees the wrapper
     return grown
+
+
+def time_training(
+    model: GrowablePreTrainedModel,
+    loader: DataLoader[Any],
+    config: GrowthConfig,
+    *,
+    trainer: Trainer | None,
+    loss: Loss | None,
+    probe_dataset: Any,
+) -> Timing:
+    """[`time_growth`] on samples of the training, by its loss. All processes have to call this."""
+    replicas = Replicas.of(model if trainer is None else trainer.model_wrapped)
+    batches, loss = _probe(model, loader, config, 0, trainer, loss, probe_dataset)
+    with private_randomness(event_seed(config, 0)):
+        return time_growth(model, batches[0], config, loss, replicas)
+
+
+def _probe(
+    model: GrowablePreTrainedModel,
+    loader: DataLoader[Any],
+    config: GrowthConfig,
+    event: int,
+    trainer: Trainer | None,
+    loss: Loss | None,
+    dataset: Any,
+) -> tuple[list[Any], Loss]:
+    """The samples of an event, of this process, and the loss of the training."""
+    replicas = Replicas.of(model if trainer is None else trainer.model_wrapped)
+    batches = trainer_batches(
+        loader, config, event=event, dataset=dataset, trainer=trainer, replicas=replicas, device=model.device
+    )
+    if loss is None and trainer is not None:
+        loss = training_loss(trainer, batches, replicas)
+    assert loss is not None  # `check_training`
+    return batches, loss
 
 
 def _ticking(bar: tqdm, loss: Loss, model: nn.Module, batch: Any) -> Any:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.models.resnet.modeling_resnet import ResNetConvLayer
+from transformers.models.t5.modeling_t5 import T5Attention
 
 import hf_saddle
 from hf_saddle.growth import GrowthPlan, LayerGrowth
@@ -216,6 +217,8 @@ def assert_state_is_that_of_a_twin_that_grew_before(make, grow_, name, momentum,
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
+            if isinstance(module, T5Attention):
+                module.dropout = 0.0
         kind, options = (torch.optim.SGD, {"momentum": 0.9}) if momentum else (torch.optim.AdamW, {})
         optimizer = kind(model.parameters(), lr=0.0, **options)
 

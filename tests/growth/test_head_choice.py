@@ -18,9 +18,11 @@ from hf_saddle.growth import (
     probe_loss,
     score_heads,
 )
+from hf_saddle.growth.head_scores import measurable
 from hf_saddle.growth.joint import judge
 
 
+# Heads of T5 grow in all blocks together, by hand.
 HEADED = [name for name in EVERY if CASES[name][0] not in ("convnext", "resnet", "t5")]
 every_family = pytest.mark.parametrize("name", HEADED)
 
@@ -56,7 +58,7 @@ def state(model):
 def test_the_loss_changes_by_splits_as_their_curvature_says(name, monkeypatch):
     exact_norms_(monkeypatch)
     model, batches = family_model(name, dtype=torch.float64), probe(name)
-    paths = [attention.path for attention in model.attentions()]
+    paths = measurable(model)
     growths, predicted, by_forms = [], 0.0, 0.0
     for index, (path, splits) in enumerate(capture_heads(model, batches, paths, loss).items()):
         pairs = splits.pairs(10, index)
@@ -198,8 +200,10 @@ def test_plans_that_cannot_be_meant_are_refused(scored, arguments, message):
     ("name", "arguments", "message"),
     [
         ("ResNetModel", {}, "no attention heads"),
+        ("T5EncoderModel", {}, "grow in all blocks of a list together"),
+        ("T5EncoderModel", {"paths": ["encoder.block.1.layer.0.SelfAttention"]}, "share their relative positions"),
         ("LlamaForCausalLM", {"ways": ["copy"]}, "`ways` must be of new, split"),
-        ("LlamaForCausalLM", {"paths": ["model.layers.0.mlp"]}, "no self-attention"),
+        ("LlamaForCausalLM", {"paths": ["model.layers.0.mlp"]}, "no attention"),
     ],
 )
 def test_measurements_that_cannot_be_meant_are_refused(name, arguments, message):

@@ -30,19 +30,25 @@ from hf_saddle.growth import (
     grow_,
     grow_heads_,
     head_growth,
+    insert_blocks_,
 )
+from hf_saddle.growth.block_records import NewBlock
 from hf_saddle.models.heads import heads_of
 
 
-HEADED = [name for name in EVERY if CASES[name][0] not in ("convnext", "resnet", "t5")]
-HEADED += ["BertLMHeadModel", "WhisperForAudioClassification"]
+HEADED = [name for name in EVERY if CASES[name][0] not in ("convnext", "resnet")]
+HEADED += ["BertLMHeadModel", "WhisperForAudioClassification", "T5ForConditionalGeneration"]
+HEADED = [*dict.fromkeys(HEADED)]
 every_family = pytest.mark.parametrize("name", HEADED)
 
 
 def asked(model, how="new"):
-    """Another number of heads in every attention module, or two of them, the last first."""
-    numbers = heads_of(model.base_model)
-    return {root: 1 + index if how == "new" else [n - 1, 0] for index, (root, n) in enumerate(numbers.items())}
+    """Another number of heads in every attention module that may have its own, or two of them, the last first."""
+    numbers, places = heads_of(model.base_model), {}
+    for attention in model.attentions():
+        places[attention.root] = attention.stack or attention.root
+    more = {place: 1 + index for index, place in enumerate(dict.fromkeys(places.values()))}
+    return {root: more[places[root]] if how == "new" else [n - 1, 0] for root, n in numbers.items()}
 
 
 @torch.no_grad()
@@ -175,6 +181,18 @@ def test_generation_with_a_cache_is_that_without(name, cache):
     assert not torch.equal(without, stock)
 
 
+def test_sequences_are_generated_with_a_cache_as_without():
+    model = family_model("T5ForConditionalGeneration")
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "suppress_tokens": [0]}
+    tokens = {name: value for name, value in inputs("T5ForConditionalGeneration").items() if "decoder" not in name}
+    stock = model.generate(**tokens, **options)
+    grow_heads_(model, asked(model))
+    assert torch.equal(model.generate(**tokens, **options), stock)
+    wake_(model)
+    found = model.generate(**tokens, **options)
+    assert torch.equal(found, model.generate(**tokens, **options, use_cache=False)) and not torch.equal(found, stock)
+
+
 def test_speech_is_transcribed_with_a_cache_as_without():
     name = "WhisperForConditionalGeneration"
     model = family_model(name)
@@ -200,14 +218,31 @@ def test_speech_is_transcribed_with_a_cache_as_without():
 
 REFUSED = {
     "a family without heads": ("ResNetModel", {"encoder.stages.0.layers.0": 1}, "new", "they have no attention heads"),
-    "shared positions": ("T5EncoderModel", {"encoder.block.0.layer.0.SelfAttention": 1}, "new", "relative positions"),
-    "cross-attention": (
-        "WhisperForConditionalGeneration",
-        {"decoder.layers.0.encoder_attn": 1},
+    "one of shared positions": (
+        "T5EncoderModel",
+        {"encoder.block.0.layer.0.SelfAttention": 1},
         "new",
-        "no self-attention 'decoder.layers.0.encoder_attn'",
+        "the same heads grow in all of encoder.block.0.layer.0.SelfAttention, encoder.block.1.layer.0.SelfAttention",
     ),
-    "an unknown path": ("LlamaForCausalLM", {"layers.7.self_attn": 1}, "new", "no self-attention 'layers.7"),
+    "other numbers at shared positions": (
+        "T5EncoderModel",
+        {"encoder.block.0.layer.0.SelfAttention": 1, "encoder.block.1.layer.0.SelfAttention": 2},
+        "new",
+        "the same heads grow in all",
+    ),
+    "other heads at shared positions": (
+        "T5EncoderModel",
+        {"encoder.block.0.layer.0.SelfAttention": [1], "encoder.block.1.layer.0.SelfAttention": [2]},
+        "split",
+        "the same heads grow in all",
+    ),
+    "one cross-attention of T5": (
+        "T5ForConditionalGeneration",
+        {"decoder.block.1.layer.1.EncDecAttention": 1},
+        "new",
+        "the same heads grow in all of decoder.block.0.layer.1.EncDecAttention, decoder.block.1.layer.1",
+    ),
+    "an unknown path": ("LlamaForCausalLM", {"layers.7.self_attn": 1}, "new", "no attention 'layers.7"),
     "no head": ("LlamaForCausalLM", {"layers.0.self_attn": 0}, "new", "must be 1 or more, got 0"),
     "truth": ("LlamaForCausalLM", {"layers.0.self_attn": True}, "new", "must be a number of new heads"),
     "more splits than heads": ("LlamaForCausalLM", {"layers.0.self_attn": 3}, "split", "must be 1 to 2"),
@@ -320,11 +355,64 @@ def test_configs_of_heads_that_cannot_be_are_refused(heads, message):
 
 
 def test_config_of_a_family_without_heads_says_why():
-    with pytest.raises(ValueError, match="Heads of saddle_t5 models cannot grow: all layers of a stack add the same"):
-        family_model("T5EncoderModel").config.heads = {"encoder.block.0.layer.0.SelfAttention": 5}
+    with pytest.raises(ValueError, match="Heads of saddle_resnet models cannot grow: they have no attention heads"):
+        family_model("ResNetModel").config.heads = {"encoder.stages.0.layers.0": 5}
 
 
-@pytest.mark.parametrize("name", ["LlamaForCausalLM", "GPT2LMHeadModel", "SwinForImageClassification"])
+def test_modules_with_shared_positions_have_as_many_heads_in_configs_and_checkpoints():
+    model, grown = family_model("T5EncoderModel"), family_model("T5EncoderModel")
+    config = copy.deepcopy(model.config)
+    config.heads = {"encoder.block.0.layer.0.SelfAttention": 5}
+    with pytest.raises(ValueError, match=r"must have as many heads, .* got \[4, 5\]"):
+        hf_saddle.SaddleT5EncoderModel(config)
+    grow_heads_(grown, asked(grown))
+    old = {name: value for name, value in model.state_dict().items() if "block.1.layer.0" in name}
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="must have as many heads"):
+        model.load_state_dict(grown.state_dict() | old)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_heads_of_shared_positions_and_blocks_of_the_same_list_do_not_come_in_one_event():
+    model = family_model("T5EncoderModel")
+    growths = tuple(head_growth(model, path, number) for path, number in asked(model).items())
+    plan = GrowthPlan(growths, blocks=(NewBlock("encoder.block.1", "copy"),))
+    unchanged(model, lambda model: grow_(model, plan), "let heads grow in an event of their own")
+    grow_(model, GrowthPlan(growths))
+    before = answers(model, "T5EncoderModel")
+    insert_blocks_(model, after=[0, 1])
+    assert set(heads_of(model.base_model).values()) == {5}
+    assert torch.equal(answers(model, "T5EncoderModel"), before)
+
+
+@pytest.mark.parametrize("name", ["BertLMHeadModel", "GPT2LMHeadModel"])
+def test_heads_of_cross_attention_are_read_by_those_who_look_elsewhere(name, monkeypatch):
+    exact_norms_(monkeypatch)
+    seen = torch.randn(3, 7, 32, generator=torch.Generator().manual_seed(7))
+
+    def found(model):
+        with torch.no_grad():
+            return model(**inputs(name), encoder_hidden_states=seen.to(model.dtype), use_cache=False).logits
+
+    model = family_model(name, add_cross_attention=True)
+    before = found(model)
+    paths = {path: number for path, number in asked(model).items() if "crossattention" in path}
+    assert len(paths) == 2
+    grow_heads_(model, paths)
+    assert torch.equal(found(model), before) and set(model.config.heads) == set(paths)
+    wake_(model.double())
+    before, moved = found(model), []
+    for step in (0.0, 0.02, 0.01):
+        grown = copy.deepcopy(model)
+        grow_heads_(grown, dict.fromkeys(paths, [3, 0]), "split", step_size=step)
+        moved.append(float((found(grown) - before).abs().max()) / float(before.abs().max()))
+    assert moved[0] <= 2e-15
+    assert 3.8 < moved[1] / moved[2] < 4.2, moved
+
+
+@pytest.mark.parametrize(
+    "name", ["LlamaForCausalLM", "GPT2LMHeadModel", "SwinForImageClassification", "T5ForConditionalGeneration"]
+)
 def test_a_larger_state_goes_into_a_smaller_model_and_back(name):
     model, plain = family_model(name), family_model(name)
     original, before = copy.deepcopy(plain.state_dict()), answers(plain, name)

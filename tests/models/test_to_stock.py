@@ -111,10 +111,11 @@ def test_residual_pairs_of_every_family_merge_exactly(name, linear, tmp_path):
 
 
 def headed_model(name):
-    """A growable model whose second attention module has one head more than stock."""
+    """A growable model whose second attention module, and what it shares positions with, has one head more."""
     plain = hf_saddle.growable(stock_model(name))
-    root, number = list(heads_of(plain.base_model).items())[1]
-    plain.config.heads = {root: number + 1}
+    number, places = heads_of(plain.base_model), {each.root: each.stack or each.root for each in plain.attentions()}
+    second = places[list(number)[1]]
+    plain.config.heads = {root: number[root] + 1 for root, place in places.items() if place == second}
     model = type(plain)(plain.config).eval()
     randomize_(model)
     return model
@@ -127,6 +128,15 @@ def test_heads_whose_number_is_free_are_padded(name):
     assert type(stock) is getattr(transformers, name)
     assert len({layer.self_attn.k_proj.weight.shape for layer in stock.model.layers}) == 1
     assert_same(stock, model, batch)
+
+
+def test_heads_of_t5_are_padded_everywhere():
+    name = "T5ForConditionalGeneration"
+    model = headed_model(name)
+    assert set(model.config.heads.values()) == {5} and len(model.config.heads) == 2
+    stock = hf_saddle.to_stock(model)
+    assert type(stock) is transformers.T5ForConditionalGeneration and stock.config.num_heads == 8
+    assert_same(stock, model, inputs(name))
 
 
 @pytest.mark.parametrize("name", ["GPT2LMHeadModel", "ViTForImageClassification", "BertForMaskedLM"])

@@ -11,16 +11,19 @@ from test_resume import SAVING, assert_same_run, checkpoint
 from training_cases import Images, across, events, tiny, train, trainer_for
 from transformers import Trainer
 
-from hf_saddle.growth import GrowthConfig, GrowthHistory, count_parameters, halves, probe_loss
+from hf_saddle.growth import GrowthConfig, GrowthHistory, count_parameters, grow_, halves, probe_loss
 from hf_saddle.growth import timing as timing_module
 from hf_saddle.hub import render_model_card, render_report
 from hf_saddle.hub.states import neuron_counts, states
 from hf_saddle.training import GrowthTrainer, growth_event_, probe_batches
+from hf_saddle.training.distributed import Replicas
 from hf_saddle.training.model_checks import growing_kinds
 from hf_saddle.training.random_growth import random_event_
+from hf_saddle.training.timed import time_growth
 
 
 sys.path.append(str(Path(__file__).parents[1] / "growth"))
+from family_cases import family_plan  # noqa: E402
 from test_blocks import block_model  # noqa: E402
 
 
@@ -106,9 +109,11 @@ def test_seconds_limit_the_size_and_are_measured_once(tmp_path, monkeypatch):
     spent = [0.0, *added]
     for event, before, after in zip(events(whole), spent, spent[1:], strict=False):
         assert bool(event["operators"]) == (after > before)
-    # From the first event on its rates are those of the run, whatever the machine does by then.
-    resumed = train(tmp_path / "resumed", config, checkpoint(whole, 3))
-    assert_same_run(resumed, whole)
+    # Its rates are those of the run, whatever the machine does by then, before the first event as well.
+    monkeypatch.setattr(timing_module, "_seconds", lambda *args: pytest.fail("measured again"))
+    for step in (2, 3):
+        resumed = train(tmp_path / f"resumed from {step}", config, checkpoint(whole, step))
+        assert_same_run(resumed, whole)
     history = GrowthHistory.from_dict(GrowthHistory.from_model(resumed.model).to_dict())
     assert history.timing is not None and history.timing.to_dict() == timed[-1]
 
@@ -125,7 +130,27 @@ def test_a_kind_that_takes_longer_is_not_chosen(monkeypatch):
     model = tiny()
     event = growth_event_(model, None, probe_batches(Images(256), config), config)
     assert event.heads == 0 and event.operators and event.candidates["new_head"] == 4
+    assert {"zero_gain", "split", "new_head", "split_head", "block_copy"} == {*event.timing.rates}
     assert event.timing.step < 1.1 and 0 < event.timing.added <= 0.5 * event.timing.step
+
+
+@pytest.mark.parametrize(
+    ("name", "grown", "operator", "kinds"),
+    [
+        ("LlamaForCausalLM", False, "any", {"split", "zero_gain", "new_head", "split_head", "block_copy"}),
+        ("T5ForConditionalGeneration", False, "any", {"split", "zero_gain", "block_copy"}),
+        ("ResNetForImageClassification", False, ["zero_gain", "block_copy"], {"zero_gain", "block_copy"}),
+        ("LlamaForCausalLM", True, "split", {"split", "zero_gain"}),  # copies of units take the time of new ones
+    ],
+)
+def test_each_kind_that_may_grow_is_timed(name, grown, operator, kinds, monkeypatch):
+    monkeypatch.setattr(timing_module, "_seconds", lambda *args: 1.0)
+    model = block_model(name)
+    if grown:
+        grow_(model, family_plan(model, "zero_gain", [1, 0]))
+    config = GrowthConfig(operator=operator, budget_unit="seconds")
+    timing = time_growth(model, None, config, own_loss, Replicas())
+    assert {*timing.rates} == kinds and {*timing.calls} <= {"zero_gain"} and bool(timing.calls) == (not grown)
 
 
 POSSIBLE = {
@@ -146,7 +171,7 @@ def test_any_is_what_the_model_can_and_what_is_named_must_be_possible(name):
         if possible:
             assert growing_kinds(model, config) == config.kinds
         else:
-            with pytest.raises(ValueError, match=r"cannot|no attention heads"):
+            with pytest.raises(ValueError, match=r"cannot|no attention heads|in all blocks"):
                 growing_kinds(model, config)
 
 
