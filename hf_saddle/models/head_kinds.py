@@ -55,5 +55,6 @@ BERT = Heads(
     widths=("all_head_size",),
 )
 GPT2 = Heads("attn", ("attn.c_attn",), "attn.c_proj", counts=("num_heads",), widths=("split_size",))
+DISTILBERT = _heads("attention", "q_lin k_lin v_lin out_lin", size="attention_head_size", counts=("n_heads",))
 CLIP = _heads("self_attn", "q_proj k_proj v_proj out_proj", counts=("num_heads",))
 SWIN = replace(VISION, table="attention.relative_position_bias.relative_position_bias_table")
