@@ -107,10 +107,11 @@ VISION: dict[str, Fields] = {
     "resnet": _resnet,
     "convnext": _convnext,
 }
+# Without Qwen2: transformers reads every tokenizer beside a stock one as that of Qwen2, so that a new one would be
+# another one once the model has been converted.
 DECODERS: dict[str, Fields] = {
     "llama": _llama,
     "gpt2": _gpt2,
-    "qwen2": _llama,
     "qwen3": _llama,
     "olmo2": _llama,
     "mistral": _llama,

@@ -176,6 +176,14 @@ def test_a_config_that_cannot_be_is_refused(fields, message):
         hf_saddle.models.SaddleGPT2Config(**CASES["GPT2LMHeadModel"][2] | fields)
 
 
+@every_family
+def test_numbers_of_blocks_and_neurons_that_cannot_be_are_refused(name):
+    kind, family = saddle(name).config_class, family_of(CASES[name][0])
+    for field in {*family.counts, *family.widths}:
+        with pytest.raises(ValueError, match=f"`{field}`.*1099511627776"):
+            kind(**CASES[name][2] | {field: [2**40, 1] if field == "depths" else 2**40})
+
+
 def test_layers_that_the_model_does_not_have_are_refused():
     config = hf_saddle.models.SaddleGPT2Config(**CASES["GPT2LMHeadModel"][2], widths={"h.7.mlp.c_fc": 60})
     with pytest.raises(ValueError, match=r"h\.7\.mlp\.c_fc, which a SaddleGPT2Model does not have"):
