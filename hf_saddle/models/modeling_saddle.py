@@ -24,6 +24,7 @@ from .vision import STOCK_KEYS, init_tokens_
 class GrowablePreTrainedModel(GrowableParts, CheckpointedModel):
     """What is growable in a model, whose class is made of this one and of the stock class."""
 
+    _no_split_modules: Any
     # What `check_branches` found at the last forward pass.
     _branch_links: tuple[Any, tuple[Any, ...], tuple[Any, ...]] | None = None
 

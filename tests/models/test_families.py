@@ -24,6 +24,7 @@ from families_cases import (
 from model_cases import CHECKPOINTING
 from torch import nn
 from transformers import AutoConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from upstream_cases import ROWS
 
 import hf_saddle
 from hf_saddle.models import FAMILIES, Growable, families
@@ -217,6 +218,21 @@ def test_saved_and_loaded_by_the_auto_class(name, tmp_path):
     assert again.config == model.config == AutoConfig.from_pretrained(tmp_path)
     assert again.growth_history == model.growth_history
     assert_equal(outputs(again, batch), outputs(model, batch))
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row in FAMILIES])
+def test_heads_start_anew_or_are_left_over(row, tmp_path):
+    start, ends, fields, *_ = ROWS[row]
+    base, *others = (saddle(f"{start}{end}") for end in ends.split() if end != "Backbone")
+    body = base(base.config_class(**fields))
+    body.save_pretrained(tmp_path / "body")
+    for kind in others:
+        whole = kind(kind.config_class(**fields))
+        whole.save_pretrained(tmp_path / kind.__name__)
+        more, less = kind.from_pretrained(tmp_path / "body"), base.from_pretrained(tmp_path / kind.__name__)
+        for found, wanted in ((more, body), (less, whole)):
+            layers = zip(found.growable_linears(), wanted.growable_linears(), strict=True)
+            assert all(torch.equal(one.module.weight, other.module.weight) for one, other in layers)
 
 
 @every_case

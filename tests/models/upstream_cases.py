@@ -145,6 +145,9 @@ DIFFERENCES: dict[str, tuple[str, Collection[str]]] = {
         (*CLASSIFIERS, *TEXT_CLASSIFIERS),
     ),
     "test_load_with_mismatched_shapes": ("the same", TEXT_CLASSIFIERS),
-    "test_reverse_loading_mapping": ("names on disk are those in memory, there is no mapping", RENAMED),
+    "test_reverse_loading_mapping": (
+        "names on disk are those in memory, there is no mapping",
+        [row for row in RENAMED if row != "clip_vision_model"],  # of whose names stock changes prefixes only
+    ),
     "test_can_load_from_already_mapped_keys": ("the same", RENAMED),
 }
