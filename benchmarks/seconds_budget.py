@@ -95,7 +95,7 @@ def main() -> None:
     for name, make in {"ViT": vit, "Llama": llama}.items():
         model, batches = trained(make, options.steps)
         for kind, operator in OPERATORS.items():
-            config = GrowthConfig(operator=operator, budget_unit="seconds", max_growth=options.asked, num_events=1)
+            config = GrowthConfig(operator=operator, budget_unit="seconds", max_growth=options.asked, at=[0.5])
             grown = copy.deepcopy(model)
             started = time.perf_counter()
             event = growth_event_(grown, None, batches[:8], config)

@@ -41,7 +41,7 @@ def test_a_language_model_grows_and_writes(tmp_path):
     printed = run_example("grow_language_model", tmp_path, **TINY | GROWTH | sizes)
     assert "before: test loss" in printed and "after: test loss" in printed
     assert "generated: 'The list" in printed
-    check(tmp_path, "text-generation", "sequence of 40 tokens")
+    check(tmp_path, "text-generation", "sequence of 128 tokens")
     card = (tmp_path / "README.md").read_text()
     assert "image" not in card.lower()
 

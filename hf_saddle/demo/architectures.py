@@ -8,6 +8,10 @@ from transformers import PreTrainedTokenizerBase
 from .arguments import ModelAndDataArguments
 
 
+# What transformers' pipeline writes unless told otherwise. A model from scratch takes that after a prompt as long as a
+# sample of its training.
+NEW_TOKENS = 256
+
 Fields = Callable[[ModelAndDataArguments, PreTrainedTokenizerBase | None], dict[str, Any]]
 
 
@@ -69,15 +73,24 @@ def _bert(arguments: ModelAndDataArguments, tokenizer: PreTrainedTokenizerBase |
     return fields | {"intermediate_size": arguments.intermediate_size}
 
 
-def _gpt2(arguments: ModelAndDataArguments, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
+def _distilbert(arguments: ModelAndDataArguments, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
     fields = _bert(arguments, tokenizer)
+    return fields | {"hidden_dim": fields.pop("intermediate_size")}
+
+
+def _decoder(arguments: ModelAndDataArguments, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
+    return _bert(arguments, tokenizer) | {"max_position_embeddings": arguments.block_size + NEW_TOKENS}
+
+
+def _gpt2(arguments: ModelAndDataArguments, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
+    fields = _decoder(arguments, tokenizer)
     return fields | {"n_inner": fields.pop("intermediate_size")}
 
 
 def _llama(arguments: ModelAndDataArguments, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
     head = arguments.hidden_size // arguments.num_attention_heads
     more = {"num_key_value_heads": arguments.num_attention_heads, "head_dim": head, "tie_word_embeddings": True}
-    return _bert(arguments, tokenizer) | more
+    return _decoder(arguments, tokenizer) | more
 
 
 def _gemma(arguments: ModelAndDataArguments, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
@@ -94,11 +107,14 @@ VISION: dict[str, Fields] = {
     "resnet": _resnet,
     "convnext": _convnext,
 }
+# Without Qwen2: transformers reads every tokenizer beside a stock one as that of Qwen2, so that a new one would be
+# another one once the model has been converted.
 DECODERS: dict[str, Fields] = {
     "llama": _llama,
     "gpt2": _gpt2,
     "qwen3": _llama,
+    "olmo2": _llama,
     "mistral": _llama,
     "gemma3_text": _gemma,
 }
-TEXT: dict[str, Fields] = {"bert": _bert, "roberta": _bert, **DECODERS}
+TEXT: dict[str, Fields] = {"bert": _bert, "distilbert": _distilbert, "roberta": _bert, **DECODERS}

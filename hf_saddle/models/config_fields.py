@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers.activations import ACT2FN
 
+from .families import FAMILIES
 from .growable import SKIP_UNITS
 from .shape_checks import MAX_LAYERS, check_shapes, check_size, is_index
 
@@ -15,26 +16,30 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 # A model of more of them is corrupt or hostile, see `shapes.py`.
 MAX_PARAMETERS = 2**35
 MAX_VOCABULARY = 2**24
+MAX_RATIO = 2**10
 
-LAYER_FIELDS = ("num_hidden_layers", "num_layers", "n_layer", "encoder_layers", "decoder_layers", "num_decoder_layers")
+LAYER_FIELDS = sorted({field for family in FAMILIES.values() for field in family.counts} - {"depths"})
 _SIZE_FIELDS = (
     "d_ff",
     "d_kv",
     "d_model",
     "decoder_ffn_dim",
+    "dim",
     "embed_dim",
     "embedding_size",
     "encoder_ffn_dim",
     "encoder_stride",
+    "hidden_dim",
     "hidden_size",
     "intermediate_size",
     "n_embd",
+    "n_heads",
     "num_attention_heads",
     "num_channels",
 )
 _OPTIONAL_SIZE_FIELDS = ("head_dim", "n_inner", "pooler_output_size")
 _SIDE_FIELDS = ("image_size", "patch_size")
-_ACTIVATION_FIELDS = ("activation_function", "hidden_act", "hidden_activation", "pooler_act", "skip_activation")
+_ACTIVATION_FIELDS = {family.activation for family in FAMILIES.values()} | {"pooler_act", "skip_activation"}
 SHAPE_FIELDS = ("widths", "skip_sizes", "heads")
 _PROBABILITY_FIELDS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 _SCALE_FIELDS = ("initializer_range", "layer_norm_eps")
@@ -56,6 +61,11 @@ def check_field(field: str, value: Any) -> None:
         check_size(field, value)
     elif field in LAYER_FIELDS and value is not None:
         check_size(field, value, high=MAX_LAYERS)
+    elif field == "depths" and isinstance(value, (list, tuple)):
+        for number in value:
+            check_size(field, number, high=MAX_LAYERS)
+    elif field == "mlp_ratio" and not (is_number(value) and 0 < value <= MAX_RATIO):
+        raise ValueError(f"`{field}` must be a number in (0, {MAX_RATIO}], got {value!r}.")
     elif field == "vocab_size":
         check_size(field, value, high=MAX_VOCABULARY)
     elif field == "num_labels" and value is not None:

@@ -11,6 +11,7 @@ from .head_kinds import (
     BERT_ACROSS,
     CLIP,
     CLIP_ACROSS,
+    DISTILBERT,
     GPT2,
     GPT2_ACROSS,
     GROUPED,
@@ -42,7 +43,7 @@ def _llama(config: Any, outputs: tuple[str, ...] | None = None) -> tuple[Inside,
     return _mlp(attention, "mlp.gate_proj mlp.up_proj", "mlp.down_proj", "mlp.act_fn", outputs)
 
 
-def _gemma(config: Any) -> tuple[Inside, ...]:
+def _normed(config: Any) -> tuple[Inside, ...]:
     # Of linears that answer nothing these norms would make full answers again after the first step.
     return _llama(config, ("post_attention_layernorm", "post_feedforward_layernorm"))
 
@@ -96,6 +97,10 @@ def _post_norm(config: Any) -> str | None:
     return "it normalises the sum of its input and what it adds (post-norm)"
 
 
+def _distilbert(config: Any) -> tuple[Inside, ...]:
+    return _mlp(_names("attention", "q_lin k_lin v_lin out_lin"), "ffn.lin1", "ffn.lin2", "ffn.activation")
+
+
 def _gpt2(config: Any) -> tuple[Inside, ...]:
     attention, outputs = _names("attn", "c_attn c_proj"), (*_names("attn", "c_proj"), "mlp.c_proj")
     if config.add_cross_attention:
@@ -132,7 +137,16 @@ FAMILIES: dict[str, Family] = {
     "deit": Family(_LAYERS, _vit, heads=(VISION,)),
     "dinov2": Family(("encoder.layer.*",), _dinov2, widths=("mlp_ratio",), heads=(VISION,)),
     "dinov2_with_registers": Family(("encoder.layer.*",), _dinov2, widths=("mlp_ratio",), heads=(VISION,)),
-    "gemma3_text": Family(_LAYERS, _gemma, activation="hidden_activation", silence=-1.0, heads=(GROUPED,)),
+    "distilbert": Family(
+        ("transformer.layer.*",),
+        _distilbert,
+        activation="activation",
+        widths=("hidden_dim",),
+        counts=("n_layers",),
+        audible=_post_norm,
+        heads=(DISTILBERT,),
+    ),
+    "gemma3_text": Family(_LAYERS, _normed, activation="hidden_activation", silence=-1.0, heads=(GROUPED,)),
     "gpt2": Family(
         ("h.*",),
         _gpt2,
@@ -143,6 +157,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "llama": Family(_LAYERS, _llama, heads=(GROUPED,)),
     "mistral": Family(_LAYERS, _llama, heads=(GROUPED,)),
+    "olmo2": Family(_LAYERS, _normed, heads="norms over all heads together are part of queries and keys"),
+    "qwen2": Family(_LAYERS, _llama, heads=(GROUPED,)),
     "qwen3": Family(_LAYERS, _llama, heads=(GROUPED,)),
     "resnet": Family(("encoder.stages.*.layers.*",), _resnet, widths=(), counts=_STAGES, audible=_rectified),
     "roberta": Family(("encoder.layer.*",), _bert, audible=_post_norm, heads=(BERT, BERT_ACROSS)),

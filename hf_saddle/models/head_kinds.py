@@ -70,6 +70,7 @@ GPT2_ACROSS = _heads("crossattention", "q_attn c_attn c_proj", parts=(1, 2), **_
 CLIP, CLIP_ACROSS = (
     _heads(name, "q_proj k_proj v_proj out_proj", counts=("num_heads",)) for name in ("self_attn", "encoder_attn")
 )
+DISTILBERT = _heads("attention", "q_lin k_lin v_lin out_lin", size="attention_head_size", counts=("n_heads",))
 SWIN = replace(VISION, table="attention.relative_position_bias.relative_position_bias_table")
 # The first cross-attention gives the others positions, too, which are 0.
 T5, T5_ACROSS = (

@@ -12,7 +12,7 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 from .branch_guard import guarded
 from .checkpointed import CheckpointedModel
 from .configuration_saddle import config_class
-from .families import FAMILIES, family_of, unknown_class
+from .families import FAMILIES, blocks_in, family_of, unknown_class
 from .growable import PairedLinear, SkipBranch
 from .growable_parts import GrowableParts
 from .injection import inject_
@@ -24,6 +24,7 @@ from .vision import STOCK_KEYS, init_tokens_
 class GrowablePreTrainedModel(GrowableParts, CheckpointedModel):
     """What is growable in a model, whose class is made of this one and of the stock class."""
 
+    _no_split_modules: Any
     # What `check_branches` found at the last forward pass.
     _branch_links: tuple[Any, tuple[Any, ...], tuple[Any, ...]] | None = None
 
@@ -38,6 +39,10 @@ class GrowablePreTrainedModel(GrowableParts, CheckpointedModel):
             for module in self.modules():
                 module._is_hf_initialized = False
         super().post_init()
+        if not self._no_split_modules:
+            # Such stock models are spread over devices by their layers, which is too fine for those with a branch.
+            paths = (path for path, _ in blocks_in(base, self.config))
+            self._no_split_modules = {type(base.get_submodule(path)).__name__ for path in paths}
 
     @classmethod
     def is_custom_code(cls) -> bool:

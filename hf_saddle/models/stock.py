@@ -14,11 +14,17 @@ _HEADS = (
     "distillation_classifier.",
     "classification_head.",
     "cls.",
+    "decoder.0.",  # of masked images; the decoders of texts have no layer of this name
     "lm_head.",
     "multiple_choice_head.",
+    "pre_classifier.",
     "projector.",
     "qa_outputs.",
     "score.",
+    "visual_projection.",
+    "vocab_layer_norm.",
+    "vocab_projector.",
+    "vocab_transform.",
 )
 
 

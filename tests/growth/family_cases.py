@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
+import transformers
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.models.resnet.modeling_resnet import ResNetConvLayer
@@ -76,8 +77,8 @@ def family_plan(model, operator, neurons, depth=0, **kwargs):
 
 def exact_norms_(monkeypatch):
     """Let norms and rotary embeddings that compute in float32 compute in float64, so that small changes are seen."""
-    for family in ("gemma3", "llama", "mistral", "qwen3", "t5"):
-        module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    for path in {getattr(transformers, name).__module__ for name in CASES}:
+        module = importlib.import_module(path)
         for kind in [value for value in vars(module).values() if isinstance(value, type)]:
             if kind.__name__.endswith(("RMSNorm", "T5LayerNorm")):
                 monkeypatch.setattr(kind, "forward", _exact_norm(float("Gemma" in kind.__name__)))

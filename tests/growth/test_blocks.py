@@ -22,13 +22,15 @@ from hf_saddle.growth import (
     prepare_growth,
 )
 from hf_saddle.growth.blocks import inserted_blocks
+from hf_saddle.models import FAMILIES
 from hf_saddle.models.blocks import block_paths
 from hf_saddle.models.loading import fit_blocks_
 
 
 SILENT = ("copy", "identity", "average")
 # Post-norm models, whose blocks cannot begin without an effect.
-AUDIBLE = [name for name in EVERY if CASES[name][0] in ("bert", "roberta")]
+POST_NORM = [kind for kind, family in FAMILIES.items() if family.audible is FAMILIES["bert"].audible]
+AUDIBLE = [name for name in EVERY if CASES[name][0] in POST_NORM]
 QUIET = [name for name in EVERY if name not in AUDIBLE]
 GENERATING = [name for name in CASES if name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))]
 # Stages of three blocks, of which the first one of a ResNet changes the shape of what passes.
@@ -93,7 +95,7 @@ FRESH = ("auto_map", "architectures", "dtype")
 
 @pytest.mark.parametrize("name", CASES)
 def test_expanded_models_come_back_from_files_as_growable_and_as_stock(name, tmp_path):
-    how = "copy" if CASES[name][0] not in ("bert", "roberta") else "stack"
+    how = "copy" if CASES[name][0] not in POST_NORM else "stack"
     model = block_model(name)
     insert_blocks_(model, places(name), how)
     wanted = answers(model, name)
@@ -148,7 +150,7 @@ def test_fresh_blocks_of_a_loaded_model_are_initialised(tmp_path):
 
 @pytest.mark.parametrize("name", GENERATING)
 def test_generation_goes_on_with_and_without_a_cache(name):
-    how = "stack" if CASES[name][0] == "bert" else "copy"
+    how = "stack" if CASES[name][0] in POST_NORM else "copy"
     # transformers counts the encoder where it makes the cache of a Whisper's decoder.
     model = block_model(name, **({"encoder_layers": 4} if "Whisper" in name else {}))
     prompt = {key: value for key, value in inputs(name).items() if not key.startswith("decoder")}

@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from hf_saddle.models import GrowablePreTrainedModel, SkipBranch
+from hf_saddle.models import FAMILIES, GrowablePreTrainedModel, SkipBranch
 
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -16,6 +16,14 @@ TEXT = SIZES | {"vocab_size": 97, "max_position_embeddings": 64}
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 CAUSAL = TEXT | TOKENS | {"num_key_value_heads": 2}
 GPT2 = TOKENS | {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 97, "n_positions": 64}
+DISTILBERT = {
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "hidden_dim": 48,
+    "vocab_size": 97,
+    "max_position_embeddings": 64,
+}
 IMAGE = SIZES | {"image_size": 16, "patch_size": 4, "num_labels": 3}
 DINO = {name: value for name, value in IMAGE.items() if name != "intermediate_size"}
 SWIN = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 2], "image_size": 16, "patch_size": 2, "window_size": 2}
@@ -91,6 +99,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Callable[[], dict[str, Tensor]]
     "BertForSequenceClassification": ("bert", "AutoModelForSequenceClassification", TEXT, _text),
     "BertForMultipleChoice": ("bert", "AutoModelForMultipleChoice", TEXT, _choices),
     "BertLMHeadModel": ("bert", "AutoModelForCausalLM", TEXT | TOKENS | {"is_decoder": True}, _text),
+    "DistilBertForMaskedLM": ("distilbert", "AutoModelForMaskedLM", DISTILBERT, _text),
+    "DistilBertForQuestionAnswering": ("distilbert", "AutoModelForQuestionAnswering", DISTILBERT, _text),
     "RobertaForTokenClassification": ("roberta", "AutoModelForTokenClassification", TEXT | TOKENS, _text),
     "RobertaForSequenceClassification": ("roberta", "AutoModelForSequenceClassification", TEXT | TOKENS, _text),
     "GPT2LMHeadModel": ("gpt2", "AutoModelForCausalLM", GPT2, _text),
@@ -99,6 +109,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any], Callable[[], dict[str, Tensor]]
     "LlamaForQuestionAnswering": ("llama", "AutoModelForQuestionAnswering", CAUSAL, _text),
     "MistralForTokenClassification": ("mistral", "AutoModelForTokenClassification", CAUSAL, _text),
     "MistralForCausalLM": ("mistral", "AutoModelForCausalLM", CAUSAL, _text),
+    "Qwen2ForCausalLM": ("qwen2", "AutoModelForCausalLM", CAUSAL, _text),
+    "Olmo2ForCausalLM": ("olmo2", "AutoModelForCausalLM", CAUSAL, _text),
     "Qwen3ForCausalLM": ("qwen3", "AutoModelForCausalLM", CAUSAL | {"head_dim": 8}, _text),
     "Gemma3ForCausalLM": ("gemma3_text", "AutoModelForCausalLM", CAUSAL | {"head_dim": 8}, _text),
     "ViTForImageClassification": ("vit", "AutoModelForImageClassification", IMAGE, _pixels),
@@ -146,19 +158,15 @@ every_family_slowly = pytest.mark.parametrize(
 )
 
 
-# A stack of a single block for tests of what happens within one, which take as long as there are layers.
-_ONE_LAYER: dict[str, dict[str, Any]] = {
-    "gpt2": {"n_layer": 1},
-    "swin": {"depths": [1, 1]},
-    "t5": {"num_layers": 1},
-    "whisper": {"encoder_layers": 1, "decoder_layers": 1},
-}
-
-
 def one_block(name: str) -> dict[str, Any]:
-    """Fields of a config that has one block in every stack; convolutional nets keep theirs, which differ."""
-    kind = CASES[name][0]
-    return {} if kind in ("convnext", "resnet") else _ONE_LAYER.get(kind, {"num_hidden_layers": 1})
+    """
+    Fields of a config that has one block in every stack, for tests of what happens within one, which take as long as
+    there are layers; convolutional nets keep theirs, which differ.
+    """
+    kind, _, config, _ = CASES[name]
+    if kind in ("convnext", "resnet"):
+        return {}
+    return {field: [1] * len(config[field]) if field == "depths" else 1 for field in FAMILIES[kind].counts}
 
 
 def stock_model(name: str, **config: Any) -> Any:

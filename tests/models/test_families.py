@@ -24,6 +24,7 @@ from families_cases import (
 from model_cases import CHECKPOINTING
 from torch import nn
 from transformers import AutoConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from upstream_cases import ROWS
 
 import hf_saddle
 from hf_saddle.models import FAMILIES, Growable, families
@@ -176,6 +177,14 @@ def test_a_config_that_cannot_be_is_refused(fields, message):
         hf_saddle.models.SaddleGPT2Config(**CASES["GPT2LMHeadModel"][2] | fields)
 
 
+@every_family
+def test_numbers_of_blocks_and_neurons_that_cannot_be_are_refused(name):
+    kind, family = saddle(name).config_class, family_of(CASES[name][0])
+    for field in {*family.counts, *family.widths}:
+        with pytest.raises(ValueError, match=f"`{field}`.*1099511627776"):
+            kind(**CASES[name][2] | {field: [2**40, 1] if field == "depths" else 2**40})
+
+
 def test_layers_that_the_model_does_not_have_are_refused():
     config = hf_saddle.models.SaddleGPT2Config(**CASES["GPT2LMHeadModel"][2], widths={"h.7.mlp.c_fc": 60})
     with pytest.raises(ValueError, match=r"h\.7\.mlp\.c_fc, which a SaddleGPT2Model does not have"):
@@ -209,6 +218,21 @@ def test_saved_and_loaded_by_the_auto_class(name, tmp_path):
     assert again.config == model.config == AutoConfig.from_pretrained(tmp_path)
     assert again.growth_history == model.growth_history
     assert_equal(outputs(again, batch), outputs(model, batch))
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row in FAMILIES])
+def test_heads_start_anew_or_are_left_over(row, tmp_path):
+    start, ends, fields, *_ = ROWS[row]
+    base, *others = (saddle(f"{start}{end}") for end in ends.split() if end != "Backbone")
+    body = base(base.config_class(**fields))
+    body.save_pretrained(tmp_path / "body")
+    for kind in others:
+        whole = kind(kind.config_class(**fields))
+        whole.save_pretrained(tmp_path / kind.__name__)
+        more, less = kind.from_pretrained(tmp_path / "body"), base.from_pretrained(tmp_path / kind.__name__)
+        for found, wanted in ((more, body), (less, whole)):
+            layers = zip(found.growable_linears(), wanted.growable_linears(), strict=True)
+            assert all(torch.equal(one.module.weight, other.module.weight) for one, other in layers)
 
 
 @every_case

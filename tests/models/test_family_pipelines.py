@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families_cases import CASES, stock_model
+import transformers
+from families_cases import CASES, assert_equal, inputs, randomize_, stock_model
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    AutoBackbone,
+    AutoModelForSeq2SeqLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     ViTImageProcessorPil,
@@ -31,8 +34,10 @@ TASKS = {
     "AutoModel": "image-feature-extraction",
     "AutoModelForAudioClassification": "audio-classification",
 }
-# Whisper's decoder alone is not what a pipeline generates text with.
-NAMES = [name for name, (_, auto, *_) in CASES.items() if auto in TASKS and name != "WhisperForCausalLM"]
+# Whisper's decoder alone is not what a pipeline generates text with, and transformers reads every tokenizer beside a
+# stock Qwen2 as that of Qwen2.
+WITHOUT = ("WhisperForCausalLM", "Qwen2ForCausalLM")
+NAMES = [name for name, (_, auto, *_) in CASES.items() if auto in TASKS and name not in WITHOUT]
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
 ARGUMENTS: dict[str, Any] = {"text-generation": GREEDY}
 
@@ -79,6 +84,90 @@ def test_a_pipeline_answers_as_that_of_stock(name, tmp_path):
         assert type(pipe.model) is type(model)
         found[kind] = pipe(question(task), **ARGUMENTS.get(task, {}))
     assert found["grown"] == found["stock"] and found["stock"]
+
+
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "LlamaForCausalLM"])
+def test_features_of_texts_are_those_of_stock(name, tmp_path):
+    found = {}
+    for kind, model in grown_and_stock(name, tmp_path).items():
+        save_preprocessors(tmp_path / kind, 0)
+        pipe = pipeline("feature-extraction", model=str(tmp_path / kind))
+        assert type(pipe.model) is type(model.base_model)
+        found[kind] = pipe("w5 w60 w7")
+    assert found["grown"] == found["stock"] and len(found["stock"][0][0]) == 32
+
+
+def test_texts_are_told_apart_by_descriptions_as_by_stock(tmp_path):
+    found = {}
+    for kind, model in grown_and_stock("BertForSequenceClassification", tmp_path).items():
+        model.config.id2label = {0: "contradiction", 1: "entailment"}
+        model.config.label2id = {"contradiction": 0, "entailment": 1}
+        model.config.save_pretrained(tmp_path / kind)
+        save_preprocessors(tmp_path / kind, 0)
+        pipe = pipeline("zero-shot-classification", model=str(tmp_path / kind))
+        assert type(pipe.model) is type(model)
+        found[kind] = pipe("w5 w60 w7", candidate_labels=["w8", "w9 w10"], hypothesis_template="w11 {}")
+    assert found["grown"] == found["stock"] and len(found["stock"]["scores"]) == 2
+
+
+ANSWERS = {"start_positions": torch.tensor([1, 4, 7]), "end_positions": torch.tensor([2, 4, 9])}
+# What has no pipeline: what such models are called with, beside their inputs.
+CALLS: dict[str, dict[str, Any]] = {
+    "BertForMultipleChoice": {"labels": torch.tensor([0, 1, 1])},
+    "DistilBertForQuestionAnswering": ANSWERS,
+    "LlamaForQuestionAnswering": ANSWERS,
+    "ViTForMaskedImageModeling": {"bool_masked_pos": torch.arange(48).reshape(3, 16) % 3 == 0},
+    "T5ForConditionalGeneration": {"labels": torch.tensor([[5, 6, 7, 8, 9, -100]] * 3)},
+    "ResNetBackbone": {},
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_model_without_a_pipeline_answers_as_that_of_stock(name, tmp_path):
+    found, auto = {}, getattr(transformers, CASES[name][1])
+    for kind, model in grown_and_stock(name, tmp_path).items():
+        # AutoBackbone of transformers reads repos only.
+        loaded = (type(model) if name == "ResNetBackbone" else auto).from_pretrained(tmp_path / kind)
+        assert type(loaded) is type(model)
+        with torch.no_grad():
+            found[kind] = loaded(**inputs(name) | CALLS[name])
+    assert found["grown"].keys() == found["stock"].keys() and ("loss" in found["stock"]) == bool(CALLS[name])
+    for key, wanted in found["stock"].items():
+        if key != "past_key_values":
+            assert_equal(tensors(found["grown"][key]), tensors(wanted))
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    return list(value) if isinstance(value, tuple) else [value]
+
+
+@pytest.mark.parametrize("name", ["ResNetBackbone", "ConvNextBackbone", "SwinBackbone", "Dinov2Backbone"])
+def test_auto_backbone_makes_a_grown_backbone_of_a_config(name):
+    """So that detectors and segmenters take it for theirs."""
+    case = next(case for case in CASES if name.removesuffix("Backbone") in case)
+    kind, stages = getattr(transformers, name), {"out_features": ["stage1", "stage2"]}
+    stock = kind(kind.config_class(**CASES[case][2] | stages)).eval()
+    randomize_(stock)
+    pixels = inputs(case)["pixel_values"]
+    with torch.no_grad():
+        wanted = stock(pixels).feature_maps
+        model = hf_saddle.growable(stock)
+        sites = list(model.growable_linears())
+        grow_(model, GrowthPlan(tuple(LayerGrowth.by_hand(model, site.path, "zero_gain", [1, 0]) for site in sites)))
+        backbone = AutoBackbone.from_config(model.config).eval()
+        backbone.load_state_dict(model.state_dict())
+        assert type(backbone) is getattr(hf_saddle, f"Saddle{name}") and backbone.channels == stock.channels
+        assert_equal(list(backbone(pixels).feature_maps), list(wanted))
+
+
+def test_texts_are_written_from_others_as_by_stock(tmp_path):
+    """Beam search of an encoder-decoder, which has no pipeline of its own any more."""
+    found = {}
+    for kind in grown_and_stock("T5ForConditionalGeneration", tmp_path):
+        model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / kind)
+        batch = {key: value for key, value in inputs("T5ForConditionalGeneration").items() if "decoder" not in key}
+        found[kind] = model.generate(**batch, num_beams=3, max_new_tokens=8)
+    assert torch.equal(found["grown"], found["stock"])
 
 
 # Tokens of their own, in the order of Whisper's: of letters, of what came before, and of times, 0.05 s apart.

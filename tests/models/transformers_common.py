@@ -66,6 +66,8 @@ class CommonTests(ModelTesterMixin, GenerationTesterMixin):
     kind: str
     sizes: dict[str, Any]
     unit: str | None
+    # Else it depends on the year in the file of a config's class.
+    test_can_init_all_missing_weights_before_2023 = True
 
     def setUp(self):
         if "training" in self._testMethodName:
