@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..curvature import CurvatureReport, UnitScores
 from ..curvature.loss import Loss
@@ -31,6 +31,22 @@ from .distributed import Replicas
 from .measuring import Trial, measure_neurons, try_step
 
 
+class Decision(NamedTuple):
+    """
+    What an event will do.
+
+    Attributes:
+        plan ([`GrowthPlan`]): The plan that all processes agree on.
+        loss_before (`float`, *optional*): Mean loss of the probe, where it was measured.
+        batches (`Sequence`): The batches of this process that it was measured on, as the loss afterwards has to be: a
+            loss may depend on how its samples are cut into batches.
+    """
+
+    plan: GrowthPlan
+    loss_before: float | None
+    batches: Sequence[Any]
+
+
 def decide(
     model: GrowablePreTrainedModel,
     batches: Sequence[Any],
@@ -42,16 +58,17 @@ def decide(
     loss: Loss,
     replicas: Replicas,
     trial: Trial = loss_of_plan,
-) -> tuple[GrowthPlan, float | None]:
+) -> Decision:
     """
-    The plan that all processes agree on, and the probe's loss before it; nothing is measured without a budget.
+    What all processes agree on; nothing is measured without a budget.
 
     Where units move at once, one half of the probe chooses them and their step, and the other half judges both: the
     predicted gain is what the loss of these samples fell by when the step was tried, by `trial`.
     """
     if event_budget(model, config, event, lr_ratio, to_come) <= 0:
         why = no_budget(*sizes(model, config), config, event)
-        return GrowthPlan(criterion=config.criterion, budget=0.0, seed=config.growth_seed, held_back=why), None
+        plan = GrowthPlan(criterion=config.criterion, budget=0.0, seed=config.growth_seed, held_back=why)
+        return Decision(plan, None, batches)
 
     def measured_before() -> float:
         own = replicas.together("The loss before the growth", lambda: probe_loss(model, batches, loss))
@@ -59,21 +76,19 @@ def decide(
 
     share: dict[str, Any] = {"event": event, "lr_ratio": lr_ratio, "to_come": to_come}
     if config.kinds.several or config.budget_unit == "seconds":
-        return decide_across(model, batches, config, loss=loss, replicas=replicas, **share), measured_before()
+        plan = decide_across(model, batches, config, loss=loss, replicas=replicas, **share)
+        return Decision(plan, measured_before(), batches)
     if config.kinds.only_blocks:
         how = str(config.kinds.blocks)
         candidates = block_candidates(model, batches, loss=loss, places=config.layers, how=how, ranks=replicas)
-        return replicas.agree_on(plan_blocks(candidates, model, config, **share)), measured_before()
+        plan = replicas.agree_on(plan_blocks(candidates, model, config, **share))
+        return Decision(plan, measured_before(), batches)
     choosing, judging = halves(batches, replicas) if config.judged else (list(batches), [])
     report = measure_neurons(model, choosing, config, event=event, loss=loss, replicas=replicas)
 
     def scores_of(growths: Sequence[LayerGrowth]) -> UnitScores:
         several, group = replicas.size > 1, replicas.group
         return score_growths(model, growths, choosing, judging, loss=loss, distributed=several, group=group)
-
-    def loss_before() -> float:
-        # Of all samples at once, as the loss afterwards: a loss that is a mean over tokens is not one over halves.
-        return measured_before() if config.judged else float(report.loss)
 
     offered = replicas.together("Looking for what may grow", lambda: _offered(report, model, config))
     pursued = scores_of(offered) if offered else None
@@ -85,7 +100,10 @@ def decide(
     plan = replicas.agree_on(plan)
     moving = [growth for growth in plan.growths if moves(growth)]
     if not moving:
-        return replicas.agree_on(priced(model, plan)), loss_before()
+        plan = replicas.agree_on(priced(model, plan))
+        if pursued is not None:
+            return Decision(plan, pursued.probe_loss, [*choosing, *judging])
+        return Decision(plan, measured_before() if config.judged else float(report.loss), batches)
     if scores is None:
         scores = scores_of(moving)
     own = columns_of(scores)
@@ -93,7 +111,7 @@ def decide(
         model, plan, own, judging, config, before=scores.loss, loss=loss, replicas=replicas, trial=trial
     )
     plan = replicas.agree_on(priced(model, _paying(plan, found, factor, gain, config)))
-    return plan, loss_before()
+    return Decision(plan, scores.probe_loss, [*choosing, *judging])
 
 
 def _offered(report: CurvatureReport, model: GrowablePreTrainedModel, config: GrowthConfig) -> Sequence[LayerGrowth]:
