@@ -63,6 +63,7 @@ class UnitScores:
             of a prediction, and predictions of a sample are uncorrelated where the model is right, so that of the mean
             loss is `terms · E[u uᵀ]`.
         loss (`float`): Mean loss of the samples that judge.
+        probe_loss (`float`): Mean loss of all samples.
     """
 
     values: Tensor
@@ -71,6 +72,7 @@ class UnitScores:
     splits: Tensor
     terms: float = 1.0
     loss: float = math.nan
+    probe_loss: float = math.nan
 
     def of(self, columns: Sequence[int]) -> "UnitScores":
         """The scores of some of the units."""
@@ -193,9 +195,13 @@ def score_units(
     largest = torch.where(splits, largest.square(), largest)
     everyone = torch.cat([part.to(device) for part in ranks.gather(values.cpu())])
     held_out = torch.cat([part.to(device) for part in ranks.gather(judge)])
-    totals = ranks.gather(sum(value * size for value, size in list(zip(losses, sizes, strict=True))[len(choosing) :]))
+    sums = [value * size for value, size in zip(losses, sizes, strict=True)]
+    total, judged = map(sum, zip(*ranks.gather((sum(sums), sum(sums[len(choosing) :]))), strict=True))
     if not bool(torch.isfinite(everyone).all()):
         raise ValueError("The scores of some units are not finite. Check the model's loss, or probe in float64.")
     # A unit that answers nothing anywhere cannot be told anything about.
-    mean = sum(totals) / int(held_out.sum()) if bool(held_out.any()) else math.nan
-    return UnitScores(everyone, held_out, torch.where(change > 0, largest, 0.0), splits, terms, mean)
+    largest, mean = (
+        torch.where(change > 0, largest, 0.0),
+        judged / int(held_out.sum()) if bool(held_out.any()) else math.nan,
+    )
+    return UnitScores(everyone, held_out, largest, splits, terms, mean, total / len(held_out))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..curvature import UnitScores
 from ..curvature.loss import Loss
@@ -23,6 +23,22 @@ from .measuring import Trial, candidates_of, measure_neurons, score_neurons, try
 from .moment import Moment
 
 
+class Decision(NamedTuple):
+    """
+    What an event will do.
+
+    Attributes:
+        plan ([`GrowthPlan`]): The plan that all processes agree on.
+        loss_before (`float`, *optional*): Mean loss of the probe, where it was measured.
+        batches (`Sequence`): The batches of this process that it was measured on, as the loss afterwards has to be: a
+            loss may depend on how its samples are cut into batches.
+    """
+
+    plan: GrowthPlan
+    loss_before: float | None
+    batches: Sequence[Any]
+
+
 def decide(
     model: GrowablePreTrainedModel,
     batches: Sequence[Any],
@@ -32,9 +48,9 @@ def decide(
     loss: Loss,
     replicas: Replicas,
     trial: Trial = loss_of_plan,
-) -> tuple[GrowthPlan, float | None]:
+) -> Decision:
     """
-    The plan that all processes agree on, and the probe's loss before it; nothing is measured without a budget.
+    What all processes agree on; nothing is measured without a budget.
 
     Where units move at once, one half of the probe chooses them and their step, and the other half judges both: the
     predicted gain is what the loss of these samples fell by when the step was tried, by `trial`.
@@ -42,27 +58,26 @@ def decide(
     allowed = moment.allows(model, config)
     if allowed <= 0:
         why = no_budget(*sizes(model, config), config, moment.event)
-        return GrowthPlan(criterion=config.criterion, budget=0.0, seed=config.growth_seed, held_back=why), None
+        plan = GrowthPlan(criterion=config.criterion, budget=0.0, seed=config.growth_seed, held_back=why)
+        return Decision(plan, None, batches)
 
     def measured_before() -> float:
         own = replicas.together("The loss before the growth", lambda: probe_loss(model, batches, loss))
         return replicas.mean(own, sum(map(sample_count, batches)))
 
     if config.kinds.several or config.budget_unit == "seconds":
-        return decide_across(model, batches, config, moment, loss=loss, replicas=replicas), measured_before()
+        plan = decide_across(model, batches, config, moment, loss=loss, replicas=replicas)
+        return Decision(plan, measured_before(), batches)
     if config.kinds.only_blocks:
         how = str(config.kinds.blocks)
         candidates = block_candidates(model, batches, loss=loss, places=config.layers, how=how, ranks=replicas)
-        return replicas.agree_on(choose_blocks(candidates, config, allowed)), measured_before()
+        plan = replicas.agree_on(choose_blocks(candidates, config, allowed))
+        return Decision(plan, measured_before(), batches)
     choosing, judging = halves(batches, replicas) if config.judged else (list(batches), [])
     report = measure_neurons(model, choosing, config, event=moment.event, loss=loss, replicas=replicas)
 
     def scores_of(growths: Sequence[LayerGrowth]) -> UnitScores:
         return score_neurons(model, growths, choosing, judging, loss=loss, replicas=replicas)
-
-    def loss_before() -> float:
-        # Of all samples at once, as the loss afterwards: a loss that is a mean over tokens is not one over halves.
-        return measured_before() if config.judged else float(report.loss)
 
     offered = replicas.together("Looking for what may grow", lambda: candidates_of(report, model, config))
     pursued = scores_of(offered) if offered else None
@@ -74,7 +89,10 @@ def decide(
     plan = replicas.agree_on(plan)
     moving = [growth for growth in plan.growths if moves(growth)]
     if not moving:
-        return replicas.agree_on(priced(model, plan)), loss_before()
+        plan = replicas.agree_on(priced(model, plan))
+        if pursued is not None:
+            return Decision(plan, pursued.probe_loss, [*choosing, *judging])
+        return Decision(plan, measured_before() if config.judged else float(report.loss), batches)
     if scores is None:
         scores = scores_of(moving)
     own = columns_of(scores)
@@ -82,7 +100,7 @@ def decide(
         model, plan, own, judging, config, before=scores.loss, loss=loss, replicas=replicas, trial=trial
     )
     plan = replicas.agree_on(priced(model, _paying(plan, found, factor, gain, config)))
-    return plan, loss_before()
+    return Decision(plan, scores.probe_loss, [*choosing, *judging])
 
 
 def _paying(plan: GrowthPlan, found: Judgement, factor: float, gain: float, config: GrowthConfig) -> GrowthPlan:

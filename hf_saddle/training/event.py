@@ -14,7 +14,7 @@ from ..curvature.samples import sample_count
 from ..growth import GrowthConfig, GrowthEvent, GrowthPlan, PreparedGrowth, prepare_growth, record_
 from ..growth.timing_record import Timing
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .decision import decide
+from .decision import Decision, decide
 from .distributed import Replicas
 from .followers import adopt_history_, check_followers
 from .measuring import loss_afterwards
@@ -80,7 +80,7 @@ def growth_event_(
     inner, replicas = check_growable(model), Replicas.of(model) if group is None else Replicas(group)
     loss = loss or own_loss_of(inner, batches, replicas)
 
-    def decision() -> tuple[GrowthPlan, float | None]:
+    def decision() -> Decision:
         return decide(
             inner,
             batches,
@@ -94,7 +94,6 @@ def growth_event_(
         return carry_out_(
             model,
             optimizer,
-            batches,
             decision,
             loss=loss,
             followers=followers,
@@ -107,8 +106,7 @@ def growth_event_(
 def carry_out_(
     model: nn.Module,
     optimizer: Optimizer | None,
-    batches: Sequence[Any],
-    decision: Callable[[], tuple[GrowthPlan, float | None]],
+    decision: Callable[[], Decision],
     *,
     loss: Loss,
     followers: Sequence[GrowablePreTrainedModel],
@@ -119,9 +117,9 @@ def carry_out_(
     Check what follows the model, decide, grow and record, on all processes.
 
     Args:
-        decision (`Callable`): Returns the plan that all processes agree on, and the loss before it, if it is known.
+        decision (`Callable`): Returns what all processes agree on.
         record: `step` and `epoch`.
-        model, optimizer, batches, loss, followers, replicas: See [`growth_event_`].
+        model, optimizer, loss, followers, replicas: See [`growth_event_`].
 
     Returns:
         [`GrowthEvent`]: The record, with all the time that this took.
@@ -134,7 +132,7 @@ def carry_out_(
 
     replicas.together("Checking what follows the model", check)
     replicas.check_same_model("model and optimizer before the growth", inner, optimizer)
-    plan, before = decision()
+    plan, before, batches = decision()
     done = grow_together_(
         model,
         plan,

@@ -11,6 +11,7 @@ from ..curvature.loss import Loss, own_loss_of
 from ..curvature.samples import sample_count
 from ..growth import GrowthEvent, GrowthPlan, probe_loss
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from .decision import Decision
 from .distributed import Replicas
 from .event import carry_out_
 from .model_checks import check_growable
@@ -51,15 +52,15 @@ def grow_by_plan_(
     inner, replicas = check_growable(model), Replicas.of(model) if group is None else Replicas(group)
     loss = loss or own_loss_of(inner, batches, replicas)
 
-    def decision() -> tuple[GrowthPlan, float | None]:
+    def decision() -> Decision:
         own = replicas.together("The loss before the growth", lambda: probe_loss(inner, batches, loss))
-        return replicas.agree_on(plan), replicas.mean(own, sum(map(sample_count, batches)))
+        before = replicas.mean(own, sum(map(sample_count, batches)))
+        return Decision(replicas.agree_on(plan), before, batches)
 
     with replicas.noting("growth by a plan"), private_randomness(plan.seed):
         return carry_out_(
             model,
             optimizer,
-            batches,
             decision,
             loss=loss,
             followers=followers,

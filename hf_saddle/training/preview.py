@@ -42,7 +42,7 @@ def plan_event(
     """
     inner, alone = check_growable(model), Replicas()
     with private_randomness(event_seed(config, event)):
-        plan, _ = decide(
+        decision = decide(
             inner,
             batches,
             config,
@@ -50,4 +50,4 @@ def plan_event(
             loss=loss or own_loss_of(inner, batches, alone),
             replicas=alone,
         )
-    return plan
+    return decision.plan

@@ -83,7 +83,7 @@ def growth_event_sharded_(
         replicas.together("Checking what follows the model", check)
         check_batches(replicas.gather([sample_count(batch) for batch in batches]), config)
         growing: dict[str, Any] = {"shard": shard, "replicas": replicas}
-        plan, loss_before = decide(
+        plan, loss_before, measured = decide(
             inner,
             batches,
             config,
@@ -96,11 +96,11 @@ def growth_event_sharded_(
         done, undo = grow_sharded_(inner, plan, optimizer, step=step, epoch=epoch, loss_before=loss_before, **growing)
         if plan:
             try:
-                own = replicas.together("Measuring the grown model", lambda: loss_afterwards(inner, batches, loss))
+                own = replicas.together("Measuring the grown model", lambda: loss_afterwards(inner, measured, loss))
             except BaseException:
                 undo()
                 raise
-            done.loss_after = replicas.mean(own, sum(map(sample_count, batches)))
+            done.loss_after = replicas.mean(own, sum(map(sample_count, measured)))
             show_shards_(model)
     done.seconds = time.perf_counter() - started
     record_(inner, done)

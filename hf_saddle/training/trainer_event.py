@@ -73,8 +73,8 @@ def trainer_event_(
     wrapped: nn.Module = model if trainer is None else trainer.model_wrapped
     batches, loss = _probe(model, loader, config, event, trainer, loss, probe_dataset)
     silent = args.disable_tqdm or not state.is_world_process_zero
-    # Analysis of all samples, or of one half, scores, and a trial on the other half; and the loss before and after.
-    total = sum(map(sample_count, batches)) * (4 if config.judged else 2)
+    # Analysis of all samples, or of one half, scores, and a trial on the other half; and the loss afterwards.
+    total = sum(map(sample_count, batches)) * (3 if config.judged else 2)
     with tqdm(total=total, desc="Growth", delay=_BAR_DELAY_SECONDS, leave=False, disable=silent) as bar:
         place: dict[str, Any] = {
             "event": event,

@@ -10,7 +10,7 @@ from hf_saddle import GrowthConfig, GrowthHistory, growth_event_, plan_event
 from hf_saddle.demo.arguments import ModelAndDataArguments
 from hf_saddle.demo.job import build_trainer, load_run_data
 from hf_saddle.demo.run import run as grow
-from hf_saddle.growth import probe_loss
+from hf_saddle.growth import halves, probe_loss
 from hf_saddle_cli import main
 
 
@@ -66,13 +66,20 @@ def test_the_losses_of_an_event_are_measured_on_the_same_batches(folder):
     model, data = trainer.model, trainer.train_dataset
     batches = [data[start : start + 64] for start in range(0, 512, 64)]
 
+    asked = []
+
     def loss(model, batch):
+        asked.append(len(batch["labels"]))
         return model(**batch).loss * len(batch["labels"]) ** 0.5
 
-    before = probe_loss(model, batches, loss)
+    measured = [batch for half in halves(batches) for batch in half]
+    before = probe_loss(model, measured, loss)
+    asked.clear()
     event = growth_event_(model, None, batches, GrowthConfig(max_growth=1.3), loss=loss)
+    # Directions or the trial, scores, and the loss afterwards; the trial took one step.
+    assert sum(asked) == 3 * 512 and set(asked) == {32}
     assert event.layers and event.loss_before == pytest.approx(before, rel=1e-6)
-    assert event.loss_after == pytest.approx(probe_loss(model, batches, loss), rel=1e-6)
+    assert event.loss_after == pytest.approx(probe_loss(model, measured, loss), rel=1e-6)
 
 
 def test_a_planned_event_is_that_of_the_loop_and_leaves_the_model(folder):
