@@ -1,7 +1,7 @@
 """What a training tells of itself: its settings, its log, its results, and what it ran on."""
 
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,11 @@ def results_of(log: list[dict[str, float]], best_step: int | None) -> tuple[str,
             metrics = {key.removeprefix(prefix): value for key, value in found[-1].items()}
             return split, {key: value for key, value in metrics.items() if key not in _SPEEDS}
     return "validation", {}
+
+
+def duration(log: Sequence[Mapping[str, float]]) -> float | None:
+    """Seconds that a training took, where its log tells."""
+    return next((entry["train_runtime"] for entry in reversed(log) if "train_runtime" in entry), None)
 
 
 def numbers_only(log: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:

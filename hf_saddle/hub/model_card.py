@@ -18,7 +18,7 @@ from .comparison_text import comparison_text, settings_text
 from .escape import markdown, number, plain, quantity
 from .names import is_repo_id
 from .record import TrainingRecord
-from .states import blocks_of, expected, forecast, growths
+from .states import blocks_of, expected, forecast, growths, losses_text
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -181,7 +181,6 @@ def _optional(value: float | None, digits: int = 4) -> str:
 
 
 def _event(index: int, event: GrowthEvent) -> dict[str, str]:
-    losses = [_optional(event.loss_before), _optional(event.loss_after)]
     return {
         "number": str(index),
         "step": _optional(event.step),
@@ -190,7 +189,7 @@ def _event(index: int, event: GrowthEvent) -> dict[str, str]:
         "operators": markdown(", ".join([*map(str, event.operators), *block_texts(event.blocks)]) or "none"),
         "neurons": number(event.neurons) + (f" and {number(event.heads)} heads" if event.heads else ""),
         "gain": forecast(event),
-        "losses": " → ".join(text or "?" for text in losses) if any(losses) else "",
+        "losses": losses_text(event),
         "parameters": f"{number(event.parameters_before)} → {number(event.parameters_after)}",
         "seconds": number(event.seconds),
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..curvature import CurvatureReport
 from ..growth import GrowthHistory
 from .comparison import Comparison
-from .states import Baseline
+from .curves import Baseline
 
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from ..growth import GrowthConfig
 from ..growth.surgery import versions
 from ..growth.values import is_number
 from ..models.json_files import read_json
-from .measured import device_of, differences, emissions_in, numbers_only, results_of, settings_of
+from .measured import device_of, differences, duration, emissions_in, numbers_only, results_of, settings_of
 from .names import public_name
 
 
@@ -112,7 +112,7 @@ class TrainingRecord:
 
     def seconds(self) -> float | None:
         """Duration of the training."""
-        return next((entry["train_runtime"] for entry in reversed(self.log) if "train_runtime" in entry), None)
+        return duration(self.log)
 
     def save(self, folder: Path) -> None:
         """Write the record into a folder."""

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from .escape import markup
 
 
@@ -33,7 +35,7 @@ class Line:
 
 def chart(
     title: str, lines: Sequence[Line], *, x_label: str, y_label: str, marks: Sequence[tuple[float, str]] = ()
-) -> str:
+) -> Markup:
     """
     A chart as an `<svg>` element.
 
@@ -74,7 +76,7 @@ def chart(
     parts.append(f'<text class="label" text-anchor="middle" x="{middle}" y="{HEIGHT - 6}">{markup(x_label)}</text>')
     parts.append(f'<text class="label" x="4" y="12">{markup(y_label)}</text></svg>')
     legend = "".join(f'<li class="{line.colour}">{markup(line.label)}</li>' for line in lines)
-    return f'<figure>{"".join(parts)}<figcaption><ul class="legend">{legend}</ul></figcaption></figure>'
+    return Markup(f'<figure>{"".join(parts)}<figcaption><ul class="legend">{legend}</ul></figcaption></figure>')
 
 
 def _series(line: Line, points: Sequence[tuple[str, str]]) -> list[str]:
