@@ -12,7 +12,7 @@ from ..growth.block_records import block_texts
 from ..growth.surgery import versions
 from ..models.configuration_saddle import TRANSFORMERS_RANGE
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .card_task import card_task, sample_name, usage
+from .card_task import card_task, meta_sample, sample_name
 from .comparison import Comparison
 from .comparison_text import comparison_text, settings_text
 from .escape import markdown, number, plain, quantity
@@ -72,7 +72,9 @@ def render_model_card(
         "folder": PICTURES,
         "sizes": _sizes(model, history),
         "repo_id": repo_id,
-        "usage": usage(model, source, has_processor),
+        "source": source,
+        "processed": has_processor,
+        "sample_shape": tuple(meta_sample(model)[model.main_input_name].shape),
         "task": task,
         "transformers_range": TRANSFORMERS_RANGE,
         "transformers_version": versions()["transformers"],
