@@ -18,20 +18,9 @@ MAX_VOCABULARY = 2**24
 
 LAYER_FIELDS = ("num_hidden_layers", "num_layers", "n_layer", "encoder_layers", "decoder_layers", "num_decoder_layers")
 _SIZE_FIELDS = (
-    "d_ff",
-    "d_kv",
-    "d_model",
-    "decoder_ffn_dim",
-    "embed_dim",
-    "embedding_size",
-    "encoder_ffn_dim",
-    "encoder_stride",
-    "hidden_size",
-    "intermediate_size",
-    "n_embd",
-    "num_attention_heads",
-    "num_channels",
-)
+    "d_ff", "d_kv", "d_model", "decoder_ffn_dim", "embed_dim", "embedding_size", "encoder_ffn_dim", "encoder_stride",
+    "hidden_size", "intermediate_size", "n_embd", "num_attention_heads", "num_channels",
+)  # fmt: skip
 _OPTIONAL_SIZE_FIELDS = ("head_dim", "n_inner", "pooler_output_size")
 _SIDE_FIELDS = ("image_size", "patch_size")
 _ACTIVATION_FIELDS = ("activation_function", "hidden_act", "hidden_activation", "pooler_act", "skip_activation")
