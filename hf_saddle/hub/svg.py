@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from .escape import markup
+from .escape import markup, quantity
 
 
 WIDTH, HEIGHT = 640, 244
@@ -105,7 +105,4 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 def short(value: float) -> str:
     """A number of an axis: 12.5k and 1.2M."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
-            return f"{value / size:.4g}{unit}"
-    return f"{value:.4g}"
+    return quantity(value, 4).replace(" ", "")
