@@ -66,6 +66,7 @@ def render_model_card(
     source = json.dumps(repo_id if repo_id is not None else plain(name), ensure_ascii=False).replace("`", "'")
     trained_with = record.versions if record is not None else {}
     grown_with = history.events[-1].versions if history.events else versions()
+    labels = sorted(config.id2label.items()) if task.labelled and config.num_labels else []
     first = history.initial
     context: dict[str, Any] = {
         "title": markdown(name),
@@ -83,9 +84,7 @@ def render_model_card(
         "task": task,
         "transformers_range": TRANSFORMERS_RANGE,
         "transformers_version": versions()["transformers"],
-        "labels": [label for _, label in sorted(config.id2label.items())]
-        if task.labelled and config.num_labels
-        else [],
+        "labels": [label for _, label in labels],
         "stock_class": model.stock_class.__name__,
         "is_deit": config.model_type in ("saddle_deit", "saddle_vit"),
         "history": history,
