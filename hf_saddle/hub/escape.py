@@ -23,11 +23,6 @@ def markdown(value: Any, limit: int = _LIMIT) -> str:
     return html.escape(escaped, quote=False).replace("www.", "www&#46;")
 
 
-def markup(value: Any, limit: int = _LIMIT) -> str:
-    """`plain` text as HTML, in elements and in quoted attributes."""
-    return html.escape(plain(value, limit))
-
-
 def number(value: Any, digits: int = 3) -> str:
     """
     A number with `digits` significant digits.

@@ -1,15 +1,13 @@
 """A growth history as one HTML page without scripts, files or addresses beside it, for light and dark."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from ..growth import GrowthHistory
 from .curves import Baseline, cost_curves, last_step, series
-from .escape import number, plain, quantity
+from .escape import number, quantity
+from .pages import PAGES
 from .record import TrainingRecord
 from .report_tables import eigenvalues, event_row, settings
 from .states import READING, State, gains, states
@@ -18,14 +16,6 @@ from .svg import Line, chart
 
 REPORT_NAME = "growth_report.html"
 _METRICS = (("eval_loss", "validation loss"), ("loss", "training loss"))
-
-
-def _told(value: Any) -> Any:
-    """What a file said is one line; what is markup already was made here."""
-    return value if isinstance(value, Markup) else plain(value, 1000)
-
-
-_PAGES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, finalize=_told)
 
 
 def render_report(
@@ -55,7 +45,7 @@ def render_report(
         ValueError: If a record of the history is damaged.
     """
     found = states(history)
-    return _PAGES.get_template("growth_report.html").render(
+    return PAGES.get_template("growth_report.html").render(
         title=title,
         summary=history.summary(),
         tiles=_tiles(found, history),
