@@ -26,7 +26,7 @@ import torch.distributed as dist
 import transformers
 from transformers import TrainerControl, TrainerState
 
-from hf_saddle.growth import PAPER_START, GrowthConfig
+from hf_saddle.growth import GrowthConfig
 from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
 from hf_saddle.training import GrowthCallback, decision, event, growth_event_, measuring, rebuild_ddp_
 from hf_saddle.training.distributed import fingerprint
@@ -47,7 +47,7 @@ PARTS = {
 
 def reduced_deit_s() -> SaddleViTForImageClassification:
     torch.manual_seed(0)
-    return SaddleViTForImageClassification(SaddleViTConfig(**PAPER_START, num_labels=1000))
+    return SaddleViTForImageClassification(SaddleViTConfig.reduced_deit_small(num_labels=1000))
 
 
 def random_batch(size: int, side: int, labels: int) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from hf_saddle.growth import GrowthConfig, GrowthHistory, GrowthPlan, count_macs
 from hf_saddle.growth.block_records import block_texts
 from hf_saddle.growth.operators import HEAD_OPERATORS
 from hf_saddle.hub.card_task import sample_name
-from hf_saddle.hub.pictures import check_matplotlib, save_report
+from hf_saddle.hub.pictures import check_matplotlib
 from hf_saddle.training import plan_event, probe_batches
 from hf_saddle.training.model_checks import growable_paths
 from hf_saddle.training.reports import prediction
@@ -148,7 +148,9 @@ def print_curvature(
         seed=config.growth_seed,
     )
     if picture is not None:
-        save_report(picture, report)
+        from hf_saddle.hub.report_plot import draw_report  # which needs matplotlib
+
+        draw_report(picture, report)
     plan = plan_event(model, batches, config) if planned else None
     if as_json:
         typer.echo(json.dumps(report.to_dict() | {"event": None if plan is None else _plan_facts(plan)}))

@@ -5,8 +5,9 @@ from typing import Any
 
 from hf_saddle.growth import GrowthHistory, count_parameters
 from hf_saddle.hub import TrainingRecord, render_report
+from hf_saddle.hub.curves import Baseline
 from hf_saddle.hub.report_page import REPORT_NAME
-from hf_saddle.hub.states import Baseline, neuron_counts
+from hf_saddle.hub.states import neuron_counts
 from hf_saddle.models.json_files import read_json
 
 from .common import load_shape, quiet

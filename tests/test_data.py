@@ -42,7 +42,7 @@ def test_fashion_mnist_is_read_from_its_files(tmp_path, monkeypatch):
             header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">i4").tobytes()
             (tmp_path / f"{stem}-{kind}-ubyte.gz").write_bytes(gzip.compress(header + values.tobytes()))
     monkeypatch.setattr(data, "FASHION_MNIST_FOLDER", tmp_path)
-    split = data._fashion_mnist()["test"]
+    split = data.published_splits("fashion-mnist")["test"]
     assert np.array_equal(np.asarray(split[1]["image"]), pixels[1])
     assert split.features["label"].int2str(split["label"]) == ["Sneaker", "T-shirt/top"]
 

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import nn
 
 from .analyze import analyze
+from .eigenpairs import SolverOptions
 from .loss import Loss
 from .ranks import Ranks
 from .report import NullModel, nominal_rate
@@ -20,6 +21,7 @@ def check_null_model(
     *,
     loss: Loss | None = None,
     linears: Sequence[str] | None = None,
+    solver: SolverOptions | None = None,
     distributed: bool = False,
     group: "dist.ProcessGroup | None" = None,
     **options: Any,
@@ -36,7 +38,7 @@ def check_null_model(
     """
     if criterion not in ("width", "depth"):
         raise ValueError(f'The null model is for the criteria "width" and "depth", got {criterion!r}.')
-    settings = Settings(criteria=(criterion,), flip=True, **options)
+    settings = Settings(criteria=(criterion,), solver=solver or SolverOptions(), flip=True, **options)
     report = analyze(model, batches, loss=loss, linears=linears, settings=settings, ranks=Ranks(distributed, group))
     return NullModel(
         selected=sum(layer.candidates for layer in report),

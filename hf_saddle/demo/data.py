@@ -55,8 +55,16 @@ def published_splits(
     if name == "digits":
         return _digits()
     if name == "fashion-mnist":
-        return _fashion_mnist()
-    return _named_images(name, dataset_config, image_column, label_column)
+        sets = {split: _dataset(*fashion_mnist_arrays(split), _FASHION_LABELS) for split in ("train", "test")}
+        return DatasetDict(sets)
+    splits = read_source(name, dataset_config)
+    features = splits["train"].features
+    image = pick_column(
+        name, features, "image", lambda _, feature: isinstance(feature, Image), ("image",), image_column
+    )
+    label = pick_label(name, features, label_column)
+    splits = splits.select_columns([image, label]).rename_columns({image: "image", label: "label"})
+    return with_classes(name, splits)
 
 
 def preprocess(splits: DatasetDict, processor: BaseImageProcessor) -> DatasetDict:
@@ -102,10 +110,6 @@ def _digits() -> DatasetDict:
     return DatasetDict(train=_dataset(images, digits.target, [str(digit) for digit in range(10)]))
 
 
-def _fashion_mnist() -> DatasetDict:
-    return DatasetDict({split: _dataset(*fashion_mnist_arrays(split), _FASHION_LABELS) for split in ("train", "test")})
-
-
 def fashion_mnist_arrays(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Images `(n, 28, 28)` and labels `(n,)` of Fashion-MNIST's `"train"` or `"test"` files as bytes."""
     if not FASHION_MNIST_FOLDER.is_dir():
@@ -124,12 +128,3 @@ def _read_idx(file: str) -> np.ndarray:
     dimensions = raw[3]
     shape = np.frombuffer(raw, ">i4", dimensions, offset=4)
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-
-
-def _named_images(name: str, config: str | None, image: str | None, label: str | None) -> DatasetDict:
-    splits = read_source(name, config)
-    features = splits["train"].features
-    image = pick_column(name, features, "image", lambda _, feature: isinstance(feature, Image), ("image",), image)
-    label = pick_label(name, features, label)
-    splits = splits.select_columns([image, label]).rename_columns({image: "image", label: "label"})
-    return with_classes(name, splits)

@@ -2,7 +2,7 @@
 
 import copy
 import difflib
-from argparse import Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -72,13 +72,18 @@ def parse(
         `tuple`: One object of each dataclass.
 
     Raises:
-        ValueError: If a preset or an option of the file is unknown, or a value cannot be meant.
-        SystemExit: With code 2, if the command line has an unknown option or a value of another type.
+        ValueError: If the file has an unknown preset or option, or a value cannot be meant.
+        SystemExit: With code 2, if the command line has an unknown preset or option, or a value of another type.
     """
-    words = list(words)
-    file, preset = _take(words, "config"), _take(words, "preset")
+    above = ArgumentParser(prog=prog, usage=usage, add_help=False, allow_abbrev=False)
+    above.add_argument(
+        "--preset", choices=list(PRESETS), help="Values for a purpose; all other options override them."
+    )
+    above.add_argument("--config", help="YAML file of options; those of the command line override it.")
+    first, words = above.parse_known_args(words)
+    file = first.config
     given = {} if file is None else _read(Path(file))
-    preset = given.pop("preset", None) if preset is None else preset
+    preset = given.pop("preset", None) if first.preset is None else first.preset
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}.")
     if preset == "paper":
@@ -89,11 +94,9 @@ def parse(
         raise ValueError(f"{file} has unknown options: {', '.join(unknown)}.")
     empty = _take_nones(words, kinds)
 
-    parser = HfArgumentParser(kinds, prog=prog, usage=usage, epilog=epilog, formatter_class=_Help, allow_abbrev=False)
-    parser.add_argument(
-        "--preset", choices=list(PRESETS), help="Values for a purpose; all other options override them."
+    parser = HfArgumentParser(
+        kinds, parents=[above], prog=prog, usage=usage, epilog=epilog, formatter_class=_Help, allow_abbrev=False
     )
-    parser.add_argument("--config", help="YAML file of options; those of the command line override it.")
     named = {_name(word): word for word in words if word.startswith("--")}
     chosen = dict(defaults)
     for layer in (PRESETS.get(preset or "", {}), given, dict.fromkeys(empty), named):
@@ -115,17 +118,6 @@ def parse(
 def _name(word: str) -> str:
     """The field that an option of a command line is of."""
     return word.partition("=")[0].removeprefix("--").replace("-", "_")
-
-
-def _take(words: list[str], name: str) -> str | None:
-    """Take an option and its value out of a command line; the last one counts."""
-    value = None
-    for index in reversed([index for index, word in enumerate(words) if word.partition("=")[0] == f"--{name}"]):
-        _, equals, own = words[index].partition("=")
-        found = own if equals else (words[index + 1] if index + 1 < len(words) else "")
-        del words[index : index + (1 if equals else 2)]
-        value = found if value is None else value
-    return value
 
 
 def _take_nones(words: list[str], kinds: Iterable[type[Any]]) -> list[str]:

@@ -120,22 +120,6 @@ def image_processor(source: str | None, size: tuple[int, int], **where: Any) -> 
     return ViTImageProcessorPil(size=dict(zip(("height", "width"), size, strict=True)))
 
 
-def text_tokenizer(source: str, **where: Any) -> Any:
-    """
-    The tokenizer of a checkpoint, which pads with its end of text where it has no padding token.
-
-    Raises:
-        ValueError: If the checkpoint has none.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **where)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{source} has no tokenizer that can be loaded: {error}") from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
 def _image_processor(arguments: ModelAndDataArguments, splits: DatasetDict, **where: str) -> Any:
     source, size = arguments.model_name_or_path, arguments.image_size
     if source is not None:
@@ -144,8 +128,15 @@ def _image_processor(arguments: ModelAndDataArguments, splits: DatasetDict, **wh
 
 
 def _tokenizer(arguments: ModelAndDataArguments, splits: DatasetDict, **where: str) -> Any:
-    if arguments.model_name_or_path is not None:
-        return text_tokenizer(arguments.model_name_or_path, **where)
+    source = arguments.model_name_or_path
+    if source is not None:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, **where)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{source} has no tokenizer that can be loaded: {error}") from error
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
     enclose = arguments.task == "text-classification"
     return train_tokenizer(splits["train"]["text"], arguments.vocab_size, enclose=enclose)
 

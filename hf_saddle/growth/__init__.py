@@ -19,7 +19,7 @@ from .natural_step import score_growths, take_natural_step
 from .optimizer_rebind import rebind_optimizer_
 from .optimizer_state import carry_optimizer_state_
 from .padding import to_stock
-from .paper import PAPER_START, PaperGrowthConfig
+from .paper import PaperGrowthConfig
 from .plan import GrowthPlan, LayerGrowth
 from .planner import candidate_growths, plan_growth
 from .probe_loss import probe_loss
@@ -27,7 +27,6 @@ from .surgery import PreparedGrowth, grow_, prepare_growth, record_
 
 
 __all__ = [
-    "PAPER_START",
     "BlockCandidate",
     "GrowthConfig",
     "GrowthEvent",

@@ -181,7 +181,7 @@ class GrowthConfig(Limits):
         """
         The settings of arXiv 2402.12418 for 300 epochs: events at epochs 50, 80, …, 290, each with 580,000 parameters
         times the learning rate relative to its peak, in four quotas, residual pairs in layers with 60 candidates.
-        Its start is the reduced DeiT-S, `SaddleViTConfig(**PAPER_START)`.
+        Its start is the reduced DeiT-S, `SaddleViTConfig.reduced_deit_small()`.
         """
         from .paper import recipe  # which is made of this class
 

@@ -21,16 +21,6 @@ QUOTAS = (
     ("attention.o_proj",),
 )
 
-# The reduced DeiT-S that arXiv 2402.12418 starts from, as fields of a `SaddleViTConfig`.
-PAPER_START = {
-    "hidden_size": 384,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 6,
-    "head_dim": 32,
-    "attention_scaling": 64**-0.5,
-    "intermediate_size": 768,
-}
-
 
 @accepts_old_names
 @dataclass

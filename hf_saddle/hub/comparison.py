@@ -1,14 +1,12 @@
 """What trainings of equal cost came to without growth, with it, and with random growth in the same places."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from ..growth.values import is_int, is_number
-from ..models.json_files import read_json
+from ..models.json_files import read_json, write_json
 from .intervals import mean_interval
 
 
@@ -148,7 +146,7 @@ class Comparison:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Comparison":

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from ..growth import GrowthHistory
-from .states import Baseline, cost_curves, seconds_at, states
+from .curves import Baseline, cost_curves, seconds_at
+from .states import states
 from .style import BLUE, ORANGE, label_quantities, mark_event, new_figure
 
 

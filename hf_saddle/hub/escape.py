@@ -23,11 +23,6 @@ def markdown(value: Any, limit: int = _LIMIT) -> str:
     return html.escape(escaped, quote=False).replace("www.", "www&#46;")
 
 
-def markup(value: Any, limit: int = _LIMIT) -> str:
-    """`plain` text as HTML, in elements and in quoted attributes."""
-    return html.escape(plain(value, limit))
-
-
 def number(value: Any, digits: int = 3) -> str:
     """
     A number with `digits` significant digits.
@@ -40,9 +35,9 @@ def number(value: Any, digits: int = 3) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
 
 
-def quantity(value: int) -> str:
-    """A count in units that are read at a glance: 11.1 M."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return str(value)
+def quantity(value: float, digits: int = 3) -> str:
+    """A number in units that are read at a glance: 11.1 M."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= size:
+            return f"{value / size:.{digits}g}{unit}"
+    return f"{value:.{digits}g}"

@@ -1,6 +1,6 @@
 """Where a model grew, as heat maps: its final shape, and that after each event."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,11 +8,11 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from ..growth import GrowthHistory
-from .states import blocks_of, linears, short_name, states, units_text, width_text
+from .states import gains, short_name, states
 from .style import BLUE, BLUES, GROUND, INK, ORANGES, label_quantities, new_figure
 
 
-def _heat(axes: Axes, values: np.ndarray, texts: list[list[str]], colours: LinearSegmentedColormap) -> None:
+def _heat(axes: Axes, values: np.ndarray, texts: Sequence[Sequence[str]], colours: LinearSegmentedColormap) -> None:
     """A heat map whose every cell also says its value; a cell without growth stays empty."""
     top = max(float(values.max()), 1.0)
     axes.imshow(values, cmap=colours, vmin=0, vmax=top, aspect="auto")
@@ -29,33 +29,21 @@ def _heat(axes: Axes, values: np.ndarray, texts: list[list[str]], colours: Linea
 
 def draw_architecture(history: GrowthHistory, neurons: Mapping[str, int]) -> Figure:
     """The final shape: hidden neurons of every layer, and skip units of every linear, layer by layer."""
-    first, *_, last = [*states(history)] * 2
-    names = linears(history)
-    layers = range(len(last.widths))
+    rows = gains(history, neurons)
+    wide, deep = ([row for row in rows if row.kind == kind] for kind in ("width", "depth"))
+    layers = range(len(rows[0].values))
     width = max(5.5, 1.6 + 0.8 * len(layers))
-    headed = any(last.heads)
-    ratios = [2.4 if headed else 1.6, len(names)]
+    headed = len(wide) > 1
+    ratios = [2.4 if headed else 1.6, len(deep)]
     figure, (top, bottom) = new_figure(width, 4.6 if headed else 4.2, nrows=2, height_ratios=ratios, sharex=True)
-    added = np.array([[last.widths[i] - first.widths[i] for i in layers]], dtype=float)
-    texts = [[width_text(first.widths[i], last.widths[i]) for i in layers]]
-    if headed:
-        # Colours of both rows reach from nothing to the most of their own kind.
-        both = np.array([added[0], last.heads], dtype=float)
-        added = both / both.max(axis=1, keepdims=True).clip(1)
-        texts.append([f"+{number}" if number else "" for number in last.heads])
-    _heat(top, added, texts, BLUES)
+    # Colours of each row of widths reach from nothing to the most of its own kind.
+    _heat(top, np.array([row.shares() for row in wide]), [row.texts for row in wide], BLUES)
     more = ", and attention heads added" if headed else ""
     top.set_title(f"Width: hidden neurons added to each layer, of those at the start{more}")
-    top.set_yticks(range(len(texts)), ["hidden", "heads"][: len(texts)])
-    units = np.array([[last.units(i, linear) for i in layers] for linear in names], dtype=float)
-    blocks = blocks_of(history.shapes)
-    texts = [
-        [units_text(last.branches[i].get(name, []), neurons.get(f"{blocks[i]}.{name}")) for i in layers]
-        for name in names
-    ]
-    _heat(bottom, units, texts, ORANGES)
+    top.set_yticks(range(len(wide)), ["hidden", "heads"][: len(wide)])
+    _heat(bottom, np.array([row.shares() for row in deep]), [row.texts for row in deep], ORANGES)
     bottom.set_title("Depth: skip units added to each linear, for its neurons")
-    bottom.set_yticks(range(len(names)), [short_name(linear) for linear in names])
+    bottom.set_yticks(range(len(deep)), [short_name(row.name) for row in deep])
     bottom.set_xticks(layers, [str(i) for i in layers])
     bottom.set_xlabel("layer (a › b: b units feed the a units)")
     return figure

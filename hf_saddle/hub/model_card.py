@@ -7,18 +7,18 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..growth import GrowthEvent, GrowthHistory, count_macs, count_parameters
+from ..growth import GrowthHistory, count_macs, count_parameters
 from ..growth.block_records import block_texts
 from ..growth.surgery import versions
 from ..models.configuration_saddle import TRANSFORMERS_RANGE
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .card_task import card_task, sample_name, usage
+from .card_task import card_task, meta_sample, sample_name
 from .comparison import Comparison
 from .comparison_text import comparison_text, settings_text
 from .escape import markdown, number, plain, quantity
 from .names import is_repo_id
 from .record import TrainingRecord
-from .states import blocks_of, expected, forecast, growths
+from .states import blocks_of, expected, forecast, growths, losses_text
 
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -29,7 +29,6 @@ _KINDS = {"deit": "distilled DeiT (class and distillation token)"}
 _PAPER = "arxiv:2402.12418"
 # What a metric is called, where the Hub has a name for it.
 _METRICS = {"accuracy": "Accuracy", "perplexity": "Perplexity"}
-_MAX_LABELS = 20
 _NO_CODE = str.maketrans("`|", "''")
 
 
@@ -65,30 +64,38 @@ def render_model_card(
         history.check(model)
     config, task = model.config, card_task(model)
     source = json.dumps(repo_id if repo_id is not None else plain(name), ensure_ascii=False).replace("`", "'")
+    trained_with = record.versions if record is not None else {}
+    grown_with = history.events[-1].versions if history.events else versions()
+    labels = sorted(config.id2label.items()) if task.labelled and config.num_labels else []
+    first = history.initial
     context: dict[str, Any] = {
         "title": markdown(name),
         "summary": _summary(model, history),
         "pictures": pictures or [],
         "folder": PICTURES,
-        "sizes": _sizes(model, history),
+        "sizes": [
+            ("parameters", first.parameters, count_parameters(model)),
+            (f"multiply-accumulates per {sample_name(model)}", first.macs, count_macs(model)),
+        ],
         "repo_id": repo_id,
-        "usage": usage(model, source, has_processor),
+        "source": source,
+        "processed": has_processor,
+        "sample_shape": tuple(meta_sample(model)[model.main_input_name].shape),
         "task": task,
         "transformers_range": TRANSFORMERS_RANGE,
         "transformers_version": versions()["transformers"],
-        "labels": _labels(config.id2label) if task.labelled and config.num_labels else "",
+        "labels": [label for _, label in labels],
         "stock_class": model.stock_class.__name__,
         "is_deit": config.model_type in ("saddle_deit", "saddle_vit"),
-        "growth_sentence": history.summary(),
-        "events": [_event(index, event) for index, event in enumerate(history.events, 1)],
-        "rows": [row for index, event in enumerate(history.events, 1) for row in _rows(index, event)],
+        "history": history,
         "record": record,
         "comparison": None if comparison is None else comparison_text(comparison),
         "compared": "" if comparison is None else markdown(settings_text(comparison), 1000),
-        "versions": _versions(history, record),
+        "versions": trained_with or grown_with,
     }
-    context |= _training(record) if record is not None else {"results": []}
-    card: ModelCard = ModelCard.from_template(_metadata(model, record, name, tags or []), str(TEMPLATE), **context)
+    card: ModelCard = ModelCard.from_template(
+        _metadata(model, record, name, tags or []), str(TEMPLATE), **context, **_WORDING
+    )
     return card
 
 
@@ -161,86 +168,20 @@ def _summary(model: GrowablePreTrainedModel, history: GrowthHistory) -> str:
     )
 
 
-def _sizes(model: GrowablePreTrainedModel, history: GrowthHistory) -> list[tuple[str, str, str, str]]:
-    first = history.initial
-    rows = (
-        ("parameters", first.parameters, count_parameters(model)),
-        (f"multiply-accumulates per {sample_name(model)}", first.macs, count_macs(model)),
-    )
-    return [(name, number(start), number(end), f"{end / start:.3f}") for name, start, end in rows]
-
-
-def _labels(id2label: dict[int, str]) -> str:
-    shown = [markdown(id2label[index], 40) for index in sorted(id2label)[:_MAX_LABELS]]
-    rest = len(id2label) - len(shown)
-    return ", ".join(shown) + (f" and {rest} more" if rest else "")
-
-
-def _optional(value: float | None, digits: int = 4) -> str:
-    return "" if value is None else number(value, digits)
-
-
-def _event(index: int, event: GrowthEvent) -> dict[str, str]:
-    losses = [_optional(event.loss_before), _optional(event.loss_after)]
-    return {
-        "number": str(index),
-        "step": _optional(event.step),
-        "epoch": _optional(event.epoch),
-        "criterion": markdown(event.criterion or "by hand"),
-        "operators": markdown(", ".join([*map(str, event.operators), *block_texts(event.blocks)]) or "none"),
-        "neurons": number(event.neurons) + (f" and {number(event.heads)} heads" if event.heads else ""),
-        "gain": forecast(event),
-        "losses": " → ".join(text or "?" for text in losses) if any(losses) else "",
-        "parameters": f"{number(event.parameters_before)} → {number(event.parameters_after)}",
-        "seconds": number(event.seconds),
-    }
-
-
-def _rows(index: int, event: GrowthEvent) -> list[dict[str, str]]:
-    event_blocks = blocks_of(event.shapes)
-    return [
-        {
-            "event": str(index),
-            "block": f"`{event_blocks[growth.layer]}`",
-            "linear": f"`{growth.linear}{'.skip.linear' * growth.nested}`",
-            "operator": f"`{growth.operator}`",
-            "chosen": f"{number(growth.chosen)} of {number(growth.candidates)}",
-            "eigenvalues": ", ".join(number(value) for value in growth.eigenvalues) if event.criterion else "",
-            "gain": expected(event, growth),
-        }
-        for growth in growths(event)
-    ]
-
-
-def _training(record: TrainingRecord) -> dict[str, Any]:
-    sentence = "Trained"
-    sentence += f" on {markdown(record.dataset)}" if record.dataset is not None else " on data that were not recorded"
-    if record.base_model is not None:
-        sentence += f", starting from {markdown(record.base_model)}"
-    if record.device is not None:
-        sentence += f", on {number(record.processes)} × {markdown(record.device)}"
-    seconds = record.seconds()
-    sentence += "." if seconds is None else f", in {number(seconds)} s (growth and validation included)."
-    settings = [(_code(key), markdown(value)) for key, value in record.settings.items()]
-    settings += [(f"growth {_code(key)}", markdown(value)) for key, value in record.growth.items()]
-    of_dataset = "" if record.dataset is None else f" of {markdown(record.dataset)}"
-    return {
-        "training_sentence": sentence,
-        "settings": settings,
-        "results": [(markdown(key), number(value, 4)) for key, value in record.results.items()],
-        "split": markdown(record.split),
-        "of_dataset": of_dataset + ("" if record.results_step is None else f" at step {number(record.results_step)}"),
-    }
-
-
 def _code(name: str) -> str:
     """A name as code, in a table."""
     return f"`{plain(name).translate(_NO_CODE)}`"
 
 
-def _versions(history: GrowthHistory, record: TrainingRecord | None) -> str:
-    """Of the training, where they are known; else of the last growth; else of the library that writes."""
-    found = history.events[-1].versions if history.events else versions()
-    if record is not None and record.versions:
-        found = record.versions
-    return ", ".join(f"{markdown(name)} {markdown(version)}" for name, version in found.items())
+# What the template says numbers and texts by: all that others wrote passes through one of these.
+_WORDING = {
+    "block_texts": block_texts,
+    "blocks_of": blocks_of,
+    "code": _code,
+    "expected": expected,
+    "forecast": forecast,
+    "growths": growths,
+    "losses_text": losses_text,
+    "markdown": markdown,
+    "number": number,
+}

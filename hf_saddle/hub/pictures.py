@@ -6,10 +6,9 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..curvature import CurvatureReport
 from ..growth import GrowthHistory
 from .comparison import Comparison
-from .states import Baseline
+from .curves import Baseline
 
 
 logger = logging.getLogger(__name__)
@@ -74,23 +73,6 @@ def save_pictures(
         for suffix in SUFFIXES:
             (folder / f"{name}{suffix}").unlink(missing_ok=True)
     return draw_pictures(folder, history, log, neurons or {}, baseline)
-
-
-def save_report(path: Path, report: CurvatureReport) -> None:
-    """
-    Draw the held-out eigenvalue of every neuron, one column per linear and one panel per criterion.
-
-    Args:
-        path (`Path`): A file that ends in `.png` or `.svg`.
-        report ([`~hf_saddle.CurvatureReport`]): The measurement.
-
-    Raises:
-        ImportError: If matplotlib, the extra `plots`, is not installed.
-    """
-    check_matplotlib()
-    from .report_plot import draw_report
-
-    draw_report(path, report)
 
 
 def save_comparison(folder: Path, comparison: Comparison) -> str:

@@ -8,10 +8,11 @@ from matplotlib.figure import Figure
 
 from ..growth import GrowthHistory
 from .cost_plot import draw_cost
+from .curves import Baseline, last_step, series
 from .eigenvalue_plot import draw_eigenvalues, measured_events
 from .heat_plots import draw_architecture, draw_timeline
 from .pictures import SUFFIXES
-from .states import Baseline, last_step, series, states
+from .states import states
 from .style import BLUE, ORANGE, STYLE, mark_event, new_figure, save_figure
 
 

@@ -1,7 +1,6 @@
 """What a training leaves for the model card: settings, log, data set and versions, as JSON beside the weights."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -13,8 +12,8 @@ from transformers import PreTrainedModel, TrainerState, TrainingArguments
 from ..growth import GrowthConfig
 from ..growth.surgery import versions
 from ..growth.values import is_number
-from ..models.json_files import read_json
-from .measured import device_of, differences, emissions_in, numbers_only, results_of, settings_of
+from ..models.json_files import read_json, write_json
+from .measured import device_of, differences, duration, emissions_in, numbers_only, results_of, settings_of
 from .names import public_name
 
 
@@ -112,11 +111,11 @@ class TrainingRecord:
 
     def seconds(self) -> float | None:
         """Duration of the training."""
-        return next((entry["train_runtime"] for entry in reversed(self.log) if "train_runtime" in entry), None)
+        return duration(self.log)
 
     def save(self, folder: Path) -> None:
         """Write the record into a folder."""
-        (folder / RECORD_NAME).write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n")
+        write_json(folder / RECORD_NAME, asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> "TrainingRecord | None":

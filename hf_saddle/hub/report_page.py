@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 
+from markupsafe import Markup
+
 from ..growth import GrowthHistory
-from .escape import markup, number, quantity
+from .curves import Baseline, cost_curves, last_step, series
+from .escape import number, quantity
+from .pages import PAGES
 from .record import TrainingRecord
-from .report_style import STYLE
-from .report_tables import architecture, eigenvalues, events, settings
-from .states import Baseline, State, cost_curves, last_step, series, states
+from .report_tables import eigenvalues, event_row, settings
+from .states import READING, State, gains, states
 from .svg import Line, chart
 
 
@@ -42,72 +45,65 @@ def render_report(
         ValueError: If a record of the history is damaged.
     """
     found = states(history)
-    sections = [
-        _sizes(found, history),
-        architecture(history, found[0], found[-1], neurons or {}),
-        _course(found, log),
-        _losses(history, found, log, baseline),
-        events(history),
-        eigenvalues(history),
-        settings(record),
-    ]
-    body = "".join(f"<section>{section}</section>" for section in sections if section)
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>{markup(title)}: growth</title><style>{STYLE}</style></head>"
-        f"<body><main><h1>{markup(title)}</h1><p>{markup(history.summary())}</p>{body}</main></body></html>\n"
+    return PAGES.get_template("growth_report.html").render(
+        title=title,
+        summary=history.summary(),
+        tiles=_tiles(found, history),
+        rows=gains(history, neurons or {}),
+        size_chart=_size_chart(found, log),
+        loss_charts=_loss_charts(history, found, log, baseline),
+        events=[event_row(index, event) for index, event in enumerate(history.events, 1)],
+        held_back=[(index, event.held_back) for index, event in enumerate(history.events, 1) if event.held_back],
+        reading=READING,
+        eigenvalues=eigenvalues(history),
+        settings=[] if record is None else settings(record),
     )
 
 
-def _sizes(found: Sequence[State], history: GrowthHistory) -> str:
+def _tiles(found: Sequence[State], history: GrowthHistory) -> list[tuple[str, str]]:
     first, last = found[0], found[-1]
-    seconds = sum(event.seconds for event in history.events)
-    tiles = [
+    grew = sum(bool(event.layers or event.blocks) for event in history.events)
+    return [
         ("parameters", f"{quantity(first.parameters)} → {quantity(last.parameters)}"),
         ("multiply-accumulates", f"{quantity(first.macs)} → {quantity(last.macs)}"),
-        (
-            "events that grew",
-            f"{sum(bool(event.layers or event.blocks) for event in history.events)} of {len(history.events)}",
-        ),
-        ("seconds of growth", number(float(seconds))),
+        ("events that grew", f"{grew} of {len(history.events)}"),
+        ("seconds of growth", number(float(sum(event.seconds for event in history.events)))),
     ]
-    return '<dl class="tiles">' + "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in tiles) + "</dl>"
 
 
 def _marks(found: Sequence[State]) -> list[tuple[float, str]]:
     return [(state.step, str(index)) for index, state in enumerate(found[1:], 1)]
 
 
-def _course(found: Sequence[State], log: Sequence[Mapping[str, float]]) -> str:
+def _size_chart(found: Sequence[State], log: Sequence[Mapping[str, float]]) -> Markup | None:
     if len(found) == 1:
-        return ""
+        return None
     end = max(last_step(log), found[-1].step + 1)
     points = [(float(state.step), float(state.parameters)) for state in found]
     line = Line("parameters", [*points, (end, points[-1][1])], steps=True)
     marks = _marks(found)
-    drawn = chart("Parameters over the training", [line], x_label="step", y_label="parameters", marks=marks)
-    return f"<h2>Size over the training</h2><p>Dotted: growth events.</p>{drawn}"
+    return chart("Parameters over the training", [line], x_label="step", y_label="parameters", marks=marks)
 
 
-def _losses(
+def _loss_charts(
     history: GrowthHistory, found: Sequence[State], log: Sequence[Mapping[str, float]], baseline: Baseline | None
-) -> str:
+) -> list[Markup]:
     lines = []
     for (key, label), colour in zip(_METRICS, ("second", "first"), strict=True):
         if series(log, key):
             lines.append(Line(label, series(log, key), colour))
     if not lines:
-        return ""
-    parts = [chart("Loss over the training", lines, x_label="step", y_label="loss", marks=_marks(found))]
+        return []
+    charts = [chart("Loss over the training", lines, x_label="step", y_label="loss", marks=_marks(found))]
     key, label = next(metric for metric in _METRICS if series(log, metric[0]))
     sizes, timed = cost_curves(history, log, key, baseline)
     colours = {"this model": "first", "without growth": "second"}
     if history.events or len(sizes) > 1:
         lines = [Line(name, points, colours[name], dots=name == "this model") for name, points in sizes.items()]
-        parts.append(chart(f"{label} at each size", lines, x_label="parameters", y_label=f"last {label} at each size"))
+        charts.append(
+            chart(f"{label} at each size", lines, x_label="parameters", y_label=f"last {label} at each size")
+        )
     if timed:
         lines, seconds = [Line(name, points, colours[name]) for name, points in timed.items()], "seconds of training"
-        parts.append(chart(f"{label} over the seconds", lines, x_label=f"{seconds}, growth included", y_label=label))
-    return "<h2>Loss</h2>" + "".join(parts)
+        charts.append(chart(f"{label} over the seconds", lines, x_label=f"{seconds}, growth included", y_label=label))
+    return charts

@@ -11,7 +11,13 @@ from .style import BLUE, GRID, INK, MUTED, ORANGE, STYLE, linear_range, new_figu
 
 
 def draw_report(path: Path, report: CurvatureReport) -> None:
-    """Draw a report into a file; see `save_report`."""
+    """
+    Draw the held-out eigenvalue of every neuron, one column per linear and one panel per criterion.
+
+    Args:
+        path (`Path`): A file that ends in `.png` or `.svg`.
+        report ([`~hf_saddle.CurvatureReport`]): The measurement.
+    """
     criteria = list(dict.fromkeys(entry.criterion for entry in report))
     most = max(sum(entry.criterion == criterion for entry in report) for criterion in criteria)
     with matplotlib.rc_context(STYLE):

@@ -12,7 +12,6 @@ from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.shapes import Shapes
 from ..models.sites import Place
 from .escape import number
-from .measured import CLOCK
 
 
 # How to read eigenvalues, on pictures and pages.
@@ -36,14 +35,6 @@ class State:
     def units(self, layer: int, linear: str) -> int:
         """Number of skip units of a linear, all depths together."""
         return sum(self.branches[layer].get(linear, []))
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """The same training without growth."""
-
-    parameters: int
-    log: list[dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -103,14 +94,60 @@ def _last_places(history: GrowthHistory) -> list[list[int]]:
     return found
 
 
-def width_text(first: int, last: int) -> str:
+@dataclass(frozen=True)
+class Row:
+    """
+    What every layer has gained of one kind of thing, as tables and heat maps show it.
+
+    Attributes:
+        name (`str`): What was added to: "hidden neurons", "attention heads", or the name of a linear in its layer.
+        kind (`str`): `"width"` or `"depth"`.
+        values (`tuple[int, ...]`): How many each layer has gained.
+        texts (`tuple[str, ...]`): The same in words.
+        most (`int`): The largest value of all that is compared by colour.
+    """
+
+    name: str
+    kind: str
+    values: tuple[int, ...]
+    texts: tuple[str, ...]
+    most: int
+
+    def shares(self) -> list[float]:
+        """The values as shares of the largest."""
+        return [value / max(self.most, 1) for value in self.values]
+
+
+def gains(history: GrowthHistory, neurons: Mapping[str, int]) -> list[Row]:
+    """
+    What every layer has gained since the start, first in width, then in depth; `neurons` of every linear, see
+    [`neuron_counts`].
+    """
+    first, *_, last = [*states(history)] * 2
+    added = tuple(end - start for start, end in zip(first.widths, last.widths, strict=True))
+    rows = [Row("hidden neurons", "width", added, tuple(map(_width_text, first.widths, last.widths)), max(added))]
+    if any(last.heads):
+        told = tuple(f"+{number}" if number else "" for number in last.heads)
+        rows.append(Row("attention heads", "width", last.heads, told, max(last.heads)))
+    blocks, names = blocks_of(history.shapes), linears(history)
+    layers = range(len(blocks))
+    units = {name: tuple(last.units(layer, name) for layer in layers) for name in names}
+    most = max((number for row in units.values() for number in row), default=0)
+    for name in names:
+        sizes = [last.branches[layer].get(name, []) for layer in layers]
+        counts = [neurons.get(f"{block}.{name}") for block in blocks]
+        rows.append(Row(name, "depth", units[name], tuple(map(_units_text, sizes, counts)), most))
+    return rows
+
+
+def _width_text(first: int, last: int) -> str:
     """`+10 of 64`: ten neurons of a layer with 64 at the start; `new, 64` of one that was not there."""
     if not first:
         return f"new, {last}"
     return f"+{last - first} of {first}" if last > first else str(last)
 
 
-def units_text(sizes: Sequence[int], neurons: int | None) -> str:
+def _units_text(sizes: Sequence[int], neurons: int | None) -> str:
     """`+10 › 2 for 64`: ten units of a linear of 64 neurons, fed by two more; empty without units."""
     if not sizes:
         return ""
@@ -126,60 +163,6 @@ def short_name(linear: str) -> str:
 def neuron_counts(model: GrowablePreTrainedModel) -> dict[str, int]:
     """Number of neurons of every linear that is no branch, by its path in the encoder."""
     return {site.root: site.module.neurons for site in model.growable_linears() if not site.nested}
-
-
-def series(log: Sequence[Mapping[str, float]], key: str) -> list[tuple[int, float]]:
-    """Steps and values of a metric in a log."""
-    return [(int(entry["step"]), float(entry[key])) for entry in log if key in entry and "step" in entry]
-
-
-def last_step(log: Sequence[Mapping[str, float]]) -> int:
-    """The step at which a training ended; 0 where its log does not tell."""
-    return max((int(entry["step"]) for entry in log if "step" in entry), default=0)
-
-
-def seconds_at(log: Sequence[Mapping[str, float]], *, grew: bool) -> dict[int, float]:
-    """
-    Seconds of a training at the steps of its log; empty where it does not tell. Where no model grew, all steps take
-    equally long, so that the duration is enough.
-    """
-    clock = {int(entry["step"]): entry[CLOCK] for entry in log if CLOCK in entry and "step" in entry}
-    if clock or grew:
-        return clock
-    total = next((entry["train_runtime"] for entry in reversed(log) if "train_runtime" in entry), None)
-    end = last_step(log)
-    if total is None or not end:
-        return {}
-    return {step: total * step / end for step in {int(entry["step"]) for entry in log if "step" in entry}}
-
-
-def reached(found: list[State], values: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Parameters and the last value of a metric at each size of a model: before the next event, and at the end."""
-    last: dict[int, float] = {}
-    for step, value in values:
-        last[parameters_at(found, step)] = value
-    return sorted(last.items())
-
-
-def cost_curves(
-    history: GrowthHistory, log: Sequence[Mapping[str, float]], key: str, baseline: Baseline | None
-) -> tuple[dict[str, list[tuple[float, float]]], dict[str, list[tuple[float, float]]]]:
-    """A metric over what it has cost, parameters and seconds, by name of the training, as far as logs tell."""
-    values = series(log, key)
-    sizes: dict[str, list[tuple[float, float]]] = {"this model": [*reached(states(history), values)]}
-    clock = seconds_at(log, grew=bool(history.events))
-    timed = {"this model": [(clock[step], value) for step, value in values if step in clock]}
-    other = [] if baseline is None else series(baseline.log, key)
-    if baseline is not None and other:
-        sizes["without growth"] = [(baseline.parameters, other[-1][1])]
-        clock = seconds_at(baseline.log, grew=False)
-        timed["without growth"] = [(clock[step], value) for step, value in other if step in clock]
-    return sizes, {name: points for name, points in timed.items() if points}
-
-
-def parameters_at(found: list[State], step: int) -> int:
-    """Parameters of the model at a training step; a growth counts from the step after it."""
-    return next(state.parameters for state in reversed(found) if state.step < step or state is found[0])
 
 
 def growths(event: GrowthEvent) -> list[Growth]:
@@ -202,6 +185,12 @@ def forecast(event: GrowthEvent) -> str:
         return ""
     error = "" if event.predicted_error is None else f" ± {number(event.predicted_error, 2)}"
     return number(event.predicted_gain) + error + ("" if event.forecast == "event" else f" ({event.forecast})")
+
+
+def losses_text(event: GrowthEvent) -> str:
+    """The loss of the probe before and after an event; empty where neither was measured."""
+    losses = (event.loss_before, event.loss_after)
+    return "" if losses == (None, None) else " → ".join("?" if loss is None else number(loss, 4) for loss in losses)
 
 
 def expected(event: GrowthEvent, growth: Growth) -> str:

@@ -4,11 +4,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .escape import markup
+from markupsafe import Markup
+
+from .escape import quantity
+from .pages import PAGES
 
 
-WIDTH, HEIGHT = 640, 244
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 34, 40
+# Where the frame of a chart lies.
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 626, 34, 204
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Line:
 
 def chart(
     title: str, lines: Sequence[Line], *, x_label: str, y_label: str, marks: Sequence[tuple[float, str]] = ()
-) -> str:
+) -> Markup:
     """
     A chart as an `<svg>` element.
 
@@ -49,44 +52,26 @@ def chart(
     x_low, x_high = min(x_ticks[0], *xs), max(x_ticks[-1], *xs)
     y_low, y_high = min(y_ticks[0], *ys), max(y_ticks[-1], *ys)
 
-    def place(x: float, y: float) -> tuple[str, str]:
-        across = _LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - _LEFT - _RIGHT)
-        up = HEIGHT - _BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - _TOP - _BOTTOM)
-        return f"{across:.1f}", f"{up:.1f}"
+    def across(x: float) -> str:
+        return f"{_LEFT + (x - x_low) / (x_high - x_low) * (_RIGHT - _LEFT):.1f}"
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{markup(title)}">']
-    for tick in y_ticks:
-        _, y = place(x_low, tick)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text class="tick" text-anchor="end" dy=".32em" x="{_LEFT - 6}" y="{y}">{short(tick)}</text>')
-    for tick in x_ticks:
-        x, _ = place(tick, y_low)
-        parts.append(
-            f'<text class="tick" text-anchor="middle" x="{x}" y="{HEIGHT - _BOTTOM + 15}">{short(tick)}</text>'
-        )
-    for at, name in marks:
-        x, _ = place(at, y_low)
-        parts.append(f'<line class="mark" x1="{x}" x2="{x}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
-        parts.append(f'<text class="tick" text-anchor="middle" x="{x}" y="{_TOP - 5}">{markup(name)}</text>')
-    for line in lines:
-        parts += _series(line, [place(x, y) for x, y in line.points])
-    middle = (_LEFT + WIDTH - _RIGHT) // 2
-    parts.append(f'<text class="label" text-anchor="middle" x="{middle}" y="{HEIGHT - 6}">{markup(x_label)}</text>')
-    parts.append(f'<text class="label" x="4" y="12">{markup(y_label)}</text></svg>')
-    legend = "".join(f'<li class="{line.colour}">{markup(line.label)}</li>' for line in lines)
-    return f'<figure>{"".join(parts)}<figcaption><ul class="legend">{legend}</ul></figcaption></figure>'
+    def down(y: float) -> str:
+        return f"{_BOTTOM - (y - y_low) / (y_high - y_low) * (_BOTTOM - _TOP):.1f}"
 
-
-def _series(line: Line, points: Sequence[tuple[str, str]]) -> list[str]:
-    parts = []
-    if len(points) > 1:
-        path = [" ".join(points[0])]
-        for x, y in points[1:]:
-            path.append(f"H{x}V{y}" if line.steps else f"L{x} {y}")
-        parts.append(f'<path class="{line.colour}" d="M{"".join(path)}"/>')
-    if line.dots or len(points) == 1:
-        parts += [f'<circle class="{line.colour}" cx="{x}" cy="{y}" r="3.5"/>' for x, y in points]
-    return parts
+    drawn = PAGES.get_template("chart.html").render(
+        title=title,
+        left=_LEFT,
+        right=_RIGHT,
+        top=_TOP,
+        bottom=_BOTTOM,
+        x_ticks=[(across(tick), short(tick)) for tick in x_ticks],
+        y_ticks=[(down(tick), short(tick)) for tick in y_ticks],
+        marks=[(across(at), name) for at, name in marks],
+        lines=[(line, [(across(x), down(y)) for x, y in line.points]) for line in lines],
+        x_label=x_label,
+        y_label=y_label,
+    )
+    return Markup(drawn)
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -103,7 +88,4 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 def short(value: float) -> str:
     """A number of an axis: 12.5k and 1.2M."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
-            return f"{value / size:.4g}{unit}"
-    return f"{value:.4g}"
+    return quantity(value, 4).replace(" ", "")

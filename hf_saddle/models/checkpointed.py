@@ -1,5 +1,6 @@
 """Models that load only what is theirs and whole, start from stock, and save their growth history with them."""
 
+import copy
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +9,7 @@ from huggingface_hub import CommitInfo
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedModel
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, AutoConfig, PreTrainedModel
 
 from .blocks import block_siblings
 from .branch_guard import branch_links, check_quantiser
@@ -18,7 +19,7 @@ from .history_file import read_history, write_history
 from .loading import check_files, check_loaded, resize_to_
 from .pushing import upload
 from .resizing import retire_
-from .stock import convert_stock, read_stock
+from .stock import growable_config, is_head, part_types
 from .stock_classes import auto_classes
 
 
@@ -161,7 +162,36 @@ class CheckpointedModel(PreTrainedModel):
         Raises:
             ValueError: If the model is of another type, or if a tensor of it would not be used.
         """
-        return convert_stock(cls, model, **config_overrides)
+        if isinstance(model, PreTrainedModel):
+            stock = model
+            if type(stock) is not cls.stock_class:
+                raise ValueError(
+                    f"`{cls.__name__}.from_stock` takes a {cls.stock_class.__name__}, got a {type(stock).__name__}."
+                )
+        else:
+            stock = cls.load_stock(model)
+        config = growable_config(cls, stock.config, **config_overrides)
+        grown = cls._from_config(config, dtype=stock.dtype, attn_implementation=stock.config._attn_implementation)
+        weights = stock.state_dict()
+        expected = {name: tensor.shape for name, tensor in grown.state_dict().items()}
+        resized = {name for name in expected.keys() & weights.keys() if expected[name] != weights[name].shape}
+        # With another number of labels, a head of which a part has another shape starts anew as a whole.
+        anew = tuple({f"{name.split('.')[0]}." for name in resized if is_head(name)})
+        if anew and config.num_labels != stock.config.num_labels:
+            weights = {name: tensor for name, tensor in weights.items() if not name.startswith(anew)}
+            expected = {name: shape for name, shape in expected.items() if not name.startswith(anew)}
+            resized &= expected.keys()
+        missing, unused = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+        if missing or unused or resized:
+            raise ValueError(
+                f"Converting {stock.config.name_or_path or type(stock).__name__}: no source for {missing}, no use for "
+                f"{unused}, other shapes for {sorted(resized)}. Override only config fields that keep the stock "
+                "shapes."
+            )
+        grown.load_state_dict(weights, strict=False)
+        if grown.can_generate():
+            grown.generation_config = copy.deepcopy(stock.generation_config)
+        return grown.train(stock.training)
 
     @classmethod
     def load_stock(cls, path: str | os.PathLike[str], **source: Any) -> PreTrainedModel:
@@ -171,7 +201,26 @@ class CheckpointedModel(PreTrainedModel):
         Raises:
             ValueError: If the checkpoint is of another type, or does not fill the stock class.
         """
-        return read_stock(cls, path, **source)
+        stock_type = cls.stock_class.config_class.model_type
+        found = AutoConfig.from_pretrained(path, **source)
+        # A model of several, such as the images and texts of CLIP, of which one is wanted.
+        part = stock_type in part_types(found).values()
+        if found.model_type != stock_type and not part:
+            raise ValueError(
+                f"`{cls.__name__}.from_stock` takes checkpoints of model type {stock_type!r}, but {path} is "
+                f"{found.model_type!r}."
+            )
+        stock, info = cls.stock_class.from_pretrained(
+            path, key_mapping=cls.stock_key_mapping, output_loading_info=True, **source
+        )
+        keys = ("missing_keys", "unexpected_keys")
+        missing, unused = (sorted(name for name in info[key] if not is_head(name)) for key in keys)
+        if missing or (unused and not part):
+            raise ValueError(
+                f"{path} does not fill a {cls.stock_class.__name__}: missing {missing}, unused {unused}. Use the "
+                "Saddle class that matches the checkpoint's architecture."
+            )
+        return stock.eval()
 
 
 def _own_class(kind: Any) -> Any:

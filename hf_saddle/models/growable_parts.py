@@ -96,7 +96,3 @@ class GrowableParts(PreTrainedModel):
         """Yield every attention module whose heads can grow."""
         prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
         yield from attentions_in(self.base_model, prefix)
-
-    def update_config_(self) -> None:
-        """Write the shapes of the modules into the config."""
-        self.shapes().write_(self.config, self.config.skip_unit)

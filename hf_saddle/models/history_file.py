@@ -1,6 +1,5 @@
 """The file of a model's growth history, beside its weights."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from transformers.utils import cached_file
 
 from .checkpoint_checks import check_regular
-from .json_files import read_json
+from .json_files import read_json, write_json
 
 
 HISTORY_NAME = "growth_history.json"
@@ -20,10 +19,8 @@ def write_history(history: dict[str, Any] | None, folder: str | os.PathLike[str]
     path.parent.mkdir(parents=True, exist_ok=True)
     if history is None:
         path.unlink(missing_ok=True)
-        return
-    partial = path.with_name(f".{HISTORY_NAME}.partial")
-    partial.write_text(json.dumps(history, indent=2, allow_nan=False) + "\n")
-    partial.replace(path)
+    else:
+        write_json(path, history)
 
 
 def read_history(path: str | os.PathLike[str], source: dict[str, Any]) -> dict[str, Any] | None:

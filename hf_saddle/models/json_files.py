@@ -1,4 +1,4 @@
-"""JSON that others may have written, read strictly: what is accepted can be copied, compared and written again."""
+"""JSON files: what others may have written is read strictly, so that it can be copied, compared and written again."""
 
 import json
 import math
@@ -45,6 +45,14 @@ def parse_json(text: str | bytes, name: str) -> dict[str, Any]:
 def read_json(file: str | os.PathLike[str], what: str = "") -> dict[str, Any]:
     """The JSON object in a file, see [`parse_json`]; messages name the file, after `what` it is."""
     return parse_json(Path(file).read_bytes(), f"{what} {file}".strip())
+
+
+def write_json(file: str | os.PathLike[str], values: dict[str, Any]) -> None:
+    """Write a JSON object; the file is the old one or the new one, and never a part of it."""
+    path = Path(file)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+    partial.replace(path)
 
 
 def _children(value: Any) -> list[Any]:

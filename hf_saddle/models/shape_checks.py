@@ -66,14 +66,6 @@ def check_paths(config: Any, field: str, paths: Iterable[str] | None) -> None:
             raise ValueError(f"`{field}` names {path!r}; what it can name are {', '.join(known)}.")
 
 
-def check_skip_sizes(field: str, skip_sizes: Any) -> None:
-    """Raise a `ValueError` that names the field if this is not `None` or widths of branches by name in a layer."""
-    check_shapes(field, skip_sizes)
-    for linear in skip_sizes or ():
-        if linear not in LINEARS:
-            raise ValueError(f"`{field}` names the linear {linear!r}; growable linears are {', '.join(LINEARS)}.")
-
-
 def check_layers(field: str, value: Any, layers: int | None = None) -> None:
     """
     Verify that a value is a `per_layer_config`, the form of ViT's and DeiT's shapes in older versions.
@@ -112,4 +104,10 @@ def check_layers(field: str, value: Any, layers: int | None = None) -> None:
             raise ValueError(f"`{name}` lacks {sorted(known - set(shapes))}.")
         if "intermediate_size" in shapes:
             check_size(f"{name}.intermediate_size", shapes["intermediate_size"])
-        check_skip_sizes(f"{name}.skip_sizes", shapes.get("skip_sizes"))
+        branches = shapes.get("skip_sizes")
+        check_shapes(f"{name}.skip_sizes", branches)
+        for linear in branches or ():
+            if linear not in LINEARS:
+                raise ValueError(
+                    f"`{name}.skip_sizes` names the linear {linear!r}; growable linears are {', '.join(LINEARS)}."
+                )

@@ -44,6 +44,15 @@ def test_the_null_model_selects_no_more_than_its_nominal_rate(criterion, solver)
     assert fraction <= results[0].nominal
 
 
+def test_without_a_solver_the_null_model_has_that_of_every_analysis():
+    case = noise_case(0)
+    first, second = (
+        check_null_model(case.model, [case.batch], "width", loss=cross_entropy, linears=["fc1"], solver=solver)
+        for solver in (None, SolverOptions())
+    )
+    assert torch.equal(first.report["fc1", "width"].eigenvalue, second.report["fc1", "width"].eigenvalue)
+
+
 def test_in_sample_eigenvalues_of_noise_are_far_below_zero_and_held_out_ones_are_around_it():
     case = noise_case(0)
     null = check_null_model(case.model, [case.batch], "width", loss=cross_entropy, linears=["fc1"], solver=EXACT)

@@ -9,7 +9,7 @@ import typing
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
-from hf_saddle.growth import PAPER_START, GrowthConfig, PaperGrowthConfig, count_parameters
+from hf_saddle.growth import GrowthConfig, PaperGrowthConfig, count_parameters
 from hf_saddle.growth.paper import QUOTAS
 from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
 
@@ -239,7 +239,7 @@ def test_the_paper_preset():
     assert config.event_budget_for(0) == 580_000 and config.event_budget_for(3, lr_ratio=0.25) == 145_000
     assert (config.layer_threshold, config.operator, config.criteria) == (60, "residual_pair", ("paper_score",))
     assert config.quotas and len(QUOTAS) == 4
-    model = SaddleViTForImageClassification(SaddleViTConfig(**PAPER_START, num_labels=100))
+    model = SaddleViTForImageClassification(SaddleViTConfig.reduced_deit_small(num_labels=100))
     assert count_parameters(model) == 11_071_204
 
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 from hf_saddle.growth import GrowthHistory
 from hf_saddle.hub import render_report
-from hf_saddle.hub.states import Baseline, neuron_counts
+from hf_saddle.hub.curves import Baseline
+from hf_saddle.hub.states import neuron_counts
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

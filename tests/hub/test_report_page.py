@@ -9,7 +9,8 @@ from hub_cases import build, grown, log
 
 from hf_saddle.growth import GrowthHistory
 from hf_saddle.hub import TrainingRecord, render_report
-from hf_saddle.hub.states import Baseline, neuron_counts, reached, seconds_at, states
+from hf_saddle.hub.curves import Baseline, reached, seconds_at
+from hf_saddle.hub.states import neuron_counts, states
 from hf_saddle.hub.svg import Line, chart, ticks
 
 

@@ -134,13 +134,13 @@ def test_shapes_are_those_of_the_config():
     assert model.shapes() == Shapes.of_config(model.config)
     config = copy.deepcopy(model.config)
     model.config.per_layer_config = None
-    model.update_config_()
+    model.shapes().write_(model.config, model.config.skip_unit)
     assert model.config == config
 
 
-def test_an_update_of_an_ungrown_model_adds_no_layers_to_the_config():
+def test_the_shapes_of_an_ungrown_model_add_no_layers_to_the_config():
     model = build()
-    model.update_config_()
+    model.shapes().write_(model.config, model.config.skip_unit)
     assert model.config.widths is None and model.config.skip_sizes is None
     assert model.config.intermediate_size == 37
 
