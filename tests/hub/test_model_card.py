@@ -103,7 +103,7 @@ def test_numbers_are_those_of_history_and_log(tmp_path):
     assert "On the validation split of digits at step 6" in text
     assert "in 12.5 s" in text
     assert "| `learning_rate` | 0.001 |" in text
-    assert "| growth `at` | 3, 13 |" in text
+    assert "| growth `at` | \\[3, 13\\] |" in text and "| growth `unit` | steps |" in text
 
 
 def test_only_repo_ids_are_data_sets_of_the_hub(tmp_path):
