@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedModel
@@ -14,6 +15,7 @@ _HEADS = (
     "distillation_classifier.",
     "classification_head.",
     "cls.",
+    "hidden_states_norms.",  # of backbones
     "decoder.0.",  # of masked images; the decoders of texts have no layer of this name
     "lm_head.",
     "multiple_choice_head.",
@@ -97,7 +99,10 @@ def read_stock(cls: Any, path: str | os.PathLike[str], **source: Any) -> PreTrai
         path, key_mapping=cls.stock_key_mapping, output_loading_info=True, **source
     )
     keys = ("missing_keys", "unexpected_keys")
-    missing, unused = (sorted(name for name in info[key] if not is_head(name)) for key in keys)
+    missing, unused = (
+        sorted(name for name in info[key] if not known(name))
+        for key, known in zip(keys, (is_head, may_be_left_over), strict=True)
+    )
     if missing or (unused and not part):
         raise ValueError(
             f"{path} does not fill a {cls.stock_class.__name__}: missing {missing}, unused {unused}. Use the "
@@ -110,6 +115,11 @@ def part_types(config: Any) -> dict[str, str]:
     """The model types of the parts that a model is made of, by their field in its config; none if it is one."""
     parts = {field: getattr(config, field) for field in config.sub_configs}
     return {field: part.model_type for field, part in parts.items() if part is not None}
+
+
+def may_be_left_over(name: str) -> bool:
+    """Whether a tensor is part of a head, or the last norm, for which backbones have no use."""
+    return is_head(name) or re.match(r"(\w+\.)?layernorm\.", name) is not None
 
 
 def is_head(name: str) -> bool:
