@@ -62,7 +62,8 @@ class CheckpointedModel(PreTrainedModel):
             model, info = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs | fixed)
         except SafetensorError as error:
             raise ValueError(f"The weights in {pretrained_model_name_or_path} are damaged: {error}") from error
-        check_loaded(model, info, str(pretrained_model_name_or_path), ignore_sizes=ignore_sizes)
+        if pretrained_model_name_or_path is not None or kwargs.get("state_dict"):  # else all of it is to start anew
+            check_loaded(model, info, str(pretrained_model_name_or_path), ignore_sizes=ignore_sizes)
         if pretrained_model_name_or_path is not None:
             origin = pretrained_model_name_or_path
             if model._hf_peft_config_loaded:
