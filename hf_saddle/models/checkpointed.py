@@ -19,7 +19,7 @@ from .history_file import read_history, write_history
 from .loading import check_files, check_loaded, resize_to_
 from .pushing import upload
 from .resizing import retire_
-from .stock import growable_config, is_head, part_types
+from .stock import growable_config, is_head, may_be_left_over, part_types
 from .stock_classes import auto_classes
 
 
@@ -63,7 +63,8 @@ class CheckpointedModel(PreTrainedModel):
             model, info = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs | fixed)
         except SafetensorError as error:
             raise ValueError(f"The weights in {pretrained_model_name_or_path} are damaged: {error}") from error
-        check_loaded(model, info, str(pretrained_model_name_or_path), ignore_sizes=ignore_sizes)
+        if pretrained_model_name_or_path is not None or kwargs.get("state_dict"):  # else all of it is to start anew
+            check_loaded(model, info, str(pretrained_model_name_or_path), ignore_sizes=ignore_sizes)
         if pretrained_model_name_or_path is not None:
             origin = pretrained_model_name_or_path
             if model._hf_peft_config_loaded:
@@ -214,7 +215,10 @@ class CheckpointedModel(PreTrainedModel):
             path, key_mapping=cls.stock_key_mapping, output_loading_info=True, **source
         )
         keys = ("missing_keys", "unexpected_keys")
-        missing, unused = (sorted(name for name in info[key] if not is_head(name)) for key in keys)
+        missing, unused = (
+            sorted(name for name in info[key] if not known(name))
+            for key, known in zip(keys, (is_head, may_be_left_over), strict=True)
+        )
         if missing or (unused and not part):
             raise ValueError(
                 f"{path} does not fill a {cls.stock_class.__name__}: missing {missing}, unused {unused}. Use the "

@@ -18,7 +18,10 @@ from .parameters import check_replaceable
 from .resizing import expect_, retire_, take_shapes_
 from .restacking import Restacking, assign_, restack, twin_of
 from .shapes import Shapes
-from .stock import is_head
+from .stock import is_head, may_be_left_over
+
+
+_OPTIONAL = ("embeddings.mask_token", "embeddings.position_ids")
 
 
 def check_files(
@@ -77,11 +80,11 @@ def check_loaded(model: Any, info: Mapping[str, Any], path: str, *, ignore_sizes
     if info["mismatched_keys"] and not ignore_sizes:
         name, found, wanted = min(info["mismatched_keys"])
         raise ValueError(f"`{name}` in {path} has shape {tuple(found)}, but its config asks for {tuple(wanted)}.")
-    for key, complaint in (
-        ("missing_keys", "lacks tensors that its config asks for"),
-        ("unexpected_keys", "has tensors that its config lacks"),
+    for key, optional, complaint in (
+        ("missing_keys", is_head, "lacks tensors that its config asks for"),
+        ("unexpected_keys", may_be_left_over, "has tensors that its config lacks"),
     ):
-        names = sorted(name for name in info[key] if not _is_optional(name))
+        names = sorted(name for name in info[key] if not optional(name) and not name.endswith(_OPTIONAL))
         if names:
             raise ValueError(
                 f"The checkpoint {path} {complaint}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}."
@@ -198,10 +201,6 @@ def _differ(layer: nn.Module, other: nn.Module) -> bool:
     """Whether two layers of the same kind have tensors of other names or shapes."""
     first, second = ({name: x.shape for name, x in each.state_dict().items()} for each in (layer, other))
     return first != second
-
-
-def _is_optional(name: str) -> bool:
-    return is_head(name) or name.endswith(("embeddings.mask_token", "embeddings.position_ids"))
 
 
 def _check_tensors(state_dict: Mapping[str, Tensor], prefix: str, expected: Mapping[str, Tensor]) -> None:

@@ -1,5 +1,6 @@
 """What configs and names of tensors say of stock models that become growable."""
 
+import re
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -12,6 +13,7 @@ _HEADS = (
     "distillation_classifier.",
     "classification_head.",
     "cls.",
+    "hidden_states_norms.",  # of backbones
     "decoder.0.",  # of masked images; the decoders of texts have no layer of this name
     "lm_head.",
     "multiple_choice_head.",
@@ -51,6 +53,11 @@ def part_types(config: Any) -> dict[str, str]:
     """The model types of the parts that a model is made of, by their field in its config; none if it is one."""
     parts = {field: getattr(config, field) for field in config.sub_configs}
     return {field: part.model_type for field, part in parts.items() if part is not None}
+
+
+def may_be_left_over(name: str) -> bool:
+    """Whether a tensor is part of a head, or the last norm, for which backbones have no use."""
+    return is_head(name) or re.match(r"(\w+\.)?layernorm\.", name) is not None
 
 
 def is_head(name: str) -> bool:
