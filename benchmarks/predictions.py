@@ -6,8 +6,8 @@ Small models of images and of text are trained for a while. At each stage events
 samples that the model is trained on, drawn anew, and carried out on a copy; the rest of those samples are fresh ones,
 on which the decrease of the loss is measured. There are some ten times as many of these as samples that judge (digits
 come shifted by a pixel in all directions), so that what is left is the prediction's own error. `z` is the difference
-of both in standard errors: that of the prediction, as the plan gives it, and that of the measurement. Honest errors leave
-95 % of the events within 2.
+of both in standard errors: that of the prediction, as the plan gives it, and that of the measurement. Honest errors
+leave 95 % of the events within 2.
 """
 
 import argparse
