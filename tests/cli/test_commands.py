@@ -174,6 +174,7 @@ def test_analyze_folds_what_it_skipped_into_one_line():
 
 def test_report(deeper, tmp_path, capsys):
     assert run("report", deeper[1]) == 0
+    assert "has no log of its training" in capsys.readouterr().err
     page = (deeper[1] / "growth_report.html").read_text()
     assert page.startswith("<!DOCTYPE html>") and "1 growth events, 6 neurons" in page
     assert run("report", deeper[1], "--output", tmp_path / "a" / "page.html", "--baseline", deeper[1]) == 1
