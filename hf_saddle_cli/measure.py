@@ -159,7 +159,7 @@ def print_curvature(
     if report.skipped:
         typer.echo(_folded(report.skipped))
     if plan is not None:
-        typer.echo(_planned(plan))
+        typer.echo(_planned(plan, config))
 
 
 def _folded(skipped: dict[str, str]) -> str:
@@ -168,10 +168,12 @@ def _folded(skipped: dict[str, str]) -> str:
     return f"skipped {len(skipped)} layers: " + "; ".join(f"{count} × {reason}" for reason, count in reasons.items())
 
 
-def _planned(plan: GrowthPlan) -> str:
+def _planned(plan: GrowthPlan, config: GrowthConfig) -> str:
     """What an event would do, linear by linear."""
     if not plan:
-        return f"An event now would not grow anything. {plan.held_back}"
+        # Else a table with significant neurons, and an event that finds none, seem to contradict each other.
+        halves = " The event chooses on one half of the samples that the table is of." if config.judged else ""
+        return f"An event now would not grow anything. {plan.held_back}{halves}"
     facts = _plan_facts(plan)
     heads = sum(len(growth.neurons) for growth in plan.growths if growth.operator in HEAD_OPERATORS)
     neurons = sum(len(growth.neurons) for growth in plan.growths) - heads

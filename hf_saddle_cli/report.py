@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from hf_saddle.growth import GrowthHistory, count_parameters
 from hf_saddle.hub import TrainingRecord, render_report
 from hf_saddle.hub.curves import Baseline
@@ -34,10 +36,17 @@ def write_report(folder: Path, output: Path | None, baseline: Path | None) -> Pa
     if not history.matches(model):
         history.check(model)
     record = TrainingRecord.load(folder)
+    log = _log(folder, record)
+    if not log:
+        typer.echo(
+            f"{folder} has no log of its training: the page has no curves, and its timeline ends with the last event. "
+            "`trainer.save_state()` or `trainer.create_model_card()` leaves one there.",
+            err=True,
+        )
     page = render_report(
         history,
         title=folder.resolve().name,
-        log=_log(folder, record),
+        log=log,
         record=record,
         neurons=neuron_counts(model),
         baseline=None if baseline is None else _baseline(baseline),

@@ -111,7 +111,9 @@ def parse(
         words, return_remaining_strings=True, look_for_args_file=False
     )
     if rest:
-        parser.error(f"unknown: {', '.join(_alike(word, known) for word in rest)}")
+        # Without the values of unknown options, where it is these that are not understood.
+        strange = [word for word in rest if word.startswith("--")] or rest
+        parser.error(f"unknown: {', '.join(_alike(word, known) for word in strange)}")
     return tuple(objects)
 
 

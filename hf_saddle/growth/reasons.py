@@ -128,7 +128,7 @@ def _best(measured: Sequence[Measured], fit_only: bool = False) -> str:
         return "No eigenvalue has the sign that growth needs."
     errors, gain, best, neuron = max(found, key=lambda item: item[:2])
     entry = best.entry
-    away = f", {errors:.2g} standard errors from zero" if errors > 0 else ""
+    away = f", {errors:.3g} standard errors from zero" if errors > 0 else ""
     return (
         f"The best is neuron {neuron} of {entry.linear} ({entry.criterion}): eigenvalue "
         f"{float(entry.eigenvalue[neuron]):.3g} ± {float(entry.standard_error[neuron]):.2g}{away}, ranked by "
