@@ -174,7 +174,7 @@ def _code(name: str) -> str:
 
 
 # What the template says numbers and texts by: all that others wrote passes through one of these.
-_WORDING = {
+_WORDING: dict[str, Any] = {
     "block_texts": block_texts,
     "blocks_of": blocks_of,
     "code": _code,
