@@ -317,7 +317,7 @@ def test_grow(tmp_path, capsys):
     main_options = ["--output_dir", folder, "--use_cpu", "--disable_tqdm", "true", *short, *small]
     assert run("grow", *main_options, "--significance", "0") == 0
     assert "largest difference of logits after reloading: 0.0" in capsys.readouterr().out
-    assert "| growth `at` | 2" in (folder / "README.md").read_text()
+    assert "| growth `at` | \\[2" in (folder / "README.md").read_text()
     assert json.loads((folder / "growth_history.json").read_text())["events"]
 
 
