@@ -79,21 +79,30 @@ class Growable(nn.Module):
         return z
 
     def forward(self, x: Tensor) -> Tensor:
-        z = self.project(x)
-        if self.skip is None:
-            return z
-        response: Tensor = self.skip(x).to(z.dtype)
-        channel = self.layout.channel
+        skip = self.skip
+        if skip is None:
+            return self.project(x)
+        channel, target = self.layout.channel, skip.target
         if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
             # Optimizers of graphs take a scatter that meets every neuron for an assignment: a product cannot be lost.
+            z = self.project(x)
             neurons = torch.arange(z.shape[channel], device=z.device)
-            chosen = (self.skip.target.unsqueeze(-1) == neurons).to(z.dtype)
-            return z + (response.movedim(channel, -1) @ chosen).movedim(-1, channel)
+            chosen = (target.unsqueeze(-1) == neurons).to(z.dtype)
+            return z + (skip(x).to(z.dtype).movedim(channel, -1) @ chosen).movedim(-1, channel)
+        # Of more dimensions than two a linear gives a view of its product, and autograd would pay for an addition in
+        # place to a view with a copy of the gradient.
+        flat = torch.is_grad_enabled() and channel == -1 and x.dim() > 2 and x.is_contiguous()
+        z = self.project(x.flatten(0, -2) if flat else x)
+        response: Tensor = skip(x).to(z.dtype)
+        if flat:
+            response = response.flatten(0, -2)
         # `z` and the zeros are fresh, so they may be added to in place, which saves a copy.
-        if self.skip.shared_targets:
+        if skip.shared_targets:
             # Units of one neuron are summed before they meet z, so that opposed units cancel without a rounding error.
-            return z + torch.zeros_like(z).index_add_(channel, self.skip.target, response)
-        return z.index_add_(channel, self.skip.target, response)
+            z = z + torch.zeros_like(z).index_add_(channel, target, response)
+        else:
+            z = z.index_add_(channel, target, response)
+        return z.view(*x.shape[:-1], z.shape[-1]) if flat else z
 
 
 class GrowableLinear(Growable, nn.Linear):

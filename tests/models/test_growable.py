@@ -157,3 +157,20 @@ def test_the_branch_has_the_layers_activation(activation):
     response = linear.skip.gain * function(nn.functional.linear(x, linear.skip.linear.weight, linear.skip.linear.bias))
     expected = expected.index_add(-1, linear.skip.target, response)
     torch.testing.assert_close(linear(x), expected)
+
+
+@every_unit
+@every_nesting
+def test_the_backward_pass_copies_no_gradient(unit, skip_sizes):
+    linear, x = build(skip_sizes, unit), torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    z = linear(x)
+    with torch.no_grad():
+        assert torch.equal(z, linear(x)) and torch.equal(z.flatten(0, 1), linear(x.flatten(0, 1)))
+    nodes, seen = [z.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [following for following, _ in node.next_functions]
+    names = {node.name() for node in seen}
+    assert "IndexAddBackward0" in names and not any("CopySlices" in name for name in names)
