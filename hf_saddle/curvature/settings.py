@@ -27,12 +27,12 @@ class SolverOptions:
         screen_tokens (`float`, *optional*, defaults to 1/12): Share of the tokens, drawn by importance, on which all
             neurons are screened. 1 turns screening off: every neuron is refined on all tokens.
         screen_floor (`int`, *optional*, defaults to 512): Number of tokens that screening uses at least.
-        screen_steps (`int`, *optional*, defaults to 4): Lanczos steps of the screening, per fold.
-        shortlist (`float`, *optional*, defaults to 1/6): Share of the neurons, by screened gain, that are refined.
-        shortlist_floor (`int`, *optional*, defaults to 48): Number of neurons that are refined at least.
+        screen_steps (`int`, *optional*, defaults to 6): Lanczos steps of the screening, per fold.
+        shortlist (`float`, *optional*, defaults to 1/5): Share of the neurons, by screened gain, that are refined.
+        shortlist_floor (`int`, *optional*, defaults to 64): Number of neurons that are refined at least.
         refine_steps (`int`, *optional*, defaults to 2): Lanczos steps on all tokens of each fold, from the screened
             vectors.
-        leaders (`float`, *optional*, defaults to 1/2): Share of the refined neurons, by refined gain, that are
+        leaders (`float`, *optional*, defaults to 2/3): Share of the refined neurons, by refined gain, that are
             polished: only of those that may be chosen in the end the order has to be known well.
         polish_steps (`int`, *optional*, defaults to 4): Lanczos steps on the tokens of both folds, from the
             combination of the folds' vectors.
@@ -42,11 +42,11 @@ class SolverOptions:
 
     screen_tokens: float = 1 / 12
     screen_floor: int = 512
-    screen_steps: int = 4
-    shortlist: float = 1 / 6
-    shortlist_floor: int = 48
+    screen_steps: int = 6
+    shortlist: float = 1 / 5
+    shortlist_floor: int = 64
     refine_steps: int = 2
-    leaders: float = 1 / 2
+    leaders: float = 2 / 3
     polish_steps: int = 4
     tolerance: float = 0.01
 
