@@ -2,13 +2,12 @@
 
 from .activations import ACTIVATIONS, Activation
 from .analyze import analyze_curvature
-from .eigenpairs import SolverOptions
 from .null_model import check_null_model
 from .operator import CurvatureOperator
 from .recognition import activation_of, curvature_at_zero
 from .report import CurvatureReport, LayerCurvature, NullModel
 from .scores import Units, UnitScores, score_units
-from .settings import CRITERIA
+from .settings import CRITERIA, SolverOptions
 
 
 __all__ = [

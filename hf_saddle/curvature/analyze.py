@@ -13,11 +13,10 @@ from .capture import capture
 from .choice import add_reason, choose, nothing_to_analyse
 from .controls import CONTROLS
 from .described import describe
-from .eigenpairs import SolverOptions
 from .loss import Loss
 from .ranks import Ranks
 from .report import CurvatureReport, LayerCurvature
-from .settings import Settings, kind_of
+from .settings import Settings, SolverOptions, kind_of
 from .solve import solve_control, solve_curvature
 from .undisturbed import undisturbed
 
@@ -86,7 +85,7 @@ def analyze_curvature(
         max_tokens (`int`, *optional*, defaults to 4096): Number of tokens that are used per layer, all ranks and
             batches together: drawn by importance, and weighted such that the estimates stay unbiased. More tokens cost
             time and memory in proportion, and lower the noise of the estimates. A convolution's patches are unfolded
-            for these only; of patches of more than 512 entries or kernels of more than nine, proportionally fewer are
+            for these only; of patches of more than 256 entries or kernels of more than nine, proportionally fewer are
             kept.
         seed (`int`, *optional*, defaults to 0): Seed of folds, start vectors and drawn tokens.
         warm_start (`CurvatureReport`, *optional*): An earlier report whose directions are the start vectors. Its probe

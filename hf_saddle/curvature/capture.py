@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 # Entries of a kernel up to which a layer of groups keeps as many patches as other layers keep tokens.
 _KERNEL = 9
 # Entries of a patch up to which a convolution does; of larger ones it keeps as many numbers.
-_ENTRIES = 512
+_ENTRIES = 256
 
 
 @dataclass
@@ -129,9 +129,11 @@ def capture(
         )
 
     def positions(module: Affine) -> int:
-        # A matrix of second moments needs more tokens than the mean squares that steps are relative to.
-        kept = _token_limit(module, settings.max_tokens) // samples.total if settings.whiten else 0
-        return max(POSITIONS_FOR_SCALE, kept)
+        # A matrix of second moments needs more tokens than the mean squares that steps are relative to, and more than
+        # the space that directions are looked for in has dimensions.
+        limit = _token_limit(module, settings.max_tokens)
+        wanted = max(limit, min(2 * limit, 2 * input_size(module), settings.max_tokens))
+        return max(POSITIONS_FOR_SCALE, wanted // samples.total if settings.whiten else 0)
 
     seen = dict.fromkeys(linears, 0)
     unsplittable: dict[str, str] = {}

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,48 +13,10 @@ from .lanczos import Krylov, Ritz, combine, lanczos
 from .operator import CurvatureOperator
 from .ranks import Ranks
 from .samples import Samples
+from .settings import SolverOptions
 from .significance import held_out_estimate
 from .tokens import Tokens
-
-
-@dataclass(frozen=True)
-class SolverOptions:
-    """
-    How much work the eigensolver does.
-
-    Args:
-        screen_tokens (`float`, *optional*, defaults to 1/12): Share of the tokens, drawn by importance, on which all
-            neurons are screened. 1 turns screening off: every neuron is refined on all tokens.
-        screen_floor (`int`, *optional*, defaults to 512): Number of tokens that screening uses at least.
-        screen_steps (`int`, *optional*, defaults to 8): Lanczos steps of the screening, per fold.
-        shortlist (`float`, *optional*, defaults to 1/4): Share of the neurons, by screened gain, that are refined.
-        shortlist_floor (`int`, *optional*, defaults to 32): Number of neurons that are refined at least.
-        refine_steps (`int`, *optional*, defaults to 2): Lanczos steps on all tokens of each fold, from the screened
-            vectors.
-        polish_steps (`int`, *optional*, defaults to 2): Lanczos steps on the tokens of both folds, from the
-            combination of the folds' vectors.
-        tolerance (`float`, *optional*, defaults to 0.01): Recurrences stop early when all residuals are below this
-            share of their eigenvalues.
-    """
-
-    screen_tokens: float = 1 / 12
-    screen_floor: int = 512
-    screen_steps: int = 8
-    shortlist: float = 1 / 4
-    shortlist_floor: int = 32
-    refine_steps: int = 2
-    polish_steps: int = 2
-    tolerance: float = 0.01
-
-    def __post_init__(self) -> None:
-        for name in ("screen_tokens", "shortlist"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must lie in (0, 1], got {getattr(self, name)}.")
-        for name in ("screen_floor", "screen_steps", "shortlist_floor", "refine_steps", "polish_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if not self.tolerance >= 0:
-            raise ValueError(f"`tolerance` must not be negative, got {self.tolerance}.")
+from .whitening import directions, products, unit_directions, whitened_inputs
 
 
 @dataclass(frozen=True)
@@ -68,11 +31,44 @@ class Eigenpairs:
     largest: Tensor  # (n,) bool, which end
     refined: Tensor  # (n,) bool, all tokens were used
 
+    def put(self, neurons: Tensor, ritz: Ritz) -> None:
+        """Overwrite what was found for some neurons, int64, but for what is held out."""
+        self.value[neurons], self.residual[neurons] = ritz.value, ritz.residual
+        self.vector[:, neurons] = ritz.vector
+
+    def unwhitened(self, factor: Tensor) -> "Eigenpairs":
+        """Eigenpairs as unit directions with their quadratic forms `vᵀ S v`; residuals in the same unit."""
+        vector, length = unit_directions(factor, self.vector)
+        square = length.square()
+        return replace(
+            self,
+            vector=vector,
+            value=self.value / square,
+            residual=self.residual / square,
+            held_out=self.held_out / square.double(),
+            standard_error=self.standard_error / square.double(),
+        )
+
 
 @dataclass(frozen=True)
 class _Fold:
     operator: CurvatureOperator
     owner: Tensor  # (tokens,) sample of every token
+    whitening: Tensor | None  # of the vectors, where the inputs of the operator are as they were captured
+
+    def of(self, neurons: Tensor) -> "_Fold":
+        return replace(self, operator=self.operator.of(neurons))
+
+    def product(self, vectors: Tensor) -> Tensor:
+        if self.whitening is None:
+            return self.operator(vectors)
+        return products(self.whitening, self.operator(directions(self.whitening, vectors)))
+
+    def product_and_forms(self, vectors: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+        if self.whitening is None:
+            return self.operator.product_and_forms(vectors, self.owner, samples)
+        found, forms = self.operator.product_and_forms(directions(self.whitening, vectors), self.owner, samples)
+        return products(self.whitening, found), forms
 
 
 @dataclass(frozen=True)
@@ -96,7 +92,7 @@ def extreme_pairs(
     generator: torch.Generator,
     smallest_only: bool,
     flip: bool,
-    transform: Callable[[Tensor], Tensor] | None,
+    whitening: Tensor | None,
 ) -> Eigenpairs:
     """
     Compute the extreme eigenpair of every neuron of a layer.
@@ -117,25 +113,30 @@ def extreme_pairs(
         generator (`torch.Generator`): Source of what is drawn; the same on every rank.
         smallest_only (`bool`): Whether only the lower end matters (width), or the end of larger magnitude (depth).
         flip (`bool`): Whether every sample's coefficients get a random sign (null model).
-        transform (`Callable`, *optional*): Applied to the inputs `x̂`; vectors are then in the coordinates of what it
-            returns.
+        whitening (`Tensor`, *optional*): The factor `L`, shape `(groups, d + 1, d + 1)`, of the whitened coordinates
+            that all vectors are in.
     """
+
+    transform = None if whitening is None else partial(whitened_inputs, whitening)
 
     def fold(index: int, rows: Tensor, neurons: Tensor | None = None, weight: Tensor | None = None) -> _Fold:
         owner = tokens.owner.index_select(0, rows)
-        inputs, coefficients = tokens.segment(rows, neurons, transform)
+        of_vectors = whitening if neurons is not None and few else None
+        inputs, coefficients = tokens.segment(rows, neurons, transform if of_vectors is None else None)
         of_token = [-1] + [1] * (coefficients.dim() - 1)
         if weight is not None:
             coefficients.mul_(weight.to(coefficients.dtype).view(of_token))
         if flip:
             coefficients.mul_(samples.sign[owner].to(coefficients.dtype).view(of_token))
-        return _Fold(CurvatureOperator([(inputs, coefficients)], 1 / samples.size(index), ranks), owner)
+        return _Fold(CurvatureOperator([(inputs, coefficients)], 1 / samples.size(index), ranks), owner, of_vectors)
 
     neurons, device = tokens.neurons, importance.device
     uniforms = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
     total = int(ranks.sum(torch.tensor(len(tokens), device=device)))
     budget = max(math.ceil(options.screen_tokens * total), options.screen_floor)
     chosen = max(math.ceil(options.shortlist * neurons), options.shortlist_floor)
+    # Of few neurons of one group it is less work to whiten the vectors in each product than the inputs once.
+    few = tokens.inputs.dim() == 2 and 4 * (options.refine_steps + options.polish_steps) * chosen * tokens.rows < total
     largest = torch.zeros(neurons, dtype=torch.bool, device=device) if smallest_only else None
     rows = [(samples.fold[tokens.owner] == index).nonzero()[:, 0] for index in (0, 1)]
 
@@ -144,7 +145,7 @@ def extreme_pairs(
         folds = (fold(0, rows[0]), fold(1, rows[1]))
         fit = _cross_fit(folds, (start, start), steps, largest, samples, options)
         everyone = torch.ones(neurons, dtype=torch.bool, device=device)
-        return _pairs(fit, _polish(folds, fit, samples, options), everyone)
+        return _pairs(fit, _polish(folds, fit.both, fit.largest, samples, options), everyone)
 
     def screening(index: int) -> _Fold:
         if budget >= total:
@@ -161,14 +162,17 @@ def extreme_pairs(
     vectors = (screened.vectors[0].index_select(1, short), screened.vectors[1].index_select(1, short))
     ends = screened.largest.index_select(0, short)
     fit = _cross_fit(folds, vectors, options.refine_steps, ends, samples, options)
-    polished = _polish(folds, fit, samples, options)
 
     refined = torch.zeros(neurons, dtype=torch.bool, device=device)
     refined[short] = True
     pairs = _pairs(screened, screened.both, refined)
     pairs.held_out[short], pairs.standard_error[short] = fit.held_out, fit.standard_error
-    pairs.value[short], pairs.residual[short] = polished.value, polished.residual
-    pairs.vector[:, short] = polished.vector
+    pairs.put(short, fit.both)
+
+    best = score(pairs.value, pairs.vector)[short].argsort(descending=True, stable=True)
+    best = best[: math.ceil(options.leaders * chosen)].sort().values
+    folds, ends = (folds[0].of(best), folds[1].of(best)), ends.index_select(0, best)
+    pairs.put(short[best], _polish(folds, fit.both.of(best), ends, samples, options))
     return pairs
 
 
@@ -182,12 +186,12 @@ def _cross_fit(
 ) -> _CrossFit:
     spaces = []
     for fold, vectors in zip(folds, start, strict=True):
-        spaces.append(lanczos(fold.operator, vectors, steps, options.tolerance, largest))
+        spaces.append(lanczos(fold.product, vectors, steps, options.tolerance, largest))
     if largest is None:
         largest = _larger_end(spaces)
     first, second = (space.ritz(largest) for space in spaces)
-    product, forms = folds[0].operator.product_and_forms(second.vector, folds[0].owner, samples.local)
-    product_second, more = folds[1].operator.product_and_forms(first.vector, folds[1].owner, samples.local)
+    product, forms = folds[0].product_and_forms(second.vector, samples.local)
+    product_second, more = folds[1].product_and_forms(first.vector, samples.local)
     held_out, standard_error = held_out_estimate(forms.add_(more), samples, folds[0].operator.ranks)
     # S of all samples is the mean of the folds' matrices, weighted by their sizes.
     share = samples.size(0) / samples.total
@@ -205,12 +209,16 @@ def _cross_fit(
     )
 
 
-def _polish(folds: tuple[_Fold, _Fold], fit: _CrossFit, samples: Samples, options: SolverOptions) -> Ritz:
-    segments = [segment for fold in folds for segment in fold.operator.segments]
-    operator = CurvatureOperator(segments, 1 / samples.total, folds[0].operator.ranks)
-    start = fit.both
-    space = lanczos(operator, start.vector, options.polish_steps, options.tolerance, fit.largest, start.product)
-    return space.ritz(fit.largest)
+def _polish(
+    folds: tuple[_Fold, _Fold], start: Ritz, largest: Tensor, samples: Samples, options: SolverOptions
+) -> Ritz:
+    share = samples.size(0) / samples.total
+
+    def product(vectors: Tensor) -> Tensor:
+        return share * folds[0].product(vectors) + (1 - share) * folds[1].product(vectors)
+
+    space = lanczos(product, start.vector, options.polish_steps, options.tolerance, largest, start.product)
+    return space.ritz(largest)
 
 
 def _pairs(fit: _CrossFit, ritz: Ritz, refined: Tensor) -> Eigenpairs:

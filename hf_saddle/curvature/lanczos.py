@@ -21,6 +21,11 @@ class Ritz:
     product: Tensor  # (d, n), the matrix times the vector
     residual: Tensor  # (n,), ‖S v - λ v‖: some eigenvalue lies within it (Parlett 1980, Theorem 4.5.1)
 
+    def of(self, matrices: Tensor) -> "Ritz":
+        """Those of some of the matrices, int64."""
+        vector, product = self.vector.index_select(1, matrices), self.product.index_select(1, matrices)
+        return Ritz(self.value[matrices], vector, product, self.residual[matrices])
+
 
 class Krylov:
     """

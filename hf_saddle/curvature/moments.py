@@ -146,14 +146,17 @@ class Moments:
         steps = min(step_size, LARGEST_CHANGE) * size / self._responses(vectors)
         return steps.amin(dim=0)
 
-    def factor(self, layer: str) -> Tensor:
+    def factor(self, layer: str, bias: bool = True) -> Tensor:
         """
-        The Cholesky factors `L` of `M = E[x̂ x̂ᵀ]` with a small ridge, shape `(groups, d + 1, d + 1)`.
+        The Cholesky factors `L` of `M = E[x̂ x̂ᵀ]` with a small ridge, shape `(groups, d + 1, d + 1)`. Without a bias
+        its entry, which directions do not have then, stands apart from the others.
 
         Raises:
             ValueError: If `M` is not finite, or not positive definite by rounding.
         """
         moments = self.sums() / self.count
+        if not bias:
+            moments[:, -1, :-1] = moments[:, :-1, -1] = 0
         ridge = _RIDGE * (self if self.whole is None else self.whole)._squares().mean(dim=1) / self.count
         factor: Tensor
         factor, failed = torch.linalg.cholesky_ex(

@@ -35,6 +35,13 @@ class CurvatureOperator:
     scale: float
     ranks: Ranks
 
+    def of(self, neurons: Tensor) -> "CurvatureOperator":
+        """The operator of some of the neurons, int64."""
+        segments = [
+            (x if x.dim() == 2 else x.index_select(1, neurons), c.index_select(-1, neurons)) for x, c in self.segments
+        ]
+        return CurvatureOperator(segments, self.scale, self.ranks)
+
     def __call__(self, vectors: Tensor) -> Tensor:
         """The products `S_i v_i`, one column per neuron, shape `(d + 1, n)`, of gated neurons `(2 (d + 1), n)`."""
         result = torch.zeros_like(vectors)

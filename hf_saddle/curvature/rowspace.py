@@ -49,8 +49,15 @@ class RowSpace:
         return self.inputs.t() @ weights
 
 
-def pays(tokens: int, inputs: int, neurons: int, whiten: bool) -> bool:
-    """Whether finding directions in the space that tokens span is less work than among all of them."""
-    direct = _PRODUCTS * tokens * inputs * neurons + whiten * (inputs**3 / 3 + tokens * inputs**2)
-    within = tokens * inputs * (tokens + neurons) + _PRODUCTS * tokens**2 * neurons + whiten * tokens**3
+def pays(tokens: int, inputs: int, neurons: int, rows: int, whiten: bool) -> bool:
+    """
+    Whether finding directions in the space that tokens span is less work than among all of them; `rows` are those of
+    the second moments, sums of as many or the inputs themselves.
+    """
+    direct = _PRODUCTS * tokens * inputs * neurons
+    within = tokens * inputs * (tokens + neurons + rows) + tokens**2 * (_PRODUCTS * neurons + rows)
+    if whiten:
+        summed = 0 if rows > inputs else rows
+        direct += inputs**2 * (inputs / 3 + tokens + summed)
+        within += tokens**3
     return tokens <= inputs and within < direct

@@ -6,7 +6,6 @@ from torch import nn
 
 from .activations import ACTIVATIONS
 from .controls import CONTROLS
-from .eigenpairs import SolverOptions
 from .recognition import curvature_at_zero
 from .report import CurvatureReport
 
@@ -17,6 +16,49 @@ CRITERIA = ("width", "depth", *CONTROLS)
 def kind_of(criterion: str) -> str:
     """What is captured for a criterion: gradients at φ(z) for `"width"`, at z for all others (`"depth"`)."""
     return "width" if criterion == "width" else "depth"
+
+
+@dataclass(frozen=True)
+class SolverOptions:
+    """
+    How much work the eigensolver does.
+
+    Args:
+        screen_tokens (`float`, *optional*, defaults to 1/12): Share of the tokens, drawn by importance, on which all
+            neurons are screened. 1 turns screening off: every neuron is refined on all tokens.
+        screen_floor (`int`, *optional*, defaults to 512): Number of tokens that screening uses at least.
+        screen_steps (`int`, *optional*, defaults to 6): Lanczos steps of the screening, per fold.
+        shortlist (`float`, *optional*, defaults to 1/5): Share of the neurons, by screened gain, that are refined.
+        shortlist_floor (`int`, *optional*, defaults to 64): Number of neurons that are refined at least.
+        refine_steps (`int`, *optional*, defaults to 2): Lanczos steps on all tokens of each fold, from the screened
+            vectors.
+        leaders (`float`, *optional*, defaults to 2/3): Share of the refined neurons, by refined gain, that are
+            polished: only of those that may be chosen in the end the order has to be known well.
+        polish_steps (`int`, *optional*, defaults to 4): Lanczos steps on the tokens of both folds, from the
+            combination of the folds' vectors.
+        tolerance (`float`, *optional*, defaults to 0.01): Recurrences stop early when all residuals are below this
+            share of their eigenvalues.
+    """
+
+    screen_tokens: float = 1 / 12
+    screen_floor: int = 512
+    screen_steps: int = 6
+    shortlist: float = 1 / 5
+    shortlist_floor: int = 64
+    refine_steps: int = 2
+    leaders: float = 2 / 3
+    polish_steps: int = 4
+    tolerance: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name in ("screen_tokens", "shortlist", "leaders"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must lie in (0, 1], got {getattr(self, name)}.")
+        for name in ("screen_floor", "screen_steps", "shortlist_floor", "refine_steps", "polish_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if not self.tolerance >= 0:
+            raise ValueError(f"`tolerance` must not be negative, got {self.tolerance}.")
 
 
 @dataclass(frozen=True, kw_only=True)

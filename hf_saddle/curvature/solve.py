@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from .samples import Samples
 from .settings import Settings
 from .significance import beyond_noise
 from .tokens import Tokens
-from .whitening import unit_directions, unwhitened, whitened, whitened_inputs
+from .whitening import unit_directions, whitened
 
 
 def solve_curvature(
@@ -48,7 +47,11 @@ def solve_curvature(
     earlier = _earlier(layer, criterion, settings)
     space = None
     if tokens.inputs.dim() == 2 and pays(
-        ranks.total(len(tokens)), input_size(layer.module), tokens.neurons, settings.whiten
+        ranks.total(len(tokens)),
+        input_size(layer.module),
+        tokens.neurons,
+        moments.inputs.shape[1],
+        settings.whiten,
     ):
         tokens, importance = tokens.gathered(ranks, samples.first), ranks.concatenate(importance)
         samples, ranks = samples.gathered(ranks), Ranks()
@@ -57,7 +60,8 @@ def solve_curvature(
         moments = moments.within(space)
         tokens = replace(tokens, inputs=space.own, extended=True)
         earlier = None if earlier is None else _by_rows(space.coordinates, earlier, len(layer.modules))
-    whitening = moments.factor(layer.linear) if settings.whiten else None
+    biased = tokens.extended or tokens.module.bias is not None
+    whitening = moments.factor(layer.linear, biased) if settings.whiten else None
 
     def step_along(vectors: Tensor) -> Tensor:
         if whitening is not None:
@@ -82,10 +86,10 @@ def solve_curvature(
         generator=generator,
         smallest_only=width,
         flip=settings.flip,
-        transform=None if whitening is None else partial(whitened_inputs, whitening),
+        whitening=whitening,
     )
     if whitening is not None:
-        pairs = unwhitened(whitening, pairs)
+        pairs = pairs.unwhitened(whitening)
     step = step_along(pairs.vector).double()
     response = moments.response(pairs.vector).double()
     towards = torch.where(pairs.largest, pairs.held_out, -pairs.held_out).clamp_min(0)

@@ -11,12 +11,9 @@ them as they are. For centred inputs and `c` the residual of a regression they a
 different groups of a convolution read different inputs, and both rows of a gated neuron read the same ones.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
-from .eigenpairs import Eigenpairs
 from .moments import in_groups, out_of_groups
 
 
@@ -33,24 +30,24 @@ def whitened(factor: Tensor, directions: Tensor) -> Tensor:
     return out_of_groups(factor.mT @ in_groups(directions, groups, size), directions.shape[1])
 
 
+def directions(factor: Tensor, vectors: Tensor) -> Tensor:
+    """The directions `L⁻ᵀ u` of whitened coordinates, shapes `(rows · (d + 1), n)`."""
+    return _solved(factor.mT, vectors, upper=True)
+
+
+def products(factor: Tensor, vectors: Tensor) -> Tensor:
+    """What products `S v` of directions are in whitened coordinates, `L⁻¹ S v`, shapes `(rows · (d + 1), n)`."""
+    return _solved(factor, vectors, upper=False)
+
+
 def unit_directions(factor: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
     """Unit directions `(rows · (d + 1), n)` of whitened vectors, and what their lengths were before, `(n,)`."""
-    groups, size, _ = factor.shape
-    solved = torch.linalg.solve_triangular(factor.mT, in_groups(vectors, groups, size), upper=True)
-    found = out_of_groups(solved, vectors.shape[1])
+    found = directions(factor, vectors)
     length = found.norm(dim=0)
     return found / length, length
 
 
-def unwhitened(factor: Tensor, pairs: Eigenpairs) -> Eigenpairs:
-    """Eigenpairs as unit directions with their quadratic forms `vᵀ S v`; residuals in the same unit."""
-    vector, length = unit_directions(factor, pairs.vector)
-    square = length.square()
-    return replace(
-        pairs,
-        vector=vector,
-        value=pairs.value / square,
-        residual=pairs.residual / square,
-        held_out=pairs.held_out / square.double(),
-        standard_error=pairs.standard_error / square.double(),
-    )
+def _solved(factor: Tensor, vectors: Tensor, upper: bool) -> Tensor:
+    groups, size, _ = factor.shape
+    solved = torch.linalg.solve_triangular(factor, in_groups(vectors, groups, size), upper=upper)
+    return out_of_groups(solved, vectors.shape[1])

@@ -14,7 +14,9 @@ from hf_saddle.curvature.settings import Settings
 
 
 # Every neuron on all tokens, until converged: the dense answer without forming a matrix.
-EXACT = SolverOptions(screen_tokens=1, shortlist=1, screen_steps=60, refine_steps=1, polish_steps=60, tolerance=0)
+EXACT = SolverOptions(
+    screen_tokens=1, shortlist=1, screen_steps=60, refine_steps=1, leaders=1, polish_steps=60, tolerance=0
+)
 
 
 class SelfAttention(nn.Module):

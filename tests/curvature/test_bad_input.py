@@ -185,6 +185,7 @@ def test_arguments_out_of_range_are_refused(kwargs, message):
         {"screen_steps": 0},
         {"tolerance": float("nan")},
         {"shortlist_floor": 0},
+        {"leaders": 0},
     ],
 )
 def test_solver_options_out_of_range_are_refused(kwargs):

@@ -8,8 +8,10 @@ from curvature_cases import EXACT, captured, cross_entropy, transformer_case
 from torch import nn
 
 import hf_saddle.curvature.moments as moments_module
-from hf_saddle.curvature import SolverOptions, analyze_curvature, check_null_model
+from hf_saddle.curvature import CurvatureOperator, SolverOptions, analyze_curvature, check_null_model
 from hf_saddle.curvature.padding import rows_for_scale
+from hf_saddle.curvature.ranks import Ranks
+from hf_saddle.curvature.whitening import directions, products, whitened_inputs
 
 
 LINEARS = [("mlp.fc1", "width"), ("mlp.fc1", "depth"), ("mlp.fc2", "depth")]
@@ -148,6 +150,39 @@ def test_screening_finds_the_same_best_neurons_as_the_exact_solver():
     best = extreme.abs().topk(8).indices
     assert quick.refined[best].all()
     assert (reached / extreme)[best].min() > 0.9
+
+
+@pytest.mark.parametrize("kind", ["plain", "gated", "groups"])
+def test_whitening_vectors_is_whitening_inputs(kind):
+    """The same products, of inputs that were whitened once and of vectors that are whitened in each product."""
+    torch.manual_seed(0)
+    tokens, size, neurons, groups, rows = 9, 5, 4, 2 if kind == "groups" else 1, 2 if kind == "gated" else 1
+    factor = torch.randn(groups, size, size, dtype=torch.float64).tril() + 4 * torch.eye(size, dtype=torch.float64)
+    inputs = torch.randn(tokens, groups, size, dtype=torch.float64)
+    coefficients = torch.randn(tokens, rows, neurons, dtype=torch.float64)
+    coefficients = coefficients if kind == "gated" else coefficients[:, 0]
+
+    def operator(inputs):
+        inputs = inputs.repeat_interleave(neurons // groups, dim=1) if kind == "groups" else inputs[:, 0]
+        return CurvatureOperator([(inputs, coefficients)], 1.0, Ranks())
+
+    vectors = torch.randn(rows * size, neurons, dtype=torch.float64)
+    expected = operator(whitened_inputs(factor, inputs))(vectors)
+    torch.testing.assert_close(products(factor, operator(inputs)(directions(factor, vectors))), expected)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("criterion", ["width", "depth"])
+def test_few_neurons_are_refined_to_the_end_on_inputs_as_they_are(criterion, bias):
+    case = transformer_case(samples=64, tokens=12)
+    if not bias:
+        case.model.mlp.fc1.bias = None
+    few = SolverOptions(0.5, 64, 7, 0.3, 2, refine_steps=7, leaders=1, polish_steps=7, tolerance=0)
+    exact, quick = (analyze(case, "mlp.fc1", criterion, solver=solver) for solver in (EXACT, few))
+    refined = quick.refined
+    assert 0 < refined.sum() < quick.neurons
+    torch.testing.assert_close(quick.fit_eigenvalue[refined], exact.fit_eigenvalue[refined], rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(quick.gain[refined], exact.gain[refined], rtol=1e-6, atol=1e-12)
 
 
 def test_a_warm_start_begins_where_the_last_analysis_ended():
