@@ -7,11 +7,10 @@ import torch.distributed as dist
 from torch import nn
 
 from .analyze import analyze
-from .eigenpairs import SolverOptions
 from .loss import Loss
 from .ranks import Ranks
 from .report import NullModel, nominal_rate
-from .settings import Settings
+from .settings import Settings, SolverOptions
 
 
 def check_null_model(

@@ -88,7 +88,8 @@ class Growable(nn.Module):
             z = self.project(x)
             neurons = torch.arange(z.shape[channel], device=z.device)
             chosen = (target.unsqueeze(-1) == neurons).to(z.dtype)
-            return z + (skip(x).to(z.dtype).movedim(channel, -1) @ chosen).movedim(-1, channel)
+            spread: Tensor = (skip(x).to(z.dtype).movedim(channel, -1) @ chosen).movedim(-1, channel)
+            return z + spread
         # Of more dimensions than two a linear gives a view of its product, and autograd would pay for an addition in
         # place to a view with a copy of the gradient.
         flat = torch.is_grad_enabled() and channel == -1 and x.dim() > 2 and x.is_contiguous()
