@@ -13,6 +13,7 @@ from .head_choice import plan_heads
 from .head_scores import HeadScores, score_heads
 from .heads import grow_heads_, head_growth
 from .history import GrowthHistory
+from .layer_growth import LayerGrowth
 from .macs import count_macs
 from .merge import merge_pairs_
 from .natural_step import score_growths, take_natural_step
@@ -20,7 +21,7 @@ from .optimizer_rebind import rebind_optimizer_
 from .optimizer_state import carry_optimizer_state_
 from .padding import to_stock
 from .paper import PaperGrowthConfig
-from .plan import GrowthPlan, LayerGrowth
+from .plan import GrowthPlan
 from .planner import candidate_growths, plan_growth
 from .probe_loss import probe_loss
 from .surgery import PreparedGrowth, grow_, prepare_growth, record_

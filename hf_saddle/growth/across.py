@@ -17,10 +17,11 @@ from .config import GrowthConfig
 from .costs import CostBook
 from .head_choice import merged_heads
 from .joint import Columns, beside, judge
+from .layer_growth import LayerGrowth
 from .natural_step import NEXT_STEP, moves
 from .operators import SCALED
 from .parts import HeadCandidate, InsertedCandidate, Part
-from .plan import GrowthPlan, LayerGrowth
+from .plan import GrowthPlan
 from .pursuit import choose_together
 from .reasons import unsupported
 from .surgery import added_by

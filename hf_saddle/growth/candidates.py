@@ -14,8 +14,8 @@ from ..models.sites import Site
 from .config import GrowthConfig
 from .costs import Cost, CostBook
 from .drafting import branch_kind, widening_objection
+from .layer_growth import LayerGrowth
 from .operators import OPERATORS, Operator
-from .plan import LayerGrowth
 from .reasons import Measured
 from .rows import row_size
 

@@ -8,8 +8,9 @@ from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.sites import Site
 from .drafts import LinearDraft, NormDraft
 from .head_drafts import check_heads, check_stacks_grow, draft_heads_, find_attention, is_of_heads
+from .layer_growth import LayerGrowth
 from .operators import DEPTH_OPERATORS, OPERATORS, Operator
-from .plan import GrowthPlan, LayerGrowth
+from .plan import GrowthPlan
 from .rows import check_neurons, layers_of, row_size
 
 

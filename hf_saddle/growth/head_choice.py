@@ -8,7 +8,8 @@ import torch
 
 from .head_scores import HeadScores
 from .joint import judge
-from .plan import GrowthPlan, LayerGrowth
+from .layer_growth import LayerGrowth
+from .plan import GrowthPlan
 from .plan_fields import VECTORS
 from .pursuit import pursue
 

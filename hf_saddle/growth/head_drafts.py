@@ -10,8 +10,9 @@ from ..models.heads import Attention, heads_of, rows_of
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.sites import linear_at
 from .drafts import LinearDraft, TableDraft
+from .layer_growth import LayerGrowth
 from .operators import HEAD_OPERATORS
-from .plan import GrowthPlan, LayerGrowth
+from .plan import GrowthPlan
 from .slices import ParameterDraft
 
 

@@ -20,8 +20,9 @@ from .halves import halves
 from .head_drafts import find_attention
 from .heads import STEP, check_family, head_growth
 from .joint import Columns
+from .layer_growth import LayerGrowth
 from .macs import count_positions
-from .plan import GrowthPlan, LayerGrowth
+from .plan import GrowthPlan
 from .surgery import added_by, prepare_growth
 
 

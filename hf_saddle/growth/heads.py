@@ -12,7 +12,8 @@ from ..models.modeling_saddle import GrowablePreTrainedModel
 from .attachments import check_attachments
 from .event import GrowthEvent
 from .head_drafts import HeadsDraft, find_attention, tables_of
-from .plan import GrowthPlan, LayerGrowth
+from .layer_growth import LayerGrowth
+from .plan import GrowthPlan
 from .surgery import check_saddle, grow_
 
 

@@ -12,8 +12,9 @@ from ..curvature import Units, UnitScores, score_units
 from ..curvature.loss import Loss
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .joint import Columns, Judgement, judge
+from .layer_growth import LayerGrowth
 from .operators import OPERATORS, SCALED
-from .plan import GrowthPlan, LayerGrowth
+from .plan import GrowthPlan
 
 
 # The share of the natural step that is judged where units start at rest.

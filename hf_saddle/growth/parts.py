@@ -17,8 +17,8 @@ from .config import GrowthConfig
 from .costs import Cost, CostBook
 from .head_scores import HeadScores
 from .joint import Columns, natural_step
+from .layer_growth import LayerGrowth
 from .natural_step import columns_of
-from .plan import LayerGrowth
 from .planner import check_branches, check_scores
 
 

@@ -11,10 +11,11 @@ from .candidates import NeuronCandidate, found_by, groups_of, growths_of, measur
 from .config import GrowthConfig
 from .costs import CostBook, plan_cost
 from .drafting import branch_kind
+from .layer_growth import LayerGrowth
 from .natural_step import NEXT_STEP, columns_of, take_natural_step
 from .operators import OPERATORS
 from .paper import QUOTAS
-from .plan import GrowthPlan, LayerGrowth
+from .plan import GrowthPlan
 from .pursuit import choose_together
 from .reasons import held_back
 

@@ -23,9 +23,10 @@ from .event import GrowthEvent
 from .head_drafts import find_attention, is_of_heads, layers_of_growth, tables_of
 from .history import GrowthHistory
 from .install import check_changes, install_
+from .layer_growth import LayerGrowth
 from .macs import count_macs
 from .optimizer_state import carry_optimizer_state_, inner_optimizer
-from .plan import GrowthPlan, LayerGrowth
+from .plan import GrowthPlan
 from .snapshot import Snapshot
 
 

@@ -6,8 +6,7 @@ from torch.nn.utils import prune
 from training_cases import assert_same_weights, growth, no_growth, tiny, train, trainer_for
 from transformers import Trainer, TrainerCallback
 
-from hf_saddle.growth import count_macs, count_parameters, grow_
-from hf_saddle.growth.plan import GrowthPlan, LayerGrowth
+from hf_saddle.growth import GrowthPlan, LayerGrowth, count_macs, count_parameters, grow_
 from hf_saddle.training import GrowthTrainer
 
 
