@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -19,19 +18,13 @@ from ..hub.measured import CLOCK
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .artefacts import share_artefacts
 from .course import Course
-from .followers import adopt_history_, check_followers
+from .followers import adopt_history_
 from .held import Held
-from .model_checks import check_budget, growable_inside, growable_paths
-from .optimizer_checks import check_optimizer, check_parameters
 from .reports import announce, describe, growth_metrics, say, size_metrics
 from .resuming import check_given, left_out, note_changes, progress, saved_history
-from .trainer_checks import check_training
+from .start_checks import Training, check_start
 from .trainer_event import time_training, trainer_event_
-from .trainer_sharded import check_sharded_training
 from .wrappers import renew_wrapper_
-
-
-Training = tuple[TrainingArguments, TrainerState, GrowablePreTrainedModel, Optimizer, DataLoader[Any]]
 
 
 class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
@@ -125,7 +118,17 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         model = kwargs["model"]
-        self._check(args, state, model, kwargs["optimizer"], kwargs["train_dataloader"])
+        # How `Trainer` keeps the states of callbacks of one class.
+        if isinstance(state.stateful_callbacks.get(type(self).__name__), list):
+            raise ValueError("A model grows by one GrowthCallback; leave out the others.")
+        check_start(
+            (args, state, model, kwargs["optimizer"], kwargs["train_dataloader"]),
+            self.config,
+            trainer=self.trainer,
+            loss=self.loss,
+            probe_dataset=self.probe_dataset,
+            followers=self.followers,
+        )
         if self.trainer is not None:
             renew_wrapper_(self.trainer.model_wrapped)
         self._restore(state, model)
@@ -248,35 +251,3 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self._log(state, control, size_metrics(model, self.config) | end)
         if self.trainer is not None and state.is_world_process_zero:
             share_artefacts(self.trainer.callback_handler.callbacks, model, state)
-
-    # --------------------------------------------------------------------------------------------------------- checks
-    def _check(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        model: nn.Module,
-        optimizer: Optimizer,
-        loader: DataLoader[Any],
-    ) -> None:
-        # How `Trainer` keeps the states of callbacks of one class.
-        if isinstance(state.stateful_callbacks.get(type(self).__name__), list):
-            raise ValueError("A model grows by one GrowthCallback; leave out the others.")
-        check_training(
-            args,
-            state,
-            loader,
-            config=self.config,
-            trainer=self.trainer,
-            loss=self.loss,
-            probe_dataset=self.probe_dataset,
-        )
-        inner = growable_inside(model)
-        paths = growable_paths(inner, self.config)
-        check_followers(inner, self.followers)
-        if self.trainer is not None and self.trainer.is_fsdp_enabled:
-            drawn_from = loader.dataset if self.probe_dataset is None else self.probe_dataset
-            check_sharded_training(self.trainer, inner, optimizer, self.config, self.followers, drawn_from)
-        check_optimizer(model, optimizer)
-        check_parameters(inner, paths, optimizer)
-        if state.global_step == 0:  # a resumed one may have spent its budget
-            check_budget(inner, paths, self.config)

@@ -15,12 +15,13 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..growth import GrowthConfig, GrowthEvent, GrowthHistory, count_parameters
 from ..hub.comparison import COSTS, GROWTH, NONE, RANDOM, ArmRun, Comparison
-from .callback import GrowthCallback, Training
+from .callback import GrowthCallback
 from .distributed import Replicas
 from .event import growth_event_
 from .loss import training_loss
 from .random_growth import random_event_
 from .spending import Spending
+from .start_checks import Training
 from .trainer_probe import trainer_batches
 
 
