@@ -101,4 +101,6 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     ),
     # The place of a model among those that are prepared, which names its files.
     "accelerate.Accelerator": ("_models",),
+    # The methods that a metric consists of.
+    "evaluate.Metric": ("_compute", "_info"),
 }

@@ -14,7 +14,7 @@ from hf_saddle.training import GrowthTrainer
 from hf_saddle_cli import main
 
 
-EXTRAS = {"matplotlib", "typer", "rich", "sklearn", "datasets"}
+EXTRAS = {"matplotlib", "typer", "rich", "sklearn", "evaluate", "datasets"}
 
 
 def loaded_after(code: str) -> set[str]:
