@@ -33,10 +33,11 @@ from hf_saddle.growth import (
     insert_blocks_,
 )
 from hf_saddle.growth.block_records import NewBlock
+from hf_saddle.models import FAMILIES
 from hf_saddle.models.heads import heads_of
 
 
-HEADED = [name for name in EVERY if CASES[name][0] not in ("convnext", "olmo2", "resnet")]
+HEADED = [name for name in EVERY if not isinstance(FAMILIES[CASES[name][0]].heads, str)]
 HEADED += ["BertLMHeadModel", "WhisperForAudioClassification", "T5ForConditionalGeneration"]
 HEADED = [*dict.fromkeys(HEADED)]
 every_family = pytest.mark.parametrize("name", HEADED)
