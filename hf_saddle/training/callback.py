@@ -210,7 +210,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         """Measure what growth takes, where seconds limit it, before anything grows: resumed runs go by the same."""
         if self.config.budget_unit != "seconds" or self._timing or GrowthHistory.from_model(model).timing:
             return
-        given = {"trainer": self.trainer, "loss": self.loss, "probe_dataset": self.probe_dataset}
+        given: dict[str, Any] = {"trainer": self.trainer, "loss": self.loss, "probe_dataset": self.probe_dataset}
         self._timing = time_training(model, loader, self.config, **given).to_dict()
         state.stateful_callbacks[type(self).__name__] = self.state()
 
