@@ -91,7 +91,7 @@ class Growable(nn.Module):
             return z + (skip(x).to(z.dtype).movedim(channel, -1) @ chosen).movedim(-1, channel)
         # Of more dimensions than two a linear gives a view of its product, and autograd would pay for an addition in
         # place to a view with a copy of the gradient.
-        flat = torch.is_grad_enabled() and channel == -1 and x.dim() > 2 and x.is_contiguous()
+        flat = channel == -1 and x.dim() > 2 and x.is_contiguous()
         z = self.project(x.flatten(0, -2) if flat else x)
         response: Tensor = skip(x).to(z.dtype)
         if flat:
