@@ -86,13 +86,13 @@ class Growable(nn.Module):
         if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
             # Optimizers of graphs take a scatter that meets every neuron for an assignment: a product cannot be lost.
             z = self.project(x)
+            answers: Tensor = skip(x).to(z.dtype)
             neurons = torch.arange(z.shape[channel], device=z.device)
             chosen = (target.unsqueeze(-1) == neurons).to(z.dtype)
-            spread: Tensor = (skip(x).to(z.dtype).movedim(channel, -1) @ chosen).movedim(-1, channel)
-            return z + spread
+            return z + (answers.movedim(channel, -1) @ chosen).movedim(-1, channel)
         # Of more dimensions than two a linear gives a view of its product, and autograd would pay for an addition in
         # place to a view with a copy of the gradient.
-        flat = torch.is_grad_enabled() and channel == -1 and x.dim() > 2 and x.is_contiguous()
+        flat = channel == -1 and x.dim() > 2 and x.is_contiguous()
         z = self.project(x.flatten(0, -2) if flat else x)
         response: Tensor = skip(x).to(z.dtype)
         if flat:
