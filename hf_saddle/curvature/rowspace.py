@@ -54,7 +54,7 @@ def pays(tokens: int, inputs: int, neurons: int, rows: int, whiten: bool) -> boo
     Whether finding directions in the space that tokens span is less work than among all of them; `rows` are those of
     the second moments, sums of as many or the inputs themselves.
     """
-    direct = _PRODUCTS * tokens * inputs * neurons
+    direct: float = _PRODUCTS * tokens * inputs * neurons
     within = tokens * inputs * (tokens + neurons + rows) + tokens**2 * (_PRODUCTS * neurons + rows)
     if whiten:
         summed = 0 if rows > inputs else rows
