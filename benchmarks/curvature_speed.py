@@ -374,8 +374,9 @@ def families_part(rounds: int = 3, seeds: int = 3) -> dict[str, Any]:
                         model, [batch], criterion, whiten=whiten
                     )
                 )
+        # Training mode has moved the running statistics of the model, which the gains are measured with, too.
+        cost, found = ratios(functions, "fb", rounds), {}
         report = analyze_curvature(model, [batch], ("depth", "width"))
-        found = {}
         for criterion in ("depth", "width"):
             true = whole_gains(model, batch, criterion, solver=exact, max_tokens=10**9)
             gains = [whole_gains(model, batch, criterion, seed=seed) for seed in range(seeds)]
@@ -383,7 +384,7 @@ def families_part(rounds: int = 3, seeds: int = 3) -> dict[str, Any]:
                 "count": [overlap(true, each) for each in gains],
                 "share": [share_of_gain(true, each) for each in gains],
             }
-        result[name] = ratios(functions, "fb", rounds) | {
+        result[name] = cost | {
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "entries": len(report),
             "neurons": sum(layer.neurons for layer in report),
