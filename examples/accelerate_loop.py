@@ -68,7 +68,7 @@ def main() -> None:
     if options.resume:
         accelerator.load_state(state)
 
-    growth = GrowthConfig(at=[1, 3], unit="epochs", probe_samples=256)  # growth
+    growth = GrowthConfig(at=[1, 3], unit="epochs", probe_samples=512)  # growth
     events = len(GrowthHistory.from_model(accelerator.unwrap_model(model)))  # growth
     per_epoch = len(train_loader)
     for epoch in range(progress.step // per_epoch, options.epochs):

@@ -31,7 +31,7 @@ def matched_event_(
     """
     seed = event_seed(config, event)
     replicas = Replicas.of(model)
-    plan, loss_before = decide(model, batches, config, Moment(event), loss=own_loss, replicas=replicas)
+    decision = decide(model, batches, config, Moment(event), loss=own_loss, replicas=replicas)
     choosing = halves(batches)[0] if config.judged else list(batches)
     report = analyze_curvature(
         model,
@@ -42,10 +42,10 @@ def matched_event_(
         unit_activation=model.config.hidden_act,
         seed=seed,
     )
-    plan = at_random(plan, report, config, seed)
+    plan = at_random(decision.plan, report, config, seed)
     plan = stepped_at_random(model, plan, batches, config, own_loss)
-    done = grow_(model, plan, optimizer, step=step, loss_before=loss_before)
-    done.loss_after = probe_loss(model, batches)
+    done = grow_(model, plan, optimizer, step=step, loss_before=decision.loss_before)
+    done.loss_after = probe_loss(model, decision.batches)
     return done
 
 
