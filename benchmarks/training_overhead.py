@@ -36,7 +36,7 @@ BATCH = 64
 IMAGENET, EPOCHS, EVENTS = 1_281_167, 300, 9
 PARTS = {
     "analysis": (measuring, "analyze_curvature"),
-    "scores": (decision, "score_growths"),
+    "scores": (measuring, "score_growths"),
     "plan": (decision, "choose_growths"),
     "trial": (measuring, "measured_step"),
     "loss_before": (decision, "probe_loss"),
