@@ -39,7 +39,7 @@ PARTS = {
     "scores": (measuring, "score_growths"),
     "plan": (decision, "choose_growths"),
     "trial": (measuring, "measured_step"),
-    "loss_before": (decision, "probe_loss"),
+    "loss_before": (decision, "loss_before"),
     "surgery": (event, "prepare_growth"),
     "loss_afterwards": (event, "loss_afterwards"),
 }

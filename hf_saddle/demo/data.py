@@ -14,8 +14,17 @@ from .sources import pick_column, pick_label, read_source, three_splits, with_cl
 
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _FASHION_LABELS = [
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-]  # fmt: skip
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+]
 
 
 def load_images(name: str, seed: int = 0, max_samples: int | None = None, **columns: str | None) -> DatasetDict:

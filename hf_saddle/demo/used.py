@@ -16,9 +16,17 @@ from ..training.checkpoints import discard
 
 _SIGNS = (CONFIG_NAME, *MODEL_FILES)
 _WRITTEN = (
-    *_SIGNS, *CARD_FILES, CARD_NAME, REPORT_NAME, "preprocessor_config.json", "processor_config.json",
-    "trainer_state.json", "training_args.bin", "all_results.json", "test_results.json",
-)  # fmt: skip
+    *_SIGNS,
+    *CARD_FILES,
+    CARD_NAME,
+    REPORT_NAME,
+    "preprocessor_config.json",
+    "processor_config.json",
+    "trainer_state.json",
+    "training_args.bin",
+    "all_results.json",
+    "test_results.json",
+)
 
 
 def is_used(folder: str | os.PathLike[str]) -> bool:

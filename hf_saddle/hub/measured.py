@@ -17,16 +17,32 @@ from ..growth.values import is_number
 CLOCK = "training_seconds"
 # Settings that a reader always needs, and those that matter only where they are not the default.
 _ALWAYS = (
-    "learning_rate", "per_device_train_batch_size", "num_train_epochs", "optim", "weight_decay", "lr_scheduler_type",
+    "learning_rate",
+    "per_device_train_batch_size",
+    "num_train_epochs",
+    "optim",
+    "weight_decay",
+    "lr_scheduler_type",
     "seed",
-)  # fmt: skip
+)
 _KNOWN = {item.name for item in fields(TrainingArguments)}
 _UNLESS_DEFAULT = (
-    "max_steps", "warmup_steps", "gradient_accumulation_steps", "max_grad_norm", "adam_beta1", "adam_beta2",
-    "adam_epsilon", "label_smoothing_factor", "lr_scheduler_kwargs", "optim_args", "bf16", "fp16", "torch_compile",
+    "max_steps",
+    "warmup_steps",
+    "gradient_accumulation_steps",
+    "max_grad_norm",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "label_smoothing_factor",
+    "lr_scheduler_kwargs",
+    "optim_args",
+    "bf16",
+    "fp16",
+    "torch_compile",
     # transformers 5.23 renamed the option; since then the old name is a deprecated alias.
     *[name for name in ("activation_checkpointing", "gradient_checkpointing") if name in _KNOWN][:1],
-)  # fmt: skip
+)
 _SPEEDS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time", CLOCK)
 
 

@@ -19,9 +19,29 @@ Known = tuple[nn.Module, str, nn.Module, type]  # the same, and the class that t
 # scale it, rotate its input, or compute with its weight alone: a branch would be scaled, fed with another input, or
 # lost. By name, since this folder needs no PEFT.
 _ADDITIVE = (
-    "adalora", "adamss", "beft", "c3a", "delora", "fourierft", "gralora", "hira", "lily", "loha", "lokr", "lora",
-    "miss", "osf", "peanut", "psoft", "pvera", "randlora", "tinylora", "unilora", "vera", "waveft",
-)  # fmt: skip
+    "adalora",
+    "adamss",
+    "beft",
+    "c3a",
+    "delora",
+    "fourierft",
+    "gralora",
+    "hira",
+    "lily",
+    "loha",
+    "lokr",
+    "lora",
+    "miss",
+    "osf",
+    "peanut",
+    "psoft",
+    "pvera",
+    "randlora",
+    "tinylora",
+    "unilora",
+    "vera",
+    "waveft",
+)
 ADDITIVE_TUNERS = frozenset(f"peft.tuners.{name}.layer" for name in _ADDITIVE)
 # Containers without a computation of their own.
 _NEUTRAL = ("peft.tuners._buffer_dict", "peft.utils.other")

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 from ..curvature import UnitScores
 from ..curvature.loss import Loss
-from ..curvature.samples import sample_count
-from ..growth import GrowthConfig, GrowthPlan, LayerGrowth, block_candidates, probe_loss
+from ..growth import GrowthConfig, GrowthPlan, LayerGrowth, block_candidates
 from ..growth.block_planner import choose_blocks
 from ..growth.budget import sizes
 from ..growth.halves import halves
@@ -19,7 +18,7 @@ from ..growth.trial import loss_of_plan
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .across import decide_across
 from .distributed import Replicas
-from .measuring import Trial, candidates_of, measure_neurons, score_neurons, try_step
+from .measuring import Trial, candidates_of, loss_before, measure_neurons, score_neurons, try_step
 from .moment import Moment
 
 
@@ -61,18 +60,14 @@ def decide(
         plan = GrowthPlan(criterion=config.criterion, budget=0.0, seed=config.growth_seed, held_back=why)
         return Decision(plan, None, batches)
 
-    def measured_before() -> float:
-        own = replicas.together("The loss before the growth", lambda: probe_loss(model, batches, loss))
-        return replicas.mean(own, sum(map(sample_count, batches)))
-
     if config.kinds.several or config.budget_unit == "seconds":
         plan = decide_across(model, batches, config, moment, loss=loss, replicas=replicas)
-        return Decision(plan, measured_before(), batches)
+        return Decision(plan, loss_before(model, batches, loss, replicas), batches)
     if config.kinds.only_blocks:
         how = str(config.kinds.blocks)
         candidates = block_candidates(model, batches, loss=loss, places=config.layers, how=how, ranks=replicas)
         plan = replicas.agree_on(choose_blocks(candidates, config, allowed))
-        return Decision(plan, measured_before(), batches)
+        return Decision(plan, loss_before(model, batches, loss, replicas), batches)
     choosing, judging = halves(batches, replicas) if config.judged else (list(batches), [])
     report = measure_neurons(model, choosing, config, event=moment.event, loss=loss, replicas=replicas)
 
@@ -92,7 +87,9 @@ def decide(
         plan = replicas.agree_on(priced(model, plan))
         if pursued is not None:
             return Decision(plan, pursued.probe_loss, [*choosing, *judging])
-        return Decision(plan, measured_before() if config.judged else float(report.loss), batches)
+        return Decision(
+            plan, loss_before(model, batches, loss, replicas) if config.judged else float(report.loss), batches
+        )
     if scores is None:
         scores = scores_of(moving)
     own = columns_of(scores)

@@ -127,6 +127,12 @@ def judged_loss(judging: Sequence[Any], replicas: Replicas, measure: Any) -> flo
     return sum(total for total, _ in sums) / sum(samples for _, samples in sums)
 
 
+def loss_before(model: GrowablePreTrainedModel, batches: Sequence[Any], loss: Loss, replicas: Replicas) -> float:
+    """The loss of a model that is about to grow, on the samples of all processes."""
+    own = replicas.together("The loss before the growth", lambda: probe_loss(model, batches, loss))
+    return replicas.mean(own, sum(map(sample_count, batches)))
+
+
 def loss_afterwards(model: GrowablePreTrainedModel, batches: Sequence[Any], loss: Loss) -> float:
     """
     The loss of a model that has grown, on batches of this process.

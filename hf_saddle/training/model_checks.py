@@ -187,8 +187,9 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
     if kinds.blocks is not None:
         found, number = places_of_blocks(model, config.layers, kinds.blocks)
         costs += block_costs(model, found, number, kinds.blocks).values()
+    headed = heads_that_grow(model, config)[:1] if kinds.heads else []
     for way in kinds.ways:
-        heads = (head_growth(model, path, 1, way) for path in heads_that_grow(model, config)[:1])
+        heads = (head_growth(model, path, 1, way) for path in headed)
         costs += [added_by(model, GrowthPlan((growth,))) for growth in heads]
     for site in model.growable_linears() if kinds.neurons else ():
         for operator in operators_of(model, site, config) if site.path in paths else ():

@@ -8,12 +8,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..curvature.loss import Loss, own_loss_of
-from ..curvature.samples import sample_count
-from ..growth import GrowthEvent, GrowthPlan, probe_loss
+from ..growth import GrowthEvent, GrowthPlan
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .decision import Decision
 from .distributed import Replicas
 from .event import carry_out_
+from .measuring import loss_before
 from .model_checks import check_growable
 from .probe import private_randomness
 
@@ -53,8 +53,7 @@ def grow_by_plan_(
     loss = loss or own_loss_of(inner, batches, replicas)
 
     def decision() -> Decision:
-        own = replicas.together("The loss before the growth", lambda: probe_loss(inner, batches, loss))
-        before = replicas.mean(own, sum(map(sample_count, batches)))
+        before = loss_before(inner, batches, loss, replicas)
         return Decision(replicas.agree_on(plan), before, batches)
 
     with replicas.noting("growth by a plan"), private_randomness(plan.seed):

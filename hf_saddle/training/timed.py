@@ -60,8 +60,9 @@ def _kinds(model: GrowablePreTrainedModel, config: GrowthConfig, known: Timing |
                 first.append(LayerGrowth.by_hand(model, site.path, operator.name, [0]))
     if copied:
         growths.setdefault("zero_gain", copied)  # which they are timed as
+    headed = heads_that_grow(model, config) if kinds.heads else []
     for operator_name, way in zip(kinds.heads, kinds.ways, strict=True):
-        growths[operator_name] = [head_growth(model, path, 1, way) for path in heads_that_grow(model, config)]
+        growths[operator_name] = [head_growth(model, path, 1, way) for path in headed]
     opening = {growth.operator for growth in first}
     found = {
         name: Kind(GrowthPlan(tuple(own)), GrowthPlan(tuple(first)) if name in opening else None)
