@@ -8,6 +8,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from transformers.utils import logging
+
 from ..models.configuration_saddle import SaddleConfig
 from ..models.json_files import read_json
 from ..models.modeling_saddle import GrowablePreTrainedModel
@@ -19,6 +21,8 @@ from .schema import MAX_MACS, check_count, check_fields, check_kind, check_shape
 from .timing_record import Timing
 from .values import is_int
 
+
+logger = logging.get_logger(__name__)
 
 HISTORY_SCHEMA = 1
 Config = TypeVar("Config", bound=SaddleConfig)
@@ -74,6 +78,12 @@ class GrowthHistory:
                 f"before it lead to {kind!r}."
             )
         # Parameters may have changed in between: a head is exchanged without an event. MACs are counted on.
+        if event.parameters_before != self.parameters:
+            logger.warning_once(
+                f"Event {len(self.events)} of the growth history starts at {event.parameters_before} parameters, but "
+                f"what was before left {self.parameters}. A part that does not grow was exchanged in between, such as "
+                "the head, or the history was changed."
+            )
         if event.macs_before != self.macs and not event.is_merge:
             raise ValueError(
                 f"The growth history is damaged: `macs_before` of {where} is {event.macs_before}, but what was before "
@@ -94,6 +104,11 @@ class GrowthHistory:
     def shapes(self) -> Shapes:
         """Shapes after the last event."""
         return self.events[-1].shapes if self.events else self.initial.shapes
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters after the last event."""
+        return self.events[-1].parameters_after if self.events else self.initial.parameters
 
     @property
     def macs(self) -> int:
@@ -129,10 +144,9 @@ class GrowthHistory:
                 "model went back to an earlier checkpoint, use `history.rewound_to(model)`; if it is another model, "
                 "set `model.growth_history = None`."
             )
-        expected = self.events[-1].parameters_after if self.events else self.initial.parameters
-        if count_parameters(model) != expected:
+        if count_parameters(model) != self.parameters:
             raise ValueError(
-                f"The growth history ends at {expected} parameters, but the model has {count_parameters(model)}. "
+                f"The growth history ends at {self.parameters} parameters, but the model has {count_parameters(model)}. "
                 "Parts other than its linears were exchanged, such as the head."
             )
 
@@ -246,8 +260,7 @@ class GrowthHistory:
         grown = sum(event.neurons for event in self.events)
         heads = sum(event.heads for event in self.events)
         also = f" and {heads} attention heads" if heads else ""
-        start = self.initial.parameters
-        end = self.events[-1].parameters_after if self.events else start
+        start, end = self.initial.parameters, self.parameters
         return (
             f"{len(self.events)} growth events, {grown} neurons{also}: {start:,} → {end:,} parameters "
             f"(×{end / start:.2f})."

@@ -169,6 +169,18 @@ def test_a_damaged_history_is_refused(case):
         GrowthHistory.from_dict(json.loads(json.dumps(broken(change))))
 
 
+@pytest.mark.parametrize("index", [None, 0])
+def test_parameters_that_nothing_accounts_for_are_told(index, caplog):
+    values = broken(lambda v: None)
+    GrowthHistory.from_dict(values)
+    assert not caplog.records
+    place, name = (values["initial"], "parameters") if index is None else (values["events"][index], "parameters_after")
+    right = place[name]
+    place[name] += 7
+    GrowthHistory.from_dict(values)
+    assert f"starts at {right} parameters, but what was before left {right + 7}." in caplog.text
+
+
 def test_table_and_summary():
     model, _ = grown()
     history = GrowthHistory.from_model(model)
