@@ -38,7 +38,6 @@ def analyze_curvature(
     solver: SolverOptions | None = None,
     max_tokens: int = 4096,
     seed: int = 0,
-    warm_start: CurvatureReport | None = None,
     distributed: bool = False,
     group: "dist.ProcessGroup | None" = None,
 ) -> CurvatureReport:
@@ -88,8 +87,6 @@ def analyze_curvature(
             for these only; of patches of more than 256 entries or kernels of more than nine, proportionally fewer are
             kept.
         seed (`int`, *optional*, defaults to 0): Seed of folds, start vectors and drawn tokens.
-        warm_start (`CurvatureReport`, *optional*): An earlier report whose directions are the start vectors. Its probe
-            samples must be others than these: held-out estimates would inherit what they were fitted to.
         distributed (`bool`, *optional*, defaults to `False`): Whether every rank calls this with batches of its own,
             to obtain what one process obtains on all of them.
         group (`torch.distributed.ProcessGroup`, *optional*): The ranks, by default all.
@@ -128,7 +125,6 @@ def analyze_curvature(
         whiten=whiten,
         step_size=step_size,
         unit_activation=unit_activation,
-        warm_start=warm_start,
     )
     return analyze(model, batches, loss=loss, linears=linears, settings=settings, ranks=Ranks(distributed, group))
 

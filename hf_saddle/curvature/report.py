@@ -106,10 +106,6 @@ class CurvatureReport:
             raise KeyError(f"The report has no entry for layer {key[0]!r} and criterion {key[1]!r}.{why}")
         return entry
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One flat dict per neuron, for `pandas.DataFrame(report.rows())`."""
-        return [row for entry in self.layers for row in _neuron_rows(entry)]
-
     def to_dict(self) -> dict[str, Any]:
         """The report without directions as plain lists and numbers, fit for JSON."""
         head = {name: getattr(self, name) for name in ("samples", "tokens", "loss", "seconds", "seed", "skipped")}
@@ -145,14 +141,6 @@ def _layer_dict(entry: LayerCurvature) -> dict[str, Any]:
     """All but the directions, fit for JSON."""
     values = {item.name: getattr(entry, item.name) for item in fields(entry) if item.name != "direction"}
     return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in values.items()}
-
-
-def _neuron_rows(entry: LayerCurvature) -> list[dict[str, Any]]:
-    values = _layer_dict(entry).items()
-    return [
-        {"neuron": neuron} | {name: value[neuron] if isinstance(value, list) else value for name, value in values}
-        for neuron in range(entry.neurons)
-    ]
 
 
 def nominal_rate(criterion: str, significance: float) -> float:

@@ -7,7 +7,6 @@ from torch import nn
 from .activations import ACTIVATIONS
 from .controls import CONTROLS
 from .recognition import curvature_at_zero
-from .report import CurvatureReport
 
 
 CRITERIA = ("width", "depth", *CONTROLS)
@@ -73,7 +72,6 @@ class Settings:
     whiten: bool = False
     step_size: float = 0.1
     unit_activation: nn.Module | str = "gelu"
-    warm_start: CurvatureReport | None = None
     flip: bool = False  # every sample's coefficients get a random sign (null model)
 
     def __post_init__(self) -> None:

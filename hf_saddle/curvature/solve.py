@@ -21,7 +21,7 @@ from .samples import Samples
 from .settings import Settings
 from .significance import beyond_noise
 from .tokens import Tokens
-from .whitening import unit_directions, whitened
+from .whitening import unit_directions
 
 
 def solve_curvature(
@@ -44,7 +44,6 @@ def solve_curvature(
     tokens, moments, width = layer.tokens(), layer.moments, criterion == "width"
     row_norm = torch.cat([_rows(module, tokens.dtype) for module in layer.modules]).norm(dim=0)
     bend = 1.0 if width else abs(curvature_at_zero(settings.unit_activation))
-    earlier = _earlier(layer, criterion, settings)
     space = None
     if tokens.inputs.dim() == 2 and pays(
         ranks.total(len(tokens)),
@@ -59,7 +58,6 @@ def solve_curvature(
     if space is not None:
         moments = moments.within(space)
         tokens = replace(tokens, inputs=space.own, extended=True)
-        earlier = None if earlier is None else _by_rows(space.coordinates, earlier, len(layer.modules))
     biased = tokens.extended or tokens.module.bias is not None
     whitening = moments.factor(layer.linear, biased) if settings.whiten else None
 
@@ -78,7 +76,7 @@ def solve_curvature(
     pairs = extreme_pairs(
         tokens,
         importance=importance,
-        start=_start(tokens, moments, size, whitening, earlier, generator),
+        start=_start(tokens, moments, size, whitening, generator),
         score=score,
         samples=samples,
         ranks=ranks,
@@ -208,21 +206,11 @@ def _by_rows(map_columns: Callable[[Tensor], Tensor], vectors: Tensor, rows: int
     return torch.cat([map_columns(part) for part in vectors.chunk(rows)])
 
 
-def _earlier(layer: CapturedLayer, criterion: str, settings: Settings) -> Tensor | None:
-    """What an earlier event found for the neurons that it analysed, shape `(rows · (d + 1), n)`."""
-    found = None if settings.warm_start is None else settings.warm_start.get(layer.linear, criterion)
-    if found is None or found.direction.shape[1] != len(layer.modules) * (input_size(layer.module) + 1):
-        return None
-    tokens = layer.tokens()
-    return found.direction[: tokens.neurons].t().to(tokens.inputs.device, tokens.dtype)
-
-
 def _start(
     tokens: Tokens,
     moments: Moments,
     size: int,
     whitening: Tensor | None,
-    earlier: Tensor | None,
     generator: torch.Generator,
 ) -> Tensor:
     """Start vectors, shape `(size, n)`, whitened where the problem is."""
@@ -231,10 +219,6 @@ def _start(
     if whitening is None:
         # Random vectors that lean towards where the inputs are large: eigenvectors of large eigenvalues lie there.
         start = moments.scaled(start)
-    if earlier is not None:
-        known = earlier if whitening is None else whitened(whitening, earlier)
-        # In the space of the tokens nothing may be left of a direction.
-        start[:, : known.shape[1]] = torch.where(known.any(dim=0), known, start[:, : known.shape[1]])
     if tokens.module.bias is None and not tokens.extended:
         start.view(size // moments.inputs.shape[-1], -1, tokens.neurons)[:, -1] = 0
     return start

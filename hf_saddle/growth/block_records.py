@@ -1,6 +1,5 @@
 """What plans and histories say of new blocks, and the shapes and configs that follow from it."""
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,7 +54,6 @@ class NewBlock:
             and set(values) == {"after", "how", "predicted_gain"}
             and all(isinstance(values[name], str) for name in ("after", "how"))
             and is_number(values["predicted_gain"])
-            and math.isfinite(values["predicted_gain"])
         )
         if not fits:
             raise ValueError(f"A new block must have `after`, `how` and `predicted_gain`, got {values!r}.")
@@ -138,6 +136,5 @@ def blocks_with(paths: Iterable[str], shapes: Shapes, blocks: Sequence[NewBlock]
 
 def path_with(path: str, shapes: Shapes, blocks: Sequence[NewBlock]) -> str:
     """Where a layer or an attention module of a model of some shapes is once new blocks are inserted."""
-    block = Place.parse(path).block
-    start = path.index(f"{block}.")
-    return f"{path[:start]}{blocks_with([block], shapes, blocks)[0]}{path[start + len(block) :]}"
+    place = Place.parse(path)
+    return place.within(blocks_with([place.block], shapes, blocks)[0])

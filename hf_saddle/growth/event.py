@@ -1,6 +1,7 @@
 """What one event did to a model: a record that is JSON, with the maps from old to new parameters beside it."""
 
 import copy
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -89,6 +90,14 @@ class GrowthEvent:
     def heads(self) -> int:
         """Number of attention heads that came."""
         return sum(layer["chosen"] for layer in self.layers if layer["operator"] in HEAD_OPERATORS)
+
+    @property
+    def chosen(self) -> dict[str, int]:
+        """What grew or was inserted, counted by operator."""
+        chosen = Counter(f"block_{block['how']}" for block in self.blocks)
+        for layer in self.layers:
+            chosen[layer["operator"]] += layer["chosen"]
+        return dict(chosen)
 
     def to_dict(self) -> dict[str, Any]:
         """The event fit for JSON, without `replaced` and `added`."""

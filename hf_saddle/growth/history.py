@@ -53,6 +53,18 @@ class GrowthHistory:
             return cls(ModelSize.of(model))
         return cls.from_dict(model.growth_history)
 
+    @classmethod
+    def leading_to(cls, model: GrowablePreTrainedModel) -> "GrowthHistory":
+        """
+        As `from_model`, of a model that has the shapes at which its history ends.
+
+        Raises:
+            ValueError: If it has others, or the history is damaged.
+        """
+        history = cls.from_model(model)
+        history.check_shapes(model)
+        return history
+
     def attach_(self, model: GrowablePreTrainedModel) -> None:
         """Make this the model's history, to be saved with it."""
         model.growth_history = self.to_dict()
@@ -131,6 +143,21 @@ class GrowthHistory:
         shapes = self.shapes
         return shapes == model.shapes() and (not shapes.skip_sizes or self.skip_unit == model.config.skip_unit)
 
+    def check_shapes(self, model: GrowablePreTrainedModel) -> None:
+        """
+        Verify that a model has the shapes to which the history leads.
+
+        Raises:
+            ValueError: If shapes or kind of units differ.
+        """
+        if not self.matches(model):
+            raise ValueError(
+                f"The growth history of {len(self.events)} events does not lead to the shapes of this model. If the "
+                "model went back to an earlier checkpoint, attach "
+                "`GrowthHistory.from_model(model).rewound_to(model)`; if it is another model, set "
+                "`model.growth_history = None`."
+            )
+
     def check(self, model: GrowablePreTrainedModel) -> None:
         """
         Verify that a model is what the history leads to.
@@ -138,16 +165,11 @@ class GrowthHistory:
         Raises:
             ValueError: If shapes, kind of units or number of parameters differ.
         """
-        if not self.matches(model):
-            raise ValueError(
-                f"The growth history of {len(self.events)} events does not lead to the shapes of this model. If the "
-                "model went back to an earlier checkpoint, use `history.rewound_to(model)`; if it is another model, "
-                "set `model.growth_history = None`."
-            )
+        self.check_shapes(model)
         if count_parameters(model) != self.parameters:
             raise ValueError(
-                f"The growth history ends at {self.parameters} parameters, but the model has {count_parameters(model)}. "
-                "Parts other than its linears were exchanged, such as the head."
+                f"The growth history ends at {self.parameters} parameters, but the model has "
+                f"{count_parameters(model)}. Parts other than its linears were exchanged, such as the head."
             )
 
     def rewound_to(self, model: GrowablePreTrainedModel) -> "GrowthHistory":

@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass, field
 
+from ..models.config_fields import is_number
 from .schedule import Schedule
-from .values import check_bounds, help_, is_number
+from .values import check_bounds, help_
 
 
 # Nothing grows by more than that: what is larger was meant as a size, and a size that is smaller as a multiple.

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, TypeVar, cast
 
-from .values import is_int, is_number
+from ..models.config_fields import is_number
+from .values import is_int
 
 
 Config = TypeVar("Config")

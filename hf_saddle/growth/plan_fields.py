@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from .values import is_int, is_number
+from ..models.config_fields import is_number
+from .values import is_int
 
 
 # What a predicted gain is of: the event itself, or, where units stay at rest, the half natural step that would follow.

@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from .values import help_, is_list, is_number
+from ..models.config_fields import is_number
+from .values import help_, is_list
 
 
 UNITS = ("training", "epochs", "steps")

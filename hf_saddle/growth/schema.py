@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from ..models.config_fields import MAX_PARAMETERS
+from ..models.config_fields import MAX_PARAMETERS, is_number
 from ..models.growable import SKIP_UNITS
 from ..models.shapes import Shapes
 from ..models.sites import Place
 from .block_records import BLOCK_OPERATORS
 from .operators import HEAD_OPERATORS, OPERATORS
-from .values import is_int, is_number
+from .values import is_int
 
 
 # Twice what a config may ask for: that is a lower bound, without biases, norms and gains.

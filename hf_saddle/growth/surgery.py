@@ -129,12 +129,7 @@ def prepare_growth(
     """
     started = time.perf_counter()
     check_model(model)
-    history = GrowthHistory.from_model(model)
-    if not history.matches(model):
-        raise ValueError(
-            "The growth history of the model does not lead to its shapes. If it went back to an earlier checkpoint, "
-            "attach `GrowthHistory.from_model(model).rewound_to(model)`; else set `model.growth_history = None`."
-        )
+    history = GrowthHistory.leading_to(model)
     stacks, changes = draft_blocks(model, plan)
     heads = [growth for growth in plan.growths if is_of_heads(growth)]
     layers = {layer for growth in plan.growths for layer in layers_of_growth(model, growth)}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .values import is_number
+from ..models.config_fields import is_number
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """What the fields of a config may be: whole numbers, numbers and lists, and how they are refused."""
 
 import math
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from ..models.config_fields import is_number
 
 
 def help_(text: str) -> Any:
@@ -14,11 +15,6 @@ def help_(text: str) -> Any:
 def is_int(value: Any) -> bool:
     """Whether a value is a whole number; booleans are none."""
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number, as JSON needs it; booleans are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def is_list(value: Any, fits: Callable[[Any], bool]) -> bool:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from ..growth.values import is_int, is_number
+from ..growth.values import is_int
+from ..models.config_fields import is_number
 from ..models.json_files import read_json, write_json
 from .intervals import mean_interval
 

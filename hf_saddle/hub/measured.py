@@ -10,7 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..growth import GrowthConfig
-from ..growth.values import is_number
+from ..models.config_fields import is_number
 
 
 # Seconds of the training so far, in entries of its log.

@@ -59,9 +59,7 @@ def render_model_card(
     Raises:
         ValueError: If the growth history does not lead to this model, or is damaged.
     """
-    history = GrowthHistory.from_model(model)
-    if not history.matches(model):
-        history.check(model)
+    history = GrowthHistory.leading_to(model)
     config, task = model.config, card_task(model)
     source = json.dumps(repo_id if repo_id is not None else plain(name), ensure_ascii=False).replace("`", "'")
     trained_with = record.versions if record is not None else {}

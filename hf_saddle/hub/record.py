@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, TrainerState, TrainingArguments
 
 from ..growth import GrowthConfig
 from ..growth.surgery import versions
-from ..growth.values import is_number
+from ..models.config_fields import is_number
 from ..models.json_files import read_json, write_json
 from .measured import device_of, differences, duration, emissions_in, numbers_only, results_of, settings_of
 from .names import public_name

@@ -9,14 +9,9 @@ from .states import expected, forecast, growths, losses_text
 
 def event_row(index: int, event: GrowthEvent) -> list[str]:
     """An event: number, step, what was chosen, parameters, prediction, losses of the probe, seconds."""
-    chosen: dict[str, int] = {}
-    for growth in growths(event):
-        chosen[growth.operator] = chosen.get(growth.operator, 0) + growth.chosen
-    for block in event.blocks if event.candidates else ():
-        chosen[f"block_{block['how']}"] = chosen.get(f"block_{block['how']}", 0) + 1
     told = [
-        f"{name} {chosen.get(name, 0)}" + (f" of {event.candidates[name]}" if name in event.candidates else "")
-        for name in sorted({*chosen, *event.candidates})
+        f"{name} {chosen}" + (f" of {event.candidates[name]}" if name in event.candidates else "")
+        for name, chosen in sorted((dict.fromkeys(event.candidates, 0) | event.chosen).items())
     ]
     return [
         str(index),

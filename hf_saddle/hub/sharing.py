@@ -70,9 +70,7 @@ def write_model_card(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     card_path = folder / CARD_NAME
-    history = GrowthHistory.from_model(model)
-    if not history.matches(model):
-        history.check(model)
+    history = GrowthHistory.leading_to(model)
     if record is None:
         record = _find_record(model, [folder, Path(model.name_or_path or folder)])
     if record is not None:

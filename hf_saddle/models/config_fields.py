@@ -1,6 +1,6 @@
 """What single fields of any growable config may hold."""
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,7 +81,7 @@ def check_field(field: str, value: Any) -> None:
             raise ValueError(f"`{field}` must be the name of an activation of transformers, got {value!r}.")
     elif field in _PROBABILITY_FIELDS and not (is_number(value) and 0 <= value <= 1):
         raise ValueError(f"`{field}` must be a number in [0, 1], got {value!r}.")
-    elif field in _SCALE_FIELDS and not (is_number(value) and 0 <= value < math.inf):
+    elif field in _SCALE_FIELDS and not (is_number(value) and value >= 0):
         raise ValueError(f"`{field}` must be a number that is not negative, got {value!r}.")
     elif field == "skip_unit" and value not in SKIP_UNITS:
         raise ValueError(f"`skip_unit` must be one of {', '.join(SKIP_UNITS)}, got {value!r}.")
@@ -96,5 +96,5 @@ def check_field(field: str, value: Any) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number, and not `True` or `False`."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether a value is a finite number, as JSON needs it; booleans are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -96,6 +96,11 @@ class Place:
         """Path in the base model of the layer at the root of its branches."""
         return f"{self.block}.{self.linear}"
 
+    def within(self, block: str) -> str:
+        """Path in the model of the same layer of another block."""
+        start = self.path.index(f"{self.block}.")
+        return f"{self.path[:start]}{block}{self.path[start + len(self.block) :]}"
+
     @property
     def nested(self) -> bool:
         """Whether its neurons are the units of a branch."""

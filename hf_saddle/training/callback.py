@@ -106,9 +106,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         else:
             self.events_done, self._history = left_out(self.config, state), model.growth_history
         model.growth_history = self._history
-        history = GrowthHistory.from_model(model)
-        if not history.matches(model):
-            history.check(model)
+        history = GrowthHistory.leading_to(model)
         if state.global_step > 0:
             freeze_as_before_(model, history)
         state.stateful_callbacks[name] = self.state()

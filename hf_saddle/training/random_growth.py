@@ -78,7 +78,10 @@ def random_event_(
     blocks: tuple[NewBlock, ...] = ()
     if like is not None and like.blocks:
         blocks, now = _blocks_at_random(inner, like, seed)
-        layers = [layer | {"linear": _renamed(layer["linear"], now)} for layer in layers]
+        places = [Place.parse(layer["linear"]) for layer in layers]
+        layers = [
+            layer | {"linear": place.within(now[place.block])} for layer, place in zip(layers, places, strict=True)
+        ]
     with private_randomness(seed):
         report = None
         units = {
@@ -162,10 +165,3 @@ def _heads_at_random(model: GrowablePreTrainedModel, path: str, operator: str, c
     number = heads_of(model.base_model)[find_attention(model, path).root]
     drawn = torch.randperm(number, generator=torch.Generator().manual_seed(seed))[:count]
     return head_growth(model, path, drawn.tolist(), "split", seed=seed)
-
-
-def _renamed(path: str, blocks: dict[str, str]) -> str:
-    """A path with the name that its block has in another model."""
-    block = Place.parse(path).block
-    start = path.index(f"{block}.")
-    return f"{path[:start]}{blocks[block]}{path[start + len(block) :]}"

@@ -2,7 +2,6 @@
 
 import logging
 import math
-from collections import Counter
 
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
@@ -58,11 +57,7 @@ def size_metrics(model: GrowablePreTrainedModel, config: GrowthConfig) -> dict[s
 
 def growth_metrics(event: GrowthEvent) -> dict[str, float]:
     """What an event did, as numbers for a log."""
-    chosen = Counter(dict.fromkeys(event.candidates, 0))
-    for layer in event.layers:
-        chosen[layer["operator"]] += layer["chosen"]
-    for block in event.blocks:
-        chosen[f"block_{block['how']}"] += 1
+    chosen = dict.fromkeys(event.candidates, 0) | event.chosen
     metrics: dict[str, float] = {
         **{f"growth_candidates_{operator}": count for operator, count in event.candidates.items()},
         **{f"growth_chosen_{operator}": count for operator, count in chosen.items()},

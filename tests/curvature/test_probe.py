@@ -296,20 +296,6 @@ def test_the_tokens_of_a_layer_are_freed_when_the_next_is_handed_out():
     assert alive == list(range(len(kept) - 2, -1, -2))
 
 
-def test_a_warm_start_from_converged_directions_needs_fewer_steps():
-    case = transformer_case(width=24, hidden=12, samples=16)
-    first = analyze_curvature(case.model, [case.batch], "width", loss=cross_entropy, linears=["mlp.fc1"], solver=EXACT)
-    few = type(EXACT)(screen_tokens=1, shortlist=1, screen_steps=1, refine_steps=1, polish_steps=1, tolerance=0)
-    cold, warm = (
-        analyze_curvature(
-            case.model, [case.batch], "width", loss=cross_entropy, linears=["mlp.fc1"], solver=few, warm_start=start
-        )["mlp.fc1", "width"]
-        for start in (None, first)
-    )
-    exact = first["mlp.fc1", "width"].fit_eigenvalue
-    assert (warm.fit_eigenvalue - exact).abs().mean() < 0.3 * (cold.fit_eigenvalue - exact).abs().mean()
-
-
 def test_transformers_models_need_no_loss_function():
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(

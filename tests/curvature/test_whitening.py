@@ -185,18 +185,6 @@ def test_few_neurons_are_refined_to_the_end_on_inputs_as_they_are(criterion, bia
     torch.testing.assert_close(quick.gain[refined], exact.gain[refined], rtol=1e-6, atol=1e-12)
 
 
-def test_a_warm_start_begins_where_the_last_analysis_ended():
-    case = with_mean()
-    report = analyze_curvature(case.model, [case.batch], loss=cross_entropy, solver=EXACT, whiten=True)
-    one = SolverOptions(screen_tokens=1, shortlist=1, screen_steps=1, refine_steps=1, polish_steps=1)
-    cold, warm = (
-        analyze_curvature(case.model, [case.batch], loss=cross_entropy, solver=one, whiten=True, warm_start=start)
-        for start in (None, report)
-    )
-    sums = [float(sum(layer.residual.sum() for layer in each)) for each in (cold, warm)]
-    assert sums[1] < 0.5 * sums[0]
-
-
 def test_tokens_for_scales_are_drawn_from_every_position():
     """Also where a sequence is longer than what is taken of it; and batches are only a way to cut the samples."""
     samples, tokens = 60, 50
