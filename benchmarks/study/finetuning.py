@@ -16,6 +16,7 @@ from hf_saddle.growth import PaperGrowthConfig, count_parameters
 
 from .backbone import optional
 from .finetuning_task import STEPS, TEST, VALIDATION, held_out, training_data, truncated_backbone
+from .ranks import ranks_of
 from .task import evaluate
 from .training import grow, schedule, summary
 
@@ -33,13 +34,14 @@ class Method:
     What is trained besides the head, once that has been trained alone.
 
     Args:
-        lora (`tuple[int, tuple[str, ...]]`, *optional*): Rank and linears of LoRA adapters.
+        lora (`tuple[int | str, tuple[str, ...]]`, *optional*): Rank and linears of LoRA adapters; as the rank
+            `"adaptive"`, which is AdaLoRA, or how `ranks_of` shares `BUDGET` among the linears.
         growth (`dict`): Fields of the `PaperGrowthConfig` by which the model grows, if any.
         events (`Sequence[float]`): Shares of the steps at which it grows, the first of them `WARM`.
         everything (`bool`): Whether the backbone is trained too.
     """
 
-    lora: tuple[int, tuple[str, ...]] | None = None
+    lora: tuple[int | str, tuple[str, ...]] | None = None
     growth: dict[str, Any] = field(default_factory=dict)
     events: Sequence[float] = (WARM,)
     everything: bool = False
@@ -56,6 +58,8 @@ class State:
     events: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     growth_seconds: float = 0.0
+    adaptive: Any = None  # AdaLoRA, which moves rank between linears after a step
+    ranks: dict[str, int] = field(default_factory=dict)
     step_macs: float = 0.0
 
 
@@ -79,6 +83,10 @@ METHODS = {
     "head only": Method(),
     "LoRA on q and v": Method(lora=(9, ("q_proj", "v_proj"))),
     "LoRA on all linears": Method(lora=(2, EVERY_LINEAR)),
+    "LoRA, ranks by curvature": Method(lora=("curvature", EVERY_LINEAR)),
+    "LoRA, ranks by curvature, exchanged": Method(lora=("exchanged", EVERY_LINEAR)),
+    "LoRA, ranks by gradient": Method(lora=("gradient", EVERY_LINEAR)),
+    "AdaLoRA": Method(lora=("adaptive", EVERY_LINEAR)),
     "zero gain": Method(growth=CURVATURE),
     "zero gain, random": Method(growth=RANDOM),
     "zero gain, whitened": Method(growth=WHITENED),
@@ -123,6 +131,7 @@ def run(name: str, rate: float, seed: int, test: bool, head_rate: float = HEAD_R
         "head": count_parameters(model.classifier),
         "step_macs": state.step_macs,
         "events": state.events,
+        "ranks": state.ranks,
         "growth_macs": sum(event["macs"] for event in state.events),
         "growth_seconds": state.growth_seconds,
         "seconds": state.seconds,
@@ -160,10 +169,12 @@ def train_(state: State, stop: int, rate: float, seed: int) -> None:
             group["lr"] = group["peak"] * schedule(share)
         counter = FlopCounterMode(display=False)
         with counter if state.step == STEPS - 1 else nullcontext():
-            state.model(**batches[state.step]).loss.backward()
+            (state.adaptive or state.model)(**batches[state.step]).loss.backward()
         state.step_macs = counter.get_total_flops() / 2
         nn.utils.clip_grad_norm_((p for group in groups for p in group["params"]), 1.0)
         state.optimizer.step()
+        if state.adaptive is not None:
+            state.adaptive.update_and_allocate(state.step)
         state.optimizer.zero_grad()
         state.step += 1
     state.seconds += time.process_time() - before
@@ -182,7 +193,15 @@ def adapt_(state: State, method: Method, seed: int) -> None:
         freeze_(model)
         state.growth_seconds += time.process_time() - before
     if method.lora is not None:
-        add_lora_(model, *method.lora, seed)
+        rank, linears = method.lora
+        if rank == "adaptive":
+            state.adaptive = add_adalora_(model, linears, seed)
+        elif isinstance(rank, str):
+            state.ranks = ranks_of(rank, model, linears, training_data(seed)[0], BUDGET, seed)
+            add_lora_(model, state.ranks, [*state.ranks], seed)
+            state.growth_seconds += time.process_time() - before
+        else:
+            add_lora_(model, rank, linears, seed)
     if method.everything:
         model.requires_grad_(True)
     held = {parameter for group in state.optimizer.param_groups for parameter in group["params"]}
@@ -198,10 +217,41 @@ def freeze_(model: nn.Module) -> None:
         parameter.requires_grad_(name.startswith("classifier.") or ".skip." in name)
 
 
-def add_lora_(model: nn.Module, rank: int, linears: Sequence[str], seed: int) -> None:
+def add_lora_(model: nn.Module, rank: int | dict[str, int], linears: Sequence[str], seed: int) -> None:
     """Put adapters of PEFT beside linears, which freezes all else, and keep the head in training."""
     peft = optional("peft")
     torch.manual_seed(seed)
-    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(linears), lora_dropout=0.0, bias="none")
+    ranks = {} if isinstance(rank, int) else rank
+    base = rank if isinstance(rank, int) else 1
+    config = peft.LoraConfig(
+        r=base,
+        lora_alpha=2 * base,
+        rank_pattern=ranks,
+        alpha_pattern={path: 2 * each for path, each in ranks.items()},
+        target_modules=list(linears),
+        lora_dropout=0.0,
+        bias="none",
+    )
     peft.inject_adapter_in_model(config, model)
     model.classifier.requires_grad_(True)
+
+
+def add_adalora_(model: nn.Module, linears: Sequence[str], seed: int) -> Any:
+    """As `add_lora_`, with ranks that AdaLoRA takes from linears that need them least, down to the budget."""
+    peft = optional("peft")
+    torch.manual_seed(seed)
+    steps = round((1 - WARM) * STEPS)
+    config = peft.AdaLoraConfig(
+        init_r=3,
+        target_r=2,
+        lora_alpha=6,
+        tinit=round(WARM * STEPS + 0.1 * steps),
+        tfinal=round(0.5 * steps),
+        deltaT=1,
+        total_step=STEPS,
+        target_modules=list(linears),
+        lora_dropout=0.0,
+    )
+    adaptive = peft.tuners.adalora.AdaLoraModel(model, {"default": config}, "default")
+    model.classifier.requires_grad_(True)
+    return adaptive

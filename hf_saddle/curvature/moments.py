@@ -148,11 +148,25 @@ class Moments:
 
     def factor(self, layer: str, bias: bool = True) -> Tensor:
         """
-        The Cholesky factors `L` of `M = E[x̂ x̂ᵀ]` with a small ridge, shape `(groups, d + 1, d + 1)`. Without a bias
-        its entry, which directions do not have then, stands apart from the others.
+        As `factor_if_any`, of the inputs of a layer.
 
         Raises:
-            ValueError: If `M` is not finite, or not positive definite by rounding.
+            ValueError: If there is none.
+        """
+        factor = self.factor_if_any(bias)
+        if factor is None:
+            raise ValueError(
+                f"The inputs of {layer} cannot be whitened: their second moments are out of the range of "
+                f"{self.inputs.dtype}. Check the model's activations, probe in float64, or use `whiten=False` "
+                "(`directions='eigenvectors'` of a GrowthConfig)."
+            )
+        return factor
+
+    def factor_if_any(self, bias: bool = True) -> Tensor | None:
+        """
+        The Cholesky factors `L` of `M = E[x̂ x̂ᵀ]` with a small ridge, shape `(groups, d + 1, d + 1)`; `None` where `M`
+        is not finite, or not positive definite by rounding. Without a bias its entry, which directions do not have
+        then, stands apart from the others.
         """
         moments = self.sums() / self.count
         if not bias:
@@ -162,13 +176,8 @@ class Moments:
         factor, failed = torch.linalg.cholesky_ex(
             moments + ridge[:, None, None] * torch.eye(moments.shape[-1]).to(moments)
         )
-        if bool(failed.any()) or not bool(torch.isfinite(factor).all()):
-            raise ValueError(
-                f"The inputs of {layer} cannot be whitened: their second moments are out of the range of "
-                f"{moments.dtype}. Check the model's activations, probe in float64, or use `whiten=False` "
-                "(`directions='eigenvectors'` of a GrowthConfig)."
-            )
-        return factor
+        usable = not bool(failed.any()) and bool(torch.isfinite(factor).all())
+        return factor if usable else None
 
     def response(self, vectors: Tensor) -> Tensor:
         """

@@ -44,7 +44,7 @@ def solve_curvature(
     tokens, moments, width = layer.tokens(), layer.moments, criterion == "width"
     row_norm = torch.cat([_rows(module, tokens.dtype) for module in layer.modules]).norm(dim=0)
     bend = 1.0 if width else abs(curvature_at_zero(settings.unit_activation))
-    space = None
+    space = whitening = None
     if tokens.inputs.dim() == 2 and pays(
         ranks.total(len(tokens)),
         input_size(layer.module),
@@ -56,10 +56,14 @@ def solve_curvature(
         samples, ranks = samples.gathered(ranks), Ranks()
         space = tokens.row_space()
     if space is not None:
-        moments = moments.within(space)
-        tokens = replace(tokens, inputs=space.own, extended=True)
-    biased = tokens.extended or tokens.module.bias is not None
-    whitening = moments.factor(layer.linear, biased) if settings.whiten else None
+        within = moments.within(space)
+        whitening = within.factor_if_any() if settings.whiten else None
+        if settings.whiten and whitening is None:
+            space = None  # tokens that are nearly alike leave coordinates that are rounding
+        else:
+            tokens, moments = replace(tokens, inputs=space.own, extended=True), within
+    if settings.whiten and whitening is None:
+        whitening = moments.factor(layer.linear, tokens.module.bias is not None)
 
     def step_along(vectors: Tensor) -> Tensor:
         if whitening is not None:
