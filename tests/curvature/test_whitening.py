@@ -8,6 +8,7 @@ from curvature_cases import EXACT, captured, cross_entropy, transformer_case
 from torch import nn
 
 import hf_saddle.curvature.moments as moments_module
+import hf_saddle.curvature.solve as solve_module
 from hf_saddle.curvature import CurvatureOperator, SolverOptions, analyze_curvature, check_null_model
 from hf_saddle.curvature.padding import rows_for_scale
 from hf_saddle.curvature.ranks import Ranks
@@ -114,6 +115,34 @@ def test_inputs_that_do_not_fill_their_space(linear, criterion):
     layer = analyze(case, linear, criterion)
     torch.testing.assert_close(layer.direction.norm(dim=1), torch.ones(layer.neurons))
     assert (layer.response * layer.step > 0).all()
+
+
+def test_tokens_that_are_nearly_alike_are_analysed_in_the_space_of_the_inputs(monkeypatch):
+    """In their own space coordinates of the second moments would be rounding, and not positive definite."""
+
+    def report(dtype):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(300, 16), nn.GELU(), nn.Linear(16, 5)).to(dtype)
+        alike = torch.randn(300)
+        alike[:3] *= 30  # as the few huge features of trained transformers
+        x = torch.randn(400, 300) * torch.logspace(0, -4, 300) + alike * torch.rand(400, 1)
+        batch = (x.to(dtype), torch.randint(5, (400,)))
+        return analyze_curvature(
+            model,
+            [batch],
+            "depth",
+            loss=lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]),
+            linears=["0"],
+            max_tokens=100,
+            whiten=True,
+            solver=EXACT,
+        )["0", "depth"]
+
+    found = report(torch.float32)
+    monkeypatch.setattr(solve_module, "pays", lambda *sizes: False)
+    exact = report(torch.float64)
+    torch.testing.assert_close(found.eigenvalue, exact.eigenvalue, rtol=0.02, atol=0)
+    torch.testing.assert_close(found.gain, exact.gain, rtol=0.05, atol=0.01 * float(exact.gain.max()))
 
 
 @pytest.mark.parametrize("step_size", [0.2, 3.0])
