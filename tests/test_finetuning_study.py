@@ -112,6 +112,7 @@ def small_task(monkeypatch):
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.growth and not method.everything])
+@pytest.mark.thinned(4)
 def test_grown_units_fill_the_budget_alone(small_task, name):
     row = finetuning.run(name, 1e-3, 0, test=True)
     added = row["trainable"] - row["head"]

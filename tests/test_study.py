@@ -60,6 +60,7 @@ def test_a_grown_arm_pays_for_its_analysis(digits):
     assert row["total_macs"] - arm().budget < training.PASSES * training.BATCH * row["macs"]
 
 
+@pytest.mark.slow
 def test_at_equal_steps_the_analysis_is_free(digits):
     growth = {"probe_samples": 32, "significance": 0.0, "max_growth": 1.2}
     row = training.run(arm(events=(0.4,), growth=growth, budget=10, unit="steps"), 0)
@@ -89,6 +90,7 @@ def test_a_grown_shape_can_be_trained_from_scratch(digits):
     )
 
 
+@pytest.mark.slow
 def test_an_event_costs_what_the_counter_says(digits):
     """The share that is charged, times samples and size, against a count of another event of another model."""
     config = GrowthConfig(at=[0.5], probe_samples=64, significance=0.0, max_growth=1.2, criterion="depth")
@@ -122,6 +124,7 @@ def test_directions_that_are_alike_are_known():
     assert event.mean_cosine(torch.tensor([[1.0, 0.0], [-2.0, 0.0], [0.0, 1.0]])) == pytest.approx(1 / 3)
 
 
+@pytest.mark.slow
 def test_branches_start_from_one_snapshot(digits):
     growth = {"probe_samples": 32, "significance": 0.0, "criterion": "depth", "operator": "zero_gain"}
     growth |= {"selection": "gain", "natural_step": 0.0}
@@ -185,6 +188,7 @@ def test_only_the_task_from_scratch_is_turned(monkeypatch):
         assert not torch.equal(turned[name].images, plain[name].images)
 
 
+@pytest.mark.slow
 def test_a_matched_control_grows_as_many_units_in_every_linear_for_the_same_compute(digits):
     options = {"probe_samples": 64, "max_growth": 1.2}
     growth = experiments.PROBE | options | experiments.GROWTHS["auto, whitened, line search"]
@@ -197,6 +201,7 @@ def test_a_matched_control_grows_as_many_units_in_every_linear_for_the_same_comp
     assert control["validation"] != guided["validation"]
 
 
+@pytest.mark.slow
 def test_stacking_doubles_the_blocks_and_costs_no_analysis(digits):
     shallow = experiments.shape(4, hidden=16) | {"num_hidden_layers": 1}
     budget = 2 * arm().budget
@@ -227,6 +232,7 @@ def test_uneven_splits_fill_the_budget_and_keep_the_function(digits):
     torch.testing.assert_close(grown[:, 16:], 0.25 * columns[:, neurons])
 
 
+@pytest.mark.slow
 def test_every_baseline_is_an_arm(digits):
     for one in (*experiments.others(), *experiments.of_kinds()):
         tiny = replace(one, budget=4, unit="steps", growth=one.growth and one.growth | {"probe_samples": 32})

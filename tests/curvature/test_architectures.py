@@ -128,7 +128,7 @@ def test_a_real_split_changes_the_loss_as_predicted(name, whiten):
             assert all(later < 0.3 * earlier for earlier, later in zip(errors, errors[1:], strict=False)), errors
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", FAMILY_CASES)
 def test_the_analysis_finds_the_extreme_eigenvectors(name):
     case = family_case(name)

@@ -103,6 +103,7 @@ def test_two_ranks_give_the_result_of_one_process_for_gated_and_convolutional_ne
         assert_same(torch.load(two_ranks / f"{name} {rank}.pt", weights_only=False), expected)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("options", ["screened", "whitened"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_batches_make_no_difference_for_any_kind_of_neuron(name, options):

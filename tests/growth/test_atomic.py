@@ -100,6 +100,7 @@ STAGES = [
 ]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(("owner", "name"), STAGES, ids=[name for _, name in STAGES])
 def test_a_failure_at_any_call_of_a_stage_leaves_everything_as_before(owner, name, monkeypatch):
     model, optimizer = a_model_in_training()

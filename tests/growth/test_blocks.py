@@ -93,6 +93,7 @@ def answers_with_gradient(model, name):
 FRESH = ("auto_map", "architectures", "dtype")
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", CASES)
 def test_expanded_models_come_back_from_files_as_growable_and_as_stock(name, tmp_path):
     how = "copy" if CASES[name][0] not in POST_NORM else "stack"
@@ -115,6 +116,7 @@ def test_expanded_models_come_back_from_files_as_growable_and_as_stock(name, tmp
     assert type(stock) is getattr(transformers, name) and torch.equal(answers(stock, name), wanted)
 
 
+@pytest.mark.thinned(3)
 @every_way
 @pytest.mark.parametrize("name", QUIET)
 def test_blocks_with_branches_and_more_neurons_are_copied_with_them(name, how):

@@ -111,7 +111,7 @@ def test_splits_of_all_neurons_keep_the_function_to_second_order(name, monkeypat
         assert 3.8 < moved[1] / moved[2] < 4.2, moved
 
 
-@pytest.mark.thinned(4)
+@pytest.mark.thinned(5)
 @every_kind
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_an_operator_costs_what_is_booked_everywhere_at_once(name, operator):
@@ -147,6 +147,7 @@ def test_all_operators_at_once_cost_what_is_booked():
         GrowthHistory.from_dict(model.growth_history).check(model)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", PREDICTED)
 def test_the_loss_changes_by_what_the_formulas_say(name, monkeypatch):
     exact_norms_(monkeypatch)

@@ -95,7 +95,7 @@ def test_new_heads_change_nothing_and_come_back_from_files(name, attention, make
         assert heads_of(again.base_model) == heads_of(model.base_model)
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(4)
 @every_family
 @pytest.mark.parametrize("make", [family_model, with_units])
 def test_splits_of_heads_keep_the_function_to_second_order(name, make, monkeypatch):
@@ -114,7 +114,7 @@ def test_splits_of_heads_keep_the_function_to_second_order(name, make, monkeypat
     assert 3.8 < moved[1] / moved[2] < 4.2, moved
 
 
-@pytest.mark.thinned(7)
+@pytest.mark.thinned(8)
 @every_family
 @pytest.mark.parametrize("momentum", [False, True], ids=["adamw", "sgd"])
 def test_state_after_a_split_is_that_of_a_twin_that_was_split_before(name, momentum, monkeypatch):
@@ -126,6 +126,7 @@ def test_state_after_a_split_is_that_of_a_twin_that_was_split_before(name, momen
     assert_state_is_that_of_a_twin_that_grew_before(with_units, split_, name, momentum, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.thinned(3)
 @every_family
 def test_new_heads_start_with_no_state_and_old_entries_keep_theirs(name):
     model = family_model(name)

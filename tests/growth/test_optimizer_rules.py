@@ -102,6 +102,7 @@ def assert_same_states(ours, theirs, tolerance):
     return compared
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(("neurons", "depth"), [([5, 9], 0), ([1], 1)], ids=["neurons", "unit"])
 @pytest.mark.parametrize("make", EXACT.values(), ids=EXACT)
 def test_states_equal_those_of_a_twin_that_was_split_before(make, neurons, depth):

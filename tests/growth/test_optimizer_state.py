@@ -82,6 +82,7 @@ def mask_units_(model):
             parameter.register_hook(torch.zeros_like)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("make", OPTIMIZER_KINDS.values(), ids=OPTIMIZER_KINDS)
 def test_a_grown_model_with_masked_units_trains_exactly_like_its_ungrown_twin(make):
     model = tiny_model()

@@ -137,6 +137,7 @@ def test_measured_emissions_are_told_in_grams(tmp_path):
     assert card.data.to_dict()["co2_eq_emissions"]["emissions"] == 2.0
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("with_processor", [True, False])
 @pytest.mark.parametrize("make", [grown, lambda: build("vit-deeper-and-wider")], ids=["deit", "vit"])
 def test_the_code_in_the_card_runs(make, with_processor, tmp_path, monkeypatch, capsys):

@@ -158,6 +158,7 @@ def test_deepcopy_is_independent(model_class, pixels):
     assert twin.config.per_layer_config[0].intermediate_size == 45
 
 
+@pytest.mark.thinned(3)
 @every_unit
 @pytest.mark.parametrize("model_class", CLASSIFIERS, ids=["deit", "vit"])
 def test_export(model_class, unit, pixels, tmp_path):

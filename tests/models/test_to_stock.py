@@ -48,6 +48,7 @@ def test_families_say_where_the_width_of_their_neurons_is():
     assert all(len(family.widths) in (0, len(family.paths)) for family in FAMILIES.values())
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", sorted({*HELD, *GENERATING}))
 def test_padded_stock_models_compute_the_same_and_become_growable_again(name, tmp_path):
     model, batch = wider_model(name), inputs(name)

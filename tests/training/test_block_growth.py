@@ -43,7 +43,7 @@ def test_events_insert_blocks_within_their_budget(full):
 
 
 # 2: before all; 3: right after the first event; 4: between; 6: right after the second; 9: after both.
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("step", [2, 3, 4, 6, 9])
 @pytest.mark.parametrize("trainer_class", [GrowthTrainer, Trainer])
 def test_resuming_from_the_small_model(full, tmp_path, step, trainer_class):

@@ -42,6 +42,7 @@ def assert_grew(trainer, number: int = 3) -> None:
     assert model.config.per_layer_config[0].intermediate_size == model.shapes().widths["layers.0.mlp.fc1"]
 
 
+@pytest.mark.thinned(2)
 # ------------------------------------------------------------------------------------------------------------ no trace
 @pytest.mark.parametrize("trainer_class", [Trainer, GrowthTrainer])
 @pytest.mark.parametrize("noisy", [False, True], ids=["", "augmented"])
@@ -167,6 +168,7 @@ def test_grows_in_mode(tmp_path, name):
     assert all(loss < 10 for loss in losses(trainer))
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("kind", ["vit", "deit"])
 @pytest.mark.parametrize("trainer_class", [Trainer, GrowthTrainer])
 def test_grows_every_model_in_every_trainer(tmp_path, kind, trainer_class):

@@ -134,6 +134,7 @@ def test_a_kind_that_takes_longer_is_not_chosen(monkeypatch):
     assert event.timing.step < 1.1 and 0 < event.timing.added <= 0.5 * event.timing.step
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(
     ("name", "grown", "operator", "kinds"),
     [

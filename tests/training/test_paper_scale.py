@@ -111,6 +111,7 @@ def test_a_trial_may_grow_at_shares_of_its_training():
     assert recipe.parse(["--arm", "paper", "--at", "0.5", "--output_dir", "x", "--use_cpu"])[1].at == [0.5]
 
 
+@pytest.mark.slow
 def test_the_card_names_the_data_and_the_accuracy(tmp_path):
     run(tmp_path, "default")
     card = (tmp_path / "README.md").read_text()
@@ -123,6 +124,7 @@ def test_the_last_checkpoint_is_found(tmp_path):
     assert (tmp_path / "checkpoint-6").is_dir() and resumed.state.epoch == 2
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path):
     """From the end of an epoch: within one, the next batch has drawn its random numbers already."""
     whole = run(tmp_path, "default")

@@ -20,7 +20,7 @@ from hf_saddle.growth import GrowthHistory
 from hf_saddle.training import GrowthCallback, GrowthTrainer
 
 
-@pytest.mark.thinned(3)
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize(("accumulation", "probe_batch"), [(1, 6), (2, 4)])
 @pytest.mark.parametrize("name", CASES)
 def test_the_probe_s_loss_is_the_logged_one(tmp_path, name, probe_batch, accumulation):
