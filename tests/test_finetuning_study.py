@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from torch import nn
 
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks.study import backbone, finetuning, finetuning_task, training  # noqa: E402
+from benchmarks.study import backbone, finetuning, finetuning_task, ranks, training  # noqa: E402
 from benchmarks.study.finetuning import BUDGET, METHODS  # noqa: E402
 from benchmarks.study.task import Split  # noqa: E402
 from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification  # noqa: E402
@@ -135,6 +136,36 @@ def test_adapters_have_the_budget_of_the_grown_units(name):
     head = sum(parameter.numel() for parameter in model.classifier.parameters())
     finetuning.add_lora_(model, *METHODS[name].lora, seed=0)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == head + BUDGET
+
+
+@pytest.mark.parametrize("name", ["LoRA, ranks by curvature", "LoRA, ranks by gradient"])
+def test_ranks_are_shared_within_the_budget(small_task, name):
+    row = finetuning.run(name, 1e-3, 0, test=True)
+    cost = {"fc1": 96, "fc2": 96}
+    taken = sum(rank * cost.get(path.rpartition(".")[2], 64) for path, rank in row["ranks"].items())
+    assert 0.9 * SMALL < taken <= SMALL and row["trainable"] == row["head"] + taken
+    assert row["growth_seconds"] > 0
+
+
+def test_ranks_follow_gains():
+    linears = {"a": nn.Linear(8, 8), "b": nn.Linear(8, 8), "c": nn.Linear(8, 24), "d": nn.Linear(8, 8)}
+    found = ranks.shared({"a": 3.0, "b": 1.0, "c": 4.0, "d": 0.0}, linears, 16 * 16)
+    assert found == {"a": 6, "b": 2, "c": 4}
+    others = ranks.exchanged(found, linears, seed=1)
+    assert others["c"] == 4 and sorted(others.values()) == sorted(found.values()) and others != found
+    with pytest.raises(ValueError, match="No linear gains"):
+        ranks.shared({"a": 0.0}, {"a": linears["a"]}, 10)
+
+
+def test_the_gradient_of_halves_is_that_of_autograd(small_task):
+    model = finetuning.started("head only", 0, 1e-2).model.eval()
+    model.requires_grad_(True)
+    linears = ranks.linears_of(model, ("fc1",))
+    batch = finetuning_task.training_data(0)[1][0]
+    found = ranks.by_gradient(model, linears, [batch, batch])
+    model(**batch).loss.backward()
+    for path, layer in linears.items():
+        assert found[path] == pytest.approx(float(layer.weight.grad.square().sum()), rel=1e-4)
 
 
 def test_only_new_units_and_the_head_change(small_task):
