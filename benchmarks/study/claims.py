@@ -28,6 +28,7 @@ class Claim:
 
 
 DEFAULT, SEARCHED = "default", "zero gain, whitened, line search"
+RANKED = "LoRA, ranks by curvature"
 TODAY, MATCHED = "pursuit, natural step", "random in the same linears"
 CLAIMS = (
     Claim("better than random growth anywhere", "confirmation", DEFAULT, "zero gain, random"),
@@ -39,6 +40,16 @@ CLAIMS = (
     Claim("better than uniform of 90 % at equal MACs", "headline", SEARCHED, "uniform, 90 %"),
     Claim("better than the shape it ends with, from scratch", "headline", SEARCHED, "one shot", other="one_shot"),
     Claim("better than the small model at equal MACs", "confirmation", DEFAULT, "uniform, small"),
+    Claim(
+        "LoRA with ranks by curvature: better than one rank for all linears",
+        "finetuning",
+        RANKED,
+        "LoRA on all linears",
+    ),
+    Claim("the same, than these ranks in other linears", "finetuning", RANKED, f"{RANKED}, exchanged"),
+    Claim("the same, than ranks by gradient", "finetuning", RANKED, "LoRA, ranks by gradient"),
+    Claim("the same, than AdaLoRA", "finetuning", RANKED, "AdaLoRA"),
+    Claim("the same, than one rank for q and v alone", "finetuning", RANKED, "LoRA on q and v"),
 )
 
 

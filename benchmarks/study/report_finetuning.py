@@ -28,6 +28,11 @@ PAIRS = (
     ("zero gain on q and v, whitened, line search", "zero gain, whitened, line search"),
     ("zero gain, whitened, three events", "zero gain, whitened"),
     ("LoRA on q and v", "LoRA on all linears"),
+    ("LoRA, ranks by curvature", "LoRA on all linears"),
+    ("LoRA, ranks by curvature", "LoRA, ranks by curvature, exchanged"),
+    ("LoRA, ranks by curvature", "LoRA, ranks by gradient"),
+    ("LoRA, ranks by curvature", "AdaLoRA"),
+    ("LoRA, ranks by curvature", "LoRA on q and v"),
     ("zero gain, whitened, and everything", "everything"),
     ("zero gain, whitened", "everything"),
 )
