@@ -2,6 +2,7 @@
 
 from .activations import ACTIVATIONS, Activation
 from .analyze import analyze_curvature
+from .lora import lora_ranks
 from .null_model import check_null_model
 from .operator import CurvatureOperator
 from .recognition import activation_of, curvature_at_zero
@@ -25,5 +26,6 @@ __all__ = [
     "analyze_curvature",
     "check_null_model",
     "curvature_at_zero",
+    "lora_ranks",
     "score_units",
 ]
