@@ -99,9 +99,10 @@ def small_task(monkeypatch):
     methods = {
         name: replace(method, growth=method.growth and method.growth | small) for name, method in METHODS.items()
     }
-    sizes = {"BUDGET": SMALL, "STEPS": 10, "TEST": 20, "VALIDATION": 20}
+    sizes = {"BUDGET": SMALL, "STEPS": 10}
     for module, changes in (
-        (finetuning_task, {"upright": lambda: splits, "pretrained": random_weights, "TRAIN": 64, "STEPS": 10}),
+        (finetuning_task, {"upright": lambda: splits, "pretrained": random_weights}),
+        (finetuning_task, {"TRAIN": 64, "STEPS": 10, "TEST": 20, "VALIDATION": 20}),
         (finetuning, sizes | {"METHODS": methods}),
         (training, {"TASKS": {"fashion-mnist": lambda: splits}}),
     ):
@@ -126,7 +127,7 @@ def test_grown_units_fill_the_budget_alone(small_task, name):
 def test_random_growth_is_drawn_anew_for_every_seed(small_task):
     first, second = (finetuning.run("zero gain, random", 1e-3, seed, test=False) for seed in (0, 1))
     assert first["events"][0]["chosen"] != second["events"][0]["chosen"]
-    assert finetuning.started("zero gain, random", 1, 1e-2).config.growth_seed == 1
+    assert finetuning.started("zero gain, random", 1, 1e-2, "fashion-mnist").config.growth_seed == 1
 
 
 @pytest.mark.parametrize("name", ["LoRA on q and v", "LoRA on all linears"])
@@ -140,7 +141,7 @@ def test_adapters_have_the_budget_of_the_grown_units(name):
 
 @pytest.mark.parametrize("name", ["LoRA, ranks by curvature", "LoRA, ranks by gradient"])
 def test_ranks_are_shared_within_the_budget(small_task, name):
-    row = finetuning.run(name, 1e-3, 0, test=True)
+    row = finetuning.run(name, 1e-3, 0, test=True, task="digits")
     cost = {"fc1": 96, "fc2": 96}
     taken = sum(rank * cost.get(path.rpartition(".")[2], 64) for path, rank in row["ranks"].items())
     assert 0.9 * SMALL < taken <= SMALL and row["trainable"] == row["head"] + taken
@@ -155,10 +156,10 @@ def test_ranks_in_other_linears_are_the_same_ranks():
 
 
 def test_the_gradient_of_halves_is_that_of_autograd(small_task):
-    model = finetuning.started("head only", 0, 1e-2).model.eval()
+    model = finetuning.started("head only", 0, 1e-2, "fashion-mnist").model.eval()
     model.requires_grad_(True)
     linears = ranks.linears_of(model, ("fc1",))
-    batch = finetuning_task.training_data(0)[1][0]
+    batch = finetuning_task.training_data("fashion-mnist", 0)[1][0]
     found = ranks.by_gradient(model, linears, [batch, batch], 96 * 100)
     model(**batch).loss.backward()
     square = {path: float(layer.weight.grad.square().sum()) for path, layer in linears.items()}
@@ -167,7 +168,7 @@ def test_the_gradient_of_halves_is_that_of_autograd(small_task):
 
 
 def test_only_new_units_and_the_head_change(small_task):
-    state = finetuning.started("zero gain", 0, 1e-2)
+    state = finetuning.started("zero gain", 0, 1e-2, "fashion-mnist")
     before = {name: value.clone() for name, value in state.model.state_dict().items()}
     finetuning.train_(state, 10, 1e-2, 0)
     changed = {name for name, value in state.model.state_dict().items() if not torch.equal(value, before[name])}
@@ -186,7 +187,7 @@ def test_references_train_the_head_or_everything(small_task):
 
 
 def test_learning_rates_start_from_one_state(small_task):
-    started = finetuning.started("zero gain", 0, 1e-2)
+    started = finetuning.started("zero gain", 0, 1e-2, "fashion-mnist")
     first, second = (finetuning.run("zero gain", rate, 0, test=False) for rate in (1e-3, 1e-2))
     assert first["events"] == second["events"] == started.events and started.step < first["steps"]
     assert first["validation"] != second["validation"]

@@ -11,7 +11,7 @@ from hf_saddle.growth import count_macs, count_parameters
 
 from .event import Branch, run_branches, run_neurons
 from .files import results
-from .finetuning_arms import finetuning, finetuning_tuning
+from .finetuning_arms import finetuning, finetuning_tuning, ranks, ranks_tuning
 from .task import make_model
 from .training import BATCH, PASSES, Arm, run
 
@@ -415,4 +415,6 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "kinds": kinds,
     "finetuning_tuning": lambda: starmap(Job, finetuning_tuning()),
     "finetuning": lambda: starmap(Job, finetuning()),
+    "ranks_tuning": lambda: starmap(Job, ranks_tuning()),
+    "ranks": lambda: starmap(Job, ranks()),
 }

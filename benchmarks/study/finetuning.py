@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hf_saddle.growth import PaperGrowthConfig, count_parameters
 
 from .backbone import optional
-from .finetuning_task import STEPS, TEST, VALIDATION, held_out, training_data, truncated_backbone
+from .finetuning_task import STEPS, held_out, training_data, truncated_backbone
 from .ranks import ranks_of
 from .task import evaluate
 from .training import grow, schedule, summary
@@ -51,6 +51,7 @@ class Method:
 class State:
     """A model in training, with all that belongs to it."""
 
+    task: str
     model: Any
     optimizer: torch.optim.Optimizer
     config: PaperGrowthConfig | None
@@ -100,7 +101,9 @@ METHODS = {
 }
 
 
-def run(name: str, rate: float, seed: int, test: bool, head_rate: float = HEAD_RATE) -> dict[str, Any]:
+def run(
+    name: str, rate: float, seed: int, test: bool, head_rate: float = HEAD_RATE, task: str = "fashion-mnist"
+) -> dict[str, Any]:
     """
     Train by one of `METHODS`.
 
@@ -110,18 +113,18 @@ def run(name: str, rate: float, seed: int, test: bool, head_rate: float = HEAD_R
         seed (`int`): Of the training set, the order of the data, and all that is drawn.
         test (`bool`): Whether the test split is read at the end, and not the validation split.
         head_rate (`float`, *optional*, defaults to `HEAD_RATE`): Peak learning rate of the head.
+        task (`str`, *optional*, defaults to `"fashion-mnist"`): That, or `"digits"`.
 
     Returns:
         `dict`: What is known of the run, fit for JSON.
     """
     torch.set_num_threads(1)
-    method, state = METHODS[name], copy.deepcopy(started(name, seed, head_rate))
+    method, state = METHODS[name], copy.deepcopy(started(name, seed, head_rate, task))
     for share in method.events[1:]:
         train_(state, round(share * STEPS), rate, seed)
         adapt_(state, method, seed)
     train_(state, STEPS, rate, seed)
-    split, size = ("test", TEST) if test else ("validation", VALIDATION)
-    model = state.model
+    split, model = "test" if test else "validation", state.model
     return {
         "rate": rate,
         "head_rate": head_rate,
@@ -135,15 +138,15 @@ def run(name: str, rate: float, seed: int, test: bool, head_rate: float = HEAD_R
         "growth_macs": sum(event["macs"] for event in state.events),
         "growth_seconds": state.growth_seconds,
         "seconds": state.seconds,
-        split: evaluate(model, held_out(split, size)),
+        split: evaluate(model, held_out(task, split)),
     }
 
 
 @lru_cache(maxsize=1)
-def started(name: str, seed: int, head_rate: float) -> State:
+def started(name: str, seed: int, head_rate: float, task: str) -> State:
     """The model after the training of the head, adapted; the same for all learning rates."""
     method, before = METHODS[name], time.process_time()
-    model = truncated_backbone(training_data(seed)[0], seed)
+    model = truncated_backbone(training_data(task, seed)[0], seed)
     freeze_(model)
     optimizer = torch.optim.AdamW(model.classifier.parameters(), lr=head_rate, betas=(0.9, 0.98), weight_decay=0.0)
     optimizer.param_groups[0].update(peak=head_rate, start=0.0)
@@ -151,7 +154,7 @@ def started(name: str, seed: int, head_rate: float) -> State:
     if method.growth:
         size = count_parameters(model) + BUDGET
         config = PaperGrowthConfig(at=list(method.events), max_parameters=size, growth_seed=seed, **method.growth)
-    state = State(model, optimizer, config, seconds=time.process_time() - before)
+    state = State(task, model, optimizer, config, seconds=time.process_time() - before)
     train_(state, round(WARM * STEPS), 0.0, seed)
     adapt_(state, method, seed)
     return state
@@ -159,7 +162,7 @@ def started(name: str, seed: int, head_rate: float) -> State:
 
 def train_(state: State, stop: int, rate: float, seed: int) -> None:
     """Train until step `stop`."""
-    before, batches = time.process_time(), training_data(seed)[1]
+    before, batches = time.process_time(), training_data(state.task, seed)[1]
     groups = state.optimizer.param_groups
     for group in groups[1:]:
         group["peak"] = rate
@@ -185,7 +188,7 @@ def adapt_(state: State, method: Method, seed: int) -> None:
     before, model = time.process_time(), state.model
     if state.config is not None:
         model.requires_grad_(True)  # frozen linears do not grow
-        split = training_data(seed)[0]
+        split = training_data(state.task, seed)[0]
         # Before the first event the optimizer holds the head alone, which does not grow.
         follower = state.optimizer if state.events else None
         event, macs = grow(model, follower, split, state.config, seed, len(state.events), state.step)
@@ -197,7 +200,7 @@ def adapt_(state: State, method: Method, seed: int) -> None:
         if rank == "adaptive":
             state.adaptive = add_adalora_(model, linears, seed)
         elif isinstance(rank, str):
-            state.ranks = ranks_of(rank, model, linears, training_data(seed)[0], BUDGET, seed)
+            state.ranks = ranks_of(rank, model, linears, training_data(state.task, seed)[0], BUDGET, seed)
             add_lora_(model, state.ranks, [*state.ranks], seed)
             state.growth_seconds += time.process_time() - before
         else:

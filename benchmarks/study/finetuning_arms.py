@@ -24,6 +24,8 @@ FURTHER = {
 }
 TUNING_SEED, SEEDS = 100, 5
 RANKED_SEEDS = 10  # of the methods with adapters, for which a claim is made
+# Of each method with adapters on digits.
+DIGITS = {name: 1e-3 for name in METHODS if METHODS[name].lora is not None}
 # Of each method, the learning rate of all but the head with the lowest validation loss in `finetuning_tuning`, where
 # that has been run.
 CHOSEN = {
@@ -65,3 +67,17 @@ def finetuning() -> Iterator[Run]:
     for name, rate in CHOSEN.items():
         for seed in range(SEEDS if METHODS[name].lora is None else RANKED_SEEDS):
             yield name, seed, partial(run, name, rate, seed, test=True)
+
+
+def ranks_tuning() -> Iterator[Run]:
+    """Learning rates of all adapters on digits."""
+    for name in DIGITS:
+        for rate in RATES:
+            yield f"{name}, {rate:g}", TUNING_SEED, partial(run, name, rate, TUNING_SEED, test=False, task="digits")
+
+
+def ranks() -> Iterator[Run]:
+    """All adapters on digits, each with its own rate; the test split is read once, at the end of each run."""
+    for name, rate in DIGITS.items():
+        for seed in range(RANKED_SEEDS):
+            yield name, seed, partial(run, name, rate, seed, test=True, task="digits")

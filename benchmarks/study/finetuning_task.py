@@ -1,4 +1,4 @@
-"""The task of fine-tuning: few images of Fashion-MNIST, as a pretrained backbone wants them."""
+"""The tasks of fine-tuning: few images of Fashion-MNIST, or of digits, as a pretrained backbone wants them."""
 
 from functools import cache, lru_cache
 from itertools import islice
@@ -9,36 +9,43 @@ from torch import Tensor, nn
 from hf_saddle.models import SaddleViTForImageClassification
 
 from .backbone import MEAN, STD, pretrained
-from .task import CLASSES, Split, upright
+from .task import CLASSES, Split, digits, upright
 from .training import training_batches
 
 
 LAYERS, IMAGE = 3, 42
-TRAIN, VALIDATION, TEST = 2_000, 1_000, 2_000  # images
+TRAIN, VALIDATION, TEST = 2_000, 1_000, 2_000  # images, of digits 1,000, 297 and 500
 STEPS, BATCH = 120, 32
 CALIBRATION = 512  # images
 
 
-def images(split: Split, indices: Tensor) -> Split:
+def splits_of(task: str) -> tuple[dict[str, Split], float, float]:
+    """The splits of a task, and the deviation and mean that make its pixels lie in [0, 1] again."""
+    return (upright(), 0.3530, 0.2860) if task == "fashion-mnist" else (digits(), 0.5, 0.5)
+
+
+def images(split: Split, indices: Tensor, deviation: float, mean: float) -> Split:
     """Images in three channels, enlarged, with pixels normalised as those that the backbone was made for."""
-    grey = split.images[indices] * 0.3530 + 0.2860
+    grey = split.images[indices] * deviation + mean
     large = nn.functional.interpolate(grey, size=(IMAGE, IMAGE), mode="bilinear", align_corners=False)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
-    return Split((large.expand(-1, 3, -1, -1) - mean) / std, split.labels[indices])
+    middle, scale = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    return Split((large.expand(-1, 3, -1, -1) - middle) / scale, split.labels[indices])
 
 
 @cache
-def held_out(name: str, size: int) -> Split:
+def held_out(task: str, name: str) -> Split:
     """The first images of `validation` or `test`, the same for all runs."""
-    return images(upright()[name], torch.arange(size))
+    splits, *scale = splits_of(task)
+    size = min({"validation": VALIDATION, "test": TEST}[name], len(splits[name]))
+    return images(splits[name], torch.arange(size), *scale)
 
 
 @lru_cache(maxsize=1)
-def training_data(seed: int) -> tuple[Split, list[dict[str, Tensor]]]:
+def training_data(task: str, seed: int) -> tuple[Split, list[dict[str, Tensor]]]:
     """A training set of its own for every seed, and the batches of all steps."""
-    split = upright()["train"]
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(3_000 + seed))
-    chosen = images(split, order[:TRAIN])
+    splits, *scale = splits_of(task)
+    order = torch.randperm(len(splits["train"]), generator=torch.Generator().manual_seed(3_000 + seed))
+    chosen = images(splits["train"], order[:TRAIN], *scale)
     return chosen, list(islice(training_batches(chosen, seed, BATCH), STEPS))
 
 
