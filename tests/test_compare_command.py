@@ -49,6 +49,27 @@ def test_the_card_of_a_grown_model_tells_the_comparison(tmp_path):
         compare.run([*words[:-1], str(tmp_path / "nowhere")])
 
 
+@pytest.mark.parametrize("program", [run, compare.run])
+@pytest.mark.parametrize("words", [[], ["--output-dir", ""]])
+def test_a_training_asks_for_its_folder(program, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="--output-dir"):
+        program([*words, *COMMON, *TASKS["images"]])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_comparison_is_no_dry_run(tmp_path):
+    with pytest.raises(ValueError, match="`--dry-run` is an option of `hf-saddle grow`"):
+        compare.run(["--output-dir", str(tmp_path), *COMMON, *TASKS["images"], "--dry-run"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_needs_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "Nothing was trained or written" in run([*COMMON, *TASKS["images"], "--dry-run"])
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("task", ["images", "causal-lm"])
 def test_a_dry_run_says_what_would_grow_and_writes_nothing(task, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -68,7 +89,8 @@ def test_a_dry_run_says_that_nothing_would_grow(tmp_path):
 
 def test_a_checkpoint_has_the_defaults_of_fine_tuning():
     def read(*words):
-        return read_options((ModelAndDataArguments,), [*words, "--use-cpu"], None, epilog="")[-1]
+        given = ["--output-dir", "out", *words, "--use-cpu"]
+        return read_options((ModelAndDataArguments,), given, None, epilog="")[-1]
 
     scratch, tuned = read(), read("--model-name-or-path", "some/model")
     assert (scratch.learning_rate, scratch.num_train_epochs, scratch.lr_scheduler_type) == (2e-3, 30, "cosine")

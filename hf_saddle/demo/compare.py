@@ -122,6 +122,8 @@ def run(words: Sequence[str], prog: str | None = None) -> str:
     """The comparison as a program: the words of a command line in, tables out; `prog` is its name in `--help`."""
     kinds = (ModelAndDataArguments, ComparisonArguments)
     arguments, options, growth, training = read_options(kinds, words, prog, epilog=EXAMPLES)
+    if arguments.dry_run:
+        raise ValueError("A comparison trains: `--dry-run` is an option of `hf-saddle grow`, with the same others.")
     if options.in_card is not None:
         load_growable(options.in_card, TASKS[arguments.task])  # what cannot be loaded is not found out after hours
     result = compare_runs(arguments, options, growth, training)

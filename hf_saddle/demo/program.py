@@ -50,10 +50,14 @@ def read_options(
     Returns:
         `tuple`: The options of the dataclasses in `own`, [`ModelAndDataArguments`] first, those of growth and those of
             the training.
+
+    Raises:
+        ValueError: If no folder is named for what the training writes; a dry run writes nothing.
     """
     refuse_options(words)
     # Bars are for people who watch; a log file gets lines.
-    known = DEFAULTS | {"disable_tqdm": not sys.stderr.isatty()} | (defaults or {})
+    # An `output_dir` of None would be a folder that nobody named.
+    known = DEFAULTS | {"output_dir": "", "disable_tqdm": not sys.stderr.isatty()} | (defaults or {})
     kinds = (*own, GrowthConfig, TrainingArguments)
     usage = f"{prog or '%(prog)s'} --output-dir DIR [--preset NAME] [--config FILE] [options]"
 
@@ -63,6 +67,8 @@ def read_options(
     found = read(known)
     if found[0].model_name_or_path is not None:
         found = read(known | FINETUNING)
+    if not found[-1].output_dir and not found[0].dry_run:
+        raise ValueError("Name the folder that the result goes to: `--output-dir DIR`.")
     if found[-1].disable_tqdm:
         _lines_instead_of_bars()
     return found
