@@ -36,6 +36,30 @@ def find_attention(model: GrowablePreTrainedModel, path: str) -> Attention:
     return known[path]
 
 
+def stacks_of(model: GrowablePreTrainedModel, paths: Iterable[str]) -> list[tuple[str, ...]]:
+    """
+    Attention modules at some paths in the model, those together that must have as many heads.
+
+    Raises:
+        ValueError: If modules must have as many heads of which some are missing, or there is no such module.
+    """
+    asked = {find_attention(model, path).path for path in paths}
+    stacks: dict[str, list[str]] = {}
+    for attention in model.attentions():
+        stacks.setdefault(attention.stack or attention.path, []).append(attention.path)
+    for stack, members in stacks.items():
+        if asked & {*members} not in (set(), {*members}):
+            raise ValueError(_together(stack, members))
+    return [tuple(members) for members in stacks.values() if asked & {*members}]
+
+
+def _together(stack: str, paths: Iterable[str]) -> str:
+    return (
+        f"The first of {stack} gives the others its relative positions, with an entry for each head: let the same "
+        f"heads grow in all of {', '.join(paths)} at once."
+    )
+
+
 def layers_of_growth(model: GrowablePreTrainedModel, growth: LayerGrowth) -> tuple[str, ...]:
     """The layers whose neurons, or heads, a growth adds to."""
     return find_attention(model, growth.linear).heads.rows if is_of_heads(growth) else (growth.linear,)
@@ -207,10 +231,7 @@ def check_stacks_grow(model: GrowablePreTrainedModel, plan: GrowthPlan) -> None:
             stacks.setdefault(attention.stack, []).append(attention.path)
     for stack, paths in stacks.items():
         if len({frozenset(grown.get(path, ())) for path in paths}) > 1:
-            raise ValueError(
-                f"The first of {stack} gives the others its relative positions, with an entry for each head: let "
-                f"the same heads grow in all of {', '.join(paths)} at once."
-            )
+            raise ValueError(_together(stack, paths))
         longer = [block.after for block in plan.blocks if split_path(block.after)[0] == stack.partition(".*")[0]]
         if longer and paths[0] in grown:
             raise ValueError(
