@@ -124,10 +124,10 @@ def _blocks_at_random(
     paths, blocks = block_paths(model.base_model, model.config), new_blocks(like.blocks, "a growth event")
     generator = torch.Generator().manual_seed(seed % 2**63)
     drawn: list[NewBlock] = []
-    for how, count in Counter(block.how for block in blocks).items():
+    for (how, scale), count in Counter((block.how, block.scale) for block in blocks).items():
         fitting, number = places_of_blocks(model, None, how)  # of some models several come at a time
         for place in torch.randint(len(fitting), (count // number,), generator=generator).tolist():
-            drawn += [NewBlock(fitting[place], how)] * number
+            drawn += [NewBlock(fitting[place], how, scale=scale)] * number
     later = blocks_with(paths, model.shapes(), blocks)
     return tuple(sorted(drawn, key=lambda block: paths.index(block.after))), dict(zip(later, paths, strict=False))
 
