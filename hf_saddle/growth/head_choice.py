@@ -11,6 +11,7 @@ import torch
 from .head_scores import HeadScores
 from .joint import judge
 from .layer_growth import LayerGrowth
+from .operators import OPERATORS, SCALED
 from .plan import GrowthPlan
 from .plan_fields import VECTORS
 from .pursuit import pursue
@@ -78,7 +79,7 @@ def plan_heads(
     kept = {
         index: stepped_head(scores.candidates[index], size, share)
         for index, size, share in steps
-        if scores.operators[index] == "new_head" or size > 0
+        if scores.operators[index] not in SCALED or size > 0
     }
     return replace(
         plan,
@@ -91,7 +92,7 @@ def plan_heads(
 def stepped_head(modules: Sequence[LayerGrowth], coefficient: float, gain: float) -> list[LayerGrowth]:
     """One head, in each of its modules, with its share of what is predicted, and, if it is split, the judged step."""
     shared = [replace(growth, predicted_gain=torch.tensor([gain / len(modules)])) for growth in modules]
-    if modules[0].operator == "new_head":
+    if modules[0].operator not in SCALED:
         return shared
     return [replace(growth, steps=growth.steps * coefficient**0.5) for growth in shared]
 
@@ -103,7 +104,7 @@ def merged_heads(heads: Iterable[LayerGrowth]) -> Iterator[LayerGrowth]:
         groups.setdefault((growth.linear, growth.operator), []).append(growth)
     for (_, operator), members in groups.items():
         numbers = tuple(growth.neurons[0] for growth in members)
-        if operator == "new_head":
+        if not OPERATORS[operator].copies:
             numbers = tuple(range(numbers[0], numbers[0] + len(members)))
         fields: dict[str, Any] = {
             name: torch.cat([getattr(growth, name) for growth in members]) for name in ("directions", *VECTORS)

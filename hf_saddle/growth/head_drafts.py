@@ -11,14 +11,14 @@ from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.sites import linear_at
 from .drafts import LinearDraft, TableDraft
 from .layer_growth import LayerGrowth
-from .operators import HEAD_OPERATORS
+from .operators import OPERATORS
 from .plan import GrowthPlan
 from .slices import ParameterDraft
 
 
 def is_of_heads(growth: LayerGrowth) -> bool:
     """Whether heads of an attention module grow, and not neurons of a layer."""
-    return growth.operator in HEAD_OPERATORS
+    return OPERATORS[growth.operator].of == "heads"
 
 
 def find_attention(model: GrowablePreTrainedModel, path: str) -> Attention:
@@ -199,7 +199,7 @@ def draft_heads_(model: GrowablePreTrainedModel, plan: GrowthPlan, drafts: Mappi
     made: dict[str, HeadsDraft] = {}
     numbers = heads_of(model.base_model)
     # New heads first, which have the numbers that they are named by.
-    for growth in sorted(filter(is_of_heads, plan.growths), key=lambda growth: growth.operator):
+    for growth in sorted(filter(is_of_heads, plan.growths), key=lambda growth: OPERATORS[growth.operator].copies):
         if growth.linear not in made:
             attention = find_attention(model, growth.linear)
             path, table = attention.heads.table, None
@@ -209,10 +209,9 @@ def draft_heads_(model: GrowablePreTrainedModel, plan: GrowthPlan, drafts: Mappi
             made[growth.linear] = HeadsDraft(attention, numbers[attention.root], drafts, table)
         draft = made[growth.linear]
         rows = (growth.directions * growth.steps[:, None]).to(draft.reader.weight.device)
-        if growth.operator == "split_head":
-            draft.split_(torch.tensor(growth.neurons), rows)
-        else:
-            draft.append_(rows)
+        OPERATORS[growth.operator].draft_(
+            draft, torch.tensor(growth.neurons), rows, growth.gains, str(model.config.skip_activation)
+        )
 
 
 def check_stacks_grow(model: GrowablePreTrainedModel, plan: GrowthPlan) -> None:
@@ -250,9 +249,10 @@ def check_heads(model: GrowablePreTrainedModel, growth: LayerGrowth) -> None:
     attention = find_attention(model, growth.linear)
     draft = HeadsDraft.of(model, attention)
     heads, new = growth.neurons, tuple(range(draft.number, draft.number + len(growth.neurons)))
-    if growth.operator == "new_head" and heads != new:
+    copies = OPERATORS[growth.operator].copies
+    if not copies and heads != new:
         raise ValueError(f"New heads of {growth.linear} get the numbers {new}, got {heads}.")
-    if growth.operator == "split_head" and not all(0 <= head < draft.number for head in heads):
+    if copies and not all(0 <= head < draft.number for head in heads):
         raise ValueError(f"`neurons` of {growth.linear} must be heads in [0, {draft.number}), got {heads}.")
     size = sum(count * entries for count, entries in draft.sizes)
     if growth.directions.shape[1] != size:

@@ -22,11 +22,12 @@ from .heads import STEP, check_family, head_growth
 from .joint import Columns
 from .layer_growth import LayerGrowth
 from .macs import count_positions
+from .operators import HEAD_OPERATORS, SCALED
 from .plan import GrowthPlan
 from .surgery import added_by, prepare_growth
 
 
-WAYS = ("new", "split")
+WAYS = tuple(operator.removesuffix("_head") for operator in HEAD_OPERATORS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,7 @@ class HeadScores:
         """The scores in a scale in which coefficients are of a size."""
         fitted = self.values[~self.judges]
         size = fitted.square().mean(dim=0).sqrt().clamp_min(torch.finfo(fitted.dtype).tiny)
-        splits = torch.tensor([operator == "split_head" for operator in self.operators])
+        splits = torch.tensor([operator in SCALED for operator in self.operators])
         low, high = torch.where(splits, 0.0, -torch.inf), torch.where(splits, size, torch.inf)
         return Columns(self.values / size, self.judges, 1.0 / size, low.to(size), high, self.terms)
 

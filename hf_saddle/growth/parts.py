@@ -19,6 +19,7 @@ from .head_scores import HeadScores
 from .joint import Columns, natural_step
 from .layer_growth import LayerGrowth
 from .natural_step import columns_of
+from .operators import OPERATORS
 from .planner import check_branches, check_scores
 
 
@@ -58,7 +59,7 @@ class HeadCandidate(_Whole):
     def once(self) -> tuple[str, int]:
         """A head that is split; new ones may be several."""
         first = self.modules[0]
-        return first.linear, id(self) if self.operator == "new_head" else first.neurons[0]
+        return first.linear, first.neurons[0] if OPERATORS[self.operator].copies else id(self)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from ..growth.block_gains import places_of_blocks
 from ..growth.block_records import blocks_with, new_blocks
 from ..growth.head_drafts import find_attention
 from ..growth.natural_step import columns_of, moves, stepped
-from ..growth.operators import HEAD_OPERATORS, OPERATORS
+from ..growth.operators import HEAD_OPERATORS, NEURON_OPERATORS, OPERATORS
 from ..growth.rows import find_site
 from ..models.blocks import block_paths
 from ..models.heads import heads_of
@@ -81,11 +81,7 @@ def random_event_(
         layers = [layer | {"linear": _renamed(layer["linear"], now)} for layer in layers]
     with private_randomness(seed):
         report = None
-        units = {
-            layer["linear"]
-            for layer in layers
-            if layer["operator"] in OPERATORS and OPERATORS[layer["operator"]].kind == "gain"
-        }
+        units = {layer["linear"] for layer in layers if OPERATORS[layer["operator"]].kind == "gain"}
         if units:
             report = analyze_curvature(inner, batches, ("random",), loss=loss, linears=sorted(units), seed=seed)
         growths = tuple(_at_random(inner, layers, report, seed))
@@ -104,7 +100,7 @@ def stepped_at_random(
     model: Any, plan: GrowthPlan, batches: Sequence[Any], config: GrowthConfig, loss: Loss
 ) -> GrowthPlan:
     """A plan of random neurons with the natural step that fits them, as far as held-out samples gain by it."""
-    moving = [growth for growth in plan.growths if growth.operator in OPERATORS and moves(growth)]
+    moving = [growth for growth in plan.growths if growth.operator in NEURON_OPERATORS and moves(growth)]
     if not moving:
         return plan
     choosing, judging = halves(batches)
@@ -157,11 +153,11 @@ def _at_random(
 
 def _heads_at_random(model: GrowablePreTrainedModel, path: str, operator: str, count: int, seed: int) -> LayerGrowth:
     """New heads, or splits of random ones, with random rows and steps."""
-    if operator == "new_head":
-        return head_growth(model, path, count, "new", seed=seed)
-    number = heads_of(model.base_model)[find_attention(model, path).root]
-    drawn = torch.randperm(number, generator=torch.Generator().manual_seed(seed))[:count]
-    return head_growth(model, path, drawn.tolist(), "split", seed=seed)
+    heads: int | list[int] = count
+    if OPERATORS[operator].copies:
+        number = heads_of(model.base_model)[find_attention(model, path).root]
+        heads = torch.randperm(number, generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    return head_growth(model, path, heads, operator.removesuffix("_head"), seed=seed)
 
 
 def _renamed(path: str, blocks: dict[str, str]) -> str:
