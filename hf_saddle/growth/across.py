@@ -52,10 +52,15 @@ class Chosen:
         columns = self.columns.of(places) if places and self.columns is not None else None
         return Chosen(tuple(self.members[place] for place in places), columns, self.held_back)
 
-    def moving(self, plan: GrowthPlan) -> Columns | None:
-        """The columns of what takes a step at once, in the order of the plan of all; `None` if nothing does."""
-        places = {(*member.once, member.operator): index for index, member in enumerate(self.members)}
-        return self.of([places[each] for each in _moving(plan)]).columns
+    def moving(self, plan: GrowthPlan) -> tuple[Columns | None, list[int]]:
+        """
+        The columns of what takes a step at once, `None` if nothing does; and for each neuron and head of the plan that
+        does, in its order, which of them it goes by. A head of several modules has one for all of them.
+        """
+        places = {each: index for index, member in enumerate(self.members) for each in _parts(member)}
+        entries = [places[each] for each in _moving(plan)]
+        order = list(dict.fromkeys(entries))
+        return self.of(order).columns, [order.index(each) for each in entries]
 
     def resting(self) -> "Chosen":
         """Those that start at rest."""
@@ -86,7 +91,7 @@ class Across:
         measured = [] if report is None else list(measured_by(report, model, config))
         self.neurons = Counter(each.group for each in found_by(measured, config))
         offered = [each for part in self.parts for each in part.candidates if isinstance(each, HeadCandidate)]
-        self.heads = Counter((each.growth.linear, each.operator) for each in offered)
+        self.heads = Counter((growth.linear, each.operator) for each in offered for growth in each.modules)
         self.found = dict(sum((Counter(part.found) for part in self.parts), Counter[str]()))
 
     def choose(self, allowed: float, timing: Timing | None = None) -> Chosen:
@@ -106,7 +111,7 @@ class Across:
             [`Chosen`]: Possibly nothing; `held_back` says why then.
         """
         config, best, failed = self.config, None, None
-        for some in _sets(self.parts):
+        for some in filter(self._come_together, _sets(self.parts)):
             candidates = [candidate for part in some for candidate in part.candidates]
             columns = beside([part.columns for part in some]) if len(some) > 1 else some[0].columns
             budget = Budget(CostBook(self.model), config, allowed, timing)
@@ -157,6 +162,12 @@ class Across:
                 budget.book_(member)
         return total
 
+    def _come_together(self, parts: Sequence[Part]) -> bool:
+        """Whether one event may have all of these kinds: a new block has as many heads as there were before."""
+        shared = any(attention.stack is not None for attention in self.model.attentions())
+        kinds = {type(candidate) for part in parts for candidate in part.candidates}
+        return not (shared and {HeadCandidate, InsertedCandidate} <= kinds)
+
     def _exact(self, members: Sequence[Candidate]) -> float:
         return in_unit(added_by(self.model, self._growths(members, [0.0] * len(members))), self.config.budget_unit)
 
@@ -169,9 +180,10 @@ class Across:
             growths += growths_of(neurons, self.report, self.model, self.config, self.neurons)
         told = list(zip(members, shares, strict=True))
         heads = merged_heads(
-            replace(member.growth, predicted_gain=torch.tensor([share]))
+            replace(growth, predicted_gain=torch.tensor([share / len(member.modules)]))
             for member, share in told
             if isinstance(member, HeadCandidate)
+            for growth in member.modules
         )
         growths += [replace(growth, candidates=self.heads[growth.linear, growth.operator]) for growth in heads]
         blocks = [(member, share) for member, share in told if isinstance(member, InsertedCandidate)]
@@ -195,6 +207,13 @@ class Across:
             f"Budget: there are candidates ({counts}), but this event may add {allowed:,.6g} "
             f"{self.config.budget_unit}, and the cheapest of them costs {cheapest:,.6g}."
         )
+
+
+def _parts(member: Candidate) -> list[tuple[str, int, str]]:
+    """Linear, neuron and operator of all that a candidate lets grow."""
+    if isinstance(member, HeadCandidate):
+        return [(growth.linear, growth.neurons[0], growth.operator) for growth in member.modules]
+    return [(*member.once, member.operator)]
 
 
 def _moving(plan: GrowthPlan) -> Iterable[tuple[str, int, str]]:

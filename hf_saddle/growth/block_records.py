@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..models.blocks import Orders, new_places, orders_after, reorder_config_, reordered, split_path
@@ -13,6 +13,8 @@ from ..models.sites import Place
 
 # How a new block comes to be. All but the last leave what the model computes unchanged.
 WAYS = ("copy", "identity", "average", "stack")
+# What plans and histories of before do not have.
+_LATER = {"scale": 0.0}
 BLOCK_OPERATORS = tuple(f"block_{way}" for way in WAYS)
 
 
@@ -27,19 +29,32 @@ class NewBlock:
             silent outputs (`"identity"`), the mean of both neighbours with silent outputs (`"average"`), or a plain
             copy (`"stack"`).
         predicted_gain (`float`, *optional*, defaults to 0.0): Decrease of the loss that was estimated, in nats.
+        scale (`float`, *optional*, defaults to 0.0): The share of its outputs that it keeps in place of silence.
     """
 
     after: str
     how: str
     predicted_gain: float = 0.0
+    scale: float = 0.0
 
     def __post_init__(self) -> None:
         if self.how not in WAYS:
             raise ValueError(f"`how` of a new block must be one of {', '.join(WAYS)}, got {self.how!r}.")
+        if not is_number(self.scale) or not 0 <= self.scale <= 1:
+            raise ValueError(f"`scale` of a new block must be a number in [0, 1], got {self.scale!r}.")
+        if self.how == "stack" and self.scale:
+            raise ValueError(
+                f"A plain copy keeps its outputs as they are, got `scale={self.scale}`: use `how='copy'` with `scale`."
+            )
+
+    @property
+    def share(self) -> float:
+        """What its outputs are multiplied by."""
+        return 1.0 if self.how == "stack" else self.scale
 
     def to_dict(self) -> dict[str, Any]:
         """Fit for JSON, in plans and in histories."""
-        return {"after": self.after, "how": self.how, "predicted_gain": self.predicted_gain}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Any) -> "NewBlock":
@@ -49,9 +64,11 @@ class NewBlock:
         Raises:
             ValueError: If it is damaged.
         """
+        if isinstance(values, Mapping):
+            values = _LATER | dict(values)
         fits = (
             isinstance(values, Mapping)
-            and set(values) == {"after", "how", "predicted_gain"}
+            and set(values) == {"after", "how", "predicted_gain", "scale"}
             and all(isinstance(values[name], str) for name in ("after", "how"))
             and is_number(values["predicted_gain"])
         )

@@ -57,8 +57,8 @@ def draft_blocks(model: GrowablePreTrainedModel, plan: GrowthPlan) -> tuple[Rest
                 _start_anew_(model, made)
             elif block.how == "average":
                 _average_(made, _next(model, block))
-            if block.how != "stack":
-                _silence_(made, kind, family_of(model.config.model_type).silence)
+            if block.share < 1:
+                _scale_outputs_(made, kind, family_of(model.config.model_type).silence, block.share)
             known = dict(like.named_parameters())
             for name, new in made.named_parameters():
                 changes.added.append(Added(f"{prefix}{path}.{name}", follow_(new, known[name]), known[name]))
@@ -122,7 +122,7 @@ def _check(model: GrowablePreTrainedModel, blocks: Sequence[NewBlock]) -> None:
         if block.after not in found:
             raise ValueError(f"The model has no block {block.after!r}; it has {', '.join(found)}.")
     objection = family_of(model.config.model_type).audible(model.config)
-    silent = {block.how for block in blocks} - {"stack"}
+    silent = {block.how for block in blocks if not block.share}
     if objection is not None and silent:
         raise ValueError(
             f"A new block of a {type(model).__name__} cannot begin without an effect ({', '.join(sorted(silent))}): "
@@ -192,14 +192,21 @@ def _start_anew_(model: GrowablePreTrainedModel, made: nn.Module) -> None:
         )
 
 
-def _silence_(made: nn.Module, kind: Block, silence: float) -> None:
-    """Let the outputs of a new block add nothing, in a way that they learn from the first step on."""
+def _scale_outputs_(made: nn.Module, kind: Block, silence: float, share: float) -> None:
+    """
+    Let the outputs of a new block add a share of what they would. Those that add nothing learn from the first step on.
+    """
     for name, parameter in made.named_parameters():
         if not any(name == output or name.startswith(f"{output}.") for output in kind.outputs):
             continue
         if "skip." in name and _has_gains(made, name) and (name.count("skip.") > 1 or not name.endswith("gain")):
             continue  # units whose gains are 0 are silent, and would not learn if they had no rows
-        parameter.fill_(silence)
+        if share and "skip." in name and not _has_gains(made, name):
+            raise ValueError(
+                "Residual pairs have no gains, by which a new block could keep a share of what they answer: use "
+                "`how='stack'`, leave `scale` out, or let the model grow units with gains."
+            )
+        parameter.copy_(silence + share * (parameter.double() - silence))
 
 
 def _has_gains(made: nn.Module, name: str) -> bool:

@@ -10,7 +10,7 @@ from .block_records import BLOCK_OPERATORS
 from .kinds import Kinds, check_kinds, kinds_of, names_of
 from .limits import Limits
 from .old_names import accepts_old_names, current_names, refuse
-from .operators import HEAD_OPERATORS, OPERATORS, SCALED
+from .operators import HEAD_OPERATORS, NEURON_OPERATORS, SCALED
 from .values import check_bounds, help_, is_int, is_list
 
 
@@ -97,9 +97,9 @@ class GrowthConfig(Limits):
         default="auto",
         # The default once more, which `HfArgumentParser` does not take from the field where several may be given.
         metadata=help_(
-            f"What grows, and how. Neurons: {', '.join(OPERATORS)}; 'auto' fits the criterion. Attention heads: "
-            f"{', '.join(HEAD_OPERATORS)}. Whole blocks: {', '.join(BLOCK_OPERATORS)}. Several compete for the budget "
-            "of each event; 'any' is auto, new_head, split_head and block_copy, as far as the model can."
+            f"What grows, and how. Neurons: {', '.join(NEURON_OPERATORS)}; 'auto' fits the criterion. Attention "
+            f"heads: {', '.join(HEAD_OPERATORS)}. Whole blocks: {', '.join(BLOCK_OPERATORS)}. Several compete for the "
+            "budget of each event; 'any' is auto, new_head, split_head and block_copy, as far as the model can."
         )
         | {"default": "auto"},
     )

@@ -13,7 +13,7 @@ from ..models.shapes import Shapes
 from .block_records import new_blocks, operators_of
 from .costs import count_parameters
 from .macs import count_macs
-from .operators import HEAD_OPERATORS, OPERATORS
+from .operators import HEAD_OPERATORS, NEURON_OPERATORS, OPERATORS
 from .plan_fields import FORECASTS
 from .schema import (
     MAX_MACS,
@@ -84,7 +84,7 @@ class GrowthEvent:
     @property
     def neurons(self) -> int:
         """Number of neurons that grew."""
-        return sum(layer["chosen"] for layer in self.layers if layer["operator"] not in HEAD_OPERATORS)
+        return sum(layer["chosen"] for layer in self.layers if layer["operator"] in NEURON_OPERATORS)
 
     @property
     def heads(self) -> int:
@@ -155,8 +155,7 @@ class GrowthEvent:
                 f"`frozen={self.frozen!r}` cannot be; the history is damaged."
             )
         check_records(self.layers, self.operators, self.shapes, operators_of(blocks))
-        deepening = [OPERATORS[layer["operator"]] for layer in self.layers if layer["operator"] in OPERATORS]
-        kinds = {operator.kind for operator in deepening} - {None, self.skip_unit}
+        kinds = {OPERATORS[layer["operator"]].kind for layer in self.layers} - {None, self.skip_unit}
         if kinds:
             raise ValueError(
                 f"`skip_unit` of a growth event is {self.skip_unit!r}, but its operators add {kinds.pop()!r}."

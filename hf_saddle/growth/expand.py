@@ -19,16 +19,17 @@ def insert_blocks_(
     optimizer: Optimizer | None = None,
     *,
     number: int | None = None,
+    scale: float = 0.0,
     freeze: bool = False,
     seed: int = 0,
 ) -> GrowthEvent:
     """
     Insert whole blocks into a model, in place, with its config, history and optimizer; all or nothing.
 
-    Unless `how` is `"stack"`, what the model computes stays the same, to the last bit: the outputs of new blocks add
-    nothing until they have been trained. The blocks behind them keep parameters and optimizer state; new parameters
-    join the groups of those that they are like, without state. Call it after `optimizer.step()` and
-    `optimizer.zero_grad()`.
+    Unless `how` is `"stack"`, or there is a `scale`, what the model computes stays the same, to the last bit: the
+    outputs of new blocks add nothing until they have been trained. The blocks behind them keep parameters and
+    optimizer state; new parameters join the groups of those that they are like, without state. Call it after
+    `optimizer.step()` and `optimizer.zero_grad()`.
 
     Args:
         model ([`GrowablePreTrainedModel`]): The model, not its wrapper.
@@ -42,6 +43,9 @@ def insert_blocks_(
             what the model computes.
         optimizer (`Optimizer` or `AcceleratedOptimizer`, *optional*): The optimizer that trains the model.
         number (`int`, *optional*): Number of new blocks, with `after="even"`.
+        scale (`float`, *optional*, defaults to 0.0):
+            The share of their outputs that new blocks keep in place of silence, in [0, 1]: from 0 for silent copies to
+            1 for plain ones. With it the model computes something else at once.
         freeze (`bool`, *optional*, defaults to `False`): Train only inserted blocks from now on.
         seed (`int`, *optional*, defaults to 0): Seed of fresh weights.
 
@@ -61,7 +65,7 @@ def insert_blocks_(
     ```"""
     check_model(model)
     places = place_blocks(model, after, number)
-    blocks = tuple(NewBlock(place, how) for place in places)
+    blocks = tuple(NewBlock(place, how, scale=scale) for place in places)
     return grow_(model, GrowthPlan(blocks=blocks, freeze=freeze, seed=seed), optimizer)
 
 

@@ -1,7 +1,9 @@
 """Which heads are to come: such as complement each other, one after the other, within a number or a budget."""
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ import torch
 from .head_scores import HeadScores
 from .joint import judge
 from .layer_growth import LayerGrowth
+from .operators import OPERATORS, SCALED
 from .plan import GrowthPlan
 from .plan_fields import VECTORS
 from .pursuit import pursue
@@ -63,8 +66,8 @@ def plan_heads(
     columns = scores.columns
     prices = torch.tensor(costs, dtype=torch.float64)
     order = pursue(columns.fitted, columns.one_way, prices, torch.arange(len(prices)), admit)
-    tried = {name: sum(g.operator == name for g in scores.candidates) for name in ("new_head", "split_head")}
-    plan = GrowthPlan(criterion="heads", budget=budget, candidates={name: n for name, n in tried.items() if n})
+    tried = Counter(scores.operators)
+    plan = GrowthPlan(criterion="heads", budget=budget, candidates=dict(tried))
     if not order:
         return replace(plan, held_back="No head fits into the budget.")
     found = judge(columns.of(order), 1.0)
@@ -72,27 +75,26 @@ def plan_heads(
         text = f"{len(order)} heads would lower the loss of held-out samples by {found.gain:.2g} ± {found.error:.1g}"
         return replace(plan, held_back=f"{text}, less than {significance} standard errors.")
     shares = found.shares_of(found.gain)
-    chosen = [
-        (index, stepped_head(scores.candidates[index], size, share))
-        for index, size, share in zip(order, found.coefficients.tolist(), shares.tolist(), strict=True)
-    ]
-    kept = [(index, growth) for index, growth in chosen if growth is not None]
+    steps = zip(order, found.coefficients.tolist(), shares.tolist(), strict=True)
+    kept = {
+        index: stepped_head(scores.candidates[index], size, share)
+        for index, size, share in steps
+        if scores.operators[index] not in SCALED or size > 0
+    }
     return replace(
         plan,
-        growths=tuple(merged_heads(growth for _, growth in kept)),
-        parameters=sum(scores.costs[index].parameters for index, _ in kept),
-        macs=sum(scores.costs[index].macs for index, _ in kept),
+        growths=tuple(merged_heads(chain.from_iterable(kept.values()))),
+        parameters=sum(scores.costs[index].parameters for index in kept),
+        macs=sum(scores.costs[index].macs for index in kept),
     )
 
 
-def stepped_head(growth: LayerGrowth, coefficient: float, gain: float) -> LayerGrowth | None:
-    """One head with what is predicted of it, and, if it is split, the step that was judged; `None` without a step."""
-    share = torch.tensor([gain])
-    if growth.operator == "new_head":
-        return replace(growth, predicted_gain=share)
-    if coefficient <= 0:
-        return None
-    return replace(growth, predicted_gain=share, steps=growth.steps * coefficient**0.5)
+def stepped_head(modules: Sequence[LayerGrowth], coefficient: float, gain: float) -> list[LayerGrowth]:
+    """One head, in each of its modules, with its share of what is predicted, and, if it is split, the judged step."""
+    shared = [replace(growth, predicted_gain=torch.tensor([gain / len(modules)])) for growth in modules]
+    if modules[0].operator not in SCALED:
+        return shared
+    return [replace(growth, steps=growth.steps * coefficient**0.5) for growth in shared]
 
 
 def merged_heads(heads: Iterable[LayerGrowth]) -> Iterator[LayerGrowth]:
@@ -102,7 +104,7 @@ def merged_heads(heads: Iterable[LayerGrowth]) -> Iterator[LayerGrowth]:
         groups.setdefault((growth.linear, growth.operator), []).append(growth)
     for (_, operator), members in groups.items():
         numbers = tuple(growth.neurons[0] for growth in members)
-        if operator == "new_head":
+        if not OPERATORS[operator].copies:
             numbers = tuple(range(numbers[0], numbers[0] + len(members)))
         fields: dict[str, Any] = {
             name: torch.cat([getattr(growth, name) for growth in members]) for name in ("directions", *VECTORS)

@@ -11,14 +11,14 @@ from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.sites import linear_at
 from .drafts import LinearDraft, TableDraft
 from .layer_growth import LayerGrowth
-from .operators import HEAD_OPERATORS
+from .operators import OPERATORS
 from .plan import GrowthPlan
 from .slices import ParameterDraft
 
 
 def is_of_heads(growth: LayerGrowth) -> bool:
     """Whether heads of an attention module grow, and not neurons of a layer."""
-    return growth.operator in HEAD_OPERATORS
+    return OPERATORS[growth.operator].of == "heads"
 
 
 def find_attention(model: GrowablePreTrainedModel, path: str) -> Attention:
@@ -34,6 +34,30 @@ def find_attention(model: GrowablePreTrainedModel, path: str) -> Attention:
             f"The model has no attention {path!r} whose heads can grow; those are {', '.join(known) or 'none'}."
         )
     return known[path]
+
+
+def stacks_of(model: GrowablePreTrainedModel, paths: Iterable[str]) -> list[tuple[str, ...]]:
+    """
+    Attention modules at some paths in the model, those together that must have as many heads.
+
+    Raises:
+        ValueError: If modules must have as many heads of which some are missing, or there is no such module.
+    """
+    asked = {find_attention(model, path).path for path in paths}
+    stacks: dict[str, list[str]] = {}
+    for attention in model.attentions():
+        stacks.setdefault(attention.stack or attention.path, []).append(attention.path)
+    for stack, members in stacks.items():
+        if asked & {*members} not in (set(), {*members}):
+            raise ValueError(_together(stack, members))
+    return [tuple(members) for members in stacks.values() if asked & {*members}]
+
+
+def _together(stack: str, paths: Iterable[str]) -> str:
+    return (
+        f"The first of {stack} gives the others its relative positions, with an entry for each head: let the same "
+        f"heads grow in all of {', '.join(paths)} at once."
+    )
 
 
 def layers_of_growth(model: GrowablePreTrainedModel, growth: LayerGrowth) -> tuple[str, ...]:
@@ -175,7 +199,7 @@ def draft_heads_(model: GrowablePreTrainedModel, plan: GrowthPlan, drafts: Mappi
     made: dict[str, HeadsDraft] = {}
     numbers = heads_of(model.base_model)
     # New heads first, which have the numbers that they are named by.
-    for growth in sorted(filter(is_of_heads, plan.growths), key=lambda growth: growth.operator):
+    for growth in sorted(filter(is_of_heads, plan.growths), key=lambda growth: OPERATORS[growth.operator].copies):
         if growth.linear not in made:
             attention = find_attention(model, growth.linear)
             path, table = attention.heads.table, None
@@ -185,10 +209,9 @@ def draft_heads_(model: GrowablePreTrainedModel, plan: GrowthPlan, drafts: Mappi
             made[growth.linear] = HeadsDraft(attention, numbers[attention.root], drafts, table)
         draft = made[growth.linear]
         rows = (growth.directions * growth.steps[:, None]).to(draft.reader.weight.device)
-        if growth.operator == "split_head":
-            draft.split_(torch.tensor(growth.neurons), rows)
-        else:
-            draft.append_(rows)
+        OPERATORS[growth.operator].draft_(
+            draft, torch.tensor(growth.neurons), rows, growth.gains, str(model.config.skip_activation)
+        )
 
 
 def check_stacks_grow(model: GrowablePreTrainedModel, plan: GrowthPlan) -> None:
@@ -207,10 +230,7 @@ def check_stacks_grow(model: GrowablePreTrainedModel, plan: GrowthPlan) -> None:
             stacks.setdefault(attention.stack, []).append(attention.path)
     for stack, paths in stacks.items():
         if len({frozenset(grown.get(path, ())) for path in paths}) > 1:
-            raise ValueError(
-                f"The first of {stack} gives the others its relative positions, with an entry for each head: let "
-                f"the same heads grow in all of {', '.join(paths)} at once."
-            )
+            raise ValueError(_together(stack, paths))
         longer = [block.after for block in plan.blocks if split_path(block.after)[0] == stack.partition(".*")[0]]
         if longer and paths[0] in grown:
             raise ValueError(
@@ -229,9 +249,10 @@ def check_heads(model: GrowablePreTrainedModel, growth: LayerGrowth) -> None:
     attention = find_attention(model, growth.linear)
     draft = HeadsDraft.of(model, attention)
     heads, new = growth.neurons, tuple(range(draft.number, draft.number + len(growth.neurons)))
-    if growth.operator == "new_head" and heads != new:
+    copies = OPERATORS[growth.operator].copies
+    if not copies and heads != new:
         raise ValueError(f"New heads of {growth.linear} get the numbers {new}, got {heads}.")
-    if growth.operator == "split_head" and not all(0 <= head < draft.number for head in heads):
+    if copies and not all(0 <= head < draft.number for head in heads):
         raise ValueError(f"`neurons` of {growth.linear} must be heads in [0, {draft.number}), got {heads}.")
     size = sum(count * entries for count, entries in draft.sizes)
     if growth.directions.shape[1] != size:

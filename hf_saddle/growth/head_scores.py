@@ -17,16 +17,17 @@ from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.sites import Place
 from .costs import Cost
 from .halves import halves
-from .head_drafts import find_attention
+from .head_drafts import find_attention, stacks_of
 from .heads import STEP, check_family, head_growth
 from .joint import Columns
 from .layer_growth import LayerGrowth
 from .macs import count_positions
+from .operators import HEAD_OPERATORS, SCALED
 from .plan import GrowthPlan
 from .surgery import added_by, prepare_growth
 
 
-WAYS = ("new", "split")
+WAYS = tuple(operator.removesuffix("_head") for operator in HEAD_OPERATORS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,28 +38,35 @@ class HeadScores:
     the size of its outgoing weights `c · outgoing`, in which it is at rest.
 
     Attributes:
-        candidates (`tuple[LayerGrowth, ...]`): One head each.
+        candidates (`tuple[tuple[LayerGrowth, ...], ...]`):
+            One head each, in one attention module, or in all that must have as many heads.
         values (`Tensor`): Shape `(samples, candidates)`, float64.
         judges (`Tensor`): Samples that neither directions nor coefficients are fitted to, bool, shape `(samples,)`.
         costs (`tuple[Cost, ...]`): What each candidate adds.
-        outgoing (`tuple[Tensor | None, ...]`):
-            Of new heads the outgoing weights of steepest descent, of norm 1, shape `(d, columns)`.
+        outgoing (`tuple[tuple[Tensor, ...] | None, ...]`):
+            Of new heads the outgoing weights of steepest descent, of norm 1 over its modules, for each of them, shape
+            `(d, columns)`.
         terms (`float`): Number of predictions that the loss of a sample is the mean of.
     """
 
-    candidates: tuple[LayerGrowth, ...]
+    candidates: tuple[tuple[LayerGrowth, ...], ...]
     values: Tensor
     judges: Tensor
     costs: tuple[Cost, ...]
-    outgoing: tuple[Tensor | None, ...]
+    outgoing: tuple[tuple[Tensor, ...] | None, ...]
     terms: float = 1.0
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """How each candidate grows."""
+        return tuple(modules[0].operator for modules in self.candidates)
 
     @property
     def columns(self) -> Columns:
         """The scores in a scale in which coefficients are of a size."""
         fitted = self.values[~self.judges]
         size = fitted.square().mean(dim=0).sqrt().clamp_min(torch.finfo(fitted.dtype).tiny)
-        splits = torch.tensor([growth.operator == "split_head" for growth in self.candidates])
+        splits = torch.tensor([operator in SCALED for operator in self.operators])
         low, high = torch.where(splits, 0.0, -torch.inf), torch.where(splits, size, torch.inf)
         return Columns(self.values / size, self.judges, 1.0 / size, low.to(size), high, self.terms)
 
@@ -82,7 +90,8 @@ def score_heads(
 
     New heads have random rows; they are there, unread, while the slope of the loss in their outgoing weights is
     measured. Splits part along the lowest eigenvector of the head's splitting matrix, see [`HeadSplits`]. Both are
-    fitted to one half of the samples.
+    fitted to one half of the samples. Where several modules must have as many heads (T5), a head of all of them is one
+    candidate: its score is that of what they do together, in the proportion of their slopes, or of their steps.
 
     Args:
         model ([`GrowablePreTrainedModel`]): The model.
@@ -101,7 +110,8 @@ def score_heads(
             then those that judge.
 
     Raises:
-        ValueError: If heads of the model cannot grow, or there are fewer than eight samples.
+        ValueError: If heads of the model cannot grow, `paths` name some only of modules that must have as many heads,
+            or there are fewer than eight samples.
     """
     ranks, choosing = ranks or Ranks(), list(batches)
     if judging is None:
@@ -109,22 +119,16 @@ def score_heads(
     check_family(model)
     if not ways or not set(ways) <= set(WAYS):
         raise ValueError(f"`ways` must be of {', '.join(WAYS)}, got {ways!r}.")
-    names = measurable(model) if paths is None else list(paths)
-    for name in names:
-        if find_attention(model, name).stack is not None:
-            raise ValueError(
-                f"Heads of {name} grow together with those of other blocks, which share their relative positions, and "
-                "are not measured: let them grow by `grow_heads_`."
-            )
+    stacks = stacks_of(model, measurable(model) if paths is None else paths)
     loss = loss or own_loss_of(model, [*choosing, *judging], ranks)
-    found: list[LayerGrowth] = []
+    found: list[tuple[LayerGrowth, ...]] = []
     values: list[Tensor] = []
-    outgoing: list[Tensor | None] = []
+    outgoing: list[tuple[Tensor, ...] | None] = []
     judges = torch.empty(0)
     for way in ways:
         score = _score_new if way == "new" else _score_splits
         options = {"candidates": candidates, "step_size": step_size, "steps": steps, "loss": loss, "seed": seed}
-        heads, (fitted, held_out), weights = score(model, choosing, judging, names, ranks=ranks, **options)
+        heads, (fitted, held_out), weights = score(model, choosing, judging, stacks, ranks=ranks, **options)
         found += heads
         values.append(torch.cat([fitted, held_out]).double().cpu())
         outgoing += weights
@@ -133,73 +137,64 @@ def score_heads(
     if not bool(torch.isfinite(everywhere).all()):
         raise ValueError("The scores of some heads are not finite. Check the model's loss, or probe in float64.")
     terms = terms_per_sample(model, [*choosing, *judging], ranks)
-    return HeadScores(tuple(found), everywhere, judges, _costs(model, found), tuple(outgoing), terms)
+    return HeadScores(tuple(found), everywhere, judges, head_costs(model, found), tuple(outgoing), terms)
 
 
 def measurable(model: GrowablePreTrainedModel) -> list[str]:
     """
-    Paths of the attention modules whose heads can be measured, one by one: those that the forward pass reaches, as it
-    does not reach cross-attention without an encoder, and that do not share relative positions.
-
-    Raises:
-        ValueError: If there is none.
+    Paths of the attention modules whose heads can be measured: those that the forward pass reaches, as it does not
+    reach cross-attention without an encoder.
     """
     positions = count_positions(model)
-    found = [
-        attention.path
-        for attention in model.attentions()
-        if attention.stack is None and positions[attention.of(attention.heads.reader)]
-    ]
-    if not found:
-        raise ValueError(
-            f"The heads of a {type(model).__name__} grow in all blocks of a list together, which share their relative "
-            "positions, and are not measured: let them grow by `grow_heads_`."
-        )
-    return found
+    return [attention.path for attention in model.attentions() if positions[attention.of(attention.heads.reader)]]
 
 
-def _costs(model: GrowablePreTrainedModel, growths: Sequence[LayerGrowth]) -> tuple[Cost, ...]:
+def head_costs(model: GrowablePreTrainedModel, candidates: Sequence[tuple[LayerGrowth, ...]]) -> tuple[Cost, ...]:
     """What each of some heads adds; those of modules of a list of blocks with the same shapes are counted once."""
     counted: dict[Any, Cost] = {}
     found = []
-    for growth in growths:
-        heads = find_attention(model, growth.linear).heads
-        layers = [model.get_submodule(path) for path in (*heads.rows, heads.reader)]
-        sizes = tuple((name, x.shape) for layer in layers for name, x in layer.named_parameters())
-        place = Place.parse(growth.linear)
-        stack = split_path(place.block)[0], place.linear
-        # A copy takes along the units that feed it, of which each head may have others.
-        own = (growth.linear, growth.neurons) if any("skip." in name for name, _ in sizes) else ()
-        key = (growth.operator, stack, sizes, own)
+    for modules in candidates:
+        key = tuple(_shapes(model, growth) for growth in modules)
         if key not in counted:
-            counted[key] = added_by(model, GrowthPlan((growth,)))
+            counted[key] = added_by(model, GrowthPlan(modules))
         found.append(counted[key])
     return tuple(found)
 
 
-Scored = tuple[list[LayerGrowth], tuple[Tensor, Tensor], list[Tensor | None]]
+def _shapes(model: GrowablePreTrainedModel, growth: LayerGrowth) -> Any:
+    """What the cost of a head of a module follows from."""
+    heads = find_attention(model, growth.linear).heads
+    layers = [model.get_submodule(path) for path in (*heads.rows, heads.reader)]
+    sizes = tuple((name, x.shape) for layer in layers for name, x in layer.named_parameters())
+    place = Place.parse(growth.linear)
+    # A copy takes along the units that feed it, of which each head may have others.
+    own = (growth.linear, growth.neurons) if any("skip." in name for name, _ in sizes) else ()
+    return growth.operator, split_path(place.block)[0], place.linear, sizes, own
+
+
+Scored = tuple[list[tuple[LayerGrowth, ...]], tuple[Tensor, Tensor], list[tuple[Tensor, ...] | None]]
 
 
 def _score_new(
     model: GrowablePreTrainedModel,
     choosing: Sequence[Any],
     judging: Sequence[Any],
-    paths: Sequence[str],
+    stacks: Sequence[tuple[str, ...]],
     **options: Any,
 ) -> Scored:
-    loss, ranks = options["loss"], options["ranks"]
-    growths = [
-        head_growth(model, path, options["candidates"], seed=options["seed"] + index)
-        for index, path in enumerate(paths)
-    ]
-    with _grown(model, GrowthPlan(tuple(growths))):
-        outgoing, fitted = outgoing_scores(model, choosing, paths, options["candidates"], loss, ranks=ranks)
-        _, held_out = outgoing_scores(model, judging, paths, options["candidates"], loss, outgoing, ranks)
+    loss, ranks, number = options["loss"], options["ranks"], options["candidates"]
+    paths = [path for stack in stacks for path in stack]
+    growths = {
+        path: head_growth(model, path, number, seed=options["seed"] + index) for index, path in enumerate(paths)
+    }
+    with _grown(model, GrowthPlan(tuple(growths.values()))):
+        outgoing, fitted = outgoing_scores(model, choosing, stacks, number, loss, ranks=ranks)
+        _, held_out = outgoing_scores(model, judging, stacks, number, loss, outgoing, ranks)
     # Each as it would come alone.
     alone = [
-        replace(_one(growth, place), neurons=(growth.neurons[0],))
-        for growth in growths
-        for place in range(options["candidates"])
+        tuple(replace(_one(growths[path], place), neurons=growths[path].neurons[:1]) for path in stack)
+        for stack in stacks
+        for place in range(number)
     ]
     return alone, (fitted, held_out), list(outgoing)
 
@@ -208,12 +203,13 @@ def _score_splits(
     model: GrowablePreTrainedModel,
     choosing: Sequence[Any],
     judging: Sequence[Any],
-    paths: Sequence[str],
+    stacks: Sequence[tuple[str, ...]],
     **options: Any,
 ) -> Scored:
+    paths = [path for stack in stacks for path in stack]
     fit, judge = (capture_heads(model, part, paths, options["loss"], options["ranks"]) for part in (choosing, judging))
-    found: list[LayerGrowth] = []
-    values: list[tuple[Tensor, Tensor]] = []
+    heads: dict[str, list[LayerGrowth]] = {}
+    values: dict[str, tuple[Tensor, Tensor]] = {}
     for index, path in enumerate(paths):
         pairs = fit[path].pairs(options["steps"], options["seed"] + index)
         growth = head_growth(
@@ -221,9 +217,14 @@ def _score_splits(
         )
         growth = replace(growth, eigenvalues=pairs.values.float().cpu())
         moved = (growth.directions * growth.steps[:, None]).to(pairs.vectors)
-        values.append((fit[path].forms(moved), judge[path].forms(moved)))
-        found += [_one(growth, place) for place in range(len(growth.neurons))]
-    fitted, held_out = (torch.cat(parts, 1) for parts in zip(*values, strict=True))
+        values[path] = fit[path].forms(moved), judge[path].forms(moved)
+        heads[path] = [_one(growth, place) for place in range(len(growth.neurons))]
+    # To second order splits of several modules do what each does alone.
+    fitted, held_out = (
+        torch.cat([torch.stack([values[path][half] for path in stack]).sum(dim=0) for stack in stacks], 1)
+        for half in (0, 1)
+    )
+    found = [modules for stack in stacks for modules in zip(*(heads[path] for path in stack), strict=True)]
     return found, (fitted, held_out), [None] * len(found)
 
 

@@ -1,7 +1,7 @@
 """More attention heads: new ones that nothing reads yet, and heads that become two, in place and all or nothing."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ STEP = 0.1
 def grow_heads_(
     model: GrowablePreTrainedModel,
     heads: Mapping[str, int | Sequence[int]],
-    how: Literal["new", "split"] = "new",
+    how: str = "new",
     optimizer: Optimizer | None = None,
     *,
     step_size: float = STEP,
@@ -80,7 +80,7 @@ def head_growth(
     model: GrowablePreTrainedModel,
     path: str,
     heads: int | Sequence[int],
-    how: Literal["new", "split"] = "new",
+    how: str = "new",
     *,
     directions: Tensor | None = None,
     step_size: float = STEP,
@@ -121,7 +121,7 @@ def head_growth(
     zeros = torch.zeros(len(chosen))
     return LayerGrowth(
         linear=attention.path,
-        operator="new_head" if how == "new" else "split_head",
+        operator=f"{how}_head",
         neurons=chosen,
         directions=rows,
         steps=steps,

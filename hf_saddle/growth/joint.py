@@ -103,6 +103,12 @@ class Judgement:
         """Decrease of the loss to first order in the length of the step, exact up to the choice of samples."""
         return float(self.slopes.sum())
 
+    def of(self, entries: Sequence[int]) -> "Judgement":
+        """The same for parts of the candidates, of each of which it is said whose part it is."""
+        index = torch.as_tensor(entries, device=self.slopes.device)
+        slopes = self.slopes / index.bincount(minlength=len(self.slopes))
+        return replace(self, coefficients=self.coefficients[index], slopes=slopes[index])
+
     def shares_of(self, gain: float) -> Tensor:
         """A decrease of the loss divided between the candidates, in proportion to their slopes."""
         return self.slopes * (gain / self.slope if self.slope else 0.0)

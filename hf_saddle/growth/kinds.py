@@ -2,10 +2,17 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from .block_records import BLOCK_OPERATORS
-from .operators import DEPTH_OPERATORS, HEAD_OPERATORS, OPERATORS, WIDTH_OPERATORS, default_operator
+from .operators import (
+    DEPTH_OPERATORS,
+    HEAD_OPERATORS,
+    NEURON_OPERATORS,
+    OPERATORS,
+    WIDTH_OPERATORS,
+    default_operator,
+)
 
 
 if TYPE_CHECKING:
@@ -13,7 +20,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 ANY = "any"
-NAMES = (AUTO, ANY, *OPERATORS, *HEAD_OPERATORS, *BLOCK_OPERATORS)
+NAMES = (AUTO, ANY, *OPERATORS, *BLOCK_OPERATORS)
 
 
 @dataclass(frozen=True)
@@ -46,9 +53,9 @@ class Kinds:
         return bool(self.heads) or (self.blocks is not None and bool(self.neurons))
 
     @property
-    def ways(self) -> tuple[Literal["new", "split"], ...]:
+    def ways(self) -> tuple[str, ...]:
         """How heads come, as [`score_heads`] names it."""
-        return tuple("new" if operator == "new_head" else "split" for operator in self.heads)
+        return tuple(operator.removesuffix("_head") for operator in self.heads)
 
     def ranking(self) -> tuple[str, ...]:
         """The criteria that rank neurons for these operators."""
@@ -80,7 +87,7 @@ def names_of(operator: Any) -> list[str]:
         raise ValueError(f"`operator={operator!r}` names one twice.")
     if ANY in names and len(names) > 1:
         raise ValueError(f"`operator={operator!r}`: 'any' stands for all kinds, and for itself.")
-    neurons = _among(names, (AUTO, *OPERATORS))
+    neurons = _among(names, (AUTO, *NEURON_OPERATORS))
     if AUTO in neurons and len(neurons) > 1:
         raise ValueError(f"`operator={operator!r}`: 'auto' stands for all operators of neurons, name it or those.")
     for what, some in (("widens neurons", WIDTH_OPERATORS), ("deepens", DEPTH_OPERATORS), ("blocks", BLOCK_OPERATORS)):
@@ -100,7 +107,7 @@ def kinds_of(operator: str | list[str]) -> Kinds:
         return Kinds((AUTO,), HEAD_OPERATORS, "copy", named=False)
     blocks = _among(names, BLOCK_OPERATORS)
     how = blocks[0].removeprefix("block_") if blocks else None
-    return Kinds(_among(names, (AUTO, *OPERATORS)), _among(names, HEAD_OPERATORS), how)
+    return Kinds(_among(names, (AUTO, *NEURON_OPERATORS)), _among(names, HEAD_OPERATORS), how)
 
 
 def check_kinds(config: "GrowthConfig") -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .operators import HEAD_OPERATORS, OPERATORS
+from .operators import NEURON_OPERATORS, OPERATORS
 from .plan_fields import GROWTH_FIELDS, VECTORS, check_fields
 from .rows import check_neurons, find_site, layers_of, random_directions, row_size
 
@@ -25,7 +25,7 @@ class LayerGrowth:
     What an operator does to neuron `i` with `p = step · direction`, its function in `growth/operators.py` says. A
     direction is in coordinates `x̂ = [x; 1]` of the layer's input, or of a patch of a convolution's. Hidden neurons
     that are widened have a part `d + 1` for each of the `R` layers that have a row of theirs, as gate and up. Of heads
-    (`HEAD_OPERATORS`) the layer is the attention module, and directions have all rows of a head, layer by layer.
+    the layer is the attention module, and directions have all rows of a head, layer by layer.
 
     Raises:
         ValueError: If there are duplicate neurons, a tensor of another length, or one that is not finite.
@@ -42,9 +42,8 @@ class LayerGrowth:
     candidates: int  # neurons of the linear that could have been chosen
 
     def __post_init__(self) -> None:
-        if self.operator not in (*OPERATORS, *HEAD_OPERATORS):
-            names = ", ".join((*OPERATORS, *HEAD_OPERATORS))
-            raise ValueError(f"`operator` must be one of {names}, got {self.operator!r}.")
+        if self.operator not in OPERATORS:
+            raise ValueError(f"`operator` must be one of {', '.join(OPERATORS)}, got {self.operator!r}.")
         count = len(self.neurons)
         if count == 0:
             raise ValueError(f"`neurons` of {self.linear} is empty: leave the layer out of the plan.")
@@ -78,7 +77,7 @@ class LayerGrowth:
         Args:
             model ([`GrowablePreTrainedModel`]): The model that is to grow.
             linear (`str`): Path of the linear, such as `"deit.layers.0.mlp.fc1"`.
-            operator (`str`): One of `OPERATORS`.
+            operator (`str`): One of those of neurons.
             neurons (`Sequence[int]`): The neurons, distinct.
             directions (`Tensor`, *optional*):
                 Shape `(k, d + 1)`, or `(k, R (d + 1))`; random unit vectors drawn from `seed` if `None`.
@@ -89,8 +88,8 @@ class LayerGrowth:
         Raises:
             ValueError: If the model has no such linear or neuron, or a tensor has a wrong shape.
         """
-        if operator not in OPERATORS:
-            raise ValueError(f"`operator` must be one of {', '.join(OPERATORS)}, got {operator!r}.")
+        if operator not in NEURON_OPERATORS:
+            raise ValueError(f"`operator` must be one of {', '.join(NEURON_OPERATORS)}, got {operator!r}.")
         site, kind = find_site(model, linear), OPERATORS[operator]
         chosen = tuple(int(neuron) for neuron in neurons)
         check_neurons(linear, chosen, site.module.neurons)

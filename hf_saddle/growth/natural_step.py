@@ -13,7 +13,7 @@ from ..curvature.loss import Loss
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .joint import Columns, Judgement, judge
 from .layer_growth import LayerGrowth
-from .operators import OPERATORS, SCALED
+from .operators import NEURON_OPERATORS, OPERATORS, SCALED
 from .plan import GrowthPlan
 
 
@@ -52,7 +52,7 @@ def score_growths(
     groups: dict[tuple[str, str], list[int]] = {}
     starts = torch.tensor([0, *(len(growth.neurons) for growth in growths)]).cumsum(0).tolist()
     for index, growth in enumerate(growths):
-        if growth.operator not in OPERATORS or not moves(growth):
+        if growth.operator not in NEURON_OPERATORS or not moves(growth):
             raise ValueError(
                 f"`{growth.operator}` of {growth.linear} has no natural step, or is of no neurons: it has no scores."
             )

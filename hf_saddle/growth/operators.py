@@ -1,8 +1,8 @@
-"""How neurons grow: one object for each operator, which is all that the others know of it."""
+"""How neurons and heads grow: one object for each operator, which is all that the others know of it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +12,21 @@ from ..models.sites import Site
 from .drafts import LinearDraft, add_units_
 
 
-# Changes the draft of a layer: neurons (k,), their `p = step · direction` (k, d + 1), gains (k,), activation of units.
-# Of hidden neurons with rows in several layers, `p` has d + 1 entries for each.
-Draft = Callable[[LinearDraft, Tensor, Tensor, Tensor, str], None]
+# Changes the draft of a layer, or of the heads of an attention module (`head_drafts.py`): neurons or heads (k,), their
+# `p = step · direction` (k, d + 1), gains (k,), activation of units. Of hidden neurons with rows in several layers,
+# and of heads, `p` has d + 1 entries for each row.
+Draft = Callable[[Any, Tensor, Tensor, Tensor, str], None]
 
 
 @dataclass(frozen=True)
 class Operator:
     """
-    A way for neurons to grow. What it costs and how often a neuron counts follow from these fields.
+    A way for neurons or heads to grow. What it costs and how often a neuron counts follow from these fields.
 
     Attributes:
         name (`str`): As in plans, configs and histories.
-        draft_ (`Callable`): What it does to neurons of a linear.
+        draft_ (`Callable`): What it does to neurons of a linear, or to heads of an attention module.
+        of (`str`, *optional*, defaults to `"neurons"`): What grows, `"neurons"` or `"heads"`.
         kind (`str`, *optional*): Deepens by branch units of this kind, one of `SKIP_UNITS`; `None` if it widens.
         units (`int`, *optional*, defaults to 1): Neurons, or units of a branch, that are new for each that grows.
         copies (`bool`, *optional*, defaults to `True`):
@@ -36,6 +38,7 @@ class Operator:
 
     name: str
     draft_: Draft
+    of: Literal["neurons", "heads"] = "neurons"
     kind: str | None = None
     units: int = 1
     copies: bool = True
@@ -49,7 +52,7 @@ class Operator:
 
     def can_widen(self, site: Site, kind: str | None) -> bool:
         """Whether it widens a layer, in a model with branches of a kind: hidden neurons, and units with gains."""
-        if self.deepens:
+        if self.deepens or self.of != "neurons":
             return False
         if site.nested:
             return self.copies and kind == "gain"
@@ -101,6 +104,16 @@ def _gradmax_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Tensor,
     linear.append_neurons_(rows)
 
 
+def _new_head_(heads: Any, numbers: Tensor, rows: Tensor, gains: Tensor, activation: str) -> None:
+    """New heads with rows `p` and no outgoing weights."""
+    heads.append_(rows)
+
+
+def _split_head_(heads: Any, numbers: Tensor, rows: Tensor, gains: Tensor, activation: str) -> None:
+    """Two copies `w ± p` with half the outgoing weights each."""
+    heads.split_(numbers, rows)
+
+
 OPERATORS = {
     operator.name: operator
     for operator in (
@@ -110,16 +123,18 @@ OPERATORS = {
         Operator("split", _split_, scaled="steps"),
         Operator("net2net", _net2net_),
         Operator("gradmax", _gradmax_, copies=False),
+        Operator("new_head", _new_head_, of="heads", copies=False),
+        Operator("split_head", _split_head_, of="heads", scaled="steps"),
     )
 }
-# Of attention modules, whose heads are groups of neurons of several layers: new heads with rows `p` and no outgoing
-# weights, and copies `w ± p` with half the outgoing weights each. See `head_drafts.py`.
-HEAD_OPERATORS = ("new_head", "split_head")
-DEPTH_OPERATORS = tuple(name for name, operator in OPERATORS.items() if operator.deepens)
-WIDTH_OPERATORS = tuple(name for name, operator in OPERATORS.items() if not operator.deepens)
+NEURON_OPERATORS, HEAD_OPERATORS = (
+    tuple(name for name, operator in OPERATORS.items() if operator.of == what) for what in ("neurons", "heads")
+)
+DEPTH_OPERATORS = tuple(name for name in NEURON_OPERATORS if OPERATORS[name].deepens)
+WIDTH_OPERATORS = tuple(name for name in NEURON_OPERATORS if not OPERATORS[name].deepens)
 
 # Of all that grows, what a natural step sets; what is not here starts at rest.
-SCALED = {name: operator.scaled for name, operator in OPERATORS.items() if operator.scaled} | {"split_head": "steps"}
+SCALED = {name: operator.scaled for name, operator in OPERATORS.items() if operator.scaled}
 
 # What `operator="auto"` stands for: by the criterion that ranks, else by the kind of units that the model has.
 _OF_CRITERION = {"width": "split", "gradmax": "gradmax"}

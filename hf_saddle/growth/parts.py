@@ -19,6 +19,7 @@ from .head_scores import HeadScores
 from .joint import Columns, natural_step
 from .layer_growth import LayerGrowth
 from .natural_step import columns_of
+from .operators import OPERATORS
 from .planner import check_branches, check_scores
 
 
@@ -45,19 +46,20 @@ class _Whole:
 
 @dataclass(frozen=True)
 class HeadCandidate(_Whole):
-    """One head that could come."""
+    """One head that could come, in one attention module or in all that must have as many."""
 
-    growth: LayerGrowth
+    modules: tuple[LayerGrowth, ...]
 
     @property
     def place(self) -> str:
         """Name of the attention module in its block."""
-        return Place.parse(self.growth.linear).linear
+        return Place.parse(self.modules[0].linear).linear
 
     @property
     def once(self) -> tuple[str, int]:
         """A head that is split; new ones may be several."""
-        return self.growth.linear, id(self) if self.operator == "new_head" else self.growth.neurons[0]
+        first = self.modules[0]
+        return first.linear, first.neurons[0] if OPERATORS[self.operator].copies else id(self)
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,8 @@ def neuron_part(
 
 def head_part(scores: HeadScores) -> Part:
     """Heads, as they were scored."""
-    heads = zip(scores.candidates, scores.costs, strict=True)
-    candidates = tuple(HeadCandidate(growth.operator, cost, growth) for growth, cost in heads)
-    return Part(candidates, scores.columns, dict(Counter(each.operator for each in candidates)))
+    candidates = tuple(map(HeadCandidate, scores.operators, scores.costs, scores.candidates))
+    return Part(candidates, scores.columns, dict(Counter(scores.operators)))
 
 
 def block_part(blocks: Sequence[BlockCandidate], judges: Tensor, how: str) -> Part:

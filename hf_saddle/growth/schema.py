@@ -9,7 +9,7 @@ from ..models.growable import SKIP_UNITS
 from ..models.shapes import Shapes
 from ..models.sites import Place
 from .block_records import BLOCK_OPERATORS
-from .operators import HEAD_OPERATORS, OPERATORS
+from .operators import OPERATORS
 from .values import is_int
 
 
@@ -67,7 +67,7 @@ def check_versions(versions: Any, where: str) -> None:
 
 def check_candidates(candidates: Any, where: str) -> None:
     """Raise a `ValueError` if a value does not map operators to numbers of neurons, heads or blocks."""
-    known = {*OPERATORS, *HEAD_OPERATORS, *BLOCK_OPERATORS}
+    known = {*OPERATORS, *BLOCK_OPERATORS}
     if not isinstance(candidates, Mapping) or not candidates.keys() <= known:
         raise ValueError(
             f"`{where}` of a growth history must map operators to numbers of neurons, got {candidates!r}."
@@ -103,9 +103,8 @@ def _check_record(record: Any, where: str, shapes: Shapes) -> None:
     if not known:
         raise ValueError(f"`{where}.linear` of a growth history names no growable linear: {record['linear']!r}.")
     check_text(record["operator"], f"{where}.operator")
-    if record["operator"] not in (*OPERATORS, *HEAD_OPERATORS):
-        names = ", ".join((*OPERATORS, *HEAD_OPERATORS))
-        raise ValueError(f"`{where}.operator` of a growth history must be one of {names}.")
+    if record["operator"] not in OPERATORS:
+        raise ValueError(f"`{where}.operator` of a growth history must be one of {', '.join(OPERATORS)}.")
     neurons = record["neurons"]
     if not isinstance(neurons, list) or not neurons:
         raise ValueError(f"`{where}.neurons` of a growth history must be a list of neurons, got {neurons!r}.")
@@ -147,12 +146,11 @@ def check_shapes_follow(before: Shapes, records: list[dict[str, Any]], after: Sh
     widened: set[str] = set()  # blocks whose hidden neurons were copied
     heads: dict[str, int] = {}
     for record in records:
-        place = Place.parse(record["linear"])
-        if record["operator"] in HEAD_OPERATORS:
+        place, operator = Place.parse(record["linear"]), OPERATORS[record["operator"]]
+        if operator.of == "heads":
             heads[place.root] = heads.get(place.root, 0) + record["chosen"]
-            widened |= {place.block} if record["operator"] == "split_head" else set()
+            widened |= {place.block} if operator.copies else set()
             continue
-        operator = OPERATORS[record["operator"]]
         if not operator.deepens and not place.nested and place.root not in before.widths:
             raise ValueError(f"The growth history is damaged: {record['linear']} cannot be widened, as {where} says.")
         sizes = before.sizes(place.root)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..growth import GrowthEvent, GrowthHistory
 from ..growth.block_records import blocks_with, new_blocks
-from ..growth.operators import HEAD_OPERATORS, OPERATORS, SCALED
+from ..growth.operators import OPERATORS, SCALED
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.shapes import Shapes
 from ..models.sites import Place
@@ -53,12 +53,12 @@ class Growth:
     @property
     def widens(self) -> bool:
         """Whether the linear became wider, or the attention got heads; otherwise it became deeper."""
-        return self.of_heads or not OPERATORS[self.operator].deepens
+        return not OPERATORS[self.operator].deepens
 
     @property
     def of_heads(self) -> bool:
         """Whether heads of an attention module grew."""
-        return self.operator in HEAD_OPERATORS
+        return OPERATORS[self.operator].of == "heads"
 
 
 def states(history: GrowthHistory) -> list[State]:
@@ -227,7 +227,7 @@ def _state(step: int, parameters: int, macs: int, shapes: Shapes, places: list[i
 
 def _growth(record: dict[str, Any], blocks: list[str]) -> Growth:
     place = Place.parse(record["linear"])
-    if record["operator"] not in (*OPERATORS, *HEAD_OPERATORS):
+    if record["operator"] not in OPERATORS:
         raise ValueError(f"{record['linear']!r} cannot grow by {record['operator']!r}")
     numbers = [record["eigenvalue"][key] for key in ("min", "mean", "max")] + [record["predicted_gain"]]
     if not all(math.isfinite(number) for number in numbers):

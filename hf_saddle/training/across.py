@@ -55,19 +55,19 @@ def decide_across(
     allowed = moment.allows(model, config, timing)
     chosen = replicas.together("Planning the growth", lambda: across.choose(allowed, timing))
     plan = replicas.agree_on(across.plan(chosen, allowed))
-    columns = chosen.moving(plan)
+    columns, entries = chosen.moving(plan)
     if columns is not None:
         before = judged_loss(judging, replicas, lambda own: probe_loss(model, own, loss))
         # What starts at rest does nothing to the loss.
         tried = replace(plan, growths=tuple(growth for growth in plan.growths if moves(growth)), blocks=())
         found, factor, gain = try_step(
-            model, tried, columns, judging, config, before=before, loss=loss, replicas=replicas
+            model, tried, columns, judging, config, before=before, loss=loss, replicas=replicas, entries=entries
         )
         error = found.error * factor
         if gain > config.significance * error:
             plan = stepped(plan, found, factor if config.natural_step else 0.0, gain, error)
         else:
-            why = unsupported(gain, error, len(found.slopes), f"{sum(plan.candidates.values())} candidates", config)
+            why = unsupported(gain, error, len(columns.scale), f"{sum(plan.candidates.values())} candidates", config)
             # What starts at rest was not tried: it stays if its scores speak for it alone.
             rest = chosen.resting()
             chosen = rest if across.pays(rest) else Chosen((), None, why)

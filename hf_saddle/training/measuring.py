@@ -90,6 +90,7 @@ def try_step(
     before: float,
     loss: Loss,
     replicas: Replicas,
+    entries: Sequence[int] | None = None,
     trial: Trial = loss_of_plan,
 ) -> tuple[Judgement, float, float]:
     """
@@ -98,16 +99,20 @@ def try_step(
     Args:
         model ([`GrowablePreTrainedModel`]): The model, which is as before afterwards.
         plan ([`GrowthPlan`]): What is to grow.
-        columns ([`Columns`]): The scores of what of it has a natural step, in the order of the plan.
+        columns ([`Columns`]): The scores of what of it has a natural step, in the order of the plan unless there are
+            `entries`.
         judging (`Sequence`): Batches of this process of the samples that judge.
         config ([`GrowthConfig`]): Which share of the natural step is tried; half of it if units stay at rest.
         before (`float`): Mean loss of the samples that judge.
         loss (`Callable`): Maps model and batch to the mean loss.
         replicas ([`Replicas`]): The processes that train the model.
+        entries (`Sequence[int]`, *optional*): Which column each neuron or head of the plan that moves goes by.
         trial (`Callable`, *optional*): Maps model, plan, batches and loss to the loss of this process on the model as
             the plan makes it, which is as before afterwards.
     """
     found = judge(columns, config.natural_step or NEXT_STEP)
+    if entries is not None:
+        found = found.of(entries)
 
     def loss_of(tried: GrowthPlan) -> float:
         return judged_loss(judging, replicas, lambda batches: trial(model, tried, batches, loss))

@@ -8,18 +8,18 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from ..curvature import activation_of, curvature_at_zero
-from ..growth import GrowthConfig, GrowthPlan, head_growth
+from ..growth import GrowthConfig, head_growth
 from ..growth.block_gains import block_costs, places_of_blocks
 from ..growth.budget import in_unit, sizes
 from ..growth.costs import Cost, CostBook
 from ..growth.drafting import branch_kind
-from ..growth.head_scores import measurable
+from ..growth.head_drafts import stacks_of
+from ..growth.head_scores import head_costs, measurable
 from ..growth.heads import check_family
 from ..growth.kinds import Kinds
 from ..growth.operators import DEPTH_OPERATORS, OPERATORS, Operator
 from ..growth.paper import QUOTAS
 from ..growth.planner import check_where
-from ..growth.surgery import added_by
 from ..models.configuration_saddle import SaddleConfig
 from ..models.families import family_of
 from ..models.modeling_saddle import GrowablePreTrainedModel
@@ -102,7 +102,8 @@ def growing_kinds(model: GrowablePreTrainedModel, config: GrowthConfig) -> Kinds
             check_family(model)
             if not heads_that_grow(model, config):
                 raise ValueError(
-                    "No attention heads may grow: see `layers` of the config, and whether all are frozen."
+                    "No attention heads may grow: see `layers` of the config, of T5 those of all blocks of a list, "
+                    "and whether all are frozen."
                 )
         except ValueError:
             if kinds.named:
@@ -119,15 +120,16 @@ def growing_kinds(model: GrowablePreTrainedModel, config: GrowthConfig) -> Kinds
 
 
 def heads_that_grow(model: GrowablePreTrainedModel, config: GrowthConfig) -> list[str]:
-    """Paths of the attention modules whose heads may grow, see [`measurable`]."""
+    """Paths of the attention modules whose heads may grow, see [`measurable`]; where several must, all or none."""
     known = measurable(model)
-    return [
+    free = {
         attention.path
         for attention in model.attentions()
         if attention.path in known
         and (config.layers is None or attention.block in config.layers)
         and all(model.get_submodule(row).weight.requires_grad for row in attention.heads.rows)
-    ]
+    }
+    return [path for stack in stacks_of(model, known) if free >= {*stack} for path in stack]
 
 
 def check_activation(model: SaddleConfig, config: GrowthConfig) -> None:
@@ -187,10 +189,9 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
     if kinds.blocks is not None:
         found, number = places_of_blocks(model, config.layers, kinds.blocks)
         costs += block_costs(model, found, number, kinds.blocks).values()
-    headed = heads_that_grow(model, config)[:1] if kinds.heads else []
+    headed = stacks_of(model, heads_that_grow(model, config)) if kinds.heads else []
     for way in kinds.ways:
-        heads = (head_growth(model, path, 1, way) for path in headed)
-        costs += [added_by(model, GrowthPlan((growth,))) for growth in heads]
+        costs += head_costs(model, [tuple(head_growth(model, path, 1, way) for path in stack) for stack in headed])
     for site in model.growable_linears() if kinds.neurons else ():
         for operator in operators_of(model, site, config) if site.path in paths else ():
             costs += [book.cost(site.path, operator, neuron) for neuron in range(site.module.neurons)]

@@ -28,7 +28,7 @@ from ..growth.block_gains import places_of_blocks
 from ..growth.block_records import blocks_with, new_blocks
 from ..growth.head_drafts import find_attention
 from ..growth.natural_step import columns_of, moves, stepped
-from ..growth.operators import HEAD_OPERATORS, OPERATORS
+from ..growth.operators import HEAD_OPERATORS, NEURON_OPERATORS, OPERATORS
 from ..growth.rows import find_site
 from ..models.blocks import block_paths
 from ..models.heads import heads_of
@@ -84,11 +84,7 @@ def random_event_(
         ]
     with private_randomness(seed):
         report = None
-        units = {
-            layer["linear"]
-            for layer in layers
-            if layer["operator"] in OPERATORS and OPERATORS[layer["operator"]].kind == "gain"
-        }
+        units = {layer["linear"] for layer in layers if OPERATORS[layer["operator"]].kind == "gain"}
         if units:
             report = analyze_curvature(inner, batches, ("random",), loss=loss, linears=sorted(units), seed=seed)
         growths = tuple(_at_random(inner, layers, report, seed))
@@ -107,7 +103,7 @@ def stepped_at_random(
     model: Any, plan: GrowthPlan, batches: Sequence[Any], config: GrowthConfig, loss: Loss
 ) -> GrowthPlan:
     """A plan of random neurons with the natural step that fits them, as far as held-out samples gain by it."""
-    moving = [growth for growth in plan.growths if growth.operator in OPERATORS and moves(growth)]
+    moving = [growth for growth in plan.growths if growth.operator in NEURON_OPERATORS and moves(growth)]
     if not moving:
         return plan
     choosing, judging = halves(batches)
@@ -127,10 +123,10 @@ def _blocks_at_random(
     paths, blocks = block_paths(model.base_model, model.config), new_blocks(like.blocks, "a growth event")
     generator = torch.Generator().manual_seed(seed % 2**63)
     drawn: list[NewBlock] = []
-    for how, count in Counter(block.how for block in blocks).items():
+    for (how, scale), count in Counter((block.how, block.scale) for block in blocks).items():
         fitting, number = places_of_blocks(model, None, how)  # of some models several come at a time
         for place in torch.randint(len(fitting), (count // number,), generator=generator).tolist():
-            drawn += [NewBlock(fitting[place], how)] * number
+            drawn += [NewBlock(fitting[place], how, scale=scale)] * number
     later = blocks_with(paths, model.shapes(), blocks)
     return tuple(sorted(drawn, key=lambda block: paths.index(block.after))), dict(zip(later, paths, strict=False))
 
@@ -160,8 +156,8 @@ def _at_random(
 
 def _heads_at_random(model: GrowablePreTrainedModel, path: str, operator: str, count: int, seed: int) -> LayerGrowth:
     """New heads, or splits of random ones, with random rows and steps."""
-    if operator == "new_head":
-        return head_growth(model, path, count, "new", seed=seed)
-    number = heads_of(model.base_model)[find_attention(model, path).root]
-    drawn = torch.randperm(number, generator=torch.Generator().manual_seed(seed))[:count]
-    return head_growth(model, path, drawn.tolist(), "split", seed=seed)
+    heads: int | list[int] = count
+    if OPERATORS[operator].copies:
+        number = heads_of(model.base_model)[find_attention(model, path).root]
+        heads = torch.randperm(number, generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    return head_growth(model, path, heads, operator.removesuffix("_head"), seed=seed)

@@ -10,7 +10,7 @@ from transformers import TrainerState, TrainingArguments
 from ..growth import GrowthConfig, GrowthEvent, GrowthPlan, count_macs, count_parameters
 from ..growth.block_records import block_texts
 from ..growth.budget import sizes
-from ..growth.operators import HEAD_OPERATORS
+from ..growth.operators import NEURON_OPERATORS
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .course import Course, announcement
 from .model_checks import growable_paths
@@ -90,7 +90,7 @@ def describe(event: GrowthEvent, number: int) -> str:
     if not event.layers and not event.blocks:
         why = f" {event.held_back}" if event.held_back else ""
         return f"{where}: nothing grows, {event.parameters_after:,} parameters, {event.seconds:.1f} s.{why}"
-    of_neurons = [layer for layer in event.layers if layer["operator"] not in HEAD_OPERATORS]
+    of_neurons = [layer for layer in event.layers if layer["operator"] in NEURON_OPERATORS]
     told = [f"{event.neurons} neurons in {len({layer['linear'] for layer in of_neurons})} linears"] * bool(of_neurons)
     told += [f"{event.heads} attention heads"] * bool(event.heads)
     told += block_texts(event.blocks)

@@ -24,6 +24,7 @@ from hf_saddle.growth import (
 from hf_saddle.growth.blocks import inserted_blocks
 from hf_saddle.models import FAMILIES
 from hf_saddle.models.blocks import block_paths
+from hf_saddle.models.families import blocks_in
 from hf_saddle.models.loading import fit_blocks_
 
 
@@ -137,6 +138,91 @@ def test_blocks_with_branches_and_more_neurons_are_copied_with_them(name, how):
     assert bool(branches) == (how == "copy")
     grow_(model, family_plan(model, "gradmax", [0]))  # new blocks grow as old ones
     GrowthHistory.from_model(model).check(model)
+
+
+# ------------------------------------------------------------------------------------------------- with scaled outputs
+def expanded(name, branched, how="copy", **options):
+    """A model with a new block, with or without branches that answer."""
+    model = grown_model(name, **STAGES.get(CASES[name][0], {})) if branched else block_model(name)
+    insert_blocks_(model, places(name), how, **options)
+    return model
+
+
+branched_or_not = pytest.mark.parametrize("branched", [False, True])
+
+
+@branched_or_not
+@pytest.mark.parametrize("name", QUIET)
+def test_a_factor_leads_from_silent_copies_to_plain_ones(name, branched):
+    silent, plain = expanded(name, branched), expanded(name, branched, "stack")
+    zero, one = (expanded(name, branched, scale=scale) for scale in (0, 1))
+    assert_equal(tensors(zero), tensors(silent))
+    assert_equal(tensors(one), tensors(plain))
+    assert torch.equal(answers(one, name), answers(plain, name))
+
+
+@branched_or_not
+@pytest.mark.parametrize("name", EVERY)
+def test_a_scaled_copy_adds_a_share_of_what_a_plain_one_adds(name, branched):
+    plain, scaled = (expanded(name, branched, scale=scale).double() for scale in (1.0, 0.25))
+    path = block_paths(plain.base_model, plain.config)[places(name)[0] + 1]
+    met, one, other = {}, plain.base_model.get_submodule(path), scaled.base_model.get_submodule(path)
+    outputs = dict(blocks_in(plain.base_model, plain.config))[path].outputs
+    own, modules = dict(one.named_parameters()), dict(one.named_modules())
+    for output in outputs:
+        if output in modules:
+            # Cloned, as a ResNet adds to it in place.
+            modules[output].register_forward_hook(
+                lambda _, args, answer, output=output: met.update({output: (args, answer.clone())})
+            )
+    answers(plain, name)
+    assert met.keys() == {output for output in outputs if output in modules} and outputs
+    for output in outputs:
+        if output in met:
+            args, answer = met[output]
+            torch.testing.assert_close(other.get_submodule(output)(*args), 0.25 * answer, rtol=1e-5, atol=1e-7)
+        else:
+            torch.testing.assert_close(dict(other.named_parameters())[output], 0.25 * own[output])
+
+
+def test_scaled_copies_are_replayed_and_come_back_from_files(tmp_path):
+    name = "LlamaForCausalLM"
+    model, twin = block_model(name), block_model(name)
+    before = answers(model, name)
+    plan = GrowthPlan(blocks=(NewBlock("layers.0", "copy", scale=0.5), NewBlock("layers.1", "average", scale=0.25)))
+    with pytest.raises(ValueError, match="last block of its list"):
+        grow_(model, plan)
+    plan = GrowthPlan(blocks=(NewBlock("layers.0", "average", scale=0.25), NewBlock("layers.1", "copy", scale=0.5)))
+    grow_(model, plan)
+    wanted = answers(model, name)
+    assert not torch.equal(wanted, before)
+    grow_(twin, GrowthPlan.from_json(plan.to_json()))
+    assert_equal(tensors(twin), tensors(model))
+    model.save_pretrained(tmp_path)
+    loaded = copy.deepcopy(type(model).from_pretrained(tmp_path))
+    assert torch.equal(answers(loaded, name), wanted)
+    history = GrowthHistory.load(tmp_path / "growth_history.json")
+    history.check(loaded)
+    assert [record["scale"] for record in history.events[0].blocks] == [0.25, 0.5]
+    again = block_model(name)
+    grow_(again, GrowthPlan(blocks=tuple(map(NewBlock.from_dict, history.events[0].blocks))))
+    assert_equal(tensors(again), tensors(model))
+
+
+@pytest.mark.parametrize("scale", [-0.5, 1.5, True, float("nan"), "half"])
+def test_factors_that_cannot_be_meant_are_refused(scale):
+    with pytest.raises(ValueError, match="`scale` of a new block must be a number"):
+        insert_blocks_(block_model("LlamaForCausalLM"), [0], scale=scale)
+
+
+def test_plain_copies_and_pairs_have_no_factor():
+    model = block_model("LlamaForCausalLM")
+    with pytest.raises(ValueError, match="`how='copy'` with `scale`"):
+        insert_blocks_(model, [0], "stack", scale=0.5)
+    grow_(model, family_plan(model, "residual_pair", [0]))
+    with pytest.raises(ValueError, match="Residual pairs have no gains"):
+        insert_blocks_(model, [0], scale=0.5)
+    insert_blocks_(model, [0], scale=1.0)
 
 
 def test_fresh_blocks_of_a_loaded_model_are_initialised(tmp_path):

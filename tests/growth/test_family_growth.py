@@ -37,7 +37,7 @@ from hf_saddle.growth import (
     score_growths,
 )
 from hf_saddle.growth.costs import plan_cost
-from hf_saddle.growth.operators import OPERATORS
+from hf_saddle.growth.operators import NEURON_OPERATORS, OPERATORS
 from hf_saddle.growth.rows import row_size
 
 
@@ -113,7 +113,7 @@ def test_splits_of_all_neurons_keep_the_function_to_second_order(name, monkeypat
 
 @pytest.mark.thinned(5)
 @every_kind
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", NEURON_OPERATORS)
 def test_an_operator_costs_what_is_booked_everywhere_at_once(name, operator):
     if operator == "residual_pair":
         model = family_model(name, **one_block(name))

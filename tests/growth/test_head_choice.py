@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from family_cases import CASES, EVERY, exact_norms_, family_model, inputs
+from family_cases import CASES, EVERY, answers, exact_norms_, family_model, inputs
 
 from hf_saddle.curvature.heads import capture_heads
 from hf_saddle.growth import (
+    GrowthHistory,
     GrowthPlan,
     count_macs,
     count_parameters,
@@ -23,8 +24,9 @@ from hf_saddle.growth.joint import judge
 from hf_saddle.models import FAMILIES
 
 
-# Heads of T5 grow in all blocks together, by hand.
-HEADED = [name for name in EVERY if CASES[name][0] != "t5" and not isinstance(FAMILIES[CASES[name][0]].heads, str)]
+HEADED = [name for name in EVERY if not isinstance(FAMILIES[CASES[name][0]].heads, str)]
+# Their attention modules share relative positions, so that a head comes in all blocks of a list.
+SHARED = [name for name in CASES if CASES[name][0] == "t5"]
 every_family = pytest.mark.parametrize("name", HEADED)
 
 
@@ -105,23 +107,68 @@ def test_the_loss_falls_as_new_heads_are_read(name, monkeypatch):
     before = state(model)
     scores = score_heads(model, batches, ["new"], candidates=2, loss=loss)
     assert all(before[key][0] == id(value) for key, value in model.state_dict(keep_vars=True).items())
-    assert model.growth_history is None and scores.values.shape == (12, 2 * len(list(model.attentions())))
+    places = {attention.stack or attention.path for attention in model.attentions()}
+    assert model.growth_history is None and scores.values.shape == (12, 2 * len(places))
     # By central differences, on the samples that the scores are of.
     kept = [{key: value[half::2] for key, value in batch.items()} for half in (0, 1) for batch in batches]
     for index in (0, len(scores.candidates) - 1):
-        grown, growth, weight = copy.deepcopy(model), scores.candidates[index], scores.outgoing[index]
-        grow_(grown, GrowthPlan((growth,)))
-        attention = next(each for each in grown.attentions() if each.path == growth.linear)
-        reader = grown.get_submodule(attention.heads.reader)
-        matrix = reader.layout.matrix(reader.weight.data)
-        assert not bool(matrix[:, -weight.shape[1] :].any())
+        grown, weights = copy.deepcopy(model), scores.outgoing[index]
+        grow_(grown, GrowthPlan(scores.candidates[index]))
+        readers = {attention.path: grown.get_submodule(attention.heads.reader) for attention in grown.attentions()}
+        modules = [readers[growth.linear] for growth in scores.candidates[index]]
+        new = [
+            reader.layout.matrix(reader.weight.data)[:, -weight.shape[1] :]
+            for reader, weight in zip(modules, weights, strict=True)
+        ]
+        assert not any(bool(columns.any()) for columns in new)
+        assert sum(float(weight.square().sum()) for weight in weights) == pytest.approx(1)
         for judges, part in ((False, kept[:2]), (True, kept[2:])):
             losses = []
             for size in (1e-4, -1e-4):
-                matrix[:, -weight.shape[1] :] = size * weight
+                for columns, weight in zip(new, weights, strict=True):
+                    columns[:] = size * weight
                 losses.append(probe_loss(grown, part, loss))
             slope = scores.values[scores.judges == judges][:, index].mean()
             assert (losses[0] - losses[1]) / 2e-4 == pytest.approx(float(slope), rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_a_head_of_all_blocks_of_a_list_is_one_candidate_that_does_what_its_score_says(name, monkeypatch):
+    exact_norms_(monkeypatch)
+    model, batches = family_model(name, dtype=torch.float64), probe(name)
+    scores = score_heads(model, batches, candidates=2, step_size=1e-4, loss=loss)
+    stacks = {}
+    for attention in model.attentions():
+        stacks.setdefault(attention.stack, []).append(attention.path)
+    assert [[growth.linear for growth in modules] for modules in scores.candidates] == [
+        paths for way in (2, 4) for paths in stacks.values() for _ in range(way)
+    ]
+    kept = [{key: value[half::2] for key, value in batch.items()} for half in (0, 1) for batch in batches]
+    for index, modules in enumerate(scores.candidates):
+        grown = copy.deepcopy(model)
+        event = grow_(grown, GrowthPlan(modules))
+        added = event.parameters_after - event.parameters_before, event.macs_after - event.macs_before
+        assert added == (scores.costs[index].parameters, scores.costs[index].macs)
+        for judges, part in ((False, kept[:2]), (True, kept[2:])):
+            moved = probe_loss(grown, part, loss) - probe_loss(model, part, loss)
+            slope = float(scores.values[scores.judges == judges][:, index].mean())
+            wanted = slope if scores.operators[index] == "split_head" else 0.0
+            assert moved == pytest.approx(wanted, rel=1e-4, abs=1e-13)
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_heads_of_shared_positions_are_planned_within_a_budget(name):
+    model = family_model(name)
+    scores = score_heads(model, probe(name, torch.float32, 8), candidates=2, loss=loss)
+    plan = plan_heads(scores, number=4, significance=-1e9)
+    before, parameters = answers(model, name), count_parameters(model)
+    rest = replace(plan, growths=tuple(growth for growth in plan.growths if growth.operator == "new_head"))
+    twin = copy.deepcopy(model)
+    grow_(twin, rest)
+    assert torch.equal(answers(twin, name), before)
+    event = grow_(model, GrowthPlan.from_json(plan.to_json()))
+    assert event.heads > 0 and count_parameters(model) == parameters + plan.parameters
+    GrowthHistory.from_model(model).check(model)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +181,7 @@ def scored():
 @pytest.mark.parametrize("unit", ["parameters", "macs"])
 def test_a_plan_keeps_to_its_budget_and_costs_what_it_says(scored, unit):
     model, scores = copy.deepcopy(scored[0]), scored[1]
-    assert {growth.operator for growth in scores.candidates} == {"new_head", "split_head"}
+    assert {*scores.operators} == {"new_head", "split_head"}
     budget = 2.5 * getattr(scores.costs[0], unit)
     plan = plan_heads(scores, budget=budget, unit=unit, significance=-1e9)
     parameters, macs = count_parameters(model), count_macs(model)
@@ -146,7 +193,7 @@ def test_a_plan_keeps_to_its_budget_and_costs_what_it_says(scored, unit):
 
 def test_heads_of_one_module_that_are_chosen_together_are_numbered_one_after_the_other(scored):
     model, scores = scored
-    only = [index for index, growth in enumerate(scores.candidates) if growth.operator == "new_head"]
+    only = [index for index, operator in enumerate(scores.operators) if operator == "new_head"]
     same = replace(
         scores,
         candidates=tuple(scores.candidates[i] for i in only),
@@ -201,8 +248,7 @@ def test_plans_that_cannot_be_meant_are_refused(scored, arguments, message):
     ("name", "arguments", "message"),
     [
         ("ResNetModel", {}, "no attention heads"),
-        ("T5EncoderModel", {}, "grow in all blocks of a list together"),
-        ("T5EncoderModel", {"paths": ["encoder.block.1.layer.0.SelfAttention"]}, "share their relative positions"),
+        ("T5EncoderModel", {"paths": ["encoder.block.1.layer.0.SelfAttention"]}, "the same heads grow in all of"),
         ("LlamaForCausalLM", {"ways": ["copy"]}, "`ways` must be of new, split"),
         ("LlamaForCausalLM", {"paths": ["model.layers.0.mlp"]}, "no attention"),
     ],

@@ -9,7 +9,7 @@ from growth_cases import LINEAR_NAMES, logits, path_of, plan_for, tiny_model, wa
 
 from hf_saddle.growth import GrowthHistory, GrowthPlan, count_macs, count_parameters, grow_
 from hf_saddle.growth.costs import plan_cost
-from hf_saddle.growth.operators import OPERATORS
+from hf_saddle.growth.operators import HEAD_OPERATORS, NEURON_OPERATORS, OPERATORS
 
 
 @dataclass
@@ -33,7 +33,9 @@ CASES = {
 
 
 def test_every_operator_is_in_the_table():
-    assert CASES.keys() == OPERATORS.keys()
+    assert [*CASES] == [*NEURON_OPERATORS]
+    assert {operator.removesuffix("_head") for operator in HEAD_OPERATORS} == {"new", "split"}  # see `test_heads.py`
+    assert {operator.of for operator in OPERATORS.values()} == {"neurons", "heads"}
     assert all(name == operator.name for name, operator in OPERATORS.items())
 
 

@@ -139,7 +139,12 @@ def test_a_kind_that_takes_longer_is_not_chosen(monkeypatch):
     ("name", "grown", "operator", "kinds"),
     [
         ("LlamaForCausalLM", False, "any", {"split", "zero_gain", "new_head", "split_head", "block_copy"}),
-        ("T5ForConditionalGeneration", False, "any", {"split", "zero_gain", "block_copy"}),
+        (
+            "T5ForConditionalGeneration",
+            False,
+            "any",
+            {"split", "zero_gain", "new_head", "split_head", "block_copy"},
+        ),
         ("ResNetForImageClassification", False, ["zero_gain", "block_copy"], {"zero_gain", "block_copy"}),
         ("LlamaForCausalLM", True, "split", {"split", "zero_gain"}),  # copies of units take the time of new ones
     ],
@@ -157,7 +162,7 @@ def test_each_kind_that_may_grow_is_timed(name, grown, operator, kinds, monkeypa
 POSSIBLE = {
     "BertForMaskedLM": (True, False),
     "ResNetForImageClassification": (False, True),
-    "T5ForConditionalGeneration": (False, True),
+    "T5ForConditionalGeneration": (True, True),
     "LlamaForCausalLM": (True, True),
 }
 
@@ -172,7 +177,7 @@ def test_any_is_what_the_model_can_and_what_is_named_must_be_possible(name):
         if possible:
             assert growing_kinds(model, config) == config.kinds
         else:
-            with pytest.raises(ValueError, match=r"cannot|no attention heads|in all blocks"):
+            with pytest.raises(ValueError, match="cannot|no attention heads"):
                 growing_kinds(model, config)
 
 
