@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_saddle.curvature import ACTIVATIONS, CurvatureOperator, SolverOptions, analyze_curvature
-from hf_saddle.curvature.lanczos import lanczos
 from hf_saddle.curvature.ranks import Ranks
+from hf_saddle.curvature.solving.lanczos import lanczos
 
 
 RESULTS = Path(__file__).parent / "results"

@@ -39,8 +39,10 @@ def train_until_done(folder: str, board) -> None:
     """The job: resume from the last whole checkpoint if there is one. `board` tells the killer where it is."""
     from training_cases import growth, trainer_for
 
-    from hf_saddle.training import GrowthTrainer, checkpoints, event, measuring
+    from hf_saddle.training import GrowthTrainer
     from hf_saddle.training import trainer as trainer_module
+    from hf_saddle.training.events import event, measuring
+    from hf_saddle.training.resuming import checkpoints
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(os.open(f"{folder}/../log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
@@ -132,7 +134,7 @@ def run_trials(trials: int, seed: int, work: Path) -> dict:
     import transformers
     from training_cases import growth, train
 
-    from hf_saddle.training.checkpoints import last_whole_checkpoint, missing_parts
+    from hf_saddle.training.resuming.checkpoints import last_whole_checkpoint, missing_parts
 
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()

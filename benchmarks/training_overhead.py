@@ -28,8 +28,9 @@ from transformers import TrainerControl, TrainerState
 
 from hf_saddle.growth import GrowthConfig
 from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
-from hf_saddle.training import GrowthCallback, decision, event, growth_event_, measuring, rebuild_ddp_
+from hf_saddle.training import GrowthCallback, growth_event_, rebuild_ddp_
 from hf_saddle.training.distributed import fingerprint
+from hf_saddle.training.events import decision, event, measuring
 
 
 BATCH = 64

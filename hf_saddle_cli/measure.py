@@ -14,12 +14,12 @@ from hf_saddle.curvature import analyze_curvature
 from hf_saddle.demo.arguments import ModelAndDataArguments
 from hf_saddle.demo.options import parse
 from hf_saddle.growth import GrowthConfig, GrowthHistory, GrowthPlan, count_macs, count_parameters
-from hf_saddle.growth.block_records import block_texts
 from hf_saddle.growth.operators import HEAD_OPERATORS
+from hf_saddle.growth.records.block_records import block_texts
 from hf_saddle.hub.card_task import sample_name
-from hf_saddle.hub.pictures import check_matplotlib
+from hf_saddle.hub.pictures.drawing import check_matplotlib
 from hf_saddle.training import plan_event, probe_batches
-from hf_saddle.training.model_checks import growable_paths
+from hf_saddle.training.checks.model_checks import growable_paths
 from hf_saddle.training.reports import prediction
 
 from .common import load_data, load_model, load_shape, print_table, quiet, task_of
@@ -148,7 +148,7 @@ def print_curvature(
         seed=config.growth_seed,
     )
     if picture is not None:
-        from hf_saddle.hub.report_plot import draw_report  # which needs matplotlib
+        from hf_saddle.hub.pictures.report_plot import draw_report  # which needs matplotlib
 
         draw_report(picture, report)
     plan = plan_event(model, batches, config) if planned else None

@@ -7,7 +7,7 @@ import typer
 
 from hf_saddle.growth import GrowthHistory, count_parameters
 from hf_saddle.hub import TrainingRecord, render_report
-from hf_saddle.hub.curves import Baseline
+from hf_saddle.hub.pictures.curves import Baseline
 from hf_saddle.hub.report_page import REPORT_NAME
 from hf_saddle.hub.states import neuron_counts
 from hf_saddle.models.json_files import read_json

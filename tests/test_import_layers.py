@@ -18,6 +18,14 @@ BELOW = {
     "training": {"models", "curvature", "growth", "hub"},
     "demo": {"models", "growth", "training", "hub"},
 }
+# What folders inside of these may not import, so that each can be read without those after it.
+NOT_INSIDE = {
+    "curvature/capture": {"curvature.solving"},
+    "growth/records": {"growth.surgery", "growth.optimizer", "growth.choice"},
+    "growth/surgery": {"growth.choice"},
+    "growth/optimizer": {"growth.choice", "growth.records"},
+    "training/checks": {"training.resuming"},
+}
 # Uploaded code may import only what every user of transformers has.
 ALONE = {
     "models": {"torch", "transformers", "safetensors", "huggingface_hub"},
@@ -46,6 +54,15 @@ def test_a_module_imports_only_layers_below_it(path):
         if name.startswith("hf_saddle"):
             layer = name.split(".")[1] if "." in name else ""
             assert layer in BELOW[folder] | {folder}, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("folder", NOT_INSIDE)
+def test_folders_inside_of_a_layer_are_layers_too(folder):
+    modules = sorted((PACKAGE / folder).glob("*.py"))
+    assert modules
+    for path in modules:
+        inside = {".".join(name.split(".")[1:3]) for name in imports(path) if name.startswith("hf_saddle.")}
+        assert not inside & NOT_INSIDE[folder], f"{path} imports {inside & NOT_INSIDE[folder]}"
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.relative_to(PACKAGE).parts[0] in ALONE], ids=str)

@@ -9,7 +9,8 @@ import pytest
 
 import hf_saddle
 from hf_saddle.demo.data import load_images
-from hf_saddle.hub import pictures, save_pictures, write_model_card
+from hf_saddle.hub import save_pictures, write_model_card
+from hf_saddle.hub.pictures import drawing as pictures
 from hf_saddle.training import GrowthTrainer
 from hf_saddle_cli import main
 

@@ -8,14 +8,14 @@ from torch.optim import Optimizer
 
 from hf_saddle import grow_
 from hf_saddle.growth import GrowthConfig, GrowthEvent, GrowthPlan, LayerGrowth, event_budget, probe_loss
-from hf_saddle.growth.block_gains import block_costs
-from hf_saddle.growth.block_records import NewBlock
+from hf_saddle.growth.choice.block_gains import block_costs
 from hf_saddle.growth.costs import CostBook
-from hf_saddle.growth.expand import place_blocks
 from hf_saddle.growth.operators import OPERATORS
+from hf_saddle.growth.records.block_records import NewBlock
 from hf_saddle.growth.rows import find_site
+from hf_saddle.growth.surgery.expand import place_blocks
 from hf_saddle.models.blocks import block_paths
-from hf_saddle.training.probe import event_seed
+from hf_saddle.training.events.probe import event_seed
 
 
 # Of the outgoing weights of a neuron, what the first of its two copies keeps.

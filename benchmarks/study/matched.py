@@ -12,11 +12,11 @@ from hf_saddle import CurvatureReport, analyze_curvature, grow_
 from hf_saddle.curvature.loss import own_loss
 from hf_saddle.growth import GrowthConfig, GrowthEvent, GrowthPlan, halves, probe_loss
 from hf_saddle.growth.operators import OPERATORS
-from hf_saddle.training.decision import decide
 from hf_saddle.training.distributed import Replicas
-from hf_saddle.training.moment import Moment
-from hf_saddle.training.probe import event_seed
-from hf_saddle.training.random_growth import stepped_at_random
+from hf_saddle.training.events.decision import decide
+from hf_saddle.training.events.moment import Moment
+from hf_saddle.training.events.probe import event_seed
+from hf_saddle.training.events.random_growth import stepped_at_random
 
 
 def matched_event_(

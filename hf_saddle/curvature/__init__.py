@@ -4,11 +4,11 @@ from .activations import ACTIVATIONS, Activation
 from .analyze import analyze_curvature
 from .lora import lora_ranks
 from .null_model import check_null_model
-from .operator import CurvatureOperator
 from .recognition import activation_of, curvature_at_zero
 from .report import CurvatureReport, LayerCurvature, NullModel
 from .scores import Units, UnitScores, score_units
 from .settings import CRITERIA, SolverOptions
+from .solving.operator import CurvatureOperator
 
 
 __all__ = [

@@ -9,16 +9,16 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .capture import capture
-from .choice import add_reason, choose, nothing_to_analyse
-from .controls import CONTROLS
-from .described import describe
+from .capture.capture import capture
+from .capture.choice import add_reason, choose, nothing_to_analyse
+from .capture.described import describe
+from .capture.undisturbed import undisturbed
 from .loss import Loss
 from .ranks import Ranks
 from .report import CurvatureReport, LayerCurvature
 from .settings import Settings, SolverOptions, kind_of
-from .solve import solve_control, solve_curvature
-from .undisturbed import undisturbed
+from .solving.controls import CONTROLS
+from .solving.solve import solve_control, solve_curvature
 
 
 logger = logging.getLogger(__name__)

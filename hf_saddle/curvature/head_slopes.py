@@ -8,10 +8,10 @@ from torch import Tensor
 
 from ..models.heads import heads_of
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from .capture.undisturbed import undisturbed
 from .loss import Loss
 from .passes import inputs_of, outputs_of, probe
 from .ranks import Ranks
-from .undisturbed import undisturbed
 
 
 def outgoing_scores(

@@ -11,10 +11,10 @@ from torch.func import functional_call, jvp
 from ..models.heads import Attention, heads_of, rows_of
 from ..models.layouts import layout_of
 from ..models.modeling_saddle import GrowablePreTrainedModel
-from .lanczos import lanczos
 from .loss import Loss
 from .passes import arguments_of, inputs_of, probe, twice_differentiable
 from .ranks import Ranks
+from .solving.lanczos import lanczos
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from .padding import IGNORED
+from .capture.padding import IGNORED
 from .ranks import Ranks
 from .samples import sample_count
 

@@ -10,10 +10,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Cache
 
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from .capture.undisturbed import undisturbed
 from .loss import Loss, check_loss, own_loss_of
 from .ranks import Ranks
 from .samples import collect
-from .undisturbed import undisturbed
 
 
 def probe(

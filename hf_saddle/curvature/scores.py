@@ -10,17 +10,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .described import describe
-from .hooks import Hooks
-from .inputs import Affine
+from .capture.described import describe
+from .capture.hooks import Hooks
+from .capture.inputs import Affine
+from .capture.moments import LARGEST_CHANGE
+from .capture.padding import masks_of
+from .capture.shown import Shown
+from .capture.undisturbed import undisturbed
 from .loss import Loss, check_loss, own_loss_of, terms_per_sample
-from .moments import LARGEST_CHANGE
-from .operator import quadratic_forms, responses
-from .padding import masks_of
 from .ranks import Ranks
 from .samples import collect
-from .shown import Shown
-from .undisturbed import undisturbed
+from .solving.operator import quadratic_forms, responses
 
 
 # Tokens of one slice, which bounds the memory beside that of a forward and backward pass.

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from .activations import ACTIVATIONS
-from .controls import CONTROLS
 from .recognition import curvature_at_zero
+from .solving.controls import CONTROLS
 
 
 CRITERIA = ("width", "depth", *CONTROLS)

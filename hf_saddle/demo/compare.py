@@ -14,7 +14,7 @@ from ..growth import GrowthConfig
 from ..hub import Comparison, TrainingRecord, save_comparison, write_model_card
 from ..hub.comparison import COMPARISON_NAME, COSTS
 from ..hub.comparison_text import comparison_text
-from ..hub.pictures import can_draw
+from ..hub.pictures.drawing import can_draw
 from ..hub.record import fingerprint
 from ..training import GrowthTrainer, compare
 from .arguments import ModelAndDataArguments

@@ -10,11 +10,11 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, has_length
 
 from ..growth import GrowthConfig, GrowthEvent
-from ..growth.block_records import block_texts
+from ..growth.records.block_records import block_texts
 from ..training import GrowthTrainer, growth_event_, training_loss
+from ..training.checks.model_checks import growable_paths
 from ..training.course import Course, announcement
 from ..training.distributed import Replicas
-from ..training.model_checks import growable_paths
 from ..training.reports import prediction
 from ..training.spending import planned_steps
 from ..training.trainer_probe import trainer_batches

@@ -11,7 +11,7 @@ from transformers.utils import CONFIG_NAME
 from ..hub.report_page import REPORT_NAME
 from ..hub.sharing import CARD_FILES, CARD_NAME
 from ..models.pushing import MODEL_FILES
-from ..training.checkpoints import discard
+from ..training.resuming.checkpoints import discard
 
 
 _SIGNS = (CONFIG_NAME, *MODEL_FILES)

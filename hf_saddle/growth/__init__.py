@@ -1,30 +1,30 @@
 """Growing: planning under a budget, surgery, optimizer state and history. Nothing here knows a trainer."""
 
-from .block_gains import BlockCandidate, block_candidates
-from .block_planner import plan_blocks
-from .block_records import NewBlock
 from .budget import event_budget
+from .choice.block_gains import BlockCandidate, block_candidates
+from .choice.block_planner import plan_blocks
+from .choice.halves import halves
+from .choice.head_choice import plan_heads
+from .choice.head_scores import HeadScores, score_heads
+from .choice.natural_step import score_growths, take_natural_step
+from .choice.planner import candidate_growths, plan_growth
+from .choice.probe_loss import probe_loss
 from .config import GrowthConfig
 from .costs import count_parameters
-from .event import GrowthEvent
-from .expand import insert_blocks_
-from .halves import halves
-from .head_choice import plan_heads
-from .head_scores import HeadScores, score_heads
-from .heads import grow_heads_, head_growth
-from .history import GrowthHistory
-from .layer_growth import LayerGrowth
 from .macs import count_macs
-from .merge import merge_pairs_
-from .natural_step import score_growths, take_natural_step
-from .optimizer_rebind import rebind_optimizer_
-from .optimizer_state import carry_optimizer_state_
-from .padding import to_stock
+from .optimizer.rebind import rebind_optimizer_
+from .optimizer.state import carry_optimizer_state_
 from .paper import PaperGrowthConfig
-from .plan import GrowthPlan
-from .planner import candidate_growths, plan_growth
-from .probe_loss import probe_loss
-from .surgery import PreparedGrowth, grow_, prepare_growth, record_
+from .records.block_records import NewBlock
+from .records.event import GrowthEvent
+from .records.history import GrowthHistory
+from .records.layer_growth import LayerGrowth
+from .records.plan import GrowthPlan
+from .surgery.expand import insert_blocks_
+from .surgery.grow import PreparedGrowth, grow_, prepare_growth, record_
+from .surgery.heads import grow_heads_, head_growth
+from .surgery.merge import merge_pairs_
+from .surgery.padding import to_stock
 
 
 __all__ = [

@@ -6,10 +6,10 @@ from typing import Protocol
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .config import GrowthConfig
 from .costs import Cost, CostBook, count_parameters
-from .history import GrowthHistory
 from .macs import count_macs
 from .paper import QUOTAS
-from .timing_record import Timing
+from .records.history import GrowthHistory
+from .records.timing_record import Timing
 
 
 class Candidate(Protocol):

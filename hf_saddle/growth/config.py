@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..models.shape_checks import MAX_SKIP_DEPTH
-from .block_records import BLOCK_OPERATORS
 from .kinds import Kinds, check_kinds, kinds_of, names_of
 from .limits import Limits
 from .old_names import accepts_old_names, current_names, refuse
 from .operators import HEAD_OPERATORS, NEURON_OPERATORS, SCALED
+from .records.block_records import BLOCK_OPERATORS
 from .values import check_bounds, help_, is_int, is_list
 
 

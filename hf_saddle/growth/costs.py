@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.sites import Site, inner_path
-from .layer_growth import LayerGrowth
 from .macs import count_positions
 from .operators import OPERATORS, Operator
+from .records.layer_growth import LayerGrowth
 
 
 def count_parameters(model: GrowablePreTrainedModel) -> int:

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .block_records import BLOCK_OPERATORS
 from .operators import (
     DEPTH_OPERATORS,
     HEAD_OPERATORS,
@@ -12,7 +11,9 @@ from .operators import (
     OPERATORS,
     WIDTH_OPERATORS,
     default_operator,
+    way_of,
 )
+from .records.block_records import BLOCK_OPERATORS
 
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Kinds:
     @property
     def ways(self) -> tuple[str, ...]:
         """How heads come, as [`score_heads`] names it."""
-        return tuple(operator.removesuffix("_head") for operator in self.heads)
+        return tuple(map(way_of, self.heads))
 
     def ranking(self) -> tuple[str, ...]:
         """The criteria that rank neurons for these operators."""

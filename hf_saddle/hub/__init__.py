@@ -2,7 +2,7 @@
 
 from .comparison import Comparison
 from .model_card import render_model_card
-from .pictures import save_comparison, save_pictures
+from .pictures.drawing import save_comparison, save_pictures
 from .record import TrainingRecord
 from .report_page import render_report
 from .sharing import ModelCardMixin, write_companions, write_model_card

@@ -8,8 +8,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..growth import GrowthHistory, count_macs, count_parameters
-from ..growth.block_records import block_texts
-from ..growth.surgery import versions
+from ..growth.records.block_records import block_texts
+from ..growth.surgery.grow import versions
 from ..models.configuration_saddle import TRANSFORMERS_RANGE
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .card_task import card_task, meta_sample, sample_name

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, TrainerState, TrainingArguments
 
 from ..growth import GrowthConfig
-from ..growth.surgery import versions
+from ..growth.surgery.grow import versions
 from ..models.config_fields import is_number
 from ..models.json_files import read_json, write_json
 from .measured import device_of, differences, duration, emissions_in, numbers_only, results_of, settings_of

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from ..growth import GrowthHistory
-from .curves import Baseline, cost_curves, last_step, series
 from .escape import number, quantity
 from .pages import PAGES
+from .pictures.curves import Baseline, cost_curves, last_step, series
+from .pictures.svg import Line, chart
 from .record import TrainingRecord
 from .report_tables import eigenvalues, event_row, settings
 from .states import READING, State, gains, states
-from .svg import Line, chart
 
 
 REPORT_NAME = "growth_report.html"

@@ -1,7 +1,7 @@
 """Rows of the tables of the report page: events, eigenvalues and settings."""
 
 from ..growth import GrowthEvent, GrowthHistory
-from ..growth.block_records import block_texts
+from ..growth.records.block_records import block_texts
 from .escape import number
 from .record import TrainingRecord
 from .states import expected, forecast, growths, losses_text

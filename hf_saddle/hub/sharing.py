@@ -19,7 +19,7 @@ from ..models.pushing import MODEL_FILES
 from .card_task import has_processor
 from .comparison import COMPARISON_NAME, Comparison
 from .model_card import MARK, PICTURES, render_model_card
-from .pictures import COMPARISON, DRAWINGS, RETIRED, SUFFIXES, can_draw, save_comparison, save_pictures
+from .pictures.drawing import COMPARISON, DRAWINGS, RETIRED, SUFFIXES, can_draw, save_comparison, save_pictures
 from .record import RECORD_NAME, TrainingRecord, fingerprint
 from .states import neuron_counts
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..growth import GrowthEvent, GrowthHistory
-from ..growth.block_records import blocks_with, new_blocks
 from ..growth.operators import OPERATORS, SCALED
+from ..growth.records.block_records import blocks_with, new_blocks
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.shapes import Shapes
 from ..models.sites import Place

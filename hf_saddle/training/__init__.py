@@ -1,17 +1,17 @@
 """Growth inside HF `Trainer` and Accelerate: the only place that knows them."""
 
 from .callback import GrowthCallback
-from .checkpoints import last_whole_checkpoint, missing_parts
 from .comparison import compare
-from .event import growth_event_
-from .loop_checkpoints import register_growth_checkpointing
-from .loss import training_loss
-from .planned import grow_by_plan_
-from .preview import plan_event
-from .probe import probe_batches
-from .rebind import rebind_
+from .events.event import growth_event_
+from .events.loss import training_loss
+from .events.planned import grow_by_plan_
+from .events.preview import plan_event
+from .events.probe import probe_batches
+from .resuming.checkpoints import last_whole_checkpoint, missing_parts
+from .resuming.loop_checkpoints import register_growth_checkpointing
+from .resuming.rebind import rebind_
 from .sampling import training_indices
-from .sharded import growth_event_sharded_
+from .sharding.sharded import growth_event_sharded_
 from .trainer import GrowthTrainer
 from .wrappers import rebuild_ddp_
 

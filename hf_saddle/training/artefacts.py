@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerState
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from ..growth import GrowthHistory
-from ..hub.pictures import can_draw, save_pictures
+from ..hub.pictures.drawing import can_draw, save_pictures
 from ..models.history_file import HISTORY_NAME
 from ..models.modeling_saddle import GrowablePreTrainedModel
 

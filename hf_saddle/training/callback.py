@@ -12,17 +12,17 @@ from transformers.trainer_callback import ExportableState
 
 from ..curvature.loss import Loss
 from ..growth import GrowthConfig, GrowthEvent, GrowthHistory
-from ..growth.blocks import freeze_as_before_
-from ..growth.timing_record import Timing
+from ..growth.records.timing_record import Timing
+from ..growth.surgery.blocks import freeze_as_before_
 from ..hub.measured import CLOCK
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .artefacts import share_artefacts
+from .checks.start_checks import Training, check_start
 from .course import Course
-from .followers import adopt_history_
-from .held import Held
+from .events.followers import adopt_history_
 from .reports import announce, describe, growth_metrics, say, size_metrics
-from .resuming import check_given, left_out, note_changes, progress, saved_history
-from .start_checks import Training, check_start
+from .resuming.held import Held
+from .resuming.trainer_state import check_given, left_out, note_changes, progress, saved_history
 from .trainer_event import time_training, trainer_event_
 from .wrappers import renew_wrapper_
 

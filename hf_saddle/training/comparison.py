@@ -16,12 +16,12 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from ..growth import GrowthConfig, GrowthEvent, GrowthHistory, count_parameters
 from ..hub.comparison import COSTS, GROWTH, NONE, RANDOM, ArmRun, Comparison
 from .callback import GrowthCallback
+from .checks.start_checks import Training
 from .distributed import Replicas
-from .event import growth_event_
-from .loss import training_loss
-from .random_growth import random_event_
+from .events.event import growth_event_
+from .events.loss import training_loss
+from .events.random_growth import random_event_
 from .spending import Spending
-from .start_checks import Training
 from .trainer_probe import trainer_batches
 
 

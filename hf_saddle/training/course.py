@@ -10,7 +10,7 @@ from transformers.trainer_utils import has_length
 
 from ..growth import GrowthConfig
 from ..growth.budget import sizes
-from ..growth.reasons import amount, no_budget
+from ..growth.choice.reasons import amount, no_budget
 from ..models.modeling_saddle import GrowablePreTrainedModel
 
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from ..curvature.ranks import Ranks, Result
 from ..growth import GrowthPlan
-from ..growth.optimizer_state import held_parameters
+from ..growth.optimizer.state import held_parameters
 from .wrappers import find_ddp
 
 

@@ -8,12 +8,12 @@ from tqdm.auto import tqdm
 from transformers import TrainerState, TrainingArguments
 
 from ..growth import GrowthConfig, GrowthEvent, GrowthPlan, count_macs, count_parameters
-from ..growth.block_records import block_texts
 from ..growth.budget import sizes
 from ..growth.operators import NEURON_OPERATORS
+from ..growth.records.block_records import block_texts
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from .checks.model_checks import growable_paths
 from .course import Course, announcement
-from .model_checks import growable_paths
 
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 from transformers.trainer_utils import has_length
 
 from ..growth import GrowthConfig
-from .probe import event_seed, private_randomness
+from .events.probe import event_seed, private_randomness
 
 
 def makes_batches(loader: Any) -> bool:

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import has_length
 
 from ..hub.comparison import COSTS
-from .probe import private_randomness
+from .events.probe import private_randomness
 
 
 # A backward pass costs two forward passes.

@@ -12,14 +12,14 @@ from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 from transformers.utils import CONFIG_NAME
 
-from ..growth.optimizer_state import held_parameters
+from ..growth.optimizer.state import held_parameters
 from ..hub import ModelCardMixin
 from ..models.json_files import read_json
 from ..models.loading import fit_blocks_
 from .callback import GrowthCallback
-from .checkpoints import discard, last_whole_checkpoint, missing_parts, write_manifest
-from .restart import note_start
-from .trainer_sharded import SHARDED_OPTIMIZER, before_sharding_, save_shapes
+from .resuming.checkpoints import discard, last_whole_checkpoint, missing_parts, write_manifest
+from .resuming.restart import note_start
+from .sharding.trainer_sharded import SHARDED_OPTIMIZER, before_sharding_, save_shapes
 from .wrappers import renew_wrapper_
 
 

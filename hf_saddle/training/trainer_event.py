@@ -15,17 +15,17 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from ..curvature.loss import Loss
 from ..curvature.samples import sample_count
 from ..growth import GrowthConfig, GrowthEvent
-from ..growth.timing_record import Timing
+from ..growth.records.timing_record import Timing
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .distributed import Replicas
-from .event import growth_event_
-from .loss import training_loss
-from .probe import event_seed, private_randomness
+from .events.event import growth_event_
+from .events.loss import training_loss
+from .events.probe import event_seed, private_randomness
+from .events.timed import time_growth
 from .reports import lr_ratio
-from .sharded import growth_event_sharded_
-from .timed import time_growth
+from .sharding.sharded import growth_event_sharded_
+from .sharding.trainer_sharded import shard_as
 from .trainer_probe import trainer_batches
-from .trainer_sharded import shard_as
 
 
 # A probe shorter than that shows no progress bar.

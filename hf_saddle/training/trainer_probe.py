@@ -9,7 +9,7 @@ from transformers import Trainer
 
 from ..growth import GrowthConfig
 from .distributed import Replicas
-from .probe import event_seed, private_randomness, probe_batches
+from .events.probe import event_seed, private_randomness, probe_batches
 from .sampling import makes_batches, training_indices
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_saddle.curvature import CurvatureOperator, SolverOptions
-from hf_saddle.curvature.capture import capture
-from hf_saddle.curvature.described import describe
+from hf_saddle.curvature.capture.capture import capture
+from hf_saddle.curvature.capture.described import describe
 from hf_saddle.curvature.loss import Loss
 from hf_saddle.curvature.ranks import Ranks
 from hf_saddle.curvature.settings import Settings

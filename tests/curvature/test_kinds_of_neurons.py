@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from hf_saddle.curvature import analyze_curvature, check_null_model
-from hf_saddle.curvature.calls import Call
-from hf_saddle.curvature.inputs import input_square_norms, inputs_at, neuron_norms, neurons_at
-from hf_saddle.curvature.shown import LOSS_SCALE, Shown
+from hf_saddle.curvature.capture.calls import Call
+from hf_saddle.curvature.capture.inputs import input_square_norms, inputs_at, neuron_norms, neurons_at
+from hf_saddle.curvature.capture.shown import LOSS_SCALE, Shown
 
 
 CONVOLUTIONS = {

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_saddle.curvature.lanczos import lanczos
+from hf_saddle.curvature.solving.lanczos import lanczos
 
 
 def random_matrices(count=5, size=30, dtype=torch.float64, seed=0):

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from hf_saddle.curvature import analyze_curvature
-from hf_saddle.curvature.capture import capture
+from hf_saddle.curvature.capture.capture import capture
 from hf_saddle.curvature.ranks import Ranks
 from hf_saddle.curvature.settings import Settings
 

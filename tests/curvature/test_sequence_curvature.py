@@ -7,10 +7,10 @@ from curvature_cases import EXACT
 from torch import nn
 
 from hf_saddle.curvature import CurvatureOperator, analyze_curvature
-from hf_saddle.curvature.capture import capture
-from hf_saddle.curvature.described import describe
+from hf_saddle.curvature.capture.capture import capture
+from hf_saddle.curvature.capture.described import describe
+from hf_saddle.curvature.capture.padding import rows_for_scale
 from hf_saddle.curvature.loss import own_loss
-from hf_saddle.curvature.padding import rows_for_scale
 from hf_saddle.curvature.ranks import Ranks
 from hf_saddle.curvature.settings import Settings
 

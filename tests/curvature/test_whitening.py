@@ -7,12 +7,12 @@ import torch
 from curvature_cases import EXACT, captured, cross_entropy, transformer_case
 from torch import nn
 
-import hf_saddle.curvature.moments as moments_module
-import hf_saddle.curvature.solve as solve_module
+import hf_saddle.curvature.capture.moments as moments_module
+import hf_saddle.curvature.solving.solve as solve_module
 from hf_saddle.curvature import CurvatureOperator, SolverOptions, analyze_curvature, check_null_model
-from hf_saddle.curvature.padding import rows_for_scale
+from hf_saddle.curvature.capture.padding import rows_for_scale
 from hf_saddle.curvature.ranks import Ranks
-from hf_saddle.curvature.whitening import directions, products, whitened_inputs
+from hf_saddle.curvature.solving.whitening import directions, products, whitened_inputs
 
 
 LINEARS = [("mlp.fc1", "width"), ("mlp.fc1", "depth"), ("mlp.fc2", "depth")]

@@ -13,8 +13,8 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 import hf_saddle
 from hf_saddle.growth import GrowthPlan, LayerGrowth
-from hf_saddle.growth.drafting import widening_objection
 from hf_saddle.growth.operators import OPERATORS
+from hf_saddle.growth.surgery.drafting import widening_objection
 
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))

@@ -21,13 +21,13 @@ from hf_saddle.growth import (
     grow_,
     head_growth,
 )
-from hf_saddle.growth import timing as timing_module
-from hf_saddle.growth.across import Across
+from hf_saddle.growth.choice import timing as timing_module
+from hf_saddle.growth.choice.across import Across
+from hf_saddle.growth.choice.joint import Columns, judge
+from hf_saddle.growth.choice.parts import Part
+from hf_saddle.growth.choice.timing import Kind, time_kinds
 from hf_saddle.growth.costs import Cost
-from hf_saddle.growth.joint import Columns, judge
-from hf_saddle.growth.parts import Part
-from hf_saddle.growth.timing import Kind, time_kinds
-from hf_saddle.growth.timing_record import Timing
+from hf_saddle.growth.records.timing_record import Timing
 from hf_saddle.models.blocks import block_paths
 
 

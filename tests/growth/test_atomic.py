@@ -6,19 +6,11 @@ import pytest
 import torch
 from growth_cases import LINEAR_NAMES, batch, logits, plan_for, tiny_model, train
 
-from hf_saddle.growth import (
-    GrowthPlan,
-    drafts,
-    grow_,
-    install,
-    merge,
-    merge_pairs_,
-    optimizer_state,
-    optimizer_values,
-    prepare_growth,
-    snapshot,
-    surgery,
-)
+from hf_saddle.growth import GrowthPlan, grow_, merge_pairs_, prepare_growth
+from hf_saddle.growth.optimizer import state as optimizer_state
+from hf_saddle.growth.optimizer import values as optimizer_values
+from hf_saddle.growth.surgery import drafts, install, merge, snapshot
+from hf_saddle.growth.surgery import grow as surgery
 from hf_saddle.models.shapes import Shapes
 
 

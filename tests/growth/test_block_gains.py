@@ -8,7 +8,7 @@ from family_cases import answers, exact_norms_, family_model, inputs, loss_of
 from test_blocks import STAGES, block_model, block_paths, tensors
 
 from hf_saddle.growth import GrowthConfig, block_candidates, grow_, insert_blocks_, plan_blocks
-from hf_saddle.growth.joint import RIDGE, held_out_gain
+from hf_saddle.growth.choice.joint import RIDGE, held_out_gain
 from hf_saddle.models.families import blocks_in
 
 

@@ -21,7 +21,7 @@ from hf_saddle.growth import (
     insert_blocks_,
     prepare_growth,
 )
-from hf_saddle.growth.blocks import inserted_blocks
+from hf_saddle.growth.surgery.blocks import inserted_blocks
 from hf_saddle.models import FAMILIES
 from hf_saddle.models.blocks import block_paths
 from hf_saddle.models.families import blocks_in

@@ -24,11 +24,11 @@ from hf_saddle.growth import (
     probe_loss,
     score_growths,
 )
-from hf_saddle.growth import pursuit as pursuit_module
-from hf_saddle.growth.joint import Judgement, judge, supported
-from hf_saddle.growth.natural_step import columns_of, stepped
-from hf_saddle.growth.pursuit import pursue
-from hf_saddle.growth.trial import measured_step
+from hf_saddle.growth.choice import pursuit as pursuit_module
+from hf_saddle.growth.choice.joint import Judgement, judge, supported
+from hf_saddle.growth.choice.natural_step import columns_of, stepped
+from hf_saddle.growth.choice.pursuit import pursue
+from hf_saddle.growth.choice.trial import measured_step
 from hf_saddle.training import growth_event_
 
 

@@ -19,8 +19,8 @@ from hf_saddle.growth import (
     probe_loss,
     score_heads,
 )
-from hf_saddle.growth.head_scores import measurable
-from hf_saddle.growth.joint import judge
+from hf_saddle.growth.choice.head_scores import measurable
+from hf_saddle.growth.choice.joint import judge
 from hf_saddle.models import FAMILIES
 
 

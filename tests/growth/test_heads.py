@@ -32,7 +32,7 @@ from hf_saddle.growth import (
     head_growth,
     insert_blocks_,
 )
-from hf_saddle.growth.block_records import NewBlock
+from hf_saddle.growth.records.block_records import NewBlock
 from hf_saddle.models import FAMILIES
 from hf_saddle.models.heads import heads_of
 

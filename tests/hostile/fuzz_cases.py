@@ -18,7 +18,7 @@ from hf_saddle import SaddleDeiTConfig, SaddleDeiTForImageClassification
 from hf_saddle.growth import GrowthHistory, GrowthPlan, LayerGrowth, grow_
 from hf_saddle.hub import TrainingRecord, render_model_card
 from hf_saddle.hub.record import fingerprint
-from hf_saddle.training.checkpoints import missing_parts, write_manifest
+from hf_saddle.training.resuming.checkpoints import missing_parts, write_manifest
 
 
 SHAPE = {

@@ -7,7 +7,7 @@ from fuzz_cases import make_folder, make_model
 
 from hf_saddle.growth import GrowthPlan
 from hf_saddle.models.json_files import parse_json
-from hf_saddle.training.checkpoints import missing_parts
+from hf_saddle.training.resuming.checkpoints import missing_parts
 
 
 @pytest.fixture

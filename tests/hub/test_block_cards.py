@@ -6,7 +6,7 @@ from test_family_cards import SIZES, TOKENS
 import hf_saddle.models as models
 from hf_saddle.growth import GrowthHistory, GrowthPlan, LayerGrowth, grow_, insert_blocks_
 from hf_saddle.hub import render_model_card, render_report
-from hf_saddle.hub.pictures import save_pictures
+from hf_saddle.hub.pictures.drawing import save_pictures
 from hf_saddle.hub.states import neuron_counts, states
 
 

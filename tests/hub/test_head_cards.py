@@ -9,7 +9,7 @@ import pytest
 import hf_saddle
 from hf_saddle.growth import GrowthHistory, grow_heads_
 from hf_saddle.hub import render_model_card, render_report
-from hf_saddle.hub.heat_plots import draw_architecture
+from hf_saddle.hub.pictures.heat_plots import draw_architecture
 from hf_saddle.hub.states import linears, neuron_counts, states
 
 

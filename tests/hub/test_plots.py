@@ -7,9 +7,9 @@ from PIL import Image
 
 from hf_saddle.growth import GrowthHistory
 from hf_saddle.hub import save_pictures
-from hf_saddle.hub.curves import parameters_at
+from hf_saddle.hub.pictures.curves import parameters_at
+from hf_saddle.hub.pictures.style import BLUE, GROUND, INK, MUTED, ORANGE
 from hf_saddle.hub.states import states
-from hf_saddle.hub.style import BLUE, GROUND, INK, MUTED, ORANGE
 
 
 ALL = ["architecture", "timeline", "eigenvalues", "loss", "cost"]

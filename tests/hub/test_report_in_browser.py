@@ -9,7 +9,7 @@ from PIL import Image
 
 from hf_saddle.growth import GrowthHistory
 from hf_saddle.hub import render_report
-from hf_saddle.hub.curves import Baseline
+from hf_saddle.hub.pictures.curves import Baseline
 from hf_saddle.hub.states import neuron_counts
 
 

@@ -9,9 +9,9 @@ from hub_cases import build, grown, log
 
 from hf_saddle.growth import GrowthHistory
 from hf_saddle.hub import TrainingRecord, render_report
-from hf_saddle.hub.curves import Baseline, reached, seconds_at
+from hf_saddle.hub.pictures.curves import Baseline, reached, seconds_at
+from hf_saddle.hub.pictures.svg import Line, chart, ticks
 from hf_saddle.hub.states import neuron_counts, states
-from hf_saddle.hub.svg import Line, chart, ticks
 
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>\u202e</style>"

@@ -23,7 +23,7 @@ from torch import nn
 from hf_saddle.growth import GrowthHistory, GrowthPlan, LayerGrowth, grow_, merge_pairs_
 from hf_saddle.models import GrowableLinear, PairedLinear, SaddleViTForImageClassification
 from hf_saddle.models.branch_guard import ADDITIVE_TUNERS, check_wrapper
-from hf_saddle.training.model_checks import check_growable
+from hf_saddle.training.checks.model_checks import check_growable
 
 
 PIXELS = torch.randn(2, 3, 30, 30, generator=torch.Generator().manual_seed(0))

@@ -38,8 +38,8 @@ from hf_saddle.training import (
     rebind_,
     register_growth_checkpointing,
 )
-from hf_saddle.training import event as event_module
 from hf_saddle.training.distributed import fingerprint
+from hf_saddle.training.events import event as event_module
 from hf_saddle.training.wrappers import follows
 
 

@@ -19,7 +19,8 @@ from fsdp_cases import CONFIG, OWN_FIELDS, PURSUIT, Sentences, furthest, llama_m
 from torch.distributed.fsdp import FSDPModule
 from training_cases import CHECKPOINTING, events, growth, losses, tiny, trainer_for
 
-from hf_saddle.training import GrowthTrainer, last_whole_checkpoint, sharded, sharded_growth
+from hf_saddle.training import GrowthTrainer, last_whole_checkpoint
+from hf_saddle.training.sharding import sharded, sharded_growth
 
 
 def sharded_trainer(folder, config=CONFIG, state_dict_type="FULL_STATE_DICT", fsdp=None, **fields):

@@ -13,11 +13,11 @@ from torch.utils.data import default_collate
 from training_cases import Images, growth, no_growth, tiny
 
 from hf_saddle.growth import GrowthPlan, block_candidates, grow_, grow_heads_, score_heads
-from hf_saddle.growth.heads import head_growth
+from hf_saddle.growth.surgery.heads import head_growth
 from hf_saddle.training import grow_by_plan_, growth_event_, probe_batches
 from hf_saddle.training.distributed import Replicas
-from hf_saddle.training.sharded import growth_event_sharded_
-from hf_saddle.training.sharded_growth import grow_sharded_
+from hf_saddle.training.sharding.sharded import growth_event_sharded_
+from hf_saddle.training.sharding.sharded_growth import grow_sharded_
 
 
 STEPS, EVENTS = 8, (2, 4)

@@ -11,7 +11,7 @@ from training_cases import Images, assert_same_weights, events, growth, tiny, tr
 from transformers import AutoModelForImageClassification, Trainer
 
 from hf_saddle.growth import GrowthHistory
-from hf_saddle.growth.blocks import inserted_blocks
+from hf_saddle.growth.surgery.blocks import inserted_blocks
 from hf_saddle.training import GrowthTrainer
 
 

@@ -27,8 +27,8 @@ from transformers.training_args import ParallelMode
 from hf_saddle.curvature import analyze_curvature
 from hf_saddle.growth import GrowthHistory, PaperGrowthConfig, grow_, halves, plan_growth
 from hf_saddle.training import GrowthCallback, GrowthTrainer, growth_event_, probe_batches, trainer_event
-from hf_saddle.training.probe import event_seed
-from hf_saddle.training.trainer_checks import check_supported
+from hf_saddle.training.checks.trainer_checks import check_supported
+from hf_saddle.training.events.probe import event_seed
 
 
 def assert_grew(trainer, number: int = 3) -> None:

@@ -10,7 +10,7 @@ from training_cases import CHECKPOINTING, events, launch, losses, tiny, train
 from transformers import AutoModelForImageClassification
 
 from hf_saddle.growth import GrowthHistory, GrowthPlan, LayerGrowth, grow_, insert_blocks_
-from hf_saddle.training.trainer_sharded import before_sharding_
+from hf_saddle.training.sharding.trainer_sharded import before_sharding_
 
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]

@@ -12,14 +12,14 @@ from training_cases import Images, across, events, tiny, train, trainer_for
 from transformers import Trainer
 
 from hf_saddle.growth import GrowthConfig, GrowthHistory, count_parameters, grow_, halves, probe_loss
-from hf_saddle.growth import timing as timing_module
+from hf_saddle.growth.choice import timing as timing_module
 from hf_saddle.hub import render_model_card, render_report
 from hf_saddle.hub.states import neuron_counts, states
 from hf_saddle.training import GrowthTrainer, growth_event_, probe_batches
+from hf_saddle.training.checks.model_checks import growing_kinds
 from hf_saddle.training.distributed import Replicas
-from hf_saddle.training.model_checks import growing_kinds
-from hf_saddle.training.random_growth import random_event_
-from hf_saddle.training.timed import time_growth
+from hf_saddle.training.events.random_growth import random_event_
+from hf_saddle.training.events.timed import time_growth
 
 
 sys.path.append(str(Path(__file__).parents[1] / "growth"))

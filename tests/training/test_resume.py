@@ -23,7 +23,7 @@ from transformers import AutoModelForImageClassification, Trainer
 
 from hf_saddle.growth import GrowthHistory
 from hf_saddle.training import GrowthCallback, GrowthTrainer
-from hf_saddle.training.checkpoints import (
+from hf_saddle.training.resuming.checkpoints import (
     MANIFEST_NAME,
     discard,
     last_whole_checkpoint,

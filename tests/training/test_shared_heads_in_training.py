@@ -13,8 +13,8 @@ from training_cases import across, events, train
 from hf_saddle.growth import GrowthConfig, GrowthHistory, halves, probe_loss
 from hf_saddle.models.heads import heads_of
 from hf_saddle.training import growth_event_, probe_batches
-from hf_saddle.training.model_checks import growing_kinds
-from hf_saddle.training.random_growth import random_event_
+from hf_saddle.training.checks.model_checks import growing_kinds
+from hf_saddle.training.events.random_growth import random_event_
 
 
 sys.path.append(str(Path(__file__).parents[1] / "growth"))

@@ -1,0 +1,190 @@
+"""Neurons that could grow: what a curvature report says of them, and the growths that some of them make."""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ...curvature import CurvatureReport, LayerCurvature
+from ...models.modeling_saddle import GrowablePreTrainedModel
+from ...models.sites import Site
+from ..config import GrowthConfig
+from ..costs import Cost, CostBook
+from ..operators import OPERATORS, Operator
+from ..records.layer_growth import LayerGrowth
+from ..rows import row_size
+from ..surgery.drafting import branch_kind, widening_objection
+from .reasons import Measured
+
+
+# Candidates that pursuit chooses from, for each sample that chooses.
+_OFFERED = 8
+
+
+@dataclass(frozen=True)
+class NeuronCandidate:
+    """
+    One neuron that could grow, with where its numbers are.
+
+    Attributes:
+        entry ([`~hf_saddle.LayerCurvature`]): What was measured of its linear.
+        site ([`Site`]): The linear.
+        way ([`Operator`]): How it would grow.
+        neuron (`int`): The neuron.
+        gain (`float`): What it would gain alone.
+    """
+
+    entry: LayerCurvature
+    site: Site
+    way: Operator
+    neuron: int
+    gain: float
+
+    @property
+    def operator(self) -> str:
+        """The operator by name."""
+        return self.way.name
+
+    @property
+    def place(self) -> str:
+        """Name of the linear in its block."""
+        return self.site.linear
+
+    @property
+    def timed_as(self) -> str:
+        """The operator whose time it takes for what it costs: copies of units take that of new ones."""
+        return "zero_gain" if self.site.nested else self.operator
+
+    @property
+    def once(self) -> tuple[str, int]:
+        """What grows at most once an event."""
+        return self.entry.linear, self.neuron
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """Linear and operator, whose neurons make one growth."""
+        return self.entry.linear, self.way.name
+
+    @property
+    def opens(self) -> str | None:
+        """The layer that gets its first branch by it."""
+        return self.site.path if self.way.deepens and self.site.module.skip is None else None
+
+    def cost(self, book: CostBook) -> Cost:
+        """What it adds, after what is in a book."""
+        return book.cost(self.entry.linear, self.way, self.neuron)
+
+    def book_(self, book: CostBook) -> None:
+        """Note that it grows."""
+        book.book_(self.entry.linear, self.way, self.neuron)
+
+
+def _operator(
+    entry: LayerCurvature, model: GrowablePreTrainedModel, site: Site, kind: str | None, config: GrowthConfig
+) -> Operator | None:
+    """How the neurons of a layer would grow; `None` if they cannot."""
+    name = config.kinds.operator_for(entry.criterion, kind)
+    if name is None:
+        return None
+    operator = OPERATORS[name]
+    if operator.deepens:
+        fits = site.depth < config.max_depth and operator.can_deepen(site)
+    else:
+        fits = operator.can_widen(site, kind) and widening_objection(model, site, operator) is None
+    return operator if fits else None
+
+
+def measured_by(report: CurvatureReport, model: GrowablePreTrainedModel, config: GrowthConfig) -> Iterator[Measured]:
+    """The entries of a report that rank neurons, in its order, with how they would grow or why they may not."""
+    known = {site.path: site for site in model.growable_linears()}
+    kind = branch_kind(model)
+    for entry in report.layers:
+        if entry.criterion not in config.ranking or entry.linear not in known:
+            continue
+        site, module = known[entry.linear], known[entry.linear].module
+        operator = _operator(entry, model, site, kind, config)
+        if operator is not None and entry.direction.shape != (module.neurons, row_size(site, operator)):
+            raise ValueError(
+                f"The report's directions of {entry.linear} have shape {tuple(entry.direction.shape)}, the model's "
+                f"layer needs {(module.neurons, row_size(site, operator))}. Measure anew after a growth."
+            )
+        limit = ""
+        if config.linears is not None and site.linear not in config.linears:
+            limit = "not in `linears`"
+        elif config.layers is not None and site.block not in config.layers:
+            limit = "not in `layers`"
+        elif not module.weight.requires_grad:
+            limit = "frozen"
+        elif operator is None:
+            limit = (
+                f"as deep as `max_depth={config.max_depth}` allows" if entry.criterion != "width" else "not widenable"
+            )
+        yield Measured(entry, site, operator, limit)
+
+
+def found_by(measured: Iterable[Measured], config: GrowthConfig) -> Iterator[NeuronCandidate]:
+    """Significant neurons of the layers that may grow, in the order of the report."""
+    for each in measured:
+        if each.limit or each.operator is None:
+            continue
+        neurons = torch.nonzero(each.fit).flatten().tolist()
+        if len(neurons) >= config.layer_threshold:
+            gains = each.entry.gain.tolist()
+            yield from (
+                NeuronCandidate(each.entry, each.site, each.operator, neuron, gains[neuron]) for neuron in neurons
+            )
+
+
+def groups_of(candidates: Iterable[NeuronCandidate]) -> dict[tuple[str, str], list[NeuronCandidate]]:
+    groups: dict[tuple[str, str], list[NeuronCandidate]] = {}
+    for candidate in candidates:
+        groups.setdefault(candidate.group, []).append(candidate)
+    return groups
+
+
+def offered_of(candidates: list[NeuronCandidate], report: CurvatureReport) -> list[NeuronCandidate]:
+    """The best of every linear and operator, in the order of the report."""
+    groups = groups_of(candidates)
+    most = math.ceil(_OFFERED * report.samples / max(1, len(groups)))
+    best = [sorted(group, key=lambda candidate: -candidate.gain)[:most] for group in groups.values()]
+    kept = set(map(id, itertools.chain.from_iterable(best)))
+    return [candidate for candidate in candidates if id(candidate) in kept]
+
+
+def growths_of(
+    chosen: list[NeuronCandidate],
+    report: CurvatureReport,
+    model: GrowablePreTrainedModel,
+    config: GrowthConfig,
+    numbers: Counter[tuple[str, str]],
+) -> Iterator[LayerGrowth]:
+    """The chosen neurons by layer and operator, in the order of the model."""
+    order = {site.path: index for index, site in enumerate(model.growable_linears())}
+    groups = groups_of(chosen)
+    for path, name in sorted(groups, key=lambda key: (order[key[0]], key[1])):
+        members, operator = sorted(groups[path, name], key=lambda candidate: candidate.neuron), OPERATORS[name]
+        entry = members[0].entry
+        neurons = [member.neuron for member in members]
+        eigenvalues = entry.eigenvalue[neurons].float().cpu()
+        along = report[path, "random"] if config.directions == "random" else entry
+        steps = entry.step[neurons].float().cpu()
+        if operator.kind == "gain":
+            # The measured step suits a change of the neuron's own row. A unit with a gain changes nothing by its
+            # length, but a short one needs a large gain, under which an update of its row changes much. With this one
+            # the pre-activation of the unit has a root mean square of 1.
+            steps = 1.0 / along.response[neurons].float().cpu()
+        gains = torch.full((len(neurons),), operator.gain)
+        yield LayerGrowth(
+            linear=path,
+            operator=name,
+            neurons=tuple(neurons),
+            directions=along.direction[neurons].float().cpu(),
+            steps=steps,
+            gains=gains,
+            predicted_gain=entry.gain[neurons].float().cpu(),
+            eigenvalues=eigenvalues,
+            candidates=numbers[path, name],
+        )

@@ -1,0 +1,1 @@
+"""How an optimizer follows: its parameters and its state."""

@@ -1,0 +1,1 @@
+"""What plans, events and histories say: data that is checked, written and read again."""

@@ -1,0 +1,194 @@
+"""What one event did to a model: a record that is JSON, with the maps from old to new parameters beside it."""
+
+import copy
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from torch import nn
+
+from ...models.modeling_saddle import GrowablePreTrainedModel
+from ...models.shapes import Shapes
+from ..costs import count_parameters
+from ..macs import count_macs
+from ..operators import HEAD_OPERATORS, NEURON_OPERATORS, OPERATORS
+from .block_records import new_blocks, operators_of
+from .plan_fields import FORECASTS
+from .schema import (
+    MAX_MACS,
+    check_candidates,
+    check_count,
+    check_fields,
+    check_kind,
+    check_number,
+    check_records,
+    check_text,
+    check_versions,
+)
+from .timing_record import Timing
+
+
+_NOT_SAVED = ("replaced", "added")
+_OPTIONAL_NUMBERS = ("budget", "epoch", "loss_before", "loss_after", "predicted_error")
+_NOT_NEGATIVE = ("budget", "epoch", "seconds", "predicted_error")
+# What histories of earlier versions do not have.
+_LATER: dict[str, Any] = {
+    "candidates": {},
+    "held_back": None,
+    "forecast": None,
+    "predicted_error": None,
+    "blocks": [],
+    "frozen": False,
+    "timing": None,
+}
+
+
+@dataclass
+class GrowthEvent:
+    """
+    What one event did.
+
+    Losses are of the probe set, in evaluation mode. `predicted_gain` is what `forecast` says, see
+    [`GrowthPlan.predicted_gain`]; without a forecast, as in histories of version 0.2, it is no prediction. Its
+    standard error is `predicted_error`. MACs are multiply-accumulates of the forward pass of one sample.
+    """
+
+    criterion: str | None = None
+    operators: list[str] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)  # one entry per layer and operator, see `layer_record`
+    predicted_gain: float = 0.0
+    budget: float | None = None
+    step: int | None = None
+    epoch: float | None = None
+    loss_before: float | None = None  # None: not measured
+    loss_after: float | None = None
+    candidates: dict[str, int] = field(default_factory=dict)  # neurons that could have been chosen, by operator
+    held_back: str | None = None  # why nothing grew, where nothing did
+    forecast: str | None = None  # what `predicted_gain` is of
+    predicted_error: float | None = None  # its standard error
+    parameters_before: int = 0
+    parameters_after: int = 0
+    macs_before: int = 0
+    macs_after: int = 0
+    seconds: float = 0.0
+    skip_unit: str = "gain"
+    shapes: Shapes = field(default_factory=Shapes)  # after the event
+    versions: dict[str, str] = field(default_factory=dict)
+    blocks: list[dict[str, Any]] = field(default_factory=list)  # that were inserted, see `NewBlock.to_dict`
+    frozen: bool = False  # whether only blocks that were inserted have been trained since
+    timing: Timing | None = None  # what it costs in seconds, where seconds limit the size
+    replaced: dict[nn.Parameter, nn.Parameter] = field(default_factory=dict, repr=False, compare=False)
+    added: dict[str, nn.Parameter] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def neurons(self) -> int:
+        """Number of neurons that grew."""
+        return sum(layer["chosen"] for layer in self.layers if layer["operator"] in NEURON_OPERATORS)
+
+    @property
+    def heads(self) -> int:
+        """Number of attention heads that came."""
+        return sum(layer["chosen"] for layer in self.layers if layer["operator"] in HEAD_OPERATORS)
+
+    @property
+    def chosen(self) -> dict[str, int]:
+        """What grew or was inserted, counted by operator."""
+        chosen = Counter(f"block_{block['how']}" for block in self.blocks)
+        for layer in self.layers:
+            chosen[layer["operator"]] += layer["chosen"]
+        return dict(chosen)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The event fit for JSON, without `replaced` and `added`."""
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _NOT_SAVED}
+        timing = None if self.timing is None else self.timing.to_dict()
+        return copy.deepcopy(values) | {"shapes": self.shapes.to_json(), "timing": timing}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "GrowthEvent":
+        """
+        The inverse of `to_dict`.
+
+        Raises:
+            ValueError: If a field is unknown, missing, or cannot be meant.
+        """
+        if isinstance(values, Mapping):
+            values = _LATER | dict(values)
+        check_fields(values, {item.name for item in fields(cls)} - set(_NOT_SAVED), "event")
+        read = {"shapes": Shapes.of_json(values["shapes"], "shapes"), "timing": Timing.from_dict(values["timing"])}
+        event = cls(**copy.deepcopy(dict(values)) | read)
+        event.check()
+        return event
+
+    def check(self) -> None:
+        """
+        Verify that the event can be written, and read again.
+
+        Raises:
+            ValueError: If a field has a value that it cannot have; the message names it.
+        """
+        if self.criterion is not None:
+            check_text(self.criterion, "criterion")
+        for name in ("parameters_before", "parameters_after"):
+            check_count(getattr(self, name), name)
+        for name in ("macs_before", "macs_after", "step"):
+            if name != "step" or self.step is not None:
+                check_count(getattr(self, name), name, MAX_MACS)
+        for name in ("predicted_gain", "seconds", *_OPTIONAL_NUMBERS):
+            value = getattr(self, name)
+            if value is not None or name not in _OPTIONAL_NUMBERS:
+                check_number(value, name, 0 if name in _NOT_NEGATIVE else None)
+        check_kind(self.skip_unit, "skip_unit")
+        Shapes.of_json(self.shapes.to_json(), "shapes")
+        check_versions(self.versions, "versions")
+        check_candidates(self.candidates, "candidates")
+        if self.held_back is not None:
+            check_text(self.held_back, "held_back")
+        if self.forecast not in (None, *FORECASTS):
+            raise ValueError(f"`forecast` must be None or one of {', '.join(FORECASTS)}, got {self.forecast!r}.")
+        Timing.from_dict(None if self.timing is None else self.timing.to_dict())
+        blocks = new_blocks(self.blocks, "a growth event")
+        if not isinstance(self.frozen, bool) or (self.frozen and (self.layers or not blocks)):
+            raise ValueError(
+                f"A growth event with {len(blocks)} new blocks, {len(self.layers)} layers and "
+                f"`frozen={self.frozen!r}` cannot be; the history is damaged."
+            )
+        check_records(self.layers, self.operators, self.shapes, operators_of(blocks))
+        kinds = {OPERATORS[layer["operator"]].kind for layer in self.layers} - {None, self.skip_unit}
+        if kinds:
+            raise ValueError(
+                f"`skip_unit` of a growth event is {self.skip_unit!r}, but its operators add {kinds.pop()!r}."
+            )
+        added = self.parameters_after - self.parameters_before
+        if blocks and (added <= 0 or self.macs_after < self.macs_before):
+            raise ValueError("New blocks of a growth event add parameters and MACs; the history is damaged.")
+        if not self.layers and not blocks and added != 0 and not self.is_merge:
+            raise ValueError("A growth event without layers changes the number of parameters; the history is damaged.")
+        if self.is_merge and (added >= 0 or self.macs_after != self.macs_before):
+            raise ValueError("A merge of residual pairs must lower `parameters_after`; the history is damaged.")
+        if self.layers and (added < self.neurons + self.heads or self.macs_after < self.macs_before):
+            raise ValueError(
+                "A growth event with layers adds fewer parameters than neurons, or loses MACs: `parameters_after` or "
+                "`macs_after` is damaged."
+            )
+
+    @property
+    def is_merge(self) -> bool:
+        """Whether the event merged residual pairs, see [`merge_pairs_`]."""
+        return self.operators == ["merge_pairs"]
+
+
+@dataclass
+class ModelSize:
+    """Size and shapes of a model before its first event."""
+
+    parameters: int
+    macs: int
+    skip_unit: str
+    shapes: Shapes
+
+    @classmethod
+    def of(cls, model: GrowablePreTrainedModel) -> "ModelSize":
+        """The size of a model as it is."""
+        return cls(count_parameters(model), count_macs(model), model.config.skip_unit, model.shapes())

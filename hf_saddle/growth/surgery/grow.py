@@ -1,0 +1,242 @@
+"""Growing a model in place, together with its config, its history and its optimizer, all or nothing."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+import transformers
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from ...models.heads import fit_heads_
+from ...models.modeling_saddle import GrowablePreTrainedModel
+from ...models.restacking import assign_
+from ...version import __version__
+from ..costs import Cost, count_parameters, plan_cost
+from ..macs import count_macs
+from ..optimizer.state import carry_optimizer_state_, inner_optimizer
+from ..records.block_records import operators_of, path_with
+from ..records.event import GrowthEvent
+from ..records.history import GrowthHistory
+from ..records.layer_growth import LayerGrowth
+from ..records.plan import GrowthPlan
+from .attachments import check_attachments
+from .blocks import draft_blocks, inserted_blocks, rename_in_optimizer_, trained_outside
+from .changes import Changes
+from .drafting import check_plan, draft_growths
+from .head_drafts import find_attention, is_of_heads, layers_of_growth, tables_of
+from .install import check_changes, install_
+from .snapshot import Snapshot
+
+
+class PreparedGrowth:
+    """
+    A growth that is computed but not yet done, so that several processes can agree before any of them changes.
+
+    Attributes:
+        event ([`GrowthEvent`]): What will be recorded.
+    """
+
+    def __init__(self, event: GrowthEvent, changes: Changes, before: Snapshot, after: Snapshot):
+        self.event = event
+        self._changes = changes
+        self._before = before
+        self._after = after
+
+    def commit_(self) -> GrowthEvent:
+        """Grow. Only pointers are assigned; if that fails, all is as before."""
+        try:
+            self._after.restore()
+        except BaseException:
+            self._before.restore()
+            raise
+        self._changes.watch_()
+        return self.event
+
+    def rollback_(self) -> None:
+        """Undo `commit_`. What has been trained since in parameters that did not change stays."""
+        self._before.restore()
+        self._changes.unwatch_()
+
+
+def grow_(
+    model: GrowablePreTrainedModel,
+    plan: GrowthPlan,
+    optimizer: Optimizer | None = None,
+    *,
+    step: int | None = None,
+    epoch: float | None = None,
+    loss_before: float | None = None,
+) -> GrowthEvent:
+    """
+    Grow a model in place: its modules, config and history, and the optimizer that trains it.
+
+    Call it after `optimizer.step()` and `optimizer.zero_grad()`. If anything fails, all of them are as before. The
+    plan is data, so a second model grows in the same way: for an average of the weights (timm's `ModelEma`,
+    `torch.optim.swa_utils.AveragedModel`) call `grow_(ema.module, plan)` right after `grow_(model, plan, optimizer)`.
+
+    Args:
+        model ([`GrowablePreTrainedModel`]):
+            The model, not its wrapper (`accelerator.unwrap_model(model)`).
+        plan ([`GrowthPlan`]):
+            What is to grow; an empty plan is recorded and changes nothing else.
+        optimizer (`Optimizer` or `AcceleratedOptimizer`, *optional*):
+            The optimizer that trains the model, see [`carry_optimizer_state_`].
+        step (`int`, *optional*): For the record.
+        epoch (`float`, *optional*): For the record.
+        loss_before (`float`, *optional*): For the record: loss of the probe set.
+
+    Returns:
+        [`GrowthEvent`]: The record, which is also appended to `model.growth_history`. `replaced` maps old parameters
+        to new ones, `added` names those without predecessor. What is known only later (`loss_after`) is recorded by
+        `record_(model, event)`.
+
+    Raises:
+        ValueError: If the plan does not fit the model, or the optimizer cannot follow. Nothing has changed then.
+
+    Example:
+
+    ```python
+    >>> from hf_saddle.growth import GrowthPlan, LayerGrowth, grow_
+
+    >>> growth = LayerGrowth.by_hand(model, "deit.layers.0.mlp.fc1", "split", neurons=[3, 5])
+    >>> event = grow_(model, GrowthPlan((growth,)), optimizer)
+    ```"""
+    record = {"step": step, "epoch": epoch, "loss_before": loss_before}
+    return prepare_growth(model, plan, optimizer, **record).commit_()
+
+
+def check_model(model: GrowablePreTrainedModel) -> None:
+    """Raise a `ValueError` for a model that is not growable, or that is sharded, wrapped or quantised."""
+    check_saddle(model)
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        raise ValueError(
+            "The model is sharded (FSDP2, tensor parallelism) and cannot grow in place. Save a checkpoint, grow it in "
+            "one process, and resume from it."
+        )
+    model.check_linears()
+
+
+@torch.no_grad()
+def prepare_growth(
+    model: GrowablePreTrainedModel, plan: GrowthPlan, optimizer: Optimizer | None = None, **record: Any
+) -> PreparedGrowth:
+    """
+    Compute a growth without changing anything. Arguments and errors are those of [`grow_`].
+
+    Where several processes train one model, each prepares, all compare, and then each commits.
+    """
+    started = time.perf_counter()
+    check_model(model)
+    history = GrowthHistory.leading_to(model)
+    stacks, changes = draft_blocks(model, plan)
+    heads = [growth for growth in plan.growths if is_of_heads(growth)]
+    layers = {layer for growth in plan.growths for layer in layers_of_growth(model, growth)}
+    check_attachments(model, layers, tables_of(find_attention(model, growth.linear) for growth in heads))
+    kind = check_plan(model, plan)
+    parameters, macs = count_parameters(model), history.macs
+    cost = plan_cost(model, [growth for growth in plan.growths if not is_of_heads(growth)])
+    named = {parameter: name for name, parameter in model.named_parameters()}
+    also = [(holder, names) for holder, _, names in stacks.assignments]
+    counted = count_macs(model) if heads or plan.blocks else 0
+    # The model grows and goes back, so that what can fail has not failed, and two sets of pointers are what is left.
+    before = Snapshot(model, optimizer, also)
+    try:
+        # Blocks first: their copies are of the model as it was measured. What grows is then found at its new place.
+        numbered = model.shapes()
+        assign_(stacks.assignments)
+        moved = tuple(
+            replace(growth, linear=path_with(growth.linear, numbered, plan.blocks)) for growth in plan.growths
+        )
+        for draft in draft_growths(model, replace(plan, growths=moved)):
+            install_(draft, kind, str(model.config.skip_activation), changes)
+        check_changes(changes)
+        if heads:
+            fit_heads_(model.base_model)
+        shapes = model.shapes()
+        shapes.write_(model.config, kind)
+        if optimizer is not None:
+            carry_optimizer_state_(optimizer, changes, list(model.parameters()))
+            named |= {change.new: named[change.old] for change in changes.replaced}
+            rename_in_optimizer_(inner_optimizer(optimizer), model, named)
+        if heads or plan.blocks:
+            cost = Cost(count_parameters(model) - parameters, count_macs(model) - counted)
+        event = GrowthEvent(
+            criterion=plan.criterion,
+            operators=sorted({*operators_of(plan.blocks), *(growth.operator for growth in moved)}),
+            layers=[layer_record(growth) for growth in moved],
+            predicted_gain=plan.predicted_gain,
+            forecast=plan.forecast,
+            predicted_error=plan.predicted_error,
+            budget=plan.budget,
+            candidates=dict(plan.candidates),
+            held_back=plan.held_back,
+            parameters_before=parameters,
+            parameters_after=parameters + cost.parameters,
+            macs_before=macs,
+            macs_after=macs + cost.macs,
+            skip_unit=kind,
+            shapes=shapes,
+            versions=versions(),
+            replaced={change.old: change.new for change in changes.replaced},
+            added={change.name: change.new for change in changes.added},
+            blocks=[block.to_dict() for block in plan.blocks],
+            frozen=plan.freeze,
+            timing=plan.timing,
+            **record,
+        )
+        event.seconds = time.perf_counter() - started
+        history.append(event)
+        if plan.freeze:
+            changes.frozen += trained_outside(model, inserted_blocks(history))
+        history.attach_(model)
+        after = Snapshot(model, optimizer, also)
+    finally:
+        before.restore()
+    return PreparedGrowth(event, changes, before, after)
+
+
+def added_by(model: GrowablePreTrainedModel, plan: GrowthPlan) -> Cost:
+    """What a plan of any kinds adds to a model, exactly."""
+    event = prepare_growth(model, plan).event
+    return Cost(event.parameters_after - event.parameters_before, event.macs_after - event.macs_before)
+
+
+def check_saddle(model: Any) -> None:
+    """Raise a `ValueError` if this is no model that can grow."""
+    if not isinstance(model, GrowablePreTrainedModel):
+        raise ValueError(
+            f"Only Saddle models grow, got a {type(model).__name__}. Unwrap it (`accelerator.unwrap_model(model)`), "
+            "or convert a stock model with `from_stock`."
+        )
+
+
+def record_(model: GrowablePreTrainedModel, event: GrowthEvent) -> None:
+    """Write the last event into the model's history again, once `loss_after` is known."""
+    history = GrowthHistory.from_model(model)
+    history.update_last(event)
+    history.attach_(model)
+
+
+def layer_record(growth: LayerGrowth) -> dict[str, Any]:
+    """What the history keeps of the growth of one layer."""
+    values = growth.eigenvalues
+    return {
+        "linear": growth.linear,
+        "operator": growth.operator,
+        "candidates": growth.candidates,
+        "chosen": len(growth.neurons),
+        "neurons": list(growth.neurons),
+        "eigenvalue": {"min": float(values.min()), "mean": float(values.mean()), "max": float(values.max())},
+        "predicted_gain": float(growth.predicted_gain.sum()),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide what an event does."""
+    return {
+        "hf_saddle": __version__,
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+    }

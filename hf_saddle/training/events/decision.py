@@ -1,0 +1,109 @@
+"""What an event will do, decided by all processes together: measured, chosen, tried on samples that chose nothing."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from ...curvature import UnitScores
+from ...curvature.loss import Loss
+from ...growth import GrowthConfig, GrowthPlan, LayerGrowth, block_candidates
+from ...growth.budget import sizes
+from ...growth.choice.block_planner import choose_blocks
+from ...growth.choice.halves import halves
+from ...growth.choice.joint import Judgement
+from ...growth.choice.natural_step import columns_of, moves, stepped
+from ...growth.choice.planner import choose_growths, priced
+from ...growth.choice.reasons import no_budget, unsupported
+from ...growth.choice.trial import loss_of_plan
+from ...models.modeling_saddle import GrowablePreTrainedModel
+from ..distributed import Replicas
+from .across import decide_across
+from .measuring import Trial, candidates_of, loss_before, measure_neurons, score_neurons, try_step
+from .moment import Moment
+
+
+class Decision(NamedTuple):
+    """
+    What an event will do.
+
+    Attributes:
+        plan ([`GrowthPlan`]): The plan that all processes agree on.
+        loss_before (`float`, *optional*): Mean loss of the probe, where it was measured.
+        batches (`Sequence`): The batches of this process that it was measured on, as the loss afterwards has to be: a
+            loss may depend on how its samples are cut into batches.
+    """
+
+    plan: GrowthPlan
+    loss_before: float | None
+    batches: Sequence[Any]
+
+
+def decide(
+    model: GrowablePreTrainedModel,
+    batches: Sequence[Any],
+    config: GrowthConfig,
+    moment: Moment,
+    *,
+    loss: Loss,
+    replicas: Replicas,
+    trial: Trial = loss_of_plan,
+) -> Decision:
+    """
+    What all processes agree on; nothing is measured without a budget.
+
+    Where units move at once, one half of the probe chooses them and their step, and the other half judges both: the
+    predicted gain is what the loss of these samples fell by when the step was tried, by `trial`.
+    """
+    allowed = moment.allows(model, config)
+    if allowed <= 0:
+        why = no_budget(*sizes(model, config), config, moment.event)
+        plan = GrowthPlan(criterion=config.criterion, budget=0.0, seed=config.growth_seed, held_back=why)
+        return Decision(plan, None, batches)
+
+    if config.kinds.several or config.budget_unit == "seconds":
+        plan = decide_across(model, batches, config, moment, loss=loss, replicas=replicas)
+        return Decision(plan, loss_before(model, batches, loss, replicas), batches)
+    if config.kinds.only_blocks:
+        how = str(config.kinds.blocks)
+        candidates = block_candidates(model, batches, loss=loss, places=config.layers, how=how, ranks=replicas)
+        plan = replicas.agree_on(choose_blocks(candidates, config, allowed))
+        return Decision(plan, loss_before(model, batches, loss, replicas), batches)
+    choosing, judging = halves(batches, replicas) if config.judged else (list(batches), [])
+    report = measure_neurons(model, choosing, config, event=moment.event, loss=loss, replicas=replicas)
+
+    def scores_of(growths: Sequence[LayerGrowth]) -> UnitScores:
+        return score_neurons(model, growths, choosing, judging, loss=loss, replicas=replicas)
+
+    offered = replicas.together("Looking for what may grow", lambda: candidates_of(report, model, config))
+    pursued = scores_of(offered) if offered else None
+
+    def choose() -> tuple[GrowthPlan, UnitScores | None]:
+        return choose_growths(report, model, config, allowed, pursued)
+
+    plan, scores = replicas.together("Planning the growth", choose)
+    plan = replicas.agree_on(plan)
+    moving = [growth for growth in plan.growths if moves(growth)]
+    if not moving:
+        plan = replicas.agree_on(priced(model, plan))
+        if pursued is not None:
+            return Decision(plan, pursued.probe_loss, [*choosing, *judging])
+        return Decision(
+            plan, loss_before(model, batches, loss, replicas) if config.judged else float(report.loss), batches
+        )
+    if scores is None:
+        scores = scores_of(moving)
+    own = columns_of(scores)
+    found, factor, gain = try_step(
+        model, plan, own, judging, config, before=scores.loss, loss=loss, replicas=replicas, trial=trial
+    )
+    plan = replicas.agree_on(priced(model, _paying(plan, found, factor, gain, config)))
+    return Decision(plan, scores.probe_loss, [*choosing, *judging])
+
+
+def _paying(plan: GrowthPlan, found: Judgement, factor: float, gain: float, config: GrowthConfig) -> GrowthPlan:
+    """A plan with the step that was found and its gain; no growths where units were to pay at once and do not."""
+    error = found.error * factor
+    if gain > config.significance * error or not (config.natural_step or config.pursues):
+        return stepped(plan, found, factor if config.natural_step else 0.0, gain, error)
+    why = unsupported(gain, error, len(found.slopes), f"{sum(plan.candidates.values())} candidates", config)
+    return replace(plan, growths=(), held_back=why)

@@ -1,0 +1,1 @@
+"""Checkpoints of models that grow, and going back to one."""

@@ -1,0 +1,1 @@
+"""Growth of models whose parameters are sharded over processes."""
