@@ -87,6 +87,7 @@ METHODS = {
     "LoRA, ranks by curvature": Method(lora=("curvature", EVERY_LINEAR)),
     "LoRA, ranks by curvature, exchanged": Method(lora=("exchanged", EVERY_LINEAR)),
     "LoRA, ranks by gradient": Method(lora=("gradient", EVERY_LINEAR)),
+    "LoRA on q and v, ranks by curvature": Method(lora=("curvature", ("q_proj", "v_proj"))),
     "AdaLoRA": Method(lora=("adaptive", EVERY_LINEAR)),
     "zero gain": Method(growth=CURVATURE),
     "zero gain, random": Method(growth=RANDOM),

@@ -35,6 +35,7 @@ CHOSEN = {
     "LoRA, ranks by curvature": 3e-3,
     "LoRA, ranks by curvature, exchanged": 1e-3,
     "LoRA, ranks by gradient": 3e-4,
+    "LoRA on q and v, ranks by curvature": 3e-3,
     "AdaLoRA": 3e-4,
     "zero gain": 1e-2,
     "zero gain, random": 3e-2,

@@ -33,6 +33,7 @@ PAIRS = (
     ("LoRA, ranks by curvature", "LoRA, ranks by gradient"),
     ("LoRA, ranks by curvature", "AdaLoRA"),
     ("LoRA, ranks by curvature", "LoRA on q and v"),
+    ("LoRA on q and v, ranks by curvature", "LoRA on q and v"),
     ("zero gain, whitened, and everything", "everything"),
     ("zero gain, whitened", "everything"),
 )
