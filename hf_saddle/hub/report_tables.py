@@ -15,7 +15,7 @@ def event_row(index: int, event: GrowthEvent) -> list[str]:
     for block in event.blocks if event.candidates else ():
         chosen[f"block_{block['how']}"] = chosen.get(f"block_{block['how']}", 0) + 1
     told = [
-        f"{name} {chosen.get(name, 0)}" + (f" of {event.candidates[name]}" if name in event.candidates else "")
+        f"{name} {chosen.get(name, 0):,}" + (f" of {event.candidates[name]:,}" if name in event.candidates else "")
         for name in sorted({*chosen, *event.candidates})
     ]
     return [
