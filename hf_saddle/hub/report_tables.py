@@ -10,7 +10,7 @@ from .states import expected, forecast, growths, losses_text
 def event_row(index: int, event: GrowthEvent) -> list[str]:
     """An event: number, step, what was chosen, parameters, prediction, losses of the probe, seconds."""
     told = [
-        f"{name} {chosen}" + (f" of {event.candidates[name]}" if name in event.candidates else "")
+        f"{name} {chosen:,}" + (f" of {event.candidates[name]:,}" if name in event.candidates else "")
         for name, chosen in sorted((dict.fromkeys(event.candidates, 0) | event.chosen).items())
     ]
     return [

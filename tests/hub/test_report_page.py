@@ -116,6 +116,15 @@ def test_a_chart_lies_inside_of_its_frame():
     assert "&lt;1&gt;" in drawn
 
 
+@pytest.mark.parametrize("points", [[(0, 1.0), (630, 2.0)], [(630, 1.0)], [(89_546, 1.0), (134_314, 2.0)]])
+def test_a_chart_ends_with_its_last_point(points):
+    drawn = chart("c", [Line("a", points, dots=True)], x_label="x", y_label="y")
+    right = max(float(x) for x in re.findall(r' x2="([^"]+)"', drawn))
+    assert float(re.findall(r' cx="([^"]+)"', drawn)[-1]) == right
+    places = [float(x) for x in re.findall(r'middle" x="([^"]+)" y="219"', drawn)]
+    assert places and places == sorted(places) and places[-1] <= right
+
+
 def test_seconds_are_those_that_were_logged_or_in_proportion_where_nothing_grew():
     assert seconds_at(log(), grew=True) == {}
     assert seconds_at(log(), grew=False) == pytest.approx({step: 12.5 * step / 6 for step in range(1, 7)})

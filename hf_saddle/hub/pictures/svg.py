@@ -49,7 +49,8 @@ def chart(
     xs = [x for line in lines for x, _ in line.points] + [x for x, _ in marks]
     ys = [y for line in lines for _, y in line.points]
     x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
-    x_low, x_high = min(x_ticks[0], *xs), max(x_ticks[-1], *xs)
+    # The frame ends with the last point: beside it an empty part would look like steps to come.
+    x_low, x_high = min(x_ticks[0], *xs), max(xs)
     y_low, y_high = min(y_ticks[0], *ys), max(y_ticks[-1], *ys)
 
     def across(x: float) -> str:
@@ -64,7 +65,7 @@ def chart(
         right=_RIGHT,
         top=_TOP,
         bottom=_BOTTOM,
-        x_ticks=[(across(tick), short(tick)) for tick in x_ticks],
+        x_ticks=[(across(tick), short(tick)) for tick in x_ticks if tick <= x_high],
         y_ticks=[(down(tick), short(tick)) for tick in y_ticks],
         marks=[(across(at), name) for at, name in marks],
         lines=[(line, [(across(x), down(y)) for x, y in line.points]) for line in lines],
