@@ -24,8 +24,6 @@ FURTHER = {
 }
 TUNING_SEED, SEEDS = 100, 5
 RANKED_SEEDS = 10  # of the methods with adapters, for which a claim is made
-# Of each method with adapters on digits.
-DIGITS = {name: 1e-3 for name in METHODS if METHODS[name].lora is not None}
 # Of each method, the learning rate of all but the head with the lowest validation loss in `finetuning_tuning`, where
 # that has been run.
 CHOSEN = {
@@ -48,6 +46,8 @@ CHOSEN = {
     "everything": 1e-5,
     "zero gain, whitened, and everything": 1e-5,
 }
+# The same of some methods with adapters on digits, by `ranks_tuning`.
+DIGITS = {"LoRA on q and v": 3e-3, "LoRA on all linears": 1e-3, "LoRA, ranks by curvature": 3e-3}
 
 Run = tuple[str, int, Callable[[], dict[str, Any]]]  # arm, seed, what carries it out
 
