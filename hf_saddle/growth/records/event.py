@@ -82,6 +82,11 @@ class GrowthEvent:
     added: dict[str, nn.Parameter] = field(default_factory=dict, repr=False, compare=False)
 
     @property
+    def after(self) -> "ModelSize":
+        """The size of the model after the event."""
+        return ModelSize(self.parameters_after, self.macs_after, self.skip_unit, self.shapes)
+
+    @property
     def neurons(self) -> int:
         """Number of neurons that grew."""
         return sum(layer["chosen"] for layer in self.layers if layer["operator"] in NEURON_OPERATORS)

@@ -8,21 +8,18 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers.utils import logging
-
 from ...models.configuration_saddle import SaddleConfig
 from ...models.json_files import read_json
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ...models.shapes import Shapes
 from ..costs import count_parameters
 from ..values import is_int
-from .block_records import config_with_, new_blocks, shapes_with
+from .block_records import config_with_, new_blocks
 from .event import GrowthEvent, ModelSize
-from .schema import MAX_MACS, check_count, check_fields, check_kind, check_shapes_follow
+from .following import check_follows
+from .schema import MAX_MACS, check_count, check_fields, check_kind
 from .timing_record import Timing
 
-
-logger = logging.get_logger(__name__)
 
 HISTORY_SCHEMA = 1
 Config = TypeVar("Config", bound=SaddleConfig)
@@ -77,30 +74,7 @@ class GrowthHistory:
             ValueError: If the event has a value that it cannot have, or does not follow from those before it.
         """
         event.check()
-        where = f"event {len(self.events)}"
-        try:
-            before = shapes_with(self.shapes, new_blocks(event.blocks, where))
-        except ValueError as error:
-            raise ValueError(f"The growth history is damaged: {where} cannot follow. {error}") from error
-        check_shapes_follow(before, event.layers, event.shapes, where)
-        kind = "residual" if event.is_merge else self.skip_unit
-        if self.shapes.skip_sizes and event.skip_unit != kind:
-            raise ValueError(
-                f"The growth history is damaged: `skip_unit` of {where} is {event.skip_unit!r}, but the branches "
-                f"before it lead to {kind!r}."
-            )
-        # Parameters may have changed in between: a head is exchanged without an event. MACs are counted on.
-        if event.parameters_before != self.parameters:
-            logger.warning_once(
-                f"Event {len(self.events)} of the growth history starts at {event.parameters_before} parameters, but "
-                f"what was before left {self.parameters}. A part that does not grow was exchanged in between, such as "
-                "the head, or the history was changed."
-            )
-        if event.macs_before != self.macs and not event.is_merge:
-            raise ValueError(
-                f"The growth history is damaged: `macs_before` of {where} is {event.macs_before}, but what was before "
-                f"left {self.macs}. An event is missing, or was changed."
-            )
+        check_follows(event, f"event {len(self.events)}", self.size)
         self.events.append(event)
 
     def update_last(self, event: GrowthEvent) -> None:
@@ -113,29 +87,29 @@ class GrowthHistory:
             raise
 
     @property
-    def shapes(self) -> Shapes:
-        """Shapes after the last event."""
-        return self.events[-1].shapes if self.events else self.initial.shapes
+    def size(self) -> ModelSize:
+        """The model after the last event."""
+        return self.events[-1].after if self.events else self.initial
 
     @property
-    def parameters(self) -> int:
-        """Number of parameters after the last event."""
-        return self.events[-1].parameters_after if self.events else self.initial.parameters
+    def shapes(self) -> Shapes:
+        """Shapes after the last event."""
+        return self.size.shapes
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one sample after the last event."""
-        return self.events[-1].macs_after if self.events else self.initial.macs
+        return self.size.macs
+
+    @property
+    def skip_unit(self) -> str:
+        """Kind of the branch units after the last event."""
+        return self.size.skip_unit
 
     @property
     def timing(self) -> Timing | None:
         """That of the last event which has one."""
         return next((event.timing for event in reversed(self.events) if event.timing is not None), None)
-
-    @property
-    def skip_unit(self) -> str:
-        """Kind of the branch units after the last event."""
-        return self.events[-1].skip_unit if self.events else self.initial.skip_unit
 
     def matches(self, model: GrowablePreTrainedModel) -> bool:
         """Whether the history ends at the shapes that a model has."""
@@ -166,9 +140,9 @@ class GrowthHistory:
             ValueError: If shapes, kind of units or number of parameters differ.
         """
         self.check_shapes(model)
-        if count_parameters(model) != self.parameters:
+        if count_parameters(model) != self.size.parameters:
             raise ValueError(
-                f"The growth history ends at {self.parameters} parameters, but the model has "
+                f"The growth history ends at {self.size.parameters} parameters, but the model has "
                 f"{count_parameters(model)}. Parts other than its linears were exchanged, such as the head."
             )
 
@@ -282,7 +256,7 @@ class GrowthHistory:
         grown = sum(event.neurons for event in self.events)
         heads = sum(event.heads for event in self.events)
         also = f" and {heads} attention heads" if heads else ""
-        start, end = self.initial.parameters, self.parameters
+        start, end = self.initial.parameters, self.size.parameters
         return (
             f"{len(self.events)} growth events, {grown} neurons{also}: {start:,} → {end:,} parameters "
             f"(×{end / start:.2f})."
