@@ -47,7 +47,7 @@ CHOSEN = {
     "zero gain, whitened, and everything": 1e-5,
 }
 # The same of some methods with adapters on digits, by `ranks_tuning`.
-DIGITS = {"LoRA on q and v": 3e-3, "LoRA on all linears": 1e-3, "LoRA, ranks by curvature": 3e-3}
+DIGITS = dict.fromkeys(("LoRA on q and v", "LoRA on all linears", "LoRA, ranks by curvature"), 1e-3)
 
 Run = tuple[str, int, Callable[[], dict[str, Any]]]  # arm, seed, what carries it out
 
