@@ -70,6 +70,15 @@ def test_a_dry_run_needs_no_folder(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_options_of_today_may_have_names_that_once_were_others():
+    words = ["--output-dir", "out", "--use-cpu", "--budget-unit", "seconds"]
+    kinds = (ModelAndDataArguments, compare.ComparisonArguments)
+    _, comparison, growth, _ = read_options(kinds, [*words, "--budget", "600"], None, epilog="")
+    assert (comparison.budget, growth.budget_unit) == (600, "seconds")
+    with pytest.raises(ValueError, match="`--budget` is no option since version 0.2"):
+        read_options((ModelAndDataArguments,), [*words, "--budget", "600"], None, epilog="")
+
+
 @pytest.mark.parametrize("task", ["images", "causal-lm"])
 def test_a_dry_run_says_what_would_grow_and_writes_nothing(task, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

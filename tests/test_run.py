@@ -105,3 +105,35 @@ def test_the_example_runs(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "after reloading: 0.0" in done.stdout
+
+
+_SLOW = """
+import time
+
+from hf_saddle import GrowthTrainer
+from hf_saddle.demo.run import run
+
+save = GrowthTrainer.save_model
+
+
+def slowly(self, *given, **named):
+    if self.is_world_process_zero():
+        time.sleep(5)
+    save(self, *given, **named)
+
+
+GrowthTrainer.save_model = slowly
+print(run())
+"""
+
+
+@pytest.mark.distributed
+def test_all_processes_wait_for_the_model_that_the_first_one_saves(tmp_path):
+    script, launcher = tmp_path / "slow.py", ["-m", "torch.distributed.run", "--nproc_per_node=2"]
+    script.write_text(_SLOW)
+    words = options(output_dir=tmp_path / "out", **TINY, **GROWTH, **TRAINING, save_strategy="no")
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script), *words], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "after reloading: 0.0" in done.stdout

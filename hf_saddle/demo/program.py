@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -54,11 +55,11 @@ def read_options(
     Raises:
         ValueError: If no folder is named for what the training writes; a dry run writes nothing.
     """
-    refuse_options(words)
     # Bars are for people who watch; a log file gets lines.
     # An `output_dir` of None would be a folder that nobody named.
     known = DEFAULTS | {"output_dir": "", "disable_tqdm": not sys.stderr.isatty()} | (defaults or {})
     kinds = (*own, GrowthConfig, TrainingArguments)
+    refuse_options(words, {item.name for kind in kinds for item in fields(kind)})
     usage = f"{prog or '%(prog)s'} --output-dir DIR [--preset NAME] [--config FILE] [options]"
 
     def read(known: dict[str, Any]) -> tuple[Any, ...]:

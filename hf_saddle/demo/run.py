@@ -68,6 +68,7 @@ def train_and_grow(arguments: ModelAndDataArguments, growth: GrowthConfig, train
     trainer.save_metrics("test", metrics)
     trainer.save_state()
     trainer.create_model_card()
+    trainer.accelerator.wait_for_everyone()  # the first process saves
     reloaded = task.auto_class.from_pretrained(training.output_dir)
     difference = reload_difference(model, reloaded, test, trainer.data_collator)
     return RunResult(trainer, metrics, GrowthHistory.from_model(model), difference)

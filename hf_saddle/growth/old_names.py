@@ -104,9 +104,13 @@ def refuse(values: Mapping[str, Any], lost: Mapping[str, str]) -> None:
         raise ValueError(f"GrowthConfig has other options since version 0.2. {told}.")
 
 
-def refuse_options(words: Iterable[str]) -> None:
+def refuse_options(words: Iterable[str], known: Collection[str] = ()) -> None:
     """
     Refuse options of a command line that were renamed or left out, which a parser only calls unknown.
+
+    Args:
+        words (`Iterable[str]`): The command line.
+        known (`Collection[str]`, *optional*): Options of the program today, some by a name that was another one's.
 
     Raises:
         ValueError: If there is one; the message says what to do instead.
@@ -115,7 +119,7 @@ def refuse_options(words: Iterable[str]) -> None:
     instead |= {name: text for name, (_, text) in _LEFT_OUT.items()}
     for word in words:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
-        if word.startswith("--") and name in instead:
+        if word.startswith("--") and name in instead and name not in known:
             raise ValueError(f"`--{name}` is no option since version 0.2: {instead[name]}.")
 
 
