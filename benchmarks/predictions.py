@@ -1,12 +1,14 @@
 """How far the prediction of an event, and its standard error, can be trusted: predicted against fresh samples.
 
     OMP_NUM_THREADS=1 python -m benchmarks.predictions --output benchmarks/results/predictions.json
+    OMP_NUM_THREADS=1 python -m benchmarks.predictions --grown --output benchmarks/results/predictions_grown.json
 
 Small models of images (Fashion-MNIST, made small) and of text are trained for a while. At each stage events are
 planned from several probes of samples that the model is trained on, drawn anew, and carried out on a copy; the rest of
 those are fresh ones, on which the decrease of the loss is measured. Half of a probe judges. `z` is the difference of
 both in standard errors: that of the prediction, as the plan gives it, and that of the measurement. Honest errors leave
-95 % of the events within 2. Models that `--only` names are added to those in the file.
+95 % of the events within 2. With `--grown` the models have grown before, at 40 % of their training, so that units of
+their branches may grow, too. Models that `--only` names are added to those in the file.
 """
 
 import argparse
@@ -22,9 +24,10 @@ from datasets import disable_progress_bars
 from torch.nn.functional import cross_entropy
 from transformers import TrainingArguments, logging
 
-from hf_saddle import GrowthConfig, GrowthTrainer, grow_, plan_event
+from hf_saddle import GrowthCallback, GrowthConfig, GrowthTrainer, grow_, plan_event
 from hf_saddle.demo.arguments import ModelAndDataArguments
 from hf_saddle.demo.job import RunData, build_trainer, load_run_data
+from hf_saddle.models.sites import Place
 
 
 IMAGES = {"dataset": "fashion-mnist", "max_samples": 12000, "image_size": 8, "patch_size": 2, "hidden_size": 32}
@@ -39,11 +42,14 @@ TASKS: dict[str, dict[str, Any]] = {
 STAGES = (60, 150, 300)  # steps of training
 
 
-def trained(arguments: ModelAndDataArguments, data: RunData, steps: int, folder: str) -> GrowthTrainer:
-    """A trainer whose model was trained for some steps on the samples of its training split."""
+def trained(
+    arguments: ModelAndDataArguments, data: RunData, steps: int, folder: str, grown: bool = False
+) -> GrowthTrainer:
+    """A trainer whose model was trained for some steps on the samples of its training split, and may have grown."""
     fields = {"max_steps": steps, "learning_rate": 2e-3, "per_device_train_batch_size": 64, "report_to": "none"}
     training = TrainingArguments(folder, **fields, save_strategy="no", disable_tqdm=True, use_cpu=True)
-    trainer = build_trainer(arguments, training, data)
+    growth = GrowthConfig(at=[0.4], max_growth=1.5, probe_samples=2000)
+    trainer = build_trainer(arguments, training, data, [GrowthCallback(growth)] if grown else [])
     trainer.train()
     return trainer
 
@@ -81,6 +87,7 @@ def event(model: Any, samples: dict[str, torch.Tensor], probe: int, seed: int) -
     # The error as it would be for as many samples as judge, from the spread of what really happens to fresh ones.
     spread = float(decrease.std() / (probe / 2) ** 0.5)
     return {
+        "nested": sum(len(growth.neurons) for growth in plan.growths if Place.parse(growth.linear).nested),
         "predicted": plan.predicted_gain,
         "error": plan.predicted_error,
         "measured": measured,
@@ -95,6 +102,7 @@ def summary(events: list[dict[str, float]]) -> dict[str, float]:
     ratios = [found["predicted"] / found["measured"] for found in events]
     return {
         "events": len(events),
+        "with_nested_units": sum(found["nested"] > 0 for found in events),
         "within_2_errors": sum(abs(found["z"]) <= 2 for found in events),
         "mean_z": statistics.mean(found["z"] for found in events),
         "within_0.7_to_1.4": sum(0.7 <= ratio <= 1.4 for ratio in ratios),
@@ -110,6 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--probe", type=int, default=4000, help="at most half of the samples")
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--grown", action="store_true", help="of models that have grown before")
     parser.add_argument("--only", nargs="*", default=list(TASKS))
     parser.add_argument("--output", default=str(Path(__file__).parent / "results" / "predictions.json"))
     options = parser.parse_args()
@@ -124,7 +133,7 @@ def main() -> None:
         probe = min(options.probe, len(samples["labels"]) // 2)
         for steps in STAGES:
             with TemporaryDirectory() as folder:
-                model = trained(arguments, data, steps, folder).model.eval()
+                model = trained(arguments, data, steps, folder, options.grown).model.eval()
             for seed in range(options.repeats):
                 found = event(model, samples, probe, seed)
                 print(name, steps, seed, found and f"{found['predicted']:.2g} / {found['measured']:.2g}", flush=True)
