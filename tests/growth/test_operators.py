@@ -10,7 +10,7 @@ from growth_cases import LINEAR_NAMES, logits, path_of, plan_for, tiny_model, wa
 from hf_saddle.growth import GrowthHistory, GrowthPlan, count_macs, count_parameters, grow_, head_growth
 from hf_saddle.growth.costs import plan_cost
 from hf_saddle.growth.operators import HEAD_OPERATORS, NEURON_OPERATORS, OPERATORS
-from hf_saddle.growth.surgery import added_by
+from hf_saddle.growth.surgery.grow import added_by
 
 
 @dataclass
