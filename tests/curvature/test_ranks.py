@@ -206,6 +206,7 @@ def failing_rank(rank, store):
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_what_fails_on_one_rank_fails_on_all_and_leaves_them_in_step(tmp_path):
     multiprocessing.spawn(failing_rank, args=(str(tmp_path / "store"),), nprocs=2)
 

@@ -95,6 +95,7 @@ def test_what_could_not_grow_is_refused_before_the_first_step(tmp_path, case):
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_two_processes_insert_what_one_does(tmp_path):
     for rank in found_by_ranks(tmp_path, "blocks"):
         assert rank["blocks"]["difference"] < 1e-13

@@ -278,6 +278,7 @@ def test_model_init_and_a_second_training(tmp_path):
     assert_same_weights(trainer.model, weights)
 
 
+@pytest.mark.slow
 def test_hyperparameter_search_starts_every_trial_with_a_fresh_model_and_schedule(tmp_path):
     trainer = trainer_for(tmp_path, growth(), model_init=lambda: tiny(), eval_dataset=Images(16), max_steps=10)
     grown = []

@@ -106,6 +106,7 @@ def test_if_one_rank_cannot_grow_none_does(found):
     assert first["unchanged"] and second["unchanged"]
 
 
+@pytest.mark.slow
 def test_going_back_to_weights_of_other_shapes(tmp_path):
     for rank in (found["shapes_from_outside"] for found in found_by_ranks(tmp_path, "shapes_from_outside")):
         assert "DDP wrapper was made for other parameters" in rank["not_told"]

@@ -213,6 +213,7 @@ def test_the_control_grows_as_much_of_each_kind_at_random(grown):
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_two_processes_choose_what_one_does(tmp_path):
     for rank in found_by_ranks(tmp_path, "kinds"):
         found = rank["kinds"]
