@@ -48,7 +48,7 @@ def trained(
     """A trainer whose model was trained for some steps on the samples of its training split, and may have grown."""
     fields = {"max_steps": steps, "learning_rate": 2e-3, "per_device_train_batch_size": 64, "report_to": "none"}
     training = TrainingArguments(folder, **fields, save_strategy="no", disable_tqdm=True, use_cpu=True)
-    growth = GrowthConfig(at=[0.4], max_growth=1.5, probe_samples=2000)
+    growth = GrowthConfig(at=[0.4], max_growth=1.2, probe_samples=2000)  # which leaves some of the default budget
     trainer = build_trainer(arguments, training, data, [GrowthCallback(growth)] if grown else [])
     trainer.train()
     return trainer
