@@ -4,7 +4,7 @@ import numpy as np
 
 from .files import results
 from .finetuning import BUDGET, HEAD_RATE, METHODS
-from .finetuning_arms import CHOSEN, RATES
+from .finetuning_arms import CHOSEN, DIGITS, RATES
 from .finetuning_task import BATCH, IMAGE, LAYERS, STEPS, TEST, TRAIN
 from .statistics import text
 from .tables import Rows, by_arm, difference, table
@@ -51,7 +51,15 @@ def finetuning() -> list[str]:
         f"images. All methods train the head (peak learning rate {HEAD_RATE:g}), alone for the first tenth of the "
         f"steps; adapters and grown units have up to {BUDGET:,} parameters besides."
     )
-    return ["## Fine-tuning", "", head, "", *_tuned(rates), *_methods(runs), *_differences(runs)]
+    digits = by_arm(results("ranks"))
+    parts = [*_tuned(rates), *_methods(runs, CHOSEN), *_differences(runs)]
+    other = [
+        "The same of digits, 1,000 for training and 500 to test:",
+        "",
+        *_methods(digits, DIGITS),
+        *_differences(digits),
+    ]
+    return ["## Fine-tuning", "", head, "", *parts, *(other if digits else [])]
 
 
 def _tuned(rates: dict[str, dict[str, float]]) -> list[str]:
@@ -69,7 +77,7 @@ def _tuned(rates: dict[str, dict[str, float]]) -> list[str]:
     return [head, "", *table(("method", *(f"{rate:g}" for rate in shown)), body)]
 
 
-def _methods(runs: dict[str, Rows]) -> list[str]:
+def _methods(runs: dict[str, Rows], rates: dict[str, float]) -> list[str]:
     """What every method reaches, trains and costs."""
     body = []
     for method, rows in sorted(runs.items(), key=lambda item: np.mean([row["test"]["loss"] for row in item[1]])):
@@ -79,7 +87,7 @@ def _methods(runs: dict[str, Rows]) -> list[str]:
             (
                 method,
                 str(len(rows)),
-                f"{CHOSEN[method]:g}" if CHOSEN[method] else "–",
+                f"{rates[method]:g}" if rates[method] else "–",
                 f"{trained:,.0f}",
                 text([row["test"]["accuracy"] for row in rows], 100),
                 text([row["test"]["loss"] for row in rows], digits=3),
