@@ -53,7 +53,8 @@ def shared_ranks(gains: dict[str, float], costs: dict[str, int], parameters: int
         if costs[path] <= left:
             ranks[path], left = ranks[path] + 1, left - costs[path]
     if not any(ranks.values()):
-        raise ValueError(f"{parameters} parameters do not suffice for one rank, which takes {min(costs.values())}.")
+        least = min(costs[path] for path in wished)
+        raise ValueError(f"{parameters} parameters do not suffice for one rank, which takes {least}.")
     return {path: rank for path, rank in ranks.items() if rank > 0}
 
 

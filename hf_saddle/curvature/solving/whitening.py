@@ -24,12 +24,6 @@ def whitened_inputs(factor: Tensor, inputs: Tensor) -> Tensor:
     return solved.transpose(0, 1).reshape(inputs.shape)
 
 
-def whitened(factor: Tensor, directions: Tensor) -> Tensor:
-    """Whitened coordinates `Lᵀ v` of directions, shapes `(rows · (d + 1), n)`."""
-    groups, size, _ = factor.shape
-    return out_of_groups(factor.mT @ in_groups(directions, groups, size), directions.shape[1])
-
-
 def directions(factor: Tensor, vectors: Tensor) -> Tensor:
     """The directions `L⁻ᵀ u` of whitened coordinates, shapes `(rows · (d + 1), n)`."""
     return _solved(factor.mT, vectors, upper=True)
