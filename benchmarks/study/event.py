@@ -1,6 +1,7 @@
 """Single growth events under a microscope: arms that branch off one trained model and go on with the same batches."""
 
 import copy
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from hf_saddle import CurvatureReport, LayerGrowth, analyze_curvature
 from hf_saddle.growth import GrowthPlan, PaperGrowthConfig, grow_
 
 from .task import evaluate, fashion_mnist, make_model
-from .training import grow, parameter_groups, probe, schedule, summary, train_step_, training_batches
+from .training import WAYS, grow, parameter_groups, probe, schedule, summary, train_step_, training_batches
 
 
 NEURON_SNAPSHOT, NEURON_TOTAL = 600, 1_600
@@ -21,10 +22,14 @@ NEURONS, NEURON_STEPS = 24, 100
 
 @dataclass(frozen=True)
 class Branch:
-    """An arm: how the model grows at the snapshot, as fields of a `PaperGrowthConfig`; `None` for not at all."""
+    """
+    An arm: how the model grows at the snapshot, as fields of a `PaperGrowthConfig`, `None` for not at all, in one of
+    the `WAYS`.
+    """
 
     name: str
     growth: dict[str, Any] | None = None
+    way: str = "measured"
 
 
 class Snapshot:
@@ -80,13 +85,15 @@ def run_branches(
         record: dict[str, Any] = {}
         if branch.growth is not None:
             config = PaperGrowthConfig(at=[0.5], growth_seed=seed, **branch.growth)
-            event, cost = grow(model, optimizer, snapshot.splits["train"], config, seed, 0, step)
+            event, cost = grow(model, optimizer, snapshot.splits["train"], config, seed, 0, step, WAYS[branch.way])
             record = summary(event) | {"macs": cost}
-        losses, batches = [], iter(snapshot.later)
+        losses, batches, seconds = [], iter(snapshot.later), 0.0
         for start, stop in zip((0, *after), after, strict=False):
+            began = time.process_time()
             snapshot.train(model, optimizer, batches, step + start, step + stop)
+            seconds += time.process_time() - began
             losses.append(snapshot.loss(model))
-        found["branches"][branch.name] = record | {"losses": losses}
+        found["branches"][branch.name] = record | {"losses": losses, "training_seconds": seconds}
     return found
 
 

@@ -337,6 +337,27 @@ def choice() -> Iterable[Job]:
     yield from _tested([arm for arm in chosen() if arm.name != "ranked, natural step"], seeds=range(50, 60))
 
 
+ONE_EVENT = PROBE | WHITENED | {"max_growth": 1.1}
+STEP = {"selection": "pursuit", "natural_step": 0.5}
+# About as many parameters, in a trial with another seed.
+SECONDS = {"budget_unit": "seconds", "max_growth": 1.35}
+RANKINGS = (
+    Branch("none"),
+    *(Branch(name, ONE_EVENT | fields) for name, fields in CHOICES.items()),
+    Branch("pursuit, natural step, two directions", ONE_EVENT | STEP, "several"),
+    Branch("pursuit, natural step, per second", ONE_EVENT | STEP | SECONDS),
+    Branch("significance alone, natural step", ONE_EVENT | {"natural_step": 0.5}, "significant"),
+    Branch("pursuit, natural step, random in the same linears", ONE_EVENT | STEP, "matched"),
+)
+
+
+def rankings() -> Iterable[Job]:
+    """What is left of one event at once, after 100 and after all remaining steps, by what chose the neurons."""
+    for seed in range(60, 70):
+        arguments = (SMALL, RANKINGS, seed, LEARNING_RATE, 600, 1_600, (0, 25, 100, 400, 1_000))
+        yield Job("rankings", seed, partial(run_branches, *arguments))
+
+
 STACKED = {"stacked after a tenth": 0.1, "stacked after a quarter": 0.25, "stacked after half": 0.5}
 
 
@@ -411,6 +432,7 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "digits": digits,
     "gains": gains,
     "choice": choice,
+    "rankings": rankings,
     "baselines": baselines,
     "kinds": kinds,
     "finetuning_tuning": lambda: starmap(Job, finetuning_tuning()),

@@ -17,6 +17,7 @@ from hf_saddle.training import growth_event_
 
 from .baselines import even_event_, stacked_event_, uneven_event_
 from .matched import matched_event_
+from .rankings import significant_event_, several_event_
 from .task import TASKS, Split, digits, evaluate, make_model
 
 
@@ -27,13 +28,15 @@ CURVE_POINTS = 10
 PASSES = 3
 # What growth changes in a config.
 GROWN_FIELDS = ("widths", "skip_sizes", "skip_unit", "heads", "num_hidden_layers")
-# As curvature says; as many random neurons in the same linears; by baselines that measure nothing.
+# As curvature says; as many random neurons in the same linears; by baselines that measure nothing; by other rankings.
 WAYS: dict[str, Callable[..., GrowthEvent]] = {
     "measured": growth_event_,
     "matched": matched_event_,
     "stacked": stacked_event_,
     "even": even_event_,
     "uneven": uneven_event_,
+    "significant": significant_event_,
+    "several": several_event_,
 }
 
 
