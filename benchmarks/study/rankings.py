@@ -89,8 +89,7 @@ def several_event_(
     scores = score_growths(model, offered, choosing, judging)
     budget = Budget(CostBook(model), config, event_budget(model, config, event))
     chosen, _ = choose_together(candidates, columns_of(scores), budget, config.natural_step, config.significance)
-    growths, order, start = [], [], 0
-    again = 0
+    growths, order, start, again = [], list[int](), 0, 0
     for index, growth in enumerate(offered):
         places = sorted(column - start for column in chosen if 0 <= column - start < len(growth.neurons))
         if places:
@@ -109,15 +108,15 @@ def several_event_(
 
     factor, gain = measured_step(plan, found, scores.loss, loss_of)
     plan = stepped(plan, found, factor, gain, found.error * factor)
-    before, done = None, None
-    for part in parts(plan, again):
-        done = grow_(model, part, optimizer, step=step, loss_before=scores.probe_loss)
-        before = before or done
+    done = [
+        grow_(model, part, optimizer, step=step, loss_before=scores.probe_loss)
+        for part in parts(plan, again) or [plan]
+    ]
     return dataclasses.replace(
-        done,
-        parameters_before=before.parameters_before,
-        macs_before=before.macs_before,
-        layers=[*before.layers, *done.layers] if before is not done else done.layers,
+        done[-1],
+        parameters_before=done[0].parameters_before,
+        macs_before=done[0].macs_before,
+        layers=[layer for event in done for layer in event.layers],
         predicted_gain=plan.predicted_gain,
         loss_after=probe_loss(model, batches),
     )
@@ -136,7 +135,9 @@ def _candidate(
     return kind(report[growth.linear, "depth" if way.deepens else "width"], site, way, neuron, 0.0)
 
 
-def second_directions(model: nn.Module, batches: Sequence[Any], report: CurvatureReport, seed: int) -> list[LayerGrowth]:
+def second_directions(
+    model: nn.Module, batches: Sequence[Any], report: CurvatureReport, seed: int
+) -> list[LayerGrowth]:
     """
     Units along the second of the generalised eigenvectors of every neuron, by the magnitude of the eigenvalue; from
     dense matrices.
