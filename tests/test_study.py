@@ -15,13 +15,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks.study import baselines, claims, event, experiments, files, matched, task, training  # noqa: E402
+from benchmarks.study import baselines, claims, event, experiments, files, matched, rankings, task, training  # noqa: E402
 from benchmarks.study import run as runner  # noqa: E402
 from benchmarks.study.report_events import steps_worth  # noqa: E402
 from benchmarks.study.statistics import interval, paired, text  # noqa: E402
 from benchmarks.study.task import make_model, oriented  # noqa: E402
 from hf_saddle import analyze_curvature, grow_  # noqa: E402
-from hf_saddle.growth import GrowthConfig, GrowthPlan, LayerGrowth, count_macs  # noqa: E402
+from hf_saddle.curvature import SolverOptions  # noqa: E402
+from hf_saddle.growth import (  # noqa: E402
+    GrowthConfig,
+    GrowthPlan,
+    LayerGrowth,
+    PaperGrowthConfig,
+    count_macs,
+    count_parameters,
+    halves,
+    probe_loss,
+)
 from hf_saddle.growth.costs import plan_cost  # noqa: E402
 from hf_saddle.training import growth_event_  # noqa: E402
 
@@ -122,6 +132,44 @@ def test_arms_see_the_same_data(digits):
 
 def test_directions_that_are_alike_are_known():
     assert event.mean_cosine(torch.tensor([[1.0, 0.0], [-2.0, 0.0], [0.0, 1.0]])) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("way", ["several", "significant"])
+def test_other_rankings_grow_by_what_they_predict(digits, way):
+    model = make_model(0, experiments.shape(4, hidden=16)).train()
+    optimizer = torch.optim.AdamW(model.parameters())
+    config = PaperGrowthConfig(**experiments.ONE_EVENT | experiments.STEP | {"probe_samples": 64})
+    batches = training.probe(digits["train"], config, 0, 0)
+    before = probe_loss(model, halves(batches)[1])
+    done = training.WAYS[way](model, optimizer, batches, config, event=0, step=0)
+    assert before - probe_loss(model, halves(batches)[1]) == pytest.approx(done.predicted_gain, abs=1e-5)
+    assert 1 < count_parameters(model) / done.parameters_before <= 1.1
+    linears = [layer["linear"] for layer in done.layers if layer["operator"] == "zero_gain"]
+    assert (len(set(linears)) < len(linears)) == (way == "several")  # of some neurons two directions
+
+
+def test_second_directions_are_eigenvectors_beside_the_first(digits):
+    model, batches = make_model(0, experiments.shape(4, hidden=16)).double(), []
+    for batch in training.probe(digits["train"], PaperGrowthConfig(probe_samples=64), 0, 0):
+        batches.append(batch | {"pixel_values": batch["pixel_values"].double()})
+    solver = SolverOptions(refine_steps=60, polish_steps=60, tolerance=0.0)
+    report = analyze_curvature(model, batches, "depth", whiten=True, solver=solver)
+    linear = "vit.layers.1.mlp.fc1"
+    (second,) = [growth for growth in rankings.second_directions(model, batches, report, 0) if growth.linear == linear]
+    inputs = []
+    handle = model.get_submodule(linear).register_forward_hook(lambda m, args, output: inputs.append(args[0]))
+    for batch in batches:
+        model(**batch)
+    handle.remove()
+    x = torch.nn.functional.pad(torch.cat(inputs).flatten(0, 1), (0, 1), value=1.0)
+    moments = (x.t() @ x / len(x)).detach()
+    moments += 1e-3 * moments.diagonal().mean() * torch.eye(len(moments), dtype=torch.float64)
+    first, other = report[linear, "depth"].direction, second.directions.double()
+    overlap = ((first @ moments) * other).sum(dim=1).square()
+    lengths = ((first @ moments) * first).sum(dim=1) * ((other @ moments) * other).sum(dim=1)
+    assert float((overlap / lengths).sqrt().max()) < 1e-5
+    other = (x @ other.t()).detach()
+    assert torch.allclose(other.square().mean(dim=0) * second.steps.square(), torch.ones(4, dtype=torch.float64))
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from .experiments import (
 )
 from .files import RESULTS, results
 from .pictures import curves
-from .report_events import event, neurons
+from .report_events import event, neurons, rankings
 from .report_finetuning import finetuning
 from .statistics import text
 from .tables import by_arm, comparison, difference, measured, table
@@ -230,6 +230,7 @@ PARTS: tuple[Callable[[], list[str]], ...] = (
     scratch,
     event,
     neurons,
+    rankings,
     timing,
     intervals_and_budgets,
     sizes,

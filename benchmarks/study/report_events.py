@@ -58,6 +58,33 @@ def event() -> list[str]:
     ]
 
 
+def rankings() -> list[str]:
+    """What is left of one event, by what chose the neurons."""
+    rows = results("rankings")
+    if not rows:
+        return []
+    after = rows[0]["after"]
+    steps = (0, 100, after[-1])
+    default = "pursuit, natural step"
+    body = []
+    for name in rows[0]["branches"]:
+        branches = [(row["branches"][name], row["branches"][default], row["branches"]["none"]) for row in rows]
+        added = np.mean([own.get("parameters_after", 0) - own.get("parameters_before", 0) for own, *_ in branches])
+        seconds = [own["training_seconds"] / none["training_seconds"] for own, _, none in branches]
+        differences = [
+            [1e3 * (own["losses"][place] - other["losses"][place]) for own, other, _ in branches]
+            for place in map(after.index, steps)
+        ]
+        cells = [text(values, digits=1, sign=True) if name != default else "0" for values in differences]
+        body.append((name, f"{added:,.0f}", *cells, text(seconds, digits=2)))
+    head = (
+        f"Validation loss minus that of `{default}` (10⁻³, positive is worse), {len(rows)} seeds, paired; the processor "
+        "time of a step is relative to that of the model that does not grow."
+    )
+    header = ("branch", "new parameters", "at once", *(f"after {step} steps" for step in steps[1:]), "time of a step")
+    return ["## What chooses the neurons of one event", "", head, "", *table(header, body)]
+
+
 def steps_worth(row: dict[str, Any], name: str) -> float:
     """Steps until the branch without growth reaches the loss of another right after its event."""
     target, losses = row["branches"][name]["losses"][0], row["branches"]["none"]["losses"]

@@ -17,7 +17,7 @@ from hf_saddle.training import growth_event_
 
 from .baselines import even_event_, stacked_event_, uneven_event_
 from .matched import matched_event_
-from .rankings import significant_event_, several_event_
+from .rankings import several_event_, significant_event_
 from .task import TASKS, Split, digits, evaluate, make_model
 
 
