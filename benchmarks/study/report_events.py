@@ -78,8 +78,8 @@ def rankings() -> list[str]:
         cells = [text(values, digits=1, sign=True) if name != default else "0" for values in differences]
         body.append((name, f"{added:,.0f}", *cells, text(seconds, digits=2)))
     head = (
-        f"Validation loss minus that of `{default}` (10⁻³, positive is worse), {len(rows)} seeds, paired; the processor "
-        "time of a step is relative to that of the model that does not grow."
+        f"Validation loss minus that of `{default}` (10⁻³, positive is worse), {len(rows)} seeds, paired; the "
+        "processor time of a step is relative to that of the model that does not grow."
     )
     header = ("branch", "new parameters", "at once", *(f"after {step} steps" for step in steps[1:]), "time of a step")
     return ["## What chooses the neurons of one event", "", head, "", *table(header, body)]
