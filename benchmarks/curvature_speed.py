@@ -1,7 +1,7 @@
 """What the curvature analysis costs, in forward+backward passes, and which of the truly extreme neurons it finds.
 
     python benchmarks/curvature_speed.py                    # everything, about ten minutes on two cores
-    python benchmarks/curvature_speed.py --parts block scaling model families memory others --seeds 8
+    python benchmarks/curvature_speed.py --parts block scaling model families event memory others --seeds 8
 
 Writes benchmarks/results/curvature_speed.json (and .md). Times are ratios of alternating measurements of one run.
 With --threads 1 they are processor times, for machines that others use too.
@@ -393,6 +393,44 @@ def families_part(rounds: int = 3, seeds: int = 3) -> dict[str, Any]:
     return result
 
 
+def event_part() -> dict[str, Any]:
+    """
+    Analyses of the same models on what the default options of an event give them: 512 samples that choose, in batches
+    of 64, texts of 64 tokens and images of 112 x 112. In units of a forward and backward pass over all of these, the
+    mean of one before and one after.
+    """
+    result = {}
+    for name, make in {"Llama-like": llama_like, "ResNet-like": resnet_like}.items():
+        model, example = make()
+        batches = []
+        for _ in range(8):
+            if "input_ids" in example:
+                ids = torch.randint(2048, (64, 64))
+                batches.append({"input_ids": ids, "labels": ids})
+            else:
+                images = torch.randn(64, 3, 112, 112)
+                batches.append({"pixel_values": images, "labels": torch.randint(CLASSES, (64,))})
+
+        def both(model: nn.Module = model, batches: list[dict[str, Tensor]] = batches) -> None:
+            model.train()
+            for batch in batches:
+                model.zero_grad(set_to_none=True)
+                model(**batch).loss.backward()
+
+        cost, before = {}, seconds(both)
+        for criteria in (("depth",), ("width",), ("depth", "width")):
+            taken = seconds(
+                lambda model=model, batches=batches, criteria=criteria: analyze_curvature(
+                    model, batches, criteria, whiten=True
+                )
+            )
+            after = seconds(both)
+            cost["_and_".join(criteria)] = taken / ((before + after) / 2)
+            before = after
+        result[name] = cost | {"fb_ms": 1e3 * before}
+    return result
+
+
 def memory_of(mode: str) -> float:
     """Peak memory in MiB above that of the loaded model and batch, in this process."""
     model, batch = deit_small()
@@ -537,6 +575,9 @@ def table(results: dict[str, Any]) -> str:
             for name, found in part["top64"].items()
         }
         lines += section(head, cells | top)
+    for kind, part in results.get("event", {}).items():
+        head = f"{kind}, the probe of an event: 512 samples, whitened (forward and backward {part['fb_ms']:.0f} ms)"
+        lines += section(head, {name: f"{part[name]:.2f} passes" for name in ("depth", "width", "depth_and_width")})
     if "memory" in results:
         cells = {name: f"{value:.{2 * name.endswith('share')}f}" for name, value in results["memory"].items()}
         lines += section("Peak memory, DeiT-S, 64 images (MiB above model and batch)", cells)
@@ -552,6 +593,7 @@ def main() -> None:
         "scaling": scaling_part,
         "model": model_part,
         "families": families_part,
+        "event": event_part,
         "memory": memory_part,
         "others": others_part,
     }

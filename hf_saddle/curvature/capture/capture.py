@@ -1,6 +1,7 @@
 """All forward and backward passes of an analysis: what they show of each affine layer, token by token."""
 
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -132,8 +133,9 @@ def capture(
         # A matrix of second moments needs more tokens than the mean squares that steps are relative to, and more than
         # the space that directions are looked for in has dimensions.
         limit = _token_limit(module, settings.max_tokens)
-        wanted = max(limit, min(2 * limit, 2 * input_size(module), settings.max_tokens))
-        return max(POSITIONS_FOR_SCALE, wanted // samples.total if settings.whiten else 0)
+        wanted = max(limit, min(2 * limit, 2 * input_size(module), settings.max_tokens)) if settings.whiten else 0
+        of_each = min(POSITIONS_FOR_SCALE, math.ceil(settings.max_tokens / samples.total))
+        return max(of_each, math.ceil(wanted / samples.total))
 
     seen = dict.fromkeys(linears, 0)
     unsplittable: dict[str, str] = {}

@@ -156,7 +156,10 @@ def extreme_pairs(
     folds = (screening(0), screening(1))
     screened = _cross_fit(folds, (start, start), options.screen_steps, largest, samples, options)
     del folds
-    order = score(screened.both.value, screened.both.vector).argsort(descending=True, stable=True)
+    # Few tokens tell the eigenvalues of many neurons badly; how large coefficients are, all tokens tell at no cost.
+    size = ranks.sum(tokens.coefficient_squares()).sqrt()
+    by_size = score(-size if smallest_only else size, start / start.norm(dim=0))
+    order = (by_size * score(screened.both.value, screened.both.vector)).argsort(descending=True, stable=True)
     short = order[:chosen].sort().values
     folds = (fold(0, rows[0], short), fold(1, rows[1], short))
     vectors = (screened.vectors[0].index_select(1, short), screened.vectors[1].index_select(1, short))
