@@ -25,7 +25,7 @@ COMMON = ["--num_train_epochs", "6", "--unit", "epochs", "--at", "1", "3"]
 
 def main() -> None:
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--output-dir", "--output_dir", required=True)
     options, rest = parser.parse_known_args()
     for architecture, settings in SETTINGS.items():
         folder = Path(options.output_dir, architecture)

@@ -36,9 +36,9 @@ SETTINGS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--output-dir", "--output_dir", required=True)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--image_size", type=int, default=56)
+    parser.add_argument("--image-size", "--image_size", type=int, default=56)
     options, rest = parser.parse_known_args()
     # A checkpoint like any other: config, weights, and how its pixels are scaled.
     start = Path(options.output_dir, "start")

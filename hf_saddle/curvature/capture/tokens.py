@@ -148,9 +148,12 @@ class Tokens:
         slope = self.slope.to(self.dtype)
         return result.mul_((slope if neurons is None else slope.index_select(0, neurons)).square())
 
-    def coefficient_squares(self) -> Tensor:
-        """The sum of the squares of each neuron's coefficients, those of a gated one as in its matrix, `(n,)`."""
-        squares = self.coefficients(torch.arange(len(self), device=self.gradient.device)).square().sum(dim=0)
+    def coefficient_squares(self, rows: Tensor) -> Tensor:
+        """
+        The sum of the squares of each neuron's coefficients over some tokens, of a gated one as its matrix has them,
+        shape `(n,)`.
+        """
+        squares = self.coefficients(rows).square().sum(dim=0)
         return squares if squares.dim() == 1 else squares[0] + 2 * squares[1]
 
     def importance(self) -> Tensor:
