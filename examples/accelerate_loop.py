@@ -39,7 +39,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch-size", "--batch_size", type=int, default=64, help="of all processes together")
-    parser.add_argument("--output-dir", "--output_dir", help="where to save the model and, below `state`, the state of the training")
+    parser.add_argument(
+        "--output-dir", "--output_dir", help="where to save the model and, below `state`, the state of the training"
+    )
     parser.add_argument("--save-steps", "--save_steps", type=int, default=50)
     parser.add_argument("--resume", action="store_true", help="go on from the state in `output_dir`")
     parser.add_argument("--use-cpu", "--use_cpu", action="store_true")
