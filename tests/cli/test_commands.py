@@ -302,6 +302,7 @@ def test_export_overwrites_nothing(deeper, tmp_path, capsys):
     assert (tmp_path / "model.pt2").read_text() == "mine"
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("neurons", [3, 40], ids=["some", "every"])
 def test_export_to_onnx(neurons, tmp_path):
     torch.manual_seed(0)

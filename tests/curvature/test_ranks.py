@@ -217,6 +217,7 @@ def test_batches_of_unequal_size_are_weighted_by_their_samples(name):
     assert_same(analyze(batches, **OPTIONS[name], max_tokens=10**6), analyze([part(slice(0, 20))], **OPTIONS[name]))
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("sizes", [(20,), (10, 10)], ids=["one batch", "two batches"])
 def test_a_cap_on_tokens_leaves_the_estimates_unbiased(sizes):
     batches = [part(slice(sum(sizes[:i]), sum(sizes[: i + 1]))) for i in range(len(sizes))]

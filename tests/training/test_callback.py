@@ -42,8 +42,8 @@ def assert_grew(trainer, number: int = 3) -> None:
     assert model.config.per_layer_config[0].intermediate_size == model.shapes().widths["layers.0.mlp.fc1"]
 
 
-@pytest.mark.thinned(2)
 # ------------------------------------------------------------------------------------------------------------ no trace
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("trainer_class", [Trainer, GrowthTrainer])
 @pytest.mark.parametrize("noisy", [False, True], ids=["", "augmented"])
 def test_empty_plans_leave_the_losses_exactly_as_without_the_callback(tmp_path, trainer_class, noisy):

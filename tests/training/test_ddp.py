@@ -122,6 +122,7 @@ def test_going_back_to_weights_of_other_shapes(tmp_path):
     assert len(loop.losses) == 8
 
 
+@pytest.mark.slow
 def test_a_follower_that_cannot_grow_on_one_rank_holds_up_all(tmp_path):
     first, second = (found["followers"] for found in found_by_ranks(tmp_path, "followers"))
     assert first["refused"].startswith("RuntimeError: The growth failed on rank 1")

@@ -137,6 +137,7 @@ def test_an_optimizer_that_misses_what_may_grow_is_refused_before_the_first_step
     assert trainer.state.global_step == 0
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("name", ["schedule_free_adamw", "schedule_free_sgd"])
 def test_schedule_free_optimizers_grow_in_a_trainer(tmp_path, name):
     pytest.importorskip("schedulefree")

@@ -134,6 +134,7 @@ def test_callbacks_that_are_restored_from_the_checkpoint(full, tmp_path):
     assert_same_run(resumed, full)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("restore", [False, True])
 def test_a_probe_dataset_has_to_be_given_again(tmp_path, restore):
     def callbacks(**given):

@@ -90,6 +90,7 @@ class Reporter(TrainerCallback):
         self.steps += [state.global_step] * ("growth_event" in logs)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("trainer_class", [LayerWise, Trainer])
 def test_growth_is_reported(tmp_path, trainer_class):
     reporter = Reporter()
@@ -114,6 +115,7 @@ def test_an_own_optimizer_trains_what_grew_and_follows_later_trainings(tmp_path)
     GrowthHistory.from_model(trainer.model).check(trainer.model)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("restore", [False, True])
 def test_a_run_with_an_own_optimizer_and_loss_resumes_exactly(tmp_path, restore):
     class Both(LayerWise, Averaged):
