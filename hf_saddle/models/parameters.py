@@ -1,8 +1,10 @@
 """What hangs on a parameter, and how it follows when another one takes its place."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from .growable import Growable, PairedLinear
 
@@ -12,6 +14,12 @@ def follow_(new: nn.Parameter, old: nn.Parameter) -> nn.Parameter:
     new.__dict__.update(old.__dict__)
     new.requires_grad_(old.requires_grad)
     return new
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor without its graph; of one that is spread over processes, which all have to call this, all of it."""
+    shard: Any = value.detach()
+    return shard.full_tensor() if isinstance(shard, DTensor) else shard
 
 
 def check_replaceable(path: str, module: nn.Module) -> None:
