@@ -176,7 +176,6 @@ def _carry_out_(
     started = time.perf_counter()
     replicas.together("Checking what follows the model", check)
     plan, before, measured = decision()
-    show_shards_(model)
     done, undo = grow_sharded_(model, plan, optimizer, shard=shard, replicas=replicas, loss_before=before, **record)
     if plan:
         try:

@@ -20,7 +20,7 @@ from ...models.sites import Place
 from ..checks.shard_checks import check_new_blocks, check_shards, check_states
 from ..distributed import Replicas
 from .course import Course
-from .resharding import place_, placeholders, shard_anew_, take_back_
+from .resharding import place_, placeholders, shard_anew_, show_shards_, take_back_
 
 
 def grow_sharded_(
@@ -55,6 +55,7 @@ def grow_sharded_(
         RuntimeError: If that happened to another process, or the processes differ.
     """
     inner = None if optimizer is None else inner_optimizer(optimizer)
+    show_shards_(model)
 
     def check() -> None:
         check_shards(model)
