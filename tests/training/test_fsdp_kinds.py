@@ -9,7 +9,7 @@ from training_cases import launch
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 CHECKS = ("by_hand", "any", "failing", "refused")
-SLOW_CHECKS = ("heads", "blocks", "t5", "swin", "llama")
+SLOW_CHECKS = ("heads", "blocks", "t5", "bert", "gpt2", "llama", "swin")
 EXPECTED = {
     "by_hand": {"block_average", "block_copy", "block_identity", "block_stack", "new_head", "split", "split_head"},
     "any": {"new_head", "split_head", "block_copy", "split"},
@@ -46,3 +46,45 @@ def assert_one(run, expected):
 @pytest.mark.parametrize("check", ["by_hand", "any"])
 def test_two_sharded_processes_are_one_process(found, check):
     assert_one(found[check][0], EXPECTED[check])
+
+
+FAILURES = {
+    "kinds": ("which was undone",) * 2,
+    "frozen": ("which was undone",) * 2,
+    "one_rank": ("RuntimeError: Making a block failed on rank 1", "MemoryError: no memory left"),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_what_fails_leaves_all_as_before(found, case):
+    for rank, message in zip(found["failing"], FAILURES[case], strict=True):
+        assert message in rank[case].pop("message")
+        assert rank[case] == {"same": True, "history": None, "distance": 0.0}
+
+
+REMEDIES = {
+    "in_place": "growth_event_sharded_",
+    "plan": "grow_by_plan_sharded_",
+    "new_heads": "grow_by_plan_sharded_",
+    "head_scores": "growth_event_sharded_",
+    "block_scores": "growth_event_sharded_",
+    "alone": "grow_by_plan_sharded_",
+    "seconds": "budget_unit='macs'",
+    "grouped": "counts steps by group",
+    "grouped_plan": "counts steps by group",
+    "parts": "not parts of them",
+    "whole": "that FSDP2 has sharded",
+}
+
+
+@pytest.mark.parametrize(("attempt", "remedy"), REMEDIES.items())
+def test_what_is_refused(found, attempt, remedy):
+    for rank in found["refused"]:
+        assert remedy in rank[attempt]
+        assert rank["distance"] == 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", SLOW_CHECKS)
+def test_models_of_other_families(found_slowly, check):
+    assert_one(found_slowly[check][0], EXPECTED.get(check, set()))

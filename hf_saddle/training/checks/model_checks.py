@@ -38,7 +38,7 @@ def check_growable(model: nn.Module) -> GrowablePreTrainedModel:
     if is_sharded(inner):
         raise ValueError(
             "The model is sharded (FSDP2) and does not grow like one that each process holds whole. Use "
-            "`growth_event_sharded_` in a loop of your own, or a GrowthTrainer."
+            "`growth_event_sharded_` or `grow_by_plan_sharded_` in a loop of your own, or a GrowthTrainer."
         )
     return growable_inside(inner)
 
