@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from .growable import Growable, PairedLinear
@@ -14,6 +15,11 @@ def follow_(new: nn.Parameter, old: nn.Parameter) -> nn.Parameter:
     new.__dict__.update(old.__dict__)
     new.requires_grad_(old.requires_grad)
     return new
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP2 has sharded a model, or its parameters are distributed tensors otherwise (tensor parallelism)."""
+    return isinstance(model, FSDPModule) or any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def whole(value: Tensor) -> Tensor:

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 import transformers
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ...models.heads import fit_heads_
 from ...models.modeling_saddle import GrowablePreTrainedModel
+from ...models.parameters import is_sharded
 from ...models.restacking import assign_
 from ...version import __version__
 from ..costs import Cost, count_parameters, plan_cost
@@ -111,7 +111,7 @@ def grow_(
 def check_model(model: GrowablePreTrainedModel) -> None:
     """Raise a `ValueError` for a model that is not growable, or that is sharded, wrapped or quantised."""
     check_saddle(model)
-    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+    if is_sharded(model):
         raise ValueError(
             "The model is sharded (FSDP2, tensor parallelism) and does not grow like one that each process holds "
             "whole. Use `grow_by_plan_sharded_` or `growth_event_sharded_` on all processes; or save a checkpoint, "

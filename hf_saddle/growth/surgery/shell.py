@@ -1,8 +1,7 @@
 """A model without values: what a growth adds to it can be told, where no process has the values of the model whole."""
 
-from torch.distributed.tensor import DTensor
-
 from ...models.modeling_saddle import GrowablePreTrainedModel
+from ...models.parameters import is_sharded
 from ...models.restacking import twin_of
 
 
@@ -11,7 +10,7 @@ def shell_of(model: GrowablePreTrainedModel) -> GrowablePreTrainedModel:
     Of a model that is spread over processes one of the same shapes on the meta device, without its hooks; else the
     model itself. The buffers are those of the model: the neurons that units feed are no matter of shapes alone.
     """
-    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+    if not is_sharded(model):
         return model
     shell: GrowablePreTrainedModel = twin_of(model, model.config)
     for name, buffer in model.named_buffers(remove_duplicate=False):

@@ -23,8 +23,9 @@ from ...growth.surgery.heads import check_family
 from ...models.configuration_saddle import SaddleConfig
 from ...models.families import family_of
 from ...models.modeling_saddle import GrowablePreTrainedModel
+from ...models.parameters import is_sharded
 from ...models.sites import Site
-from ..wrappers import is_sharded, unwrap
+from ..wrappers import unwrap
 
 
 def check_growable(model: nn.Module) -> GrowablePreTrainedModel:

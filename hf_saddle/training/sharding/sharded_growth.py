@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ...growth import GrowthEvent, GrowthHistory, GrowthPlan, LayerGrowth
@@ -16,6 +15,7 @@ from ...growth.surgery.grow import layer_record
 from ...growth.surgery.head_drafts import check_stacks_grow, find_attention, is_of_heads
 from ...growth.surgery.snapshot import Snapshot
 from ...models.modeling_saddle import GrowablePreTrainedModel
+from ...models.parameters import is_sharded
 from ...models.sites import Place
 from ..checks.shard_checks import check_new_blocks, check_shards, check_states
 from ..distributed import Replicas
@@ -72,7 +72,7 @@ def grow_sharded_(
     course, way_back = Course(model, inner, before, replicas), [Snapshot(model).restore]
 
     def undo() -> None:
-        if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        if is_sharded(model):
             take_back_(model)
         for step in way_back:
             step()
