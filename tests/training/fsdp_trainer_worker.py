@@ -165,14 +165,24 @@ def memory(folder):
 
 
 def mixed(folder):
+    return in_halves(folder, "mixed", CONFIG)
+
+
+def mixed_kinds(folder):
+    return in_halves(folder, "mixed_kinds", KINDS)
+
+
+def in_halves(folder, name, config):
+    """A run that computes in bfloat16, and one that resumes."""
+
     def once(resume=None, **saving):
         model = tiny(hidden_dropout_prob=0.0)
-        return run(folder / "mixed", resume=resume, model=model, data_collator=None, bf16=True, **saving)
+        return run(folder / name, config, resume, model=model, data_collator=None, bf16=True, **saving)
 
     through = once(save_strategy="steps", save_steps=4)
-    again = once(f"{folder}/mixed/checkpoint-8")
+    again = once(f"{folder}/{name}/checkpoint-8")
     facts = {"distance": distance(again, through), "dtype": str(next(through.model.parameters()).dtype)}
-    return told(through, folder, "mixed") | facts
+    return told(through, folder, name) | facts
 
 
 def llama(folder):

@@ -34,10 +34,12 @@ def found_slowly(tmp_path_factory):
     return found_by(tmp_path_factory.mktemp("fsdp"), SLOW_CHECKS)
 
 
-def assert_one(run, expected):
+def assert_one(run, expected, rel=1e-9):
+    assert "failed" not in run, run["failed"]
     sharded, one = run["sharded"], run["one"]
     for what in ("losses", "gains"):
-        assert sharded.pop(what) == pytest.approx(one.pop(what), rel=1e-9)
+        for ours, theirs in zip(sharded.pop(what), one.pop(what), strict=True):
+            assert ours == pytest.approx(theirs, rel=rel)
     assert sharded == one
     assert run["weights"] < 1e-9 and run["states"] < 1e-9
     assert {name for event in sharded["events"] for name in event["operators"]} >= expected
@@ -87,4 +89,5 @@ def test_what_is_refused(found, attempt, remedy):
 @pytest.mark.slow
 @pytest.mark.parametrize("check", SLOW_CHECKS)
 def test_models_of_other_families(found_slowly, check):
-    assert_one(found_slowly[check][0], EXPECTED.get(check, set()))
+    # transformers computes the loss of causal language models in single precision.
+    assert_one(found_slowly[check][0], EXPECTED.get(check, set()), rel=1e-6 if check in ("gpt2", "llama") else 1e-9)

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
 CHECKS = ("shards", "full", "llama", "kinds", "refused")
 # By the number of processes. Those of four resume from what the first checks have saved.
-SLOW_CHECKS = {2: ("options", "memory", "mixed", "freezing"), 4: ("four_full", "four_shards")}
+SLOW_CHECKS = {2: ("options", "memory", "mixed", "mixed_kinds", "freezing"), 4: ("four_full", "four_shards")}
 
 
 def run_checks(folder, *checks, processes=2):
@@ -194,7 +194,8 @@ def test_a_job_goes_on_after_a_process_was_killed_while_it_saved(tmp_path):
 
 
 @pytest.mark.slow
-def test_growth_under_mixed_precision_resumes_exactly(found_slowly):
-    run = found_slowly["mixed"]
+@pytest.mark.parametrize("check", ["mixed", "mixed_kinds"])
+def test_growth_under_mixed_precision_resumes_exactly(found_slowly, check):
+    run = found_slowly[check]
     assert run["dtype"] == "torch.float32" and run["distance"] == 0.0
-    assert all(event["layers"] for event in run["events"])
+    assert all(event["layers"] or event["blocks"] for event in run["events"])
