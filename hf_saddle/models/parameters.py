@@ -1,8 +1,11 @@
 """What hangs on a parameter, and how it follows when another one takes its place."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from .growable import Growable, PairedLinear
 
@@ -12,6 +15,17 @@ def follow_(new: nn.Parameter, old: nn.Parameter) -> nn.Parameter:
     new.__dict__.update(old.__dict__)
     new.requires_grad_(old.requires_grad)
     return new
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP2 has sharded a model, or its parameters are distributed tensors otherwise (tensor parallelism)."""
+    return isinstance(model, FSDPModule) or any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor without its graph; of one that is spread over processes, which all have to call this, all of it."""
+    shard: Any = value.detach()
+    return shard.full_tensor() if isinstance(shard, DTensor) else shard
 
 
 def check_replaceable(path: str, module: nn.Module) -> None:

@@ -11,7 +11,7 @@ from .resuming.checkpoints import last_whole_checkpoint, missing_parts
 from .resuming.loop_checkpoints import register_growth_checkpointing
 from .resuming.rebind import rebind_
 from .sampling import training_indices
-from .sharding.sharded import growth_event_sharded_
+from .sharding.sharded import grow_by_plan_sharded_, growth_event_sharded_
 from .trainer import GrowthTrainer
 from .wrappers import rebuild_ddp_
 
@@ -21,6 +21,7 @@ __all__ = [
     "GrowthTrainer",
     "compare",
     "grow_by_plan_",
+    "grow_by_plan_sharded_",
     "growth_event_",
     "growth_event_sharded_",
     "last_whole_checkpoint",

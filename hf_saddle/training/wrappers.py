@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -122,8 +120,3 @@ def renew_wrapper_(model: nn.Module) -> None:
         rebuild_ddp_(wrapper)
         if is_compiled(model):
             torch.compiler.reset()
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP2 has sharded a model, or its parameters are distributed tensors otherwise (tensor parallelism)."""
-    return isinstance(model, FSDPModule) or any(isinstance(parameter, DTensor) for parameter in model.parameters())

@@ -11,6 +11,7 @@ import transformers
 from loss_cases import DISTRIBUTED, FirstImages, LayerWise, logged_and_probed
 from test_loop_checkpoints import Loop
 from test_rebinding import Meddler
+from test_shared_heads_in_training import HEADS, Sequences, family_model
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import default_collate
@@ -199,6 +200,36 @@ def kinds(folder):
         == [(layer["linear"], layer["operator"], layer["neurons"]) for layer in one.layers]
         and places(event) == places(one),
         "gains": [event.predicted_gain, one.predicted_gain],
+    }
+
+
+def shared_heads(folder):
+    """Events that let heads of a T5 grow by measurement, with training in between, on two processes and on one."""
+    config, rank = across(operator=HEADS), dist.get_rank()
+    model = family_model("T5ForConditionalGeneration", torch.float64, dropout_rate=0.0)
+    wrapper, twin = DistributedDataParallel(model), copy.deepcopy(model)
+    optimizers = [torch.optim.AdamW(each.parameters(), lr=1e-2) for each in (model, twin)]
+    batches = [default_collate([Sequences()[i] for i in range(start, start + 8)]) for start in (0, 8)]
+    found = []
+    for number in range(2):
+        wrapper(**batches[rank]).loss.backward()
+        for batch in batches:
+            (twin(**batch).loss / 2).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        share = probe_batches(Sequences(), config, event=number, rank=rank, world_size=2)
+        event = growth_event_(wrapper, optimizers[0], share, config, event=number)
+        one = growth_event_(
+            twin, optimizers[1], probe_batches(Sequences(), config, event=number), config, event=number
+        )
+        found.append([[each.operators, each.predicted_gain, each.loss_after] for each in (event, one)])
+    pairs = zip(model.parameters(), twin.parameters(), strict=True)
+    return {
+        "difference": max(float((a - b).abs().max()) for a, b in pairs),
+        "replicas_equal": same_everywhere(fingerprint(model, optimizers[0])),
+        "heads": [model.config.heads, twin.config.heads],
+        "events": found,
     }
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset, default_collate
-from training_cases import growth
+from training_cases import across, growth
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_saddle import growable
@@ -19,6 +19,10 @@ MOVING = {"layers": None, "natural_step": 0.5, "significance": 0.0, "at": [3, 6]
 CONFIG = growth(**MOVING, linears=["attention.v_proj", "mlp.fc1", "mlp.fc2"])
 # As by default, of all linears, chosen by what they add to those already chosen.
 PURSUIT = growth(**MOVING, selection="pursuit")
+# Neurons, heads and blocks compete.
+KINDS = across(at=[3, 6], event_budget=20_000, natural_step=0.5)
+# New blocks only are trained.
+FREEZING = growth(operator="block_copy", layers=None, at=[3, 6], max_growth=4.0, event_budget=12_000, freeze=True)
 OWN_FIELDS = {"data_collator": doubles}
 
 

@@ -15,12 +15,12 @@ import torch.distributed as dist
 import transformers
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
-from fsdp_cases import CONFIG, OWN_FIELDS, PURSUIT, Sentences, furthest, llama_model, whole
+from fsdp_cases import CONFIG, FREEZING, KINDS, OWN_FIELDS, PURSUIT, Sentences, furthest, llama_model, whole
 from torch.distributed.fsdp import FSDPModule
 from training_cases import CHECKPOINTING, events, growth, losses, tiny, trainer_for
 
 from hf_saddle.training import GrowthTrainer, last_whole_checkpoint
-from hf_saddle.training.sharding import sharded, sharded_growth
+from hf_saddle.training.sharding import course, sharded, sharded_growth
 
 
 def sharded_trainer(folder, config=CONFIG, state_dict_type="FULL_STATE_DICT", fsdp=None, **fields):
@@ -76,7 +76,7 @@ class Watch:
 
     def __init__(self, monkey):
         self.most, self._before = 0, 0
-        grow, fingerprint = sharded.grow_sharded_, sharded_growth.fingerprint
+        grow, fingerprint = sharded.grow_sharded_, course.fingerprint
 
         def growing(*args, **kwargs):
             self._before = bytes_held()
@@ -89,7 +89,7 @@ class Watch:
 
         for module in (sharded, sharded_growth):  # the growth itself, and its trials
             monkey.setattr(module, "grow_sharded_", growing)
-        monkey.setattr(sharded_growth, "fingerprint", looking)
+        monkey.setattr(course, "fingerprint", looking)
 
 
 def bytes_held():
@@ -122,6 +122,22 @@ def full(folder):
     return told(through, folder, "full") | {"resumed": resumed(through, folder / "full", 8)}
 
 
+def kinds(folder):
+    """Neurons, heads and blocks compete; shards in step 4, between two events."""
+    return saved_and_resumed(folder, "kinds", KINDS)
+
+
+def freezing(folder):
+    """Only new blocks are trained, also by a run that resumes between two events."""
+    return saved_and_resumed(folder, "freezing", FREEZING)
+
+
+def saved_and_resumed(folder, name, config):
+    kind = {"state_dict_type": "SHARDED_STATE_DICT", "config": config}
+    through = run(folder / name, save_strategy="steps", save_steps=4, **kind)
+    return told(through, folder, name) | {"resumed": resumed(through, folder / name, 4, **kind)}
+
+
 def options(folder):
     """Neurons by pursuit; a frozen part, and what a training may do beside."""
     options = {"gradient_accumulation_steps": 2, "max_grad_norm": 0.05, CHECKPOINTING: True}
@@ -149,14 +165,24 @@ def memory(folder):
 
 
 def mixed(folder):
+    return in_halves(folder, "mixed", CONFIG)
+
+
+def mixed_kinds(folder):
+    return in_halves(folder, "mixed_kinds", KINDS)
+
+
+def in_halves(folder, name, config):
+    """A run that computes in bfloat16, and one that resumes."""
+
     def once(resume=None, **saving):
         model = tiny(hidden_dropout_prob=0.0)
-        return run(folder / "mixed", resume=resume, model=model, data_collator=None, bf16=True, **saving)
+        return run(folder / name, config, resume, model=model, data_collator=None, bf16=True, **saving)
 
     through = once(save_strategy="steps", save_steps=4)
-    again = once(f"{folder}/mixed/checkpoint-8")
+    again = once(f"{folder}/{name}/checkpoint-8")
     facts = {"distance": distance(again, through), "dtype": str(next(through.model.parameters()).dtype)}
-    return told(through, folder, "mixed") | facts
+    return told(through, folder, name) | facts
 
 
 def llama(folder):
@@ -171,7 +197,7 @@ def refused(folder):
     cases = {
         "fsdp_activation_checkpointing": {"fsdp": {"activation_checkpointing": True}},
         "cpu_ram_efficient_loading": {"fsdp": {"cpu_ram_efficient_loading": True}},
-        "blocks": {"config": growth(operator="block_copy")},
+        "seconds": {"config": growth(budget_unit="seconds", selection="pursuit", layers=None)},
         "best": {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"},
         "batch_size": {"auto_find_batch_size": True},
         "optimizer": {"optim": "adafactor"},

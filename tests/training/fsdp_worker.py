@@ -12,12 +12,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import default_collate
 from training_cases import Images, growth, no_growth, tiny
 
-from hf_saddle.growth import GrowthPlan, block_candidates, grow_, grow_heads_, score_heads
-from hf_saddle.growth.surgery.heads import head_growth
-from hf_saddle.training import grow_by_plan_, growth_event_, probe_batches
-from hf_saddle.training.distributed import Replicas
+from hf_saddle.training import growth_event_, probe_batches
 from hf_saddle.training.sharding.sharded import growth_event_sharded_
-from hf_saddle.training.sharding.sharded_growth import grow_sharded_
 
 
 STEPS, EVENTS = 8, (2, 4)
@@ -108,32 +104,6 @@ def stop(value):
     raise ArithmeticError("no loss")
 
 
-def refused(model, optimizer, config):
-    """What a sharded model does not do, with the message that each attempt meets."""
-    probe = [to_double(part) for part in probe_batches(Images(), config, rank=dist.get_rank(), world_size=2)]
-    (path, *_) = (attention.path for attention in model.attentions())
-    heads = GrowthPlan((head_growth(tiny(), path, 1),))
-    replicas = Replicas(dist.group.WORLD)
-    attempts = {
-        "in_place": lambda: growth_event_(model, optimizer, probe, config),
-        "plan": lambda: grow_by_plan_(model, optimizer, heads, probe),
-        "heads": lambda: grow_sharded_(model, heads, optimizer, shard=shard, replicas=replicas),
-        "new_heads": lambda: grow_heads_(model, {path: 1}),
-        "head_scores": lambda: score_heads(model, probe),
-        "alone": lambda: grow_(model, heads),
-        "blocks": lambda: growth_event_sharded_(model, optimizer, probe, growth(operator="block_copy"), shard=shard),
-        "block_scores": lambda: block_candidates(model, probe, ranks=replicas),
-    }
-    before, found = whole(model, optimizer), {}
-    for name, attempt in attempts.items():
-        try:
-            found[name] = f"did it: {attempt()}"
-        except ValueError as error:
-            found[name] = str(error)
-    found["distance"] = max(furthest(a, b) for a, b in zip(whole(model, optimizer), before, strict=True))
-    return found
-
-
 SOME = {"linears": ["mlp.fc1", "mlp.fc2"], "significance": 0.0}
 CONFIGS = {
     # Half of the probe chooses, the other judges, the step is tried: units and splits that move at once.
@@ -178,9 +148,8 @@ def main() -> None:
     depth = CONFIGS["at_rest"][1]
     # A step that is tried without success is tried again; an error ends the event at the first trial.
     found["undone"] = {name: undone(depth, failure) for name, failure in {"trial": stop, "growth": not_finite}.items()}
-    model, optimizer, _, neurons = run(True, no_growth())
+    model, _, _, neurons = run(True, no_growth())
     found["empty"] = {"neurons": neurons, "events": len(model.growth_history["events"])}
-    found["refused"] = refused(model, optimizer, depth)
     (folder / f"found_{dist.get_rank()}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 

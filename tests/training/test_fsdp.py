@@ -39,22 +39,3 @@ def test_what_fails_on_the_grown_model_is_undone(found, when, message):
     for rank in found:
         assert message in rank["undone"][when].pop("message")
         assert rank["undone"][when] == {"same": True, "history": None, "distance": 0.0}
-
-
-REMEDIES = {
-    "in_place": "growth_event_sharded_",
-    "plan": "growth_event_sharded_",
-    "heads": "in one process",
-    "new_heads": "before it was quantised or sharded",
-    "head_scores": "before it was quantised or sharded",
-    "alone": "in one process",
-    "blocks": "in one process",
-    "block_scores": "in one process",
-}
-
-
-@pytest.mark.parametrize(("attempt", "remedy"), REMEDIES.items())
-def test_what_does_not_grow_sharded_is_refused(found, attempt, remedy):
-    for rank in found:
-        assert remedy in rank["refused"][attempt]
-        assert rank["refused"]["distance"] == 0.0

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fsdp_cases import CONFIG, OWN_FIELDS, PURSUIT, Sentences, furthest, llama_model, whole
+from fsdp_cases import CONFIG, FREEZING, KINDS, OWN_FIELDS, PURSUIT, Sentences, furthest, llama_model, whole
 from training_cases import CHECKPOINTING, events, launch, losses, tiny, train
 from transformers import AutoModelForImageClassification
 
@@ -15,9 +15,9 @@ from hf_saddle.training.sharding.trainer_sharded import before_sharding_
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
-CHECKS = ("shards", "full", "llama", "refused")
+CHECKS = ("shards", "full", "llama", "kinds", "refused")
 # By the number of processes. Those of four resume from what the first checks have saved.
-SLOW_CHECKS = {2: ("options", "memory", "mixed"), 4: ("four_full", "four_shards")}
+SLOW_CHECKS = {2: ("options", "memory", "mixed", "mixed_kinds", "freezing"), 4: ("four_full", "four_shards")}
 
 
 def run_checks(folder, *checks, processes=2):
@@ -64,10 +64,13 @@ def assert_equal(run, tensors, one):
     assert run["losses"] == pytest.approx(losses(one), rel=1e-6)  # which Trainer adds up in single precision
     assert run["rates"] == [group["lr"] for group in one.optimizer.param_groups]
     for ours, theirs in zip(run["events"], events(one), strict=True):
-        assert ours["layers"] and ours["shapes"] == theirs["shapes"]
+        assert (ours["layers"] or ours["blocks"]) and ours["shapes"] == theirs["shapes"]
         assert [layer["neurons"] for layer in ours["layers"]] == [layer["neurons"] for layer in theirs["layers"]]
-        for field in ("parameters_before", "parameters_after", "macs_before", "macs_after", "operators", "candidates"):
+        for field in ("parameters_before", "parameters_after", "macs_before", "macs_after"):
             assert ours[field] == theirs[field]
+        for field in ("operators", "candidates", "frozen"):
+            assert ours[field] == theirs[field]
+        assert [block["after"] for block in ours["blocks"]] == [block["after"] for block in theirs["blocks"]]
         for field in ("loss_before", "loss_after", "predicted_gain"):
             assert ours[field] == pytest.approx(theirs[field], rel=1e-9)
     for ours, theirs in zip(tensors, whole(one.model, one.optimizer.optimizer), strict=True):
@@ -81,7 +84,7 @@ def test_sharded_processes_are_one_process(folder, found, one, check):
     assert operators == {"split", "zero_gain"}
 
 
-@pytest.mark.parametrize("kind", ["shards", "full"])
+@pytest.mark.parametrize("kind", ["shards", "full", "kinds"])
 def test_a_checkpoint_resumes_exactly_on_as_many_processes(found, kind):
     assert found[kind]["resumed"] == {"distance": 0.0, "losses": True, "events": True}
 
@@ -89,6 +92,20 @@ def test_a_checkpoint_resumes_exactly_on_as_many_processes(found, kind):
 def test_a_language_model_with_tied_embeddings_sharded_as_by_default(folder, found, tmp_path):
     fields = {"model": llama_model(), "train_dataset": Sentences(), "data_collator": None}
     assert_equal(found["llama"], torch.load(folder / "llama.pt"), alone(tmp_path, PURSUIT, **fields))
+
+
+def test_heads_and_blocks_in_a_training(folder, found, tmp_path):
+    assert_equal(found["kinds"], torch.load(folder / "kinds.pt"), alone(tmp_path, KINDS))
+    operators = {name for event in found["kinds"]["events"] for name in event["operators"]}
+    assert operators & {"new_head", "split_head"} and "block_copy" in operators
+
+
+@pytest.mark.slow
+def test_only_new_blocks_are_trained(folder, found_slowly, tmp_path):
+    run = found_slowly["freezing"]
+    assert_equal(run, torch.load(folder / "freezing.pt"), alone(tmp_path, FREEZING))
+    assert all(event["blocks"] and event["frozen"] for event in run["events"])
+    assert run["resumed"] == {"distance": 0.0, "losses": True, "events": True}
 
 
 def test_what_is_saved_is_a_model_of_its_own_class(folder, found):
@@ -127,7 +144,7 @@ def test_no_process_holds_more_than_a_block_with_its_state(found_slowly):
 REMEDIES = {
     "fsdp_activation_checkpointing": "that of the TrainingArguments",
     "cpu_ram_efficient_loading": "Set it to False",
-    "blocks": "in one process",
+    "seconds": "budget_unit='macs'",
     "best": "load_best_model_at_end",
     "batch_size": "auto_find_batch_size",
     "optimizer": "like AdamW",
@@ -177,7 +194,8 @@ def test_a_job_goes_on_after_a_process_was_killed_while_it_saved(tmp_path):
 
 
 @pytest.mark.slow
-def test_growth_under_mixed_precision_resumes_exactly(found_slowly):
-    run = found_slowly["mixed"]
+@pytest.mark.parametrize("check", ["mixed", "mixed_kinds"])
+def test_growth_under_mixed_precision_resumes_exactly(found_slowly, check):
+    run = found_slowly[check]
     assert run["dtype"] == "torch.float32" and run["distance"] == 0.0
-    assert all(event["layers"] for event in run["events"])
+    assert all(event["layers"] or event["blocks"] for event in run["events"])

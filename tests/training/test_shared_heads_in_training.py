@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_ddp import found_by_ranks
 from test_resume import SAVING, assert_same_run, checkpoint
 from torch.utils.data import Dataset
 from training_cases import across, events, train
@@ -108,3 +109,15 @@ def test_heads_of_some_blocks_of_a_list_may_not_grow():
     with pytest.raises(ValueError, match="of T5 those of all blocks"):
         growing_kinds(model, GrowthConfig(operator="new_head", layers=[1]))
     assert growing_kinds(model, GrowthConfig(operator="new_head", layers=[0, 1])).heads == ("new_head",)
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_two_processes_choose_and_grow_what_one_does(tmp_path):
+    for rank in (each["shared_heads"] for each in found_by_ranks(tmp_path, "shared_heads")):
+        assert rank["difference"] < 1e-9 and rank["replicas_equal"]
+        ours, theirs = rank["heads"]
+        assert ours and ours == theirs
+        for (operators, *numbers), (expected, *others) in rank["events"]:
+            assert operators == expected and set(operators) <= {*HEADS}
+            assert numbers == pytest.approx(others, rel=1e-9)

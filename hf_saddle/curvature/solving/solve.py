@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from ...models.layouts import layout_of
+from ...models.parameters import whole
 from ..capture.capture import CapturedLayer
 from ..capture.inputs import Affine, input_size
 from ..capture.moments import Moments
@@ -182,18 +182,9 @@ def _as_report(layer: CapturedLayer, criterion: str, found: dict[str, Tensor]) -
 
 def _rows(module: Affine, dtype: torch.dtype) -> Tensor:
     """`[W, b]` transposed, shape `(d + 1, n)`."""
-    weight, bias = _gathered(module.weight), None if module.bias is None else _gathered(module.bias)
-    weight = layout_of(module).matrix(weight.detach()).to(dtype).t()
-    last = torch.zeros_like(weight[:1]) if bias is None else bias.detach().to(dtype)[None]
+    weight = layout_of(module).matrix(whole(module.weight)).to(dtype).t()
+    last = torch.zeros_like(weight[:1]) if module.bias is None else whole(module.bias).to(dtype)[None]
     return torch.cat([weight, last])
-
-
-def _gathered(parameter: Tensor) -> Tensor:
-    """A parameter, of one that is sharded all of it."""
-    if isinstance(parameter, DTensor):
-        whole: Tensor = parameter.full_tensor()
-        return whole
-    return parameter
 
 
 def _oriented(directions: Tensor) -> Tensor:

@@ -12,16 +12,17 @@ from ...curvature.capture.undisturbed import undisturbed
 from ...curvature.loss import Loss, check_loss, own_loss_of, terms_per_sample
 from ...curvature.ranks import Ranks
 from ...curvature.samples import MINIMUM_SAMPLES, collect
-from ...models.blocks import block_paths, split_path
+from ...models.blocks import block_paths, orders_after, split_path
 from ...models.descriptions import Block
 from ...models.families import blocks_in
 from ...models.modeling_saddle import GrowablePreTrainedModel
-from ...models.restacking import assign_
 from ..costs import Cost
-from ..records.block_records import NewBlock
+from ..records.block_records import NewBlock, places_of
 from ..records.plan import GrowthPlan
-from ..surgery.blocks import draft_blocks
+from ..surgery.blocks import check_blocks, draft_blocks
 from ..surgery.grow import added_by, check_model
+from ..surgery.shell import shell_of
+from ..surgery.temporary import Growing, growing_
 from .joint import held_out_gain
 
 
@@ -61,6 +62,7 @@ def block_candidates(
     places: Sequence[int] | None = None,
     how: str = "copy",
     ranks: Ranks | None = None,
+    growing: Growing | None = None,
 ) -> list[BlockCandidate]:
     """
     Measure what a copy of each block, inserted behind it, would gain.
@@ -77,6 +79,9 @@ def block_candidates(
         how (`str`, *optional*, defaults to `"copy"`):
             How blocks are to be inserted; what is measured are copies in any case.
         ranks (`Ranks`, *optional*): Processes that share the probe samples.
+        growing (`Callable`, *optional*):
+            Lets the model have new blocks for a while, where it is sharded over `ranks`; by default one process has it
+            whole.
 
     Returns:
         `list[BlockCandidate]`: In the order of the model; the best is that of the largest `gain`, or gain per
@@ -86,12 +91,13 @@ def block_candidates(
         ValueError: If no block can be followed by a copy that begins without an effect, or if there are too few
             samples.
     """
-    check_model(model)
+    if growing is None:
+        check_model(model)
     ranks = ranks or Ranks()
     held, sizes = collect(batches)
-    loss = loss or own_loss_of(model, held, ranks)
+    measured, grows = loss or own_loss_of(model, held, ranks), growing or growing_
     found, number = places_of_blocks(model, places, how)
-    scores = ranks.together("Measuring blocks", lambda: _scores(model, found, number, held, sizes, loss))
+    scores = ranks.together("Measuring blocks", lambda: _scores(model, found, number, held, sizes, measured, grows))
     everywhere = {path: torch.cat([part[path] for part in ranks.gather(scores)]) for path in found}
     if len(next(iter(everywhere.values()))) < MINIMUM_SAMPLES:
         raise ValueError(
@@ -115,11 +121,14 @@ def places_of_blocks(model: GrowablePreTrainedModel, places: Sequence[int] | Non
     paths = block_paths(model.base_model, model.config)
     paths = paths if places is None else [paths[place] for place in places]
     objections: list[ValueError] = []
+    shell = shell_of(model)
 
     def fits(some: Sequence[str], number: int) -> bool:
         try:
             for way in dict.fromkeys((how, "copy")):
-                draft_blocks(model, _copies(some, number, way))
+                plan = _copies(some, number, way)
+                check_blocks(model, plan.blocks)
+                draft_blocks(shell, plan)
         except ValueError as error:
             objections.append(error)
             return False
@@ -162,33 +171,23 @@ def _scores(
     batches: Sequence[Any],
     sizes: Sequence[int],
     loss: Loss,
+    growing: Growing,
 ) -> dict[str, Tensor]:
     """Slopes of the loss of every sample in the gates of the outputs of each candidate, on the CPU."""
-    kinds = dict(blocks_in(model.base_model, model.config))
-    with torch.no_grad():
-        stacks, _ = draft_blocks(model, _copies(paths, number, "stack"))
-    made = list(stacks.made.items())
-    gated = {
-        path: [
-            module
-            for _, (block, _) in made[number * index : number * (index + 1)]
-            for module in _outputs(block, kinds[path])
-        ]
-        for index, path in enumerate(paths)
-    }
+    kinds, plan = dict(blocks_in(model.base_model, model.config)), _copies(paths, number, "stack")
+    places = places_of(orders_after(kinds, (block.after for block in plan.blocks)), plan.blocks)
     found: dict[str, list[Tensor]] = {path: [] for path in paths}
-    undo = assign_(stacks.assignments)
-    try:
-        with undisturbed(model):
-            for batch, size in zip(batches, sizes, strict=True):
-                with _gates(gated, size, model) as gates:
-                    value = check_loss(loss(model, batch))
-                    slopes = torch.autograd.grad(value, [gate for own in gates.values() for gate in own])
-                each = iter(slopes)
-                for path, own in gates.items():
-                    found[path].append(torch.stack([size * next(each) for _ in own], 1).cpu())
-    finally:
-        assign_(undo)
+    with growing(model, plan), undisturbed(model):
+        gated: dict[str, list[nn.Module]] = {path: [] for path in paths}
+        for new, block in places.items():
+            gated[block.after] += _outputs(model.base_model.get_submodule(new), kinds[block.after])
+        for batch, size in zip(batches, sizes, strict=True):
+            with _gates(gated, size, model) as gates:
+                value = check_loss(loss(model, batch))
+                slopes = torch.autograd.grad(value, [gate for own in gates.values() for gate in own])
+            each = iter(slopes)
+            for path, own in gates.items():
+                found[path].append(torch.stack([size * next(each) for _ in own], 1).cpu())
     return {path: torch.cat(parts) for path, parts in found.items()}
 
 

@@ -1,7 +1,6 @@
 """What heads would do to the loss: new ones by their slopes, splits by their curvature, in one currency."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,9 +19,10 @@ from ..macs import count_positions
 from ..operators import HEAD_WAYS, SCALED
 from ..records.layer_growth import LayerGrowth
 from ..records.plan import GrowthPlan
-from ..surgery.grow import added_by, prepare_growth
+from ..surgery.grow import added_by, check_model
 from ..surgery.head_drafts import find_attention, stacks_of
 from ..surgery.heads import STEP, check_family, head_growth
+from ..surgery.temporary import Growing, growing_
 from .halves import halves
 from .joint import Columns
 
@@ -84,6 +84,7 @@ def score_heads(
     seed: int = 0,
     judging: Sequence[Any] | None = None,
     ranks: Ranks | None = None,
+    growing: Growing | None = None,
 ) -> HeadScores:
     """
     Score heads that could be added to a model, which stays as it is.
@@ -108,6 +109,9 @@ def score_heads(
         ranks ([`Ranks`], *optional*):
             Processes that share the probe. The scores are those of the samples of all: of each rank those that choose,
             then those that judge.
+        growing (`Callable`, *optional*):
+            Lets the model have new heads for a while, where it is sharded over `ranks`; by default one process has it
+            whole.
 
     Raises:
         ValueError: If heads of the model cannot grow, `paths` name some only of modules that must have as many heads,
@@ -117,6 +121,8 @@ def score_heads(
     if judging is None:
         choosing, judging = halves(choosing)
     check_family(model)
+    if growing is None:
+        check_model(model)
     if not ways or not set(ways) <= set(WAYS):
         raise ValueError(f"`ways` must be of {', '.join(WAYS)}, got {ways!r}.")
     stacks = stacks_of(model, measurable(model) if paths is None else paths)
@@ -128,6 +134,7 @@ def score_heads(
     for way in ways:
         score = _score_new if way == "new" else _score_splits
         options = {"candidates": candidates, "step_size": step_size, "steps": steps, "loss": loss, "seed": seed}
+        options["growing"] = growing or growing_
         heads, (fitted, held_out), weights = score(model, choosing, judging, stacks, ranks=ranks, **options)
         found += heads
         values.append(torch.cat([fitted, held_out]).double().cpu())
@@ -187,7 +194,7 @@ def _score_new(
     growths = {
         path: head_growth(model, path, number, seed=options["seed"] + index) for index, path in enumerate(paths)
     }
-    with _grown(model, GrowthPlan(tuple(growths.values()))):
+    with options["growing"](model, GrowthPlan(tuple(growths.values()))):
         outgoing, fitted = outgoing_scores(model, choosing, stacks, number, loss, ranks=ranks)
         _, held_out = outgoing_scores(model, judging, stacks, number, loss, outgoing, ranks)
     # Each as it would come alone.
@@ -226,17 +233,6 @@ def _score_splits(
     )
     found = [modules for stack in stacks for modules in zip(*(heads[path] for path in stack), strict=True)]
     return found, (fitted, held_out), [None] * len(found)
-
-
-@contextmanager
-def _grown(model: GrowablePreTrainedModel, plan: GrowthPlan) -> Iterator[None]:
-    """The model itself as a plan makes it, for a while."""
-    prepared = prepare_growth(model, plan)
-    prepared.commit_()
-    try:
-        yield
-    finally:
-        prepared.rollback_()
 
 
 def _one(growth: LayerGrowth, place: int) -> LayerGrowth:

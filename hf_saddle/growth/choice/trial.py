@@ -7,7 +7,7 @@ from typing import Any
 from ...curvature.loss import Loss
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ..records.plan import GrowthPlan
-from ..surgery.grow import prepare_growth
+from ..surgery.temporary import Growing, growing_
 from .joint import Judgement
 from .natural_step import stepped
 from .probe_loss import probe_loss
@@ -20,15 +20,18 @@ _TRIALS = 3
 
 
 def loss_of_plan(
-    model: GrowablePreTrainedModel, plan: GrowthPlan, batches: Iterable[Any], loss: Loss | None = None
+    model: GrowablePreTrainedModel,
+    plan: GrowthPlan,
+    batches: Iterable[Any],
+    loss: Loss | None = None,
+    growing: Growing = growing_,
 ) -> float:
-    """The loss of samples on a model as a plan makes it. The model itself grows for the while, and goes back."""
-    prepared = prepare_growth(model, plan)
-    prepared.commit_()
-    try:
+    """
+    The loss of samples on a model as a plan makes it. The model itself grows for the while, by `growing`, and goes
+    back.
+    """
+    with growing(model, plan):
         return probe_loss(model, batches, loss)
-    finally:
-        prepared.rollback_()
 
 
 def measured_step(

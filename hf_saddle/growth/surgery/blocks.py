@@ -1,7 +1,8 @@
 """Whole blocks are inserted into a model: what can be, and the values that they start with."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,8 +23,27 @@ from .attachments import check_attachments
 from .changes import Added, Changes
 
 
+class Values:
+    """
+    What new blocks start from: the values of the blocks of a model that one process has whole.
+
+    Args:
+        device (`torch.device`): Where they are.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    @contextmanager
+    def of(self, made: nn.Module, like: nn.Module, others: Sequence[nn.Module]) -> Iterator[None]:
+        """A new block has the values of that which it is made like, and others have theirs, while this lasts."""
+        yield
+
+
 @torch.no_grad()
-def draft_blocks(model: GrowablePreTrainedModel, plan: GrowthPlan) -> tuple[Restacking, Changes]:
+def draft_blocks(
+    model: GrowablePreTrainedModel, plan: GrowthPlan, values: Values | None = None
+) -> tuple[Restacking, Changes]:
     """
     The new blocks of a plan, with their values, and what is to be assigned so that they become part of a model. The
     random generators of torch are left as they are.
@@ -31,6 +51,7 @@ def draft_blocks(model: GrowablePreTrainedModel, plan: GrowthPlan) -> tuple[Rest
     Args:
         model ([`GrowablePreTrainedModel`]): The model, which is not changed.
         plan ([`GrowthPlan`]): What is to be inserted; its seed is that of fresh weights.
+        values ([`Values`], *optional*): What new blocks start from; by default the values of the model.
 
     Raises:
         ValueError: If a block cannot be inserted; the message says why and what can be done.
@@ -38,7 +59,7 @@ def draft_blocks(model: GrowablePreTrainedModel, plan: GrowthPlan) -> tuple[Rest
     blocks = plan.blocks
     if not blocks:
         return Restacking(), Changes()
-    _check(model, blocks)
+    check_blocks(model, blocks)
     found = dict(blocks_in(model.base_model, model.config))
     orders = orders_after(found, (block.after for block in blocks))
     asked, config = places_of(orders, blocks), copy.deepcopy(model.config)
@@ -46,19 +67,22 @@ def draft_blocks(model: GrowablePreTrainedModel, plan: GrowthPlan) -> tuple[Rest
     anew = [path for path, block in asked.items() if block.how == "identity"]
     stacks, changes = restack(model, orders, config, anew), Changes()
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
-    devices = [model.device] if model.device.type == "cuda" else []
+    values = values or Values(model.device)
+    devices = [values.device] if values.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.default_generator.manual_seed(plan.seed)
         for device in devices:
             torch.cuda.default_generators[device.index].manual_seed(plan.seed)
         for path, (made, like) in stacks.made.items():
             block, kind = asked[path], found[asked[path].after]
-            if block.how == "identity":
-                _start_anew_(model, made)
-            elif block.how == "average":
-                _average_(made, _next(model, block))
-            if block.share < 1:
-                _scale_outputs_(made, kind, family_of(model.config.model_type).silence, block.share)
+            others = [_next(model, block)] if block.how == "average" else []
+            with values.of(made, like, others):
+                if block.how == "identity":
+                    _start_anew_(model, made)
+                for other in others:
+                    _average_(made, other)
+                if block.share < 1:
+                    _scale_outputs_(made, kind, family_of(model.config.model_type).silence, block.share)
             known = dict(like.named_parameters())
             for name, new in made.named_parameters():
                 changes.added.append(Added(f"{prefix}{path}.{name}", follow_(new, known[name]), known[name]))
@@ -115,7 +139,7 @@ def _alignment_heads(model: GrowablePreTrainedModel, blocks: Sequence[NewBlock])
     return [[places.index(layer), head] for layer, head in heads]
 
 
-def _check(model: GrowablePreTrainedModel, blocks: Sequence[NewBlock]) -> None:
+def check_blocks(model: GrowablePreTrainedModel, blocks: Sequence[NewBlock]) -> None:
     """Raise a `ValueError` for what cannot be inserted, before anything is made."""
     found = dict(blocks_in(model.base_model, model.config))
     for block in blocks:
@@ -186,7 +210,7 @@ def _start_anew_(model: GrowablePreTrainedModel, made: nn.Module) -> None:
         vars(tensor).pop("_is_hf_initialized", None)  # of buffers that were loaded
     base: Any = model.base_model
     made.apply(base._init_weights)
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in floating):
+    if not all(tensor.is_meta or bool(torch.isfinite(tensor).all()) for tensor in floating):
         raise ValueError(
             f"transformers does not say how to initialise a block of a {type(model).__name__}. Use `how='copy'`."
         )

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 import transformers
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ...models.heads import fit_heads_
 from ...models.modeling_saddle import GrowablePreTrainedModel
+from ...models.parameters import is_sharded
 from ...models.restacking import assign_
 from ...version import __version__
 from ..costs import Cost, count_parameters, plan_cost
@@ -22,11 +22,12 @@ from ..records.history import GrowthHistory
 from ..records.layer_growth import LayerGrowth
 from ..records.plan import GrowthPlan
 from .attachments import check_attachments
-from .blocks import draft_blocks, inserted_blocks, rename_in_optimizer_, trained_outside
+from .blocks import Values, draft_blocks, inserted_blocks, rename_in_optimizer_, trained_outside
 from .changes import Changes
 from .drafting import check_plan, draft_growths
 from .head_drafts import find_attention, is_of_heads, layers_of_growth, tables_of
 from .install import check_changes, install_
+from .shell import shell_of
 from .snapshot import Snapshot
 
 
@@ -103,34 +104,40 @@ def grow_(
     >>> growth = LayerGrowth.by_hand(model, "deit.layers.0.mlp.fc1", "split", neurons=[3, 5])
     >>> event = grow_(model, GrowthPlan((growth,)), optimizer)
     ```"""
-    record = {"step": step, "epoch": epoch, "loss_before": loss_before}
+    record: dict[str, Any] = {"step": step, "epoch": epoch, "loss_before": loss_before}
     return prepare_growth(model, plan, optimizer, **record).commit_()
 
 
 def check_model(model: GrowablePreTrainedModel) -> None:
     """Raise a `ValueError` for a model that is not growable, or that is sharded, wrapped or quantised."""
     check_saddle(model)
-    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+    if is_sharded(model):
         raise ValueError(
-            "The model is sharded (FSDP2, tensor parallelism) and cannot grow in place. Save a checkpoint, grow it in "
-            "one process, and resume from it."
+            "The model is sharded (FSDP2, tensor parallelism) and does not grow like one that each process holds "
+            "whole. Use `grow_by_plan_sharded_` or `growth_event_sharded_` on all processes; or save a checkpoint, "
+            "grow it in one process, and resume from it."
         )
     model.check_linears()
 
 
 @torch.no_grad()
 def prepare_growth(
-    model: GrowablePreTrainedModel, plan: GrowthPlan, optimizer: Optimizer | None = None, **record: Any
+    model: GrowablePreTrainedModel,
+    plan: GrowthPlan,
+    optimizer: Optimizer | None = None,
+    values: Values | None = None,
+    **record: Any,
 ) -> PreparedGrowth:
     """
-    Compute a growth without changing anything. Arguments and errors are those of [`grow_`].
+    Compute a growth without changing anything. Arguments and errors are those of [`grow_`]; new blocks start from
+    `values`, by default those of the model.
 
     Where several processes train one model, each prepares, all compare, and then each commits.
     """
     started = time.perf_counter()
     check_model(model)
     history = GrowthHistory.leading_to(model)
-    stacks, changes = draft_blocks(model, plan)
+    stacks, changes = draft_blocks(model, plan, values)
     heads = [growth for growth in plan.growths if is_of_heads(growth)]
     layers = {layer for growth in plan.growths for layer in layers_of_growth(model, growth)}
     check_attachments(model, layers, tables_of(find_attention(model, growth.linear) for growth in heads))
@@ -198,8 +205,8 @@ def prepare_growth(
 
 
 def added_by(model: GrowablePreTrainedModel, plan: GrowthPlan) -> Cost:
-    """What a plan of any kinds adds to a model, exactly."""
-    event = prepare_growth(model, plan).event
+    """What a plan of any kinds adds to a model, exactly, whether one process has its values or not."""
+    event = prepare_growth(shell_of(model), plan).event
     return Cost(event.parameters_after - event.parameters_before, event.macs_after - event.macs_before)
 
 

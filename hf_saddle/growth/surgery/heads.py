@@ -14,7 +14,7 @@ from ..records.event import GrowthEvent
 from ..records.layer_growth import LayerGrowth
 from ..records.plan import GrowthPlan
 from .attachments import check_attachments
-from .grow import check_saddle, grow_
+from .grow import check_model, check_saddle, grow_
 from .head_drafts import HeadsDraft, find_attention, tables_of
 
 
@@ -70,6 +70,7 @@ def grow_heads_(
     ```"""
     if how not in ("new", "split"):
         raise ValueError(f'`how` must be "new" or "split", got {how!r}.')
+    check_model(model)
     growths = tuple(
         head_growth(model, path, chosen, how, step_size=step_size, seed=seed + index)
         for index, (path, chosen) in enumerate(heads.items())
@@ -90,6 +91,8 @@ def head_growth(
     """
     The growth of heads of one attention module, for a plan; arguments and errors are those of [`grow_heads_`].
 
+    The rows of a model that FSDP2 has sharded are gathered: all processes have to call this.
+
     Args:
         directions (`Tensor`, *optional*):
             Of splits, shape `(k, R)`, as [`HeadsDraft.affine`] has the rows of a head; random ones if `None`.
@@ -97,7 +100,7 @@ def head_growth(
     check_family(model)
     roots = {attention.root: attention.path for attention in model.attentions()}
     attention = find_attention(model, roots.get(path, path))
-    model.check_linears()
+    model.check_linears(sharded=True)
     check_attachments(model, attention.heads.rows, tables_of([attention]))
     draft = HeadsDraft.of(model, attention)
     chosen = _chosen(attention.path, heads, how, draft.number)

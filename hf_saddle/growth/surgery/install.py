@@ -74,7 +74,7 @@ def check_changes(changes: Changes) -> None:
             )
     grown = [(change.name, change.new) for change in changes.replaced]
     for name, new in grown + [(change.name, change.new) for change in changes.added]:
-        if not bool(torch.isfinite(new).all()):
+        if not new.is_meta and not bool(torch.isfinite(new).all()):
             raise ValueError(
                 f"{name} would have values that are not finite after the growth. Check the weights of the model "
                 "and the steps of the plan."
@@ -94,7 +94,8 @@ def _new_branch(linear: LinearDraft, branch: BranchDraft, kind: str, activation:
         module._parameters["gain"] = _addition(
             f"{linear.path}.skip.gain", branch.gain, linear.parameters["weight"], changes
         )
-    module.target = branch.target.to(linear.weight.device)
+    # Of a model without values it stays where it is.
+    module.target = branch.target if linear.weight.is_meta else branch.target.to(linear.weight.device)
     module.check_targets_(f"{linear.path}.skip.target")
     return module.train(linear.module.training)
 

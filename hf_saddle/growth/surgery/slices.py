@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ...models.parameters import whole
+
 
 NEW = -1  # source of a row or column that no old one continues
 
@@ -28,12 +30,12 @@ class ParameterDraft:
     The new value of a parameter and, for every dimension, the [`Axis`] that tells where its slices come from.
 
     Nothing is copied until the first change. All values are built by `cat` and `index_select`, which are
-    deterministic on every device.
+    deterministic on every device. The value of a parameter that is spread over processes is gathered from all of them.
     """
 
     def __init__(self, value: Tensor, old: nn.Parameter | None = None):
         self.old = old
-        self.value = value.detach()
+        self.value = whole(value)
         self.axes = [Axis.unchanged(size) for size in value.shape]
         self.touched = old is None
 

@@ -23,8 +23,9 @@ from ...growth.surgery.heads import check_family
 from ...models.configuration_saddle import SaddleConfig
 from ...models.families import family_of
 from ...models.modeling_saddle import GrowablePreTrainedModel
+from ...models.parameters import is_sharded
 from ...models.sites import Site
-from ..wrappers import is_sharded, unwrap
+from ..wrappers import unwrap
 
 
 def check_growable(model: nn.Module) -> GrowablePreTrainedModel:
@@ -38,7 +39,7 @@ def check_growable(model: nn.Module) -> GrowablePreTrainedModel:
     if is_sharded(inner):
         raise ValueError(
             "The model is sharded (FSDP2) and does not grow like one that each process holds whole. Use "
-            "`growth_event_sharded_` in a loop of your own, or a GrowthTrainer."
+            "`growth_event_sharded_` or `grow_by_plan_sharded_` in a loop of your own, or a GrowthTrainer."
         )
     return growable_inside(inner)
 

@@ -6,12 +6,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
-from ...growth import GrowthPlan
 from ...growth.optimizer_rules import State, rules_of
-from ...growth.surgery.head_drafts import is_of_heads
-
-
-GROW_ALONE = "Grow a checkpoint by `grow_` in one process, and go on with what `save_pretrained` writes then."
 
 
 def check_shards(model: nn.Module) -> None:
@@ -67,8 +62,10 @@ def check_states(model: nn.Module, optimizer: Optimizer) -> None:
                 )
 
 
-def check_neurons_only(plan: GrowthPlan) -> None:
-    """Raise a `ValueError` if a plan names heads or blocks, which grow only where a process has the whole model."""
-    what = "Heads" if any(map(is_of_heads, plan.growths)) else "Blocks" if plan.blocks else None
-    if what is not None:
-        raise ValueError(f"{what} of a sharded model do not grow, only neurons. {GROW_ALONE}")
+def check_new_blocks(optimizer: Optimizer) -> None:
+    """Raise a `ValueError` if an optimizer would have to begin in new blocks with states that no process has whole."""
+    if rules_of(optimizer).shared_steps:
+        raise ValueError(
+            f"{type(optimizer).__name__} counts steps by group, so that new blocks begin with states made from those "
+            "of others, which no process has whole. Use AdamW or SGD, or let neurons and heads grow only."
+        )

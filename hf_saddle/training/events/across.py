@@ -17,6 +17,7 @@ from ...growth.choice.parts import Part, block_part, head_part, neuron_part
 from ...growth.choice.reasons import unsupported
 from ...growth.costs import Cost
 from ...growth.surgery.grow import added_by
+from ...growth.surgery.temporary import Growing
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ..checks.model_checks import growing_kinds, heads_that_grow
 from ..distributed import Replicas
@@ -38,6 +39,7 @@ def decide_across(
     *,
     loss: Loss,
     replicas: Replicas,
+    growing: Growing,
 ) -> GrowthPlan:
     """
     The plan that all processes agree on, of neurons, heads and blocks together.
@@ -46,7 +48,8 @@ def decide_across(
     starts at rest, new heads and blocks, is judged by its scores.
     """
     choosing, judging = halves(batches, replicas)
-    parts, report = _measured(model, choosing, judging, config, event=moment.event, loss=loss, replicas=replicas)
+    together: dict[str, Any] = {"loss": loss, "replicas": replicas, "growing": growing}
+    parts, report = _measured(model, choosing, judging, config, event=moment.event, **together)
     across = Across(parts, report, model, config)
     timing = None
     if config.budget_unit == "seconds":
@@ -61,7 +64,7 @@ def decide_across(
         # What starts at rest does nothing to the loss.
         tried = replace(plan, growths=tuple(growth for growth in plan.growths if moves(growth)), blocks=())
         found, factor, gain = try_step(
-            model, tried, columns, judging, config, before=before, loss=loss, replicas=replicas, entries=entries
+            model, tried, columns, judging, config, before=before, entries=entries, **together
         )
         error = found.error * factor
         if gain > config.significance * error:
@@ -87,6 +90,7 @@ def _measured(
     event: int,
     loss: Loss,
     replicas: Replicas,
+    growing: Growing,
 ) -> tuple[list[Part], CurvatureReport | None]:
     """The candidates of all kinds, with scores of the same samples in the same order."""
     kinds, parts, report = growing_kinds(model, config), [], None
@@ -108,11 +112,14 @@ def _measured(
             loss=loss,
             seed=event_seed(config, event) % 2**31,
             ranks=replicas,
+            growing=growing,
         )
         parts.append(head_part(heads))
     if kinds.blocks is not None:
         both, how = [*choosing, *judging], kinds.blocks
-        blocks = block_candidates(model, both, loss=loss, places=config.layers, how=how, ranks=replicas)
+        blocks = block_candidates(
+            model, both, loss=loss, places=config.layers, how=how, ranks=replicas, growing=growing
+        )
         own = [torch.full((sample_count(batch),), place >= len(choosing)) for place, batch in enumerate(both)]
         parts.append(block_part(blocks, torch.cat(replicas.gather(torch.cat(own))), how))
     return parts, report

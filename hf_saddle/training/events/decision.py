@@ -14,11 +14,11 @@ from ...growth.choice.joint import Judgement
 from ...growth.choice.natural_step import columns_of, moves, stepped
 from ...growth.choice.planner import choose_growths, priced
 from ...growth.choice.reasons import no_budget, unsupported
-from ...growth.choice.trial import loss_of_plan
+from ...growth.surgery.temporary import Growing, growing_
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ..distributed import Replicas
 from .across import decide_across
-from .measuring import Trial, candidates_of, loss_before, measure_neurons, score_neurons, try_step
+from .measuring import candidates_of, loss_before, measure_neurons, score_neurons, try_step
 from .moment import Moment
 
 
@@ -46,13 +46,14 @@ def decide(
     *,
     loss: Loss,
     replicas: Replicas,
-    trial: Trial = loss_of_plan,
+    growing: Growing = growing_,
 ) -> Decision:
     """
     What all processes agree on; nothing is measured without a budget.
 
     Where units move at once, one half of the probe chooses them and their step, and the other half judges both: the
-    predicted gain is what the loss of these samples fell by when the step was tried, by `trial`.
+    predicted gain is what the loss of these samples fell by when the step was tried. For what is measured so the model
+    grows by `growing`, for a while.
     """
     allowed = moment.allows(model, config)
     if allowed <= 0:
@@ -61,11 +62,12 @@ def decide(
         return Decision(plan, None, batches)
 
     if config.kinds.several or config.budget_unit == "seconds":
-        plan = decide_across(model, batches, config, moment, loss=loss, replicas=replicas)
+        plan = decide_across(model, batches, config, moment, loss=loss, replicas=replicas, growing=growing)
         return Decision(plan, loss_before(model, batches, loss, replicas), batches)
     if config.kinds.only_blocks:
         how = str(config.kinds.blocks)
-        candidates = block_candidates(model, batches, loss=loss, places=config.layers, how=how, ranks=replicas)
+        where: dict[str, Any] = {"places": config.layers, "how": how, "ranks": replicas, "growing": growing}
+        candidates = block_candidates(model, batches, loss=loss, **where)
         plan = replicas.agree_on(choose_blocks(candidates, config, allowed))
         return Decision(plan, loss_before(model, batches, loss, replicas), batches)
     choosing, judging = halves(batches, replicas) if config.judged else (list(batches), [])
@@ -94,7 +96,7 @@ def decide(
         scores = scores_of(moving)
     own = columns_of(scores)
     found, factor, gain = try_step(
-        model, plan, own, judging, config, before=scores.loss, loss=loss, replicas=replicas, trial=trial
+        model, plan, own, judging, config, before=scores.loss, loss=loss, replicas=replicas, growing=growing
     )
     plan = replicas.agree_on(priced(model, _paying(plan, found, factor, gain, config)))
     return Decision(plan, scores.probe_loss, [*choosing, *judging])

@@ -1,7 +1,7 @@
 """What a decision measures on all processes together: the curvature of neurons, and how far a step goes."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,14 +14,12 @@ from ...growth import GrowthConfig, GrowthPlan, LayerGrowth, candidate_growths, 
 from ...growth.choice.joint import Columns, Judgement, judge
 from ...growth.choice.natural_step import NEXT_STEP, moves
 from ...growth.choice.trial import loss_of_plan, measured_step
+from ...growth.surgery.temporary import Growing, growing_
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ..checks.model_checks import growable_paths
 from ..distributed import Replicas
 from ..wrappers import is_compiled
 from .probe import event_seed
-
-
-Trial = Callable[[GrowablePreTrainedModel, GrowthPlan, Sequence[Any], Loss], float]
 
 
 def measure_neurons(
@@ -91,7 +89,7 @@ def try_step(
     loss: Loss,
     replicas: Replicas,
     entries: Sequence[int] | None = None,
-    trial: Trial = loss_of_plan,
+    growing: Growing = growing_,
 ) -> tuple[Judgement, float, float]:
     """
     The natural step of a plan, the share of it that lowers the loss of the samples that judge, and by how much.
@@ -107,15 +105,14 @@ def try_step(
         loss (`Callable`): Maps model and batch to the mean loss.
         replicas ([`Replicas`]): The processes that train the model.
         entries (`Sequence[int]`, *optional*): Which column each neuron or head of the plan that moves goes by.
-        trial (`Callable`, *optional*): Maps model, plan, batches and loss to the loss of this process on the model as
-            the plan makes it, which is as before afterwards.
+        growing (`Callable`, *optional*): Lets the model be as a plan makes it, for a while.
     """
     found = judge(columns, config.natural_step or NEXT_STEP)
     if entries is not None:
         found = found.of(entries)
 
     def loss_of(tried: GrowthPlan) -> float:
-        return judged_loss(judging, replicas, lambda batches: trial(model, tried, batches, loss))
+        return judged_loss(judging, replicas, lambda batches: loss_of_plan(model, tried, batches, loss, growing))
 
     step = measured_step(plan, found, before, loss_of)
     if is_compiled(model):
