@@ -1,4 +1,6 @@
-"""Comparisons at equal cost: what a budget pays for, equal starts, and a random twin of the same places."""
+"""Comparisons at equal cost: what a budget pays for, equal starts, a random twin of the same places, and going on."""
+
+import dataclasses
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ from training_cases import Images, arguments, assert_same_weights, growth, tiny,
 from transformers import TrainerCallback
 
 from hf_saddle.growth import GrowthHistory, count_macs
-from hf_saddle.hub.comparison import GROWTH, NONE, RANDOM
+from hf_saddle.hub.comparison import GROWTH, NONE, RANDOM, Comparison
 from hf_saddle.training import GrowthCallback, GrowthTrainer, compare, comparison, spending, trainer_event
 from hf_saddle.training.spending import Spending
 
@@ -173,3 +175,94 @@ def test_measuring_a_step_leaves_the_model_alone(tmp_path):
     assert trainer.model.training
     assert_same_weights(trainer.model, twin.model)
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+def without_seconds(found: Comparison) -> Comparison:
+    return dataclasses.replace(found, runs=[dataclasses.replace(run, seconds=0.0) for run in found.runs])
+
+
+def test_a_comparison_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, caplog):
+    path, made = tmp_path / "stopped.json", []
+    asked = {"seeds": [5, 6], "cost": "macs"}
+    straight = compare(maker(tmp_path, max_steps=STEPS), growth(**GROWING), **asked, path=tmp_path / "straight.json")
+
+    def stopping(seed: int) -> GrowthTrainer:
+        if len(made) == 5:  # one for what all have in common, three of the first seed, one of the second
+            raise KeyboardInterrupt
+        return maker(tmp_path, made, max_steps=STEPS)(seed)
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(stopping, growth(**GROWING), **asked, path=path)
+    assert Comparison.load(path).seeds == [5]
+    with caplog.at_level("INFO", "hf_saddle.training"):
+        found = compare(maker(tmp_path, max_steps=STEPS), growth(**GROWING), **asked, path=path)
+    assert "seed 5 is there, seed 6 is left to train" in caplog.text
+    assert without_seconds(found) == without_seconds(straight)
+    assert Comparison.load(path) == found
+
+
+def test_more_seeds_than_before_join_those_that_are_there(tmp_path, caplog):
+    path, made = tmp_path / "c.json", []
+    first = compare(maker(tmp_path, max_steps=STEPS), growth(**GROWING), seeds=[3], cost="macs", path=path)
+    found = compare(maker(tmp_path, made, max_steps=STEPS), growth(**GROWING), seeds=[4, 3], cost="macs", path=path)
+    assert found.seeds == [3, 4] and found.runs[:3] == first.runs
+    assert [trainer.args.seed for trainer in made] == [3, 4, 4, 4]  # the first one for what all have in common
+    with caplog.at_level("INFO", "hf_saddle.training"):
+        assert compare(maker(tmp_path, max_steps=STEPS), growth(**GROWING), seeds=[4], cost="macs", path=path) == found
+    assert "seeds 3, 4 are there, nothing is left to train" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """What is asked for, and the file of one seed of it."""
+    asked = {"growth": growth(**GROWING), "cost": "macs", "settings": {"task": "digits"}}
+    path = tmp_path_factory.mktemp("written") / "c.json"
+    compare(maker(path.parent, max_steps=STEPS), seeds=[0], path=path, **asked)
+    return asked | {"path": path}
+
+
+@pytest.mark.parametrize(
+    ("asked", "fields", "named"),
+    [
+        ({"cost": "cpu-seconds"}, {}, "cost 'macs' → 'cpu-seconds'"),
+        ({"points": 5}, {}, "points 10 → 5"),
+        ({"budget": 1e9}, {}, "budget None → 1000000000.0"),
+        ({"settings": {"task": "another"}}, {}, "task 'digits' → 'another'"),
+        ({"growth": growth(**GROWING, max_growth=3.0)}, {}, "growth max_growth .* → 3.0"),
+        ({}, {"learning_rate": 1e-4}, "learning_rate .* → 0.0001"),
+        ({}, {"max_steps": 41}, "max_steps 40 → 41"),
+    ],
+)
+def test_a_comparison_of_other_settings_is_not_gone_on_with(asked, fields, named, written, tmp_path):
+    before = written["path"].read_bytes()
+    make_trainer = maker(tmp_path, **{"max_steps": STEPS} | fields)
+    with pytest.raises(ValueError, match=rf"of other settings already: {named}\. .*`--overwrite`"):
+        compare(make_trainer, seeds=[0, 1], **written | asked)
+    assert written["path"].read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda trainer: setattr(trainer, "train_dataset", Images(80)), "training loss at the start"),
+        (lambda trainer: setattr(trainer, "eval_dataset", Images(31)), "validation loss at the start"),
+        (lambda trainer: trainer.model.classifier.weight.data.mul_(2), "training loss at the start"),
+    ],
+)
+def test_a_comparison_of_other_data_or_models_is_not_gone_on_with(change, named, written, tmp_path):
+    def make_trainer(seed: int) -> GrowthTrainer:
+        trainer = maker(tmp_path, max_steps=STEPS)(seed)
+        change(trainer)
+        return trainer
+
+    with pytest.raises(ValueError, match=f"of other settings already: {named}"):
+        compare(make_trainer, seeds=[0], **written)
+
+
+def test_a_comparison_begins_anew_where_that_is_asked_for(written, tmp_path):
+    path = tmp_path / "c.json"
+    path.write_bytes(written["path"].read_bytes())
+    made: list[GrowthTrainer] = []
+    asked = written | {"path": path, "settings": {"task": "another"}}
+    found = compare(maker(tmp_path, made, max_steps=STEPS), seeds=[1], **asked, overwrite=True)
+    assert len(made) == 4 and found.seeds == [1] and Comparison.load(path) == found
