@@ -37,7 +37,6 @@ def test_every_task_is_compared(task, tmp_path):
     assert Comparison.load(tmp_path / "comparison.json") == found
     with pytest.raises(ValueError, match=r"of other settings already: hidden_size 16 → 32, .*`--overwrite`"):
         compare.run([*words, "--hidden-size", "32"])
-    assert compare.run([*words, "--hidden-size", "32", "--seeds", "1", "--overwrite"]) != text
 
 
 def test_the_card_of_a_grown_model_tells_the_comparison(tmp_path):

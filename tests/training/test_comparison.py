@@ -41,11 +41,19 @@ def maker(folder, made=None, callbacks=(), **fields):
     return make_trainer
 
 
-def test_the_arms_differ_in_growth_alone_and_cost_the_same(tmp_path):
-    made: list[GrowthTrainer] = []
-    make_trainer = maker(tmp_path, made, max_steps=STEPS)
-    found = compare(make_trainer, growth(**GROWING), seeds=[5, 6], cost="macs", path=tmp_path / "c.json")
-    assert found.seeds == [5, 6] and (tmp_path / "c.json").is_file()
+ASKED = {"growth": growth(**GROWING), "cost": "macs", "settings": {"task": "digits"}}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A comparison of two seeds without a stop, and its file."""
+    path = tmp_path_factory.mktemp("straight") / "c.json"
+    return compare(maker(path.parent, max_steps=STEPS), seeds=[5, 6], path=path, **ASKED), path
+
+
+def test_the_arms_differ_in_growth_alone_and_cost_the_same(straight):
+    found, path = straight
+    assert found.seeds == [5, 6] and Comparison.load(path) == found
     step = 3 * 8 * count_macs(tiny())
     for seed in found.seeds:
         none, grown, random = ([run for run in found.runs if run.seed == seed][i] for i in range(3))
@@ -181,10 +189,8 @@ def without_seconds(found: Comparison) -> Comparison:
     return dataclasses.replace(found, runs=[dataclasses.replace(run, seconds=0.0) for run in found.runs])
 
 
-def test_a_comparison_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, caplog):
-    path, made = tmp_path / "stopped.json", []
-    asked = {"seeds": [5, 6], "cost": "macs"}
-    straight = compare(maker(tmp_path, max_steps=STEPS), growth(**GROWING), **asked, path=tmp_path / "straight.json")
+def test_a_comparison_that_was_stopped_goes_on_as_if_it_had_not_been(straight, tmp_path, caplog):
+    path, made = tmp_path / "c.json", []
 
     def stopping(seed: int) -> GrowthTrainer:
         if len(made) == 5:  # one for what all have in common, three of the first seed, one of the second
@@ -192,33 +198,22 @@ def test_a_comparison_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, c
         return maker(tmp_path, made, max_steps=STEPS)(seed)
 
     with pytest.raises(KeyboardInterrupt):
-        compare(stopping, growth(**GROWING), **asked, path=path)
+        compare(stopping, seeds=[5, 6], path=path, **ASKED)
     assert Comparison.load(path).seeds == [5]
+    made.clear()
     with caplog.at_level("INFO", "hf_saddle.training"):
-        found = compare(maker(tmp_path, max_steps=STEPS), growth(**GROWING), **asked, path=path)
+        found = compare(maker(tmp_path, made, max_steps=STEPS), seeds=[5, 6], path=path, **ASKED)
+    assert [trainer.args.seed for trainer in made] == [5, 6, 6, 6]
     assert "seed 5 is there, seed 6 is left to train" in caplog.text
-    assert without_seconds(found) == without_seconds(straight)
-    assert Comparison.load(path) == found
+    assert without_seconds(found) == without_seconds(straight[0]) and Comparison.load(path) == found
 
 
-def test_more_seeds_than_before_join_those_that_are_there(tmp_path, caplog):
-    path, made = tmp_path / "c.json", []
-    first = compare(maker(tmp_path, max_steps=STEPS), growth(**GROWING), seeds=[3], cost="macs", path=path)
-    found = compare(maker(tmp_path, made, max_steps=STEPS), growth(**GROWING), seeds=[4, 3], cost="macs", path=path)
-    assert found.seeds == [3, 4] and found.runs[:3] == first.runs
-    assert [trainer.args.seed for trainer in made] == [3, 4, 4, 4]  # the first one for what all have in common
+def test_seeds_that_are_there_are_not_trained_again(straight, tmp_path, caplog):
+    found, path = straight
+    made: list[GrowthTrainer] = []
     with caplog.at_level("INFO", "hf_saddle.training"):
-        assert compare(maker(tmp_path, max_steps=STEPS), growth(**GROWING), seeds=[4], cost="macs", path=path) == found
-    assert "seeds 3, 4 are there, nothing is left to train" in caplog.text
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """What is asked for, and the file of one seed of it."""
-    asked = {"growth": growth(**GROWING), "cost": "macs", "settings": {"task": "digits"}}
-    path = tmp_path_factory.mktemp("written") / "c.json"
-    compare(maker(path.parent, max_steps=STEPS), seeds=[0], path=path, **asked)
-    return asked | {"path": path}
+        assert compare(maker(tmp_path, made, max_steps=STEPS), seeds=[6], path=path, **ASKED) == found
+    assert len(made) == 1 and "seeds 5, 6 are there, nothing is left to train" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -233,12 +228,13 @@ def written(tmp_path_factory):
         ({}, {"max_steps": 41}, "max_steps 40 → 41"),
     ],
 )
-def test_a_comparison_of_other_settings_is_not_gone_on_with(asked, fields, named, written, tmp_path):
-    before = written["path"].read_bytes()
+def test_a_comparison_of_other_settings_is_not_gone_on_with(asked, fields, named, straight, tmp_path):
+    _, path = straight
+    before = path.read_bytes()
     make_trainer = maker(tmp_path, **{"max_steps": STEPS} | fields)
     with pytest.raises(ValueError, match=rf"of other settings already: {named}\. .*`--overwrite`"):
-        compare(make_trainer, seeds=[0, 1], **written | asked)
-    assert written["path"].read_bytes() == before
+        compare(make_trainer, seeds=[5, 6, 7], path=path, **ASKED | asked)
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -249,20 +245,25 @@ def test_a_comparison_of_other_settings_is_not_gone_on_with(asked, fields, named
         (lambda trainer: trainer.model.classifier.weight.data.mul_(2), "training loss at the start"),
     ],
 )
-def test_a_comparison_of_other_data_or_models_is_not_gone_on_with(change, named, written, tmp_path):
+def test_a_comparison_of_other_data_or_models_is_not_gone_on_with(change, named, straight, tmp_path):
     def make_trainer(seed: int) -> GrowthTrainer:
         trainer = maker(tmp_path, max_steps=STEPS)(seed)
         change(trainer)
         return trainer
 
     with pytest.raises(ValueError, match=f"of other settings already: {named}"):
-        compare(make_trainer, seeds=[0], **written)
+        compare(make_trainer, seeds=[5, 6, 7], path=straight[1], **ASKED)
 
 
-def test_a_comparison_begins_anew_where_that_is_asked_for(written, tmp_path):
-    path = tmp_path / "c.json"
-    path.write_bytes(written["path"].read_bytes())
-    made: list[GrowthTrainer] = []
-    asked = written | {"path": path, "settings": {"task": "another"}}
-    found = compare(maker(tmp_path, made, max_steps=STEPS), seeds=[1], **asked, overwrite=True)
-    assert len(made) == 4 and found.seeds == [1] and Comparison.load(path) == found
+def test_a_comparison_begins_anew_where_that_is_asked_for(straight, tmp_path):
+    path, made = tmp_path / "c.json", []
+    path.write_bytes(straight[1].read_bytes())
+
+    def stopping(seed: int) -> GrowthTrainer:
+        if made:  # one for what all have in common
+            raise KeyboardInterrupt
+        return maker(tmp_path, made, max_steps=STEPS)(seed)
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(stopping, seeds=[5], path=path, **ASKED | {"settings": {"task": "another"}}, overwrite=True)
+    assert made and not path.exists()
