@@ -33,8 +33,10 @@ def test_every_task_is_compared(task, tmp_path):
     assert "growth − no growth" in text and " ± " in text and found.answer() in text
     assert found.metric == ("perplexity" if task == "causal-lm" else "accuracy")
     assert {path.name for path in tmp_path.iterdir()} == {"comparison.json", "comparison.png", "comparison.svg"}
-    with pytest.raises(ValueError, match="has a comparison already"):
-        compare.run(words)
+    assert compare.run(words) == text  # of the file: nothing is left to train
+    assert Comparison.load(tmp_path / "comparison.json") == found
+    with pytest.raises(ValueError, match=r"of other settings already: hidden_size 16 → 32, .*`--overwrite`"):
+        compare.run([*words, "--hidden-size", "32"])
 
 
 def test_the_card_of_a_grown_model_tells_the_comparison(tmp_path):

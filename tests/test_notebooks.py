@@ -10,8 +10,8 @@ FOLDER = Path(__file__).parents[1] / "examples" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # What takes the place of the settings in the cell that is tagged `parameters`, as papermill does.
 TINY = {
-    "grow_an_image_classifier": {"steps": 150, "seeds": 1, "max_samples": 200},
-    "grow_a_language_model": {"steps": 12, "block_size": 32, "max_samples": 100},
+    "grow_an_image_classifier": {"steps": 30, "seeds": 1, "max_samples": 100, "probe_samples": 16},
+    "grow_a_language_model": {"steps": 6, "block_size": 16, "max_samples": 40, "probe_samples": 16},
 }
 SAID = {"grow_an_image_classifier": "growth − no growth", "grow_a_language_model": "computes the same: True"}
 
@@ -29,7 +29,6 @@ def test_notebooks_have_no_outputs(notebook):
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells(notebook))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_run(notebook, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -63,17 +63,13 @@ def compare_runs(
 ) -> Comparison:
     """
     Compare the trainings of a task of the demo, see [`~hf_saddle.compare`]; the result goes to the output folder.
-    `training` is that without growth; its seed is the first one.
+    `training` is that without growth; its seed is the first one. A comparison that the folder has goes on.
 
     Raises:
-        ValueError: If the folder has a comparison already, or data, model and task do not fit each other.
+        ValueError: If the folder has a comparison of other settings, or data, model and task do not fit each other.
     """
     folder = Path(training.output_dir)
-    file = folder / COMPARISON_NAME
-    if file.exists() and not arguments.overwrite:
-        raise ValueError(f"{folder} has a comparison already. Remove it by `--overwrite`, or name another folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    file.unlink(missing_ok=True)
     data = lru_cache(maxsize=1)(lambda seed: load_run_data(arguments, seed))
 
     def make_trainer(seed: int) -> GrowthTrainer:
@@ -93,7 +89,8 @@ def compare_runs(
         metric=task.metric,
         greater_is_better=task.greater_is_better,
         settings=_settings(arguments, growth, make_trainer(first)),
-        path=file,
+        path=folder / COMPARISON_NAME,
+        overwrite=arguments.overwrite,
     )
     if can_draw():
         save_comparison(folder, result)
@@ -106,9 +103,16 @@ def _settings(arguments: ModelAndDataArguments, growth: GrowthConfig, trainer: G
     told: dict[str, Any] = {"task": arguments.task, "model": type(trainer.model).__name__, "data": facts.dataset}
     if facts.base_model is not None:
         told["started from"] = facts.base_model
-    told |= {name: value for name, value in facts.settings.items() if name != "seed"}
+    told |= {name: value for name, value in facts.settings.items() if name != "seed"} | _model_and_data(arguments)
     told |= {f"growth {name}": value for name, value in facts.growth.items()}
     return told | {"device": facts.device, **facts.versions}
+
+
+def _model_and_data(arguments: ModelAndDataArguments) -> dict[str, Any]:
+    """The options of model and data that are not the default, but for those that are told already or are paths."""
+    told = {"task", "dataset", "model_name_or_path", "overwrite", "dry_run"}
+    given = {item.name: (getattr(arguments, item.name), item.default) for item in fields(arguments)}
+    return {name: value for name, (value, default) in given.items() if name not in told and value != default}
 
 
 def tell_in_card(folder: str, task: Task, comparison: Comparison) -> None:

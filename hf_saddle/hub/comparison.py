@@ -72,6 +72,7 @@ class Comparison:
         settings (`dict`): Task, data and options, for the reader.
         runs (`list[ArmRun]`): All trainings.
         weights (`str`, *optional*): Fingerprint of the model whose card tells of the comparison.
+        conditions (`dict`): What further seeds must have in common with these, beside the settings.
 
     Raises:
         ValueError: If a field is of another type than it is written with.
@@ -84,6 +85,7 @@ class Comparison:
     settings: dict[str, Any] = field(default_factory=dict)
     runs: list[ArmRun] = field(default_factory=list)
     weights: str | None = None
+    conditions: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.cost not in COSTS:
@@ -92,7 +94,8 @@ class Comparison:
             _check(name, isinstance(getattr(self, name), str))
         _check("weights", self.weights is None or isinstance(self.weights, str))
         _check("greater_is_better", isinstance(self.greater_is_better, bool))
-        _check("settings", _maps_to(self.settings, lambda value: True))
+        for name in ("settings", "conditions"):
+            _check(name, _maps_to(getattr(self, name), lambda value: True))
         _check("runs", isinstance(self.runs, list))
 
     @property

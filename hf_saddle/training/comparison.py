@@ -13,10 +13,13 @@ from transformers import (
 )
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from ..growth import GrowthConfig, GrowthEvent, GrowthHistory, count_parameters
+from ..growth import GrowthConfig, GrowthEvent, GrowthHistory, count_parameters, probe_loss
+from ..growth.surgery.grow import versions
 from ..hub.comparison import COSTS, GROWTH, NONE, RANDOM, ArmRun, Comparison
+from ..hub.measured import device_of, settings_of
 from .callback import GrowthCallback
 from .checks.start_checks import Training
+from .comparison_file import AT_THE_START, gone_on
 from .distributed import Replicas
 from .events.event import growth_event_
 from .events.loss import training_loss
@@ -41,6 +44,7 @@ def compare(
     greater_is_better: bool = False,
     settings: dict[str, Any] | None = None,
     path: str | Path | None = None,
+    overwrite: bool = False,
 ) -> Comparison:
     """
     Train without growth, with growth, and with growth at random in the same places; tell what differs.
@@ -69,14 +73,16 @@ def compare(
         metric (`str`, *optional*, defaults to `"loss"`): A metric of `compute_metrics`, told besides the loss.
         greater_is_better (`bool`, *optional*, defaults to `False`): Whether it is the better the greater it is.
         settings (`dict`, *optional*): What a reader has to know, as task and data; kept with the result.
-        path (`str` or `Path`, *optional*): File that the result is written to after every seed.
+        path (`str` or `Path`, *optional*): File that the result is written to after every seed, and gone on with. The
+            result has all seeds of it.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to remove such a file first.
 
     Returns:
         [`~hf_saddle.hub.Comparison`]: All trainings, with differences and verdicts.
 
     Raises:
         ValueError: If the trainings cannot be compared: several processes, a callback of growth, no validation data,
-            or a schedule that has no meaning at shares of a budget.
+            or a schedule that has no meaning at shares of a budget; or if the file has a comparison of other settings.
 
     Example:
 
@@ -93,9 +99,18 @@ def compare(
         raise ValueError(f"`budget` must be above 0, got {budget!r}.")
     split = "validation" if test_dataset is None else "test"
     result = Comparison(cost, metric, greater_is_better, split, dict(settings or {}))
-    if cost != "macs":
-        _warm_up(make_trainer(chosen[0]), growth)
-    for seed in chosen:
+
+    def conditions_of(seed: int) -> dict[str, Any]:
+        test = None if test_dataset is None else test_dataset(seed)
+        found = _conditions(make_trainer(seed), seed, growth, test, split)
+        return {"budget": budget, "points": points} | found
+
+    if path is not None:
+        result = gone_on(path, result, chosen, conditions_of, overwrite)
+    missing = [seed for seed in chosen if seed not in result.seeds]
+    if missing and cost != "macs":
+        _warm_up(make_trainer(missing[0]), growth)
+    for seed in missing:
         config = dataclasses.replace(growth, growth_seed=growth.growth_seed + seed)
         allowed, like = budget, list[GrowthEvent]()
         for arm in (NONE, GROWTH, RANDOM):
@@ -167,6 +182,23 @@ def _probe(trainer: Any, loader: Any, config: GrowthConfig, event: int) -> tuple
         loader, config, event=event, dataset=None, trainer=trainer, replicas=Replicas(), device=device
     )
     return batches, training_loss(trainer, batches, Replicas())
+
+
+def _conditions(trainer: Trainer, seed: int, growth: GrowthConfig, test: Any, split: str) -> dict[str, Any]:
+    """What trainings have in common beside their seed. Of model and data at the start of one the losses tell."""
+    _check(trainer, seed)
+    batches, loss = _probe(trainer, trainer.get_train_dataloader(), growth, 0)
+    losses = {"training": probe_loss(trainer.model, batches, loss), "validation": trainer.evaluate()["eval_loss"]}
+    if test is not None:
+        losses[split] = trainer.evaluate(test)["eval_loss"]
+    return {
+        **{name: value for name, value in settings_of(trainer.args).items() if name != "seed"},
+        **{f"growth {name}": value for name, value in growth.to_dict().items()},
+        "parameters": count_parameters(trainer.model),
+        **{f"{name} {AT_THE_START}": value for name, value in losses.items()},
+        "device": device_of(trainer.args),
+        **versions(),
+    }
 
 
 def _warm_up(trainer: Any, growth: GrowthConfig) -> None:

@@ -1,4 +1,6 @@
-"""Comparisons at equal cost: what a budget pays for, equal starts, and a random twin of the same places."""
+"""Comparisons at equal cost: what a budget pays for, equal starts, a random twin of the same places, and going on."""
+
+import dataclasses
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ from training_cases import Images, arguments, assert_same_weights, growth, tiny,
 from transformers import TrainerCallback
 
 from hf_saddle.growth import GrowthHistory, count_macs
-from hf_saddle.hub.comparison import GROWTH, NONE, RANDOM
+from hf_saddle.hub.comparison import GROWTH, NONE, RANDOM, Comparison
 from hf_saddle.training import GrowthCallback, GrowthTrainer, compare, comparison, spending, trainer_event
 from hf_saddle.training.spending import Spending
 
@@ -39,11 +41,19 @@ def maker(folder, made=None, callbacks=(), **fields):
     return make_trainer
 
 
-def test_the_arms_differ_in_growth_alone_and_cost_the_same(tmp_path):
-    made: list[GrowthTrainer] = []
-    make_trainer = maker(tmp_path, made, max_steps=STEPS)
-    found = compare(make_trainer, growth(**GROWING), seeds=[5, 6], cost="macs", path=tmp_path / "c.json")
-    assert found.seeds == [5, 6] and (tmp_path / "c.json").is_file()
+ASKED = {"growth": growth(**GROWING), "cost": "macs", "settings": {"task": "digits"}}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A comparison of two seeds without a stop, and its file."""
+    path = tmp_path_factory.mktemp("straight") / "c.json"
+    return compare(maker(path.parent, max_steps=STEPS), seeds=[5, 6], path=path, **ASKED), path
+
+
+def test_the_arms_differ_in_growth_alone_and_cost_the_same(straight):
+    found, path = straight
+    assert found.seeds == [5, 6] and Comparison.load(path) == found
     step = 3 * 8 * count_macs(tiny())
     for seed in found.seeds:
         none, grown, random = ([run for run in found.runs if run.seed == seed][i] for i in range(3))
@@ -173,3 +183,87 @@ def test_measuring_a_step_leaves_the_model_alone(tmp_path):
     assert trainer.model.training
     assert_same_weights(trainer.model, twin.model)
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+def without_seconds(found: Comparison) -> Comparison:
+    return dataclasses.replace(found, runs=[dataclasses.replace(run, seconds=0.0) for run in found.runs])
+
+
+def test_a_comparison_that_was_stopped_goes_on_as_if_it_had_not_been(straight, tmp_path, caplog):
+    path, made = tmp_path / "c.json", []
+
+    def stopping(seed: int) -> GrowthTrainer:
+        if len(made) == 5:  # one for what all have in common, three of the first seed, one of the second
+            raise KeyboardInterrupt
+        return maker(tmp_path, made, max_steps=STEPS)(seed)
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(stopping, seeds=[5, 6], path=path, **ASKED)
+    assert Comparison.load(path).seeds == [5]
+    made.clear()
+    with caplog.at_level("INFO", "hf_saddle.training"):
+        found = compare(maker(tmp_path, made, max_steps=STEPS), seeds=[5, 6], path=path, **ASKED)
+    assert [trainer.args.seed for trainer in made] == [5, 6, 6, 6]
+    assert "seed 5 is there, seed 6 is left to train" in caplog.text
+    assert without_seconds(found) == without_seconds(straight[0]) and Comparison.load(path) == found
+
+
+def test_seeds_that_are_there_are_not_trained_again(straight, tmp_path, caplog):
+    found, path = straight
+    made: list[GrowthTrainer] = []
+    with caplog.at_level("INFO", "hf_saddle.training"):
+        assert compare(maker(tmp_path, made, max_steps=STEPS), seeds=[6], path=path, **ASKED) == found
+    assert len(made) == 1 and "seeds 5, 6 are there, nothing is left to train" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("asked", "fields", "named"),
+    [
+        ({"cost": "cpu-seconds"}, {}, "cost 'macs' → 'cpu-seconds'"),
+        ({"points": 5}, {}, "points 10 → 5"),
+        ({"budget": 1e9}, {}, "budget None → 1000000000.0"),
+        ({"settings": {"task": "another"}}, {}, "task 'digits' → 'another'"),
+        ({"growth": growth(**GROWING, max_growth=3.0)}, {}, "growth max_growth .* → 3.0"),
+        ({}, {"learning_rate": 1e-4}, "learning_rate .* → 0.0001"),
+        ({}, {"max_steps": 41}, "max_steps 40 → 41"),
+    ],
+)
+def test_a_comparison_of_other_settings_is_not_gone_on_with(asked, fields, named, straight, tmp_path):
+    _, path = straight
+    before = path.read_bytes()
+    make_trainer = maker(tmp_path, **{"max_steps": STEPS} | fields)
+    with pytest.raises(ValueError, match=rf"of other settings already: {named}\. .*`--overwrite`"):
+        compare(make_trainer, seeds=[5, 6, 7], path=path, **ASKED | asked)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda trainer: setattr(trainer, "train_dataset", Images(80)), "training loss at the start"),
+        (lambda trainer: setattr(trainer, "eval_dataset", Images(31)), "validation loss at the start"),
+        (lambda trainer: trainer.model.classifier.weight.data.mul_(2), "training loss at the start"),
+    ],
+)
+def test_a_comparison_of_other_data_or_models_is_not_gone_on_with(change, named, straight, tmp_path):
+    def make_trainer(seed: int) -> GrowthTrainer:
+        trainer = maker(tmp_path, max_steps=STEPS)(seed)
+        change(trainer)
+        return trainer
+
+    with pytest.raises(ValueError, match=f"of other settings already: {named}"):
+        compare(make_trainer, seeds=[5, 6, 7], path=straight[1], **ASKED)
+
+
+def test_a_comparison_begins_anew_where_that_is_asked_for(straight, tmp_path):
+    path, made = tmp_path / "c.json", []
+    path.write_bytes(straight[1].read_bytes())
+
+    def stopping(seed: int) -> GrowthTrainer:
+        if made:  # one for what all have in common
+            raise KeyboardInterrupt
+        return maker(tmp_path, made, max_steps=STEPS)(seed)
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(stopping, seeds=[5], path=path, **ASKED | {"settings": {"task": "another"}}, overwrite=True)
+    assert made and not path.exists()
