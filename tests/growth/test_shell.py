@@ -16,10 +16,12 @@ def plans(model, name):
     yield family_plan(model, "zero_gain", [1, 2])
     yield family_plan(model, "split", [0])
     yield family_plan(model, "split", [0], depth=1)
-    for how in ("new", "split") if not isinstance(family_of(model.config.model_type).heads, str) else ():
+    family = family_of(model.config.model_type)
+    for how in ("new", "split") if not isinstance(family.heads, str) else ():
         yield GrowthPlan(tuple(head_growth(model, each.path, 1, how) for each in model.attentions()))
     paths = block_paths(model.base_model, model.config)
-    for how in WAYS:
+    # Behind a norm no new block is silent.
+    for how in WAYS if family.audible(model.config) is None else ("stack",):
         after = [paths[place] for place in places(name, how)]
         yield GrowthPlan(blocks=tuple(NewBlock(path, how) for path in after))
 
