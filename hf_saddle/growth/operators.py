@@ -67,7 +67,7 @@ class Operator:
 def _zero_gain_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Tensor, activation: str) -> None:
     """One unit `gain · φ(p · x̂)`; a gain other than 0 is compensated for by `w -= φ'(0) · gain · p`."""
     add_units_(linear, neurons, rows, gains, paired=False)
-    if bool((gains != 0).any()):
+    if gains.is_meta or bool((gains != 0).any()):
         # What a finite gain adds to first order in p, the neuron's own row takes back: what is left is curvature.
         weight, bias = linear.native(-slope_at_zero(activation) * gains[:, None] * rows)
         linear.parameters["weight"].add_(neurons, weight, linear.layout.rows)

@@ -175,12 +175,16 @@ def frozen(model):
 
 HEADS = measured(across(operator=["new_head", "split_head"]))
 ANY = measured(across(event_budget=20_000))
+BLOCKS = measured(growth(operator="block_copy", max_growth=4.0, event_budget=20_000, layers=None))
+T5 = family("T5ForConditionalGeneration", dropout_rate=0.0)
+SWIN = family("SwinForImageClassification", depths=[2, 2], drop_path_rate=0.0)
 RUNS = {
     "by_hand": Case(by_hand(all_kinds, again, frozen), at=(2, 4, 6), steps=8),
     "any": Case(ANY),
     "heads": Case(HEADS, shard=shard_as_one),
-    "blocks": Case(measured(growth(operator="block_copy", max_growth=4.0, event_budget=20_000, layers=None))),
-    "t5": Case(HEADS, model=family("T5ForConditionalGeneration", dropout_rate=0.0), data=Sequences()),
+    "blocks": Case(BLOCKS),
+    "t5": Case(HEADS, model=T5, data=Sequences()),
+    "t5_blocks": Case(BLOCKS, model=T5, data=Sequences()),
     "bert": Case(
         HEADS,
         model=family("BertForSequenceClassification", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
@@ -190,9 +194,8 @@ RUNS = {
         ANY, model=family("GPT2LMHeadModel", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0), data=Sequences()
     ),
     "llama": Case(ANY, model=llama_model, data=Sentences()),
-    "swin": Case(
-        ANY, model=family("SwinForImageClassification", depths=[2, 2], drop_path_rate=0.0), data=LargeImages()
-    ),
+    "swin": Case(ANY, model=SWIN, data=LargeImages()),
+    "swin_blocks": Case(BLOCKS, model=SWIN, data=LargeImages()),
 }
 
 

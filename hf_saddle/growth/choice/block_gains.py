@@ -21,7 +21,7 @@ from ..records.block_records import NewBlock, places_of
 from ..records.plan import GrowthPlan
 from ..surgery.blocks import check_blocks, draft_blocks
 from ..surgery.grow import added_by, check_model
-from ..surgery.shell import shell_of
+from ..surgery.shell import to_be_asked
 from ..surgery.temporary import Growing, growing_
 from .joint import held_out_gain
 
@@ -121,14 +121,14 @@ def places_of_blocks(model: GrowablePreTrainedModel, places: Sequence[int] | Non
     paths = block_paths(model.base_model, model.config)
     paths = paths if places is None else [paths[place] for place in places]
     objections: list[ValueError] = []
-    shell = shell_of(model)
+    asked = to_be_asked(model)
 
     def fits(some: Sequence[str], number: int) -> bool:
         try:
             for way in dict.fromkeys((how, "copy")):
                 plan = _copies(some, number, way)
                 check_blocks(model, plan.blocks)
-                draft_blocks(shell, plan)
+                draft_blocks(asked, plan)
         except ValueError as error:
             objections.append(error)
             return False

@@ -27,7 +27,7 @@ from .changes import Changes
 from .drafting import check_plan, draft_growths
 from .head_drafts import find_attention, is_of_heads, layers_of_growth, tables_of
 from .install import check_changes, install_
-from .shell import shell_of
+from .shell import to_be_asked
 from .snapshot import Snapshot
 
 
@@ -206,7 +206,7 @@ def prepare_growth(
 
 def added_by(model: GrowablePreTrainedModel, plan: GrowthPlan) -> Cost:
     """What a plan of any kinds adds to a model, exactly, whether one process has its values or not."""
-    event = prepare_growth(shell_of(model), plan).event
+    event = prepare_growth(to_be_asked(model), plan).event
     return Cost(event.parameters_after - event.parameters_before, event.macs_after - event.macs_before)
 
 
