@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parents[1] / "examples" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # What takes the place of the settings in the cell that is tagged `parameters`, as papermill does.
 TINY = {
-    "grow_an_image_classifier": {"steps": 40, "seeds": 1, "at": [0.15], "max_samples": 150, "probe_samples": 128},
+    "grow_an_image_classifier": {"steps": 50, "seeds": 1, "at": [0.25], "max_samples": 200, "probe_samples": 200},
     "grow_a_language_model": {"steps": 10, "block_size": 16, "max_samples": 40, "probe_samples": 32},
 }
 SAID = {"grow_an_image_classifier": "growth − no growth", "grow_a_language_model": "computes the same: True"}
