@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from hf_saddle import GrowthHistory
+
 
 FOLDER = Path(__file__).parents[1] / "examples" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # What takes the place of the settings in the cell that is tagged `parameters`, as papermill does.
 TINY = {
-    "grow_an_image_classifier": {"steps": 30, "seeds": 1, "max_samples": 100, "probe_samples": 16},
-    "grow_a_language_model": {"steps": 6, "block_size": 16, "max_samples": 40, "probe_samples": 16},
+    "grow_an_image_classifier": {"steps": 50, "seeds": 1, "at": [0.25], "max_samples": 200, "probe_samples": 200},
+    "grow_a_language_model": {"steps": 10, "block_size": 16, "max_samples": 40, "probe_samples": 32},
 }
 SAID = {"grow_an_image_classifier": "growth − no growth", "grow_a_language_model": "computes the same: True"}
 
@@ -41,3 +43,4 @@ def test_notebooks_run(notebook, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert SAID[notebook.stem] in printed
     assert list(tmp_path.glob("outputs/*/model.safetensors"))
+    assert any(event.layers for event in GrowthHistory.from_model(namespace["trainer"].model).events)

@@ -43,7 +43,7 @@ class ModelAndDataArguments:
         default=32, metadata={"help": "Initial width of every MLP, from scratch, where the family leaves a choice."}
     )
     overwrite: bool = field(
-        default=False, metadata={"help": "Train anew in a folder that has a model, and remove that one."}
+        default=False, metadata={"help": "Train anew in a folder that has a model or comparison, and remove that."}
     )
     dry_run: bool = field(
         default=False,
