@@ -176,6 +176,8 @@ def frozen(model):
 HEADS = measured(across(operator=["new_head", "split_head"]))
 ANY = measured(across(event_budget=20_000))
 BLOCKS = measured(growth(operator="block_copy", max_growth=4.0, event_budget=20_000, layers=None))
+# A Swin takes two blocks at a time.
+PAIRS = measured(growth(operator="block_copy", max_growth=8.0, event_budget=400_000, layers=None))
 T5 = family("T5ForConditionalGeneration", dropout_rate=0.0)
 SWIN = family("SwinForImageClassification", depths=[2, 2], drop_path_rate=0.0)
 RUNS = {
@@ -195,7 +197,7 @@ RUNS = {
     ),
     "llama": Case(ANY, model=llama_model, data=Sentences()),
     "swin": Case(ANY, model=SWIN, data=LargeImages()),
-    "swin_blocks": Case(BLOCKS, model=SWIN, data=LargeImages()),
+    "swin_blocks": Case(PAIRS, model=SWIN, data=LargeImages()),
 }
 
 

@@ -12,7 +12,7 @@ CHECKS = ("by_hand", "any", "failing", "refused")
 SLOW_CHECKS = ("heads", "blocks", "t5", "t5_blocks", "bert", "gpt2", "llama", "swin", "swin_blocks")
 EXPECTED = {
     "by_hand": {"block_average", "block_copy", "block_identity", "block_stack", "new_head", "split", "split_head"},
-    "any": {"new_head", "split_head", "block_copy", "split"},
+    "any": {"new_head", "split_head", "block_copy"},
     "heads": {"new_head", "split_head"},
     "blocks": {"block_copy"},
     "t5": {"new_head"},
