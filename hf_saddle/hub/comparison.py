@@ -160,7 +160,7 @@ class Comparison:
         Raises:
             ValueError: If the file is damaged or of another version.
         """
-        values = read_json(path, "The comparison")
+        values = {"conditions": {}} | read_json(path, "The comparison")  # which not every file of this schema has
         try:
             if values.pop("schema", None) != 1 or values.keys() != {item.name for item in fields(cls)}:
                 raise ValueError("it is not a comparison of this version.")
