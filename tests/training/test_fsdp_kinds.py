@@ -17,7 +17,7 @@ EXPECTED = {
     "blocks": {"block_copy"},
     "t5": {"new_head"},
     "t5_blocks": {"block_copy"},
-    "swin_blocks": {"block_copy"},
+    "swin_blocks": {"block_copy", "block_identity"},
 }
 
 
