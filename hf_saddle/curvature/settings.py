@@ -27,8 +27,8 @@ class SolverOptions:
             neurons are screened. 1 turns screening off: every neuron is refined on all tokens.
         screen_floor (`int`, *optional*, defaults to 512): Number of tokens that screening uses at least.
         screen_steps (`int`, *optional*, defaults to 6): Lanczos steps of the screening, per fold.
-        shortlist (`float`, *optional*, defaults to 1/5): Share of the neurons, by screened gain and by the size of
-            their coefficients, that are refined.
+        shortlist (`float`, *optional*, defaults to 1/5): Share of the neurons, by screened gain, of gated ones
+            also by the size of their coefficients, that are refined.
         shortlist_floor (`int`, *optional*, defaults to 64): Number of neurons that are refined at least.
         refine_steps (`int`, *optional*, defaults to 2): Lanczos steps on all tokens of each fold, from the screened
             vectors.

@@ -160,12 +160,14 @@ def extreme_pairs(
     folds = (screening(0), screening(1))
     screened = _cross_fit(folds, (start, start), options.screen_steps, largest, samples, options)
     del folds
-    # Few tokens tell eigenvalues badly, gated neurons' above all; how large coefficients are is cheap to know better.
-    every = max(1, min(total // _SIZED_TOKENS, samples.total // _SIZED_SAMPLES))
-    sized = ((samples.first + tokens.owner) % every == 0).nonzero()[:, 0]
-    size = ranks.sum(tokens.coefficient_squares(sized)).sqrt()
-    by_size = score(-size if smallest_only else size, start / start.norm(dim=0))
-    order = (by_size * score(screened.both.value, screened.both.vector)).argsort(descending=True, stable=True)
+    gains = score(screened.both.value, screened.both.vector)
+    if tokens.rows == 2:
+        # Few tokens tell eigenvalues of gated neurons badly; how large coefficients are is cheap to know better.
+        every = max(1, min(total // _SIZED_TOKENS, samples.total // _SIZED_SAMPLES))
+        sized = ((samples.first + tokens.owner) % every == 0).nonzero()[:, 0]
+        size = ranks.sum(tokens.coefficient_squares(sized)).sqrt()
+        gains = gains * score(-size if smallest_only else size, start / start.norm(dim=0))
+    order = gains.argsort(descending=True, stable=True)
     short = order[:chosen].sort().values
     folds = (fold(0, rows[0], short), fold(1, rows[1], short))
     vectors = (screened.vectors[0].index_select(1, short), screened.vectors[1].index_select(1, short))
