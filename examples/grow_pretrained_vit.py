@@ -6,7 +6,8 @@
 The package keeps its weights in an ONNX graph; `benchmarks/study/backbone.py` reads them. The options are those of
 `hf-saddle grow`; `--layers` says how many of the twelve layers are kept.
 
-One run on a 2-core AMD EPYC, one thread: 7,335,562 to 7,482,079 parameters, test accuracy 0.861, 85 s.
+One run on a 2-core AMD EPYC, one thread: 7,335,562 to 7,345,981 parameters, test accuracy 0.869, 61 s; the first event
+took the probe's loss from 2.250 to 2.068, at the second one nothing paid.
 """
 
 import argparse
