@@ -95,6 +95,8 @@ def _sample(model: GrowablePreTrainedModel, number: int, cut: int) -> Inputs:
     """Random inputs, texts with a mask and without their first tokens, so that all lengths differ."""
     found: Inputs = {}
     for name, tensor in random_inputs(model, number).items():
+        if not tensor.is_floating_point() and tensor.dim() == 3:
+            tensor = tensor.repeat(1, 2 + cut, 1)  # texts to choose among; torch takes a size of 1 for a constant
         found[name] = tensor if tensor.is_floating_point() else tensor[..., cut + (name != "input_ids") :]
         if name == "input_ids":
             found["attention_mask"] = torch.ones_like(found[name])
@@ -104,10 +106,10 @@ def _sample(model: GrowablePreTrainedModel, number: int, cut: int) -> Inputs:
 
 
 def _dimensions(sample: Inputs) -> dict[str, Any]:
-    """Which sizes may be others: that of the batch, and lengths of texts as far as the model can take them."""
-    batch = torch.export.Dim("batch", min=1, max=2**16)
+    """Which sizes may be others: that of the batch, numbers and lengths of texts as far as the model takes them."""
+    batch, others = torch.export.Dim("batch", min=1, max=2**16), torch.export.Dim.AUTO
     sizes = [
-        {0: batch} if tensor.is_floating_point() else {0: batch, tensor.dim() - 1: torch.export.Dim.AUTO}
+        {0: batch} | dict.fromkeys(range(1, 1 if tensor.is_floating_point() else tensor.dim()), others)
         for tensor in sample.values()
     ]
     return {"tensors": tuple(sizes)}
