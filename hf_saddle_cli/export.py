@@ -97,7 +97,8 @@ def _sample(model: GrowablePreTrainedModel, number: int, cut: int) -> Inputs:
     for name, tensor in random_inputs(model, number).items():
         if not tensor.is_floating_point() and tensor.dim() == 3:
             tensor = tensor.repeat(1, 2 + cut, 1)  # texts to choose among; torch takes a size of 1 for a constant
-        found[name] = tensor if tensor.is_floating_point() else tensor[..., cut + (name != "input_ids") :]
+        # Tensors of their own: an export of views would only take views.
+        found[name] = tensor if tensor.is_floating_point() else tensor[..., cut + (name != "input_ids") :].clone()
         if name == "input_ids":
             found["attention_mask"] = torch.ones_like(found[name])
             # Not the first: what a token answers that may look at none is left to the runtime.

@@ -43,7 +43,7 @@ def assert_close(found: list[torch.Tensor], wanted: list[torch.Tensor], batch: d
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-@cases("LlamaForQuestionAnswering", "ResNetBackbone", "WhisperForConditionalGeneration")
+@cases("LlamaForQuestionAnswering", "ResNetBackbone", "T5ForConditionalGeneration", "WhisperForConditionalGeneration")
 def test_files_of_torch_compute_the_same(name, tmp_path, capsys):
     batch, wanted = prepared(name, tmp_path)
     assert run("export", tmp_path, tmp_path / "model.pt2") == 0
