@@ -153,6 +153,16 @@ def places(event):
     return [block["after"] for block in event.blocks]
 
 
+def step_both_(wrapper, twin, optimizers, batches):
+    """A step on the batch of each process, and of its twin on both."""
+    wrapper(**batches[dist.get_rank()]).loss.backward()
+    for batch in batches:
+        (twin(**batch).loss / 2).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def heads(folder):
     """New heads and splits by a plan, on two processes and on one."""
     model = tiny(hidden_dropout_prob=0.0).double()
@@ -161,12 +171,7 @@ def heads(folder):
     rank = dist.get_rank()
     batches = doubles([default_collate([Images()[i] for i in range(start, start + 8)]) for start in (0, 8)])
     for number, how in enumerate(("new", "split", None)):
-        wrapper(**batches[rank]).loss.backward()
-        for batch in batches:
-            (twin(**batch).loss / 2).backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        step_both_(wrapper, twin, optimizers, batches)
         if how is not None:
             # That of the first process decides.
             plans = [GrowthPlan((head_growth(model, "layers.1.attention", 1, how, seed=seed),)) for seed in range(2)]
@@ -212,12 +217,7 @@ def shared_heads(folder):
     batches = [default_collate([Sequences()[i] for i in range(start, start + 8)]) for start in (0, 8)]
     found = []
     for number in range(2):
-        wrapper(**batches[rank]).loss.backward()
-        for batch in batches:
-            (twin(**batch).loss / 2).backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        step_both_(wrapper, twin, optimizers, batches)
         share = probe_batches(Sequences(), config, event=number, rank=rank, world_size=2)
         event = growth_event_(wrapper, optimizers[0], share, config, event=number)
         one = growth_event_(

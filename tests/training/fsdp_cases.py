@@ -1,6 +1,13 @@
 """What the tests of FSDP2 share: double precision, in which sums hardly depend on their order, and whole tensors."""
 
+import json
+import sys
+import traceback
+from pathlib import Path
+
 import torch
+import torch.distributed as dist
+import transformers
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset, default_collate
 from training_cases import across, growth
@@ -40,6 +47,24 @@ def whole(model, optimizer):
 
 def full(tensor):
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def write_what_is_found_by(run, **options):
+    """
+    What a worker does: `run` takes the folder and the name of a check, both of the command line, and what it returns
+    is written, by check and process. The options are those of the process group.
+    """
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", **options)
+    folder, *checks = Path(sys.argv[1]), *sys.argv[2:]
+    for check in checks:
+        try:
+            found = run(folder, check)
+        except Exception:
+            found = {"failed": traceback.format_exc()}
+        (folder / f"{check}_{dist.get_rank()}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
 
 
 def furthest(tensors, others) -> float:

@@ -1,8 +1,6 @@
 """What `test_fsdp_kinds.py` runs in two processes: heads and blocks grow sharded, and as in one process."""
 
-import json
 import sys
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import transformers
-from fsdp_cases import Sentences, furthest, llama_model, whole
+from fsdp_cases import Sentences, furthest, llama_model, whole, write_what_is_found_by
 from test_shared_heads_in_training import Sequences
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import Dataset, default_collate
@@ -361,19 +358,5 @@ def refused():
     return found
 
 
-def main() -> None:
-    transformers.logging.set_verbosity_error()
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    folder, *checks = Path(sys.argv[1]), *sys.argv[2:]
-    for check in checks:
-        try:
-            found = compared(check) if check in RUNS else globals()[check]()
-        except Exception:
-            found = {"failed": traceback.format_exc()}
-        (folder / f"{check}_{dist.get_rank()}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main()
+    write_what_is_found_by(lambda folder, check: compared(check) if check in RUNS else globals()[check]())

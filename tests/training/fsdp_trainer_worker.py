@@ -1,13 +1,9 @@
 """What `test_fsdp_trainer.py` runs in several processes: a GrowthTrainer whose model FSDP2 shards, on gloo."""
 
 import gc
-import json
 import os
 import signal
-import sys
-import traceback
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +11,18 @@ import torch.distributed as dist
 import transformers
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
-from fsdp_cases import CONFIG, FREEZING, KINDS, OWN_FIELDS, PURSUIT, Sentences, furthest, llama_model, whole
+from fsdp_cases import (
+    CONFIG,
+    FREEZING,
+    KINDS,
+    OWN_FIELDS,
+    PURSUIT,
+    Sentences,
+    furthest,
+    llama_model,
+    whole,
+    write_what_is_found_by,
+)
 from torch.distributed.fsdp import FSDPModule
 from training_cases import CHECKPOINTING, events, growth, losses, tiny, trainer_for
 
@@ -244,19 +251,5 @@ def four_shards(folder):
     return told(run(folder / "four_shards", resume=f"{folder}/shards/checkpoint-4", **kind), folder, "four_shards")
 
 
-def main() -> None:
-    transformers.logging.set_verbosity_error()
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    folder, *checks = Path(sys.argv[1]), *sys.argv[2:]
-    for check in checks:
-        try:
-            found = globals()[check](folder)
-        except Exception:
-            found = {"failed": traceback.format_exc()}
-        (folder / f"{check}_{dist.get_rank()}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main()
+    write_what_is_found_by(lambda folder, check: globals()[check](folder), timeout=timedelta(seconds=60))

@@ -52,18 +52,22 @@ def grow_by_plan_(
     inner, replicas = check_growable(model), Replicas.of(model) if group is None else Replicas(group)
     loss = loss or own_loss_of(inner, batches, replicas)
 
-    def decision() -> Decision:
-        before = loss_before(inner, batches, loss, replicas)
-        return Decision(replicas.agree_on(plan), before, batches)
-
     with replicas.noting("growth by a plan"), private_randomness(plan.seed):
         return carry_out_(
             model,
             optimizer,
-            decision,
+            lambda: at_hand(inner, plan, batches, loss, replicas),
             loss=loss,
             followers=followers,
             replicas=replicas,
             step=step,
             epoch=epoch,
         )
+
+
+def at_hand(
+    model: GrowablePreTrainedModel, plan: GrowthPlan, batches: Sequence[Any], loss: Loss, replicas: Replicas
+) -> Decision:
+    """The decision for a plan at hand, that of the first process, with the loss of the model as it is."""
+    before = loss_before(model, batches, loss, replicas)
+    return Decision(replicas.agree_on(plan), before, batches)

@@ -86,9 +86,7 @@ class Course(Values):
             # Of fresh weights there may be fewer than of the block that they are made like: it had branches.
             shard = nn.Parameter(_scatter(value.detach(), self.shards[known[name]]))
             self.came.add(shard)
-            (placeholder,) = placeholders({name: shard}).values()
-            self.shards[placeholder] = shard
-            place_(made, {name: placeholder})
+            place_(made, {name: self._keep_(shard)})
 
     def grow_(self, path: str, plan: GrowthPlan, **record: Any) -> GrowthEvent:
         """Grow the block, or the list of blocks, at a path, which is whole on every process for that time."""
@@ -128,13 +126,18 @@ class Course(Values):
         else:
             self.replaced[self.shards.pop(before)] = shard
             self.states.pop(before, None)
-        (placeholder,) = placeholders({"": shard}).values()
-        self.shards[placeholder] = shard
+        placeholder = self._keep_(shard)
         if self.twin is not None and value in self.twin.state:
             self.states[placeholder] = {
                 key: _scatter(part, like) if isinstance(part, Tensor) and part.shape == value.shape else part
                 for key, part in self.twin.state[value].items()
             }
+        return placeholder
+
+    def _keep_(self, shard: nn.Parameter) -> nn.Parameter:
+        """Keep a new shard; returns the placeholder that the model is to hold for it."""
+        (placeholder,) = placeholders({"": shard}).values()
+        self.shards[placeholder] = shard
         return placeholder
 
     def by_name(self) -> dict[str, nn.Parameter]:

@@ -22,8 +22,9 @@ from ..checks.optimizer_checks import check_optimizer
 from ..checks.shard_checks import check_new_blocks, check_shards, check_states
 from ..distributed import Replicas
 from ..events.decision import Decision, decide
-from ..events.measuring import loss_afterwards, loss_before
+from ..events.measuring import loss_afterwards
 from ..events.moment import Moment
+from ..events.planned import at_hand
 from ..events.probe import event_seed, private_randomness
 from .resharding import show_shards_
 from .sharded_growth import grow_sharded_, growing_sharded_
@@ -136,8 +137,7 @@ def grow_by_plan_sharded_(
 
     def decision() -> Decision:
         check_batches(replicas.gather([sample_count(batch) for batch in batches]))
-        before = loss_before(inner, batches, loss, replicas)
-        return Decision(replicas.agree_on(plan), before, batches)
+        return at_hand(inner, plan, batches, loss, replicas)
 
     with replicas.noting("growth by a plan"), private_randomness(plan.seed):
         done = _carry_out_(
