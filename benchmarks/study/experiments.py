@@ -12,6 +12,7 @@ from hf_saddle.growth import count_macs, count_parameters
 from .event import Branch, run_branches, run_neurons
 from .files import results
 from .finetuning_arms import finetuning, finetuning_tuning, ranks, ranks_tuning
+from .language import language, language_timing, language_tuning
 from .task import make_model
 from .training import BATCH, PASSES, Arm, run
 
@@ -439,4 +440,7 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "finetuning": lambda: starmap(Job, finetuning()),
     "ranks_tuning": lambda: starmap(Job, ranks_tuning()),
     "ranks": lambda: starmap(Job, ranks()),
+    "language_timing": lambda: starmap(Job, language_timing()),
+    "language_tuning": lambda: starmap(Job, language_tuning()),
+    "language": lambda: starmap(Job, language()),
 }
