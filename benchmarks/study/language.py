@@ -188,12 +188,12 @@ def run_language(arm: LanguageArm, seed: int, steps: int = STEPS, *, test: bool 
     return result | ({"test": {"loss": language_loss(model, "test")}} if test else {})
 
 
-UNIFORM = tuple(LanguageArm(f"{blocks} blocks", blocks) for blocks in (4, 8, 2))
-STACKED = (
-    LanguageArm("2 blocks, stacked to 4", 2, ((0.2, 1),)),
-    LanguageArm("2 blocks, stacked to 8", 2, ((0.25, 3),)),
-)
+UNIFORM = LanguageArm("4 blocks", 4)
+# A fifth of the seconds was the best of two moments on the validation split and another seed.
+STACKED = LanguageArm("2 blocks, stacked to 4", 2, ((0.2, 1),))
+SILENT = replace(STACKED, name="2 blocks, silent copies to 4", how="copy")
 RATES = (2e-3, 4e-3, 6e-3)
+RATE = 6e-3  # the lowest validation loss of both
 
 
 def language_timing() -> Iterable[tuple[str, int, Callable[[], dict[str, Any]]]]:
@@ -203,13 +203,13 @@ def language_timing() -> Iterable[tuple[str, int, Callable[[], dict[str, Any]]]]
 
 def language_tuning() -> Iterable[tuple[str, int, Callable[[], dict[str, Any]]]]:
     """Learning rates, on the validation split and a seed that nothing else uses."""
-    for arm in (UNIFORM[0], STACKED[0], UNIFORM[1], STACKED[1]):
+    for arm in (UNIFORM, STACKED):
         for rate in RATES:
             yield f"{arm.name}, {rate:g}", 100, partial(run_language, replace(arm, rate=rate), 100)
 
 
 def language() -> Iterable[tuple[str, int, Callable[[], dict[str, Any]]]]:
-    """The best uniform model and the deepest one, and what is stacked to their sizes, with other seeds."""
+    """A uniform model, and what gets half of its blocks on the way, with seeds that nothing was chosen by."""
     for seed in range(10, 20):
-        for arm in (UNIFORM[0], STACKED[0], UNIFORM[1], STACKED[1], UNIFORM[2]):
-            yield arm.name, seed, partial(run_language, arm, seed, test=True)
+        for arm in (UNIFORM, STACKED, SILENT):
+            yield arm.name, seed, partial(run_language, replace(arm, rate=RATE), seed, test=True)
