@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks.study import baselines, claims, event, experiments, files, matched, rankings, task, training  # noqa: E402
+from benchmarks.study import baselines, claims, event, experiments, files, language, matched, rankings, task, training  # noqa: E402
 from benchmarks.study import run as runner  # noqa: E402
 from benchmarks.study.report_events import steps_worth  # noqa: E402
 from benchmarks.study.statistics import interval, paired, text  # noqa: E402
@@ -315,6 +315,8 @@ def test_verdicts_need_seeds_and_an_interval_that_survives_the_correction():
     assert claims.verdict(noise, 1.0).startswith("level")
     assert claims.verdict(0.4 + 10 * noise, 0.5) == "not shown"
     assert claims.verdict((1.0 + noise)[:9], 1e-9).startswith("not shown")
+    assert claims.verdict(noise / 100, 1.0, "loss") == "level (within 0.01 nats)"
+    assert claims.verdict(noise, 1.0, "loss") == "not shown"
 
 
 def test_p_values_are_adjusted_as_holm_does():
@@ -327,3 +329,33 @@ def test_two_one_sided_tests_agree_with_the_interval_of_90_percent():
     mean, half = interval(values, 0.90)
     margin = abs(mean) + half
     assert claims.level(values, margin) == pytest.approx(0.05, abs=1e-6)
+
+
+@pytest.fixture
+def tokens(monkeypatch):
+    """Few tokens in place of the standard library's, and steps that take as many seconds as there are blocks."""
+    ids = torch.randint(language.VOCABULARY, (1_000,), generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(language, "sources", lambda: {"train": ids, "validation": ids[:400], "test": ids[:300]})
+    monkeypatch.setattr(language, "seconds_of_a_step", lambda: {2: 2.0, 4: 4.0, 8: 8.0})
+
+
+def test_language_models_spend_the_same_seconds_however_deep(tokens):
+    rows = {
+        arm.name: language.run_language(arm, 0, steps=4, test=True)
+        for arm in (language.UNIFORM, language.STACKED, language.SILENT)
+    }
+    assert rows["4 blocks"]["steps"] == 8 and rows["4 blocks"]["growth_seconds"] == 0
+    for name in ("2 blocks, stacked to 4", "2 blocks, silent copies to 4"):
+        assert rows[name]["steps"] == 4 + 6  # four steps of two blocks until a fifth of 32 s is over
+        assert rows[name]["start"] < rows[name]["parameters"] == rows["4 blocks"]["parameters"]
+        assert 0 <= rows[name]["seconds"] - 32 < 4
+    assert rows["2 blocks, stacked to 4"]["test"] != rows["2 blocks, silent copies to 4"]["test"]
+    assert json.loads(json.dumps(rows)) == rows
+
+
+def test_language_models_of_a_seed_see_the_same_passages(tokens):
+    first, second = language.language_batches(3), language.language_batches(3)
+    assert all(torch.equal(next(first)["input_ids"], next(second)["input_ids"]) for _ in range(3))
+    assert not torch.equal(
+        next(language.language_batches(4))["input_ids"], next(language.language_batches(3))["input_ids"]
+    )

@@ -7,24 +7,31 @@ import numpy as np
 from scipy import stats
 
 from .files import results
+from .language import SILENT, STACKED, UNIFORM
 from .statistics import paired, text
 from .tables import by_arm, measured, table
 
 
 LEVEL = 0.05  # of the whole family of claims (Holm)
-MARGIN = 0.5  # points of accuracy within which two arms count as level
+# Within which two arms count as level: points of accuracy, and nats.
+MARGINS = {"accuracy": 0.5, "loss": 0.01}
+UNITS = {"accuracy": "points", "loss": "nats"}
 FEWEST_SEEDS = 10
 
 
 @dataclass(frozen=True)
 class Claim:
-    """An arm is said to end with a higher test accuracy than another one of the same experiment or of `other`."""
+    """
+    An arm is said to end with a better test result than another one of the same experiment or of `other`: a higher
+    accuracy, or where `figure` says so a lower loss.
+    """
 
     text: str
     experiment: str
     arm: str
     control: str
     other: str | None = None
+    figure: str = "accuracy"
 
 
 DEFAULT, SEARCHED = "default", "zero gain, whitened, line search"
@@ -63,17 +70,23 @@ CLAIMS = (
     Claim("LoRA with ranks by curvature better than AdaLoRA", "finetuning", RANKED, "AdaLoRA"),
     Claim("LoRA with ranks by curvature better than on q and v", "finetuning", RANKED, "LoRA on q and v"),
     Claim("LoRA on q and v better with ranks by curvature", "finetuning", RANKED_QV, "LoRA on q and v"),
+    *(
+        Claim(f"{what} better than uniform in equal seconds", "language", arm.name, UNIFORM.name, figure="loss")
+        for what, arm in (("stacking a language model", STACKED), ("silent copies in a language model", SILENT))
+    ),
 )
 
 
 def differences(claim: Claim) -> list[float]:
-    """Differences of test accuracy in points, over the seeds that both arms have."""
+    """By how much the arm is better, in points or nats, over the seeds that both arms have."""
     arms = by_arm(results(claim.experiment))
     others = arms if claim.other is None else by_arm(results(claim.other))
     first, second = (
-        measured(rows.get(name, []), "test", "accuracy") for rows, name in ((arms, claim.arm), (others, claim.control))
+        measured(rows.get(name, []), "test", claim.figure)
+        for rows, name in ((arms, claim.arm), (others, claim.control))
     )
-    return [100 * value for value in paired(first, second)]
+    scale = 100 if claim.figure == "accuracy" else -1
+    return [scale * value for value in paired(first, second)]
 
 
 def adjusted(values: Sequence[float]) -> list[float]:
@@ -86,20 +99,21 @@ def adjusted(values: Sequence[float]) -> list[float]:
     return result
 
 
-def level(values: Sequence[float], margin: float = MARGIN) -> float:
+def level(values: Sequence[float], margin: float) -> float:
     """The p-value of two one-sided tests that the mean lies within `margin` of 0."""
     above = stats.ttest_1samp(values, -margin, alternative="greater").pvalue
     below = stats.ttest_1samp(values, margin, alternative="less").pvalue
     return float(max(above, below))
 
 
-def verdict(values: Sequence[float], p_value: float) -> str:
+def verdict(values: Sequence[float], p_value: float, figure: str = "accuracy") -> str:
     """What differences over seeds say of a claim, given its adjusted two-sided p-value."""
     if len(values) < FEWEST_SEEDS:
         return f"not shown (fewer than {FEWEST_SEEDS} seeds)"
     if p_value < LEVEL:
         return "shown" if np.mean(values) > 0 else "refuted"
-    return f"level (within {MARGIN} points)" if level(values) < LEVEL else "not shown"
+    margin = MARGINS[figure]
+    return f"level (within {margin} {UNITS[figure]})" if level(values, margin) < LEVEL else "not shown"
 
 
 def claims() -> list[str]:
@@ -109,13 +123,16 @@ def claims() -> list[str]:
     body = []
     for (claim, values), p in zip(found, p_values, strict=True):
         arms = f"`{claim.arm}` − `{claim.control}`"
-        body.append((claim.text, arms, str(len(values)), text(values, sign=True), f"{p:.2g}", verdict(values, p)))
+        digits = 2 if claim.figure == "accuracy" else 3
+        by = f"{text(values, digits=digits, sign=True)} {UNITS[claim.figure]}"
+        body.append((claim.text, arms, str(len(values)), by, f"{p:.2g}", verdict(values, p, claim.figure)))
     return [
         "## Claims",
         "",
-        "Points of test accuracy, paired by seed; p-values of Student's t, adjusted by Holm's method. A claim is "
-        f"shown or refuted below {LEVEL} with at least {FEWEST_SEEDS} seeds; two arms are level where two "
-        f"one-sided tests put the difference within {MARGIN} points.",
+        "Points of test accuracy, or nats of test loss, by which the first is better, paired by seed; p-values of "
+        f"Student's t, adjusted by Holm's method. A claim is shown or refuted below {LEVEL} with at least "
+        f"{FEWEST_SEEDS} seeds; two arms are level where two one-sided tests put the difference within "
+        f"{MARGINS['accuracy']} points or {MARGINS['loss']} nats.",
         "",
-        *table(("claim", "difference", "seeds", "points", "p", "verdict"), body),
+        *table(("claim", "difference", "seeds", "better by", "p", "verdict"), body),
     ]

@@ -189,7 +189,7 @@ def run_language(arm: LanguageArm, seed: int, steps: int = STEPS, *, test: bool 
 
 
 UNIFORM = LanguageArm("4 blocks", 4)
-# A fifth of the seconds was the best of two moments on the validation split and another seed.
+# Trials with another seed chose the moment and the number of blocks.
 STACKED = LanguageArm("2 blocks, stacked to 4", 2, ((0.2, 1),))
 SILENT = replace(STACKED, name="2 blocks, silent copies to 4", how="copy")
 RATES = (2e-3, 4e-3, 6e-3)

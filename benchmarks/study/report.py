@@ -26,6 +26,7 @@ from .files import RESULTS, results
 from .pictures import curves
 from .report_events import event, neurons, rankings
 from .report_finetuning import finetuning
+from .report_language import language
 from .statistics import text
 from .tables import by_arm, comparison, difference, measured, table
 
@@ -237,6 +238,7 @@ PARTS: tuple[Callable[[], list[str]], ...] = (
     digits,
     structures,
     finetuning,
+    language,
 )
 
 
