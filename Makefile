@@ -45,7 +45,7 @@ demo: $(VENV)/.demo  ## Grow a DeiT on real images, save it, reload it, show wha
 	$(RUN) $(BIN)/python examples/grow_image_classifier.py --output-dir outputs/demo --overwrite $(ARGS)
 
 test: $(VENV)/.dev  ## Run the tests (without the slow ones).
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-slow: $(VENV)/.slow  ## Run the slow tests, transformers' common model tests among them.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS)
