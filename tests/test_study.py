@@ -77,6 +77,27 @@ def test_at_equal_steps_the_analysis_is_free(digits):
     assert row["steps"] == 10 and row["events"][0]["step"] == 4 and row["growth_macs"] > 0
 
 
+@pytest.mark.parametrize(
+    ("second", "steps"),
+    [
+        (1e9, 8 + 3),  # steps of half a second until 4 of 10 are over, an event of no time, steps of 2 seconds
+        (1e-9, 8 + 1),  # an event that takes all that is left
+    ],
+)
+def test_in_seconds_a_step_costs_what_it_takes_and_an_event_as_well(digits, monkeypatch, second, steps):
+    paces = iter([training.Pace(0.5, second), training.Pace(2.0, second)])
+    monkeypatch.setattr(training, "pace", lambda model, split: next(paces))
+    growth = {"probe_samples": 32, "significance": 0.0, "max_growth": 1.2}
+    row = training.run(arm(unit="seconds", budget=10, events=(0.4,), growth=growth), 0)
+    assert row["steps"] == steps and row["pace"] == row["events"][0]["pace"] == 2.0
+    assert next(paces, None) is None
+
+
+def test_a_step_of_the_reference_takes_as_long_as_itself(digits):
+    found = training.pace(make_model(0, training.REFERENCE).train(), digits["train"], rounds=9)
+    assert 0.5 < found.ratio < 2 and found.seconds > 0
+
+
 def test_random_growth_is_drawn_anew_for_every_seed(digits, monkeypatch):
     seen = []
     grow = training.grow

@@ -13,7 +13,17 @@ from hf_saddle import CurvatureReport, LayerGrowth, analyze_curvature
 from hf_saddle.growth import GrowthPlan, PaperGrowthConfig, grow_
 
 from .task import evaluate, fashion_mnist, make_model
-from .training import WAYS, grow, parameter_groups, probe, schedule, summary, train_step_, training_batches
+from .training import (
+    WAYS,
+    grow,
+    macs_of_an_event,
+    parameter_groups,
+    probe,
+    schedule,
+    summary,
+    train_step_,
+    training_batches,
+)
 
 
 NEURON_SNAPSHOT, NEURON_TOTAL = 600, 1_600
@@ -85,8 +95,8 @@ def run_branches(
         record: dict[str, Any] = {}
         if branch.growth is not None:
             config = PaperGrowthConfig(at=[0.5], growth_seed=seed, **branch.growth)
-            event, cost = grow(model, optimizer, snapshot.splits["train"], config, seed, 0, step, WAYS[branch.way])
-            record = summary(event) | {"macs": cost}
+            event = grow(model, optimizer, snapshot.splits["train"], config, seed, 0, step, WAYS[branch.way])
+            record = summary(event) | {"macs": macs_of_an_event(config, event)}
         losses, batches, seconds = [], iter(snapshot.later), 0.0
         for start, stop in zip((0, *after), after, strict=False):
             began = time.process_time()

@@ -359,6 +359,51 @@ def rankings() -> Iterable[Job]:
         yield Job("rankings", seed, partial(run_branches, *arguments))
 
 
+# ------------------------------------------------------------------------------------------------- in equal seconds
+SECONDS_BUDGET = 2 * STEPS  # in steps of the large model
+SECONDS_RATES = (1.6e-2, 3.2e-2, 6.4e-2)
+# The default options but for the data's own batch of the probe; the last two may make a step 1.3 times as long.
+DEFAULTS = {"probe_samples": 1_024, "probe_batch_size": 256}
+PER_SECOND = DEFAULTS | {"budget_unit": "seconds", "max_growth": 1.3}
+
+
+def in_seconds() -> list[Arm]:
+    """Uniform models of all widths, and ways to grow, that spend as many seconds."""
+    small = replace(uniform("growth", SMALL), events=EARLY, growth=DEFAULTS | {"max_parameters": TARGET})
+    timed = replace(small, name="growth, per second", growth=PER_SECOND)
+    arms = [
+        *(uniform(f"uniform, MLPs {width} wide", shape(width)) for width in (4, 16, 48, 64)),
+        small,
+        timed,
+        replace(timed, name="growth, per second, once", events=(0.1,)),
+        replace(timed, name="growth, per second, random in the same linears", way="matched"),
+    ]
+    return [replace(arm, budget=SECONDS_BUDGET, unit="seconds") for arm in arms]
+
+
+def seconds_tuning() -> Iterable[Job]:
+    """Learning rates of all of them, on the validation split and two seeds that nothing else uses."""
+    for seed in (TUNING_SEED, TUNING_SEED + 1):
+        for arm in in_seconds():
+            for rate in SECONDS_RATES:
+                tuned = replace(arm, name=f"{arm.name}, {rate:g}", learning_rate=rate)
+                yield Job(tuned.name, seed, partial(run, tuned, seed))
+
+
+def seconds() -> Iterable[Job]:
+    """Each arm at its own best rate, with seeds that nothing was chosen by."""
+    yield from _tested([replace(arm, learning_rate=best_rate(arm)) for arm in in_seconds()], seeds=range(70, 80))
+
+
+def best_rate(arm: Arm) -> float:
+    """The rate of the lowest mean validation loss in `seconds_tuning`."""
+    losses: dict[float, list[float]] = {}
+    for row in results("seconds_tuning"):
+        if row["arm"] == f"{arm.name}, {row['learning_rate']:g}":
+            losses.setdefault(row["learning_rate"], []).append(row["validation"]["loss"])
+    return min(losses, key=lambda rate: fmean(losses[rate]), default=arm.learning_rate)
+
+
 STACKED = {"stacked after a tenth": 0.1, "stacked after a quarter": 0.25, "stacked after half": 0.5}
 
 
@@ -436,6 +481,8 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "rankings": rankings,
     "baselines": baselines,
     "kinds": kinds,
+    "seconds_tuning": seconds_tuning,
+    "seconds": seconds,
     "finetuning_tuning": lambda: starmap(Job, finetuning_tuning()),
     "finetuning": lambda: starmap(Job, finetuning()),
     "ranks_tuning": lambda: starmap(Job, ranks_tuning()),

@@ -18,7 +18,7 @@ from .backbone import optional
 from .finetuning_task import STEPS, held_out, training_data, truncated_backbone
 from .ranks import ranks_of
 from .task import evaluate
-from .training import grow, schedule, summary
+from .training import grow, macs_of_an_event, schedule, summary
 
 
 WARM = 0.1  # share of the steps in which the head is trained alone
@@ -192,8 +192,8 @@ def adapt_(state: State, method: Method, seed: int) -> None:
         split = training_data(state.task, seed)[0]
         # Before the first event the optimizer holds the head alone, which does not grow.
         follower = state.optimizer if state.events else None
-        event, macs = grow(model, follower, split, state.config, seed, len(state.events), state.step)
-        state.events.append(summary(event) | {"macs": macs})
+        event = grow(model, follower, split, state.config, seed, len(state.events), state.step)
+        state.events.append(summary(event) | {"macs": macs_of_an_event(state.config, event)})
         freeze_(model)
         state.growth_seconds += time.process_time() - before
     if method.lora is not None:

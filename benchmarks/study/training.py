@@ -1,11 +1,13 @@
 """One run: a model trained from scratch until a budget is spent, growing on the way or not."""
 
+import copy
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,14 @@ WARMUP = 0.05  # share of the compute
 CURVE_POINTS = 10
 # A backward pass costs two forward passes, and a multiply-accumulate counts as one operation.
 PASSES = 3
+# What a step costs is measured against this model, the large one.
+REFERENCE = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "patch_size": 14,
+    "intermediate_size": 64,
+}
 # What growth changes in a config.
 GROWN_FIELDS = ("widths", "skip_sizes", "skip_unit", "heads", "num_hidden_layers")
 # As curvature says; as many random neurons in the same linears; by baselines that measure nothing; by other rankings.
@@ -49,7 +59,9 @@ class Arm:
         name (`str`): Unique in an experiment.
         shape (`dict`): Fields of the `SaddleViTConfig` at the start.
         budget (`float`): What may be spent, in `unit`.
-        unit (`str`): `"macs"`, multiply-accumulates with the analysis of growth events, or `"steps"`.
+        unit (`str`):
+            `"macs"`, multiply-accumulates with the analysis of growth events; `"steps"`; or `"seconds"`, those with
+            the whole events in units of a step of the reference, see [`pace`].
         learning_rate (`float`): Peak of the schedule, a cosine of the spent share of the budget.
         events (`Sequence[float]`): Shares of the budget at which the model grows.
         growth (`dict`): Fields of the `PaperGrowthConfig`.
@@ -86,20 +98,28 @@ def run(arm: Arm, seed: int) -> dict[str, Any]:
     start = {"parameters": count_parameters(model), "macs": count_macs(model)}
     batches = training_batches(splits["train"], seed)
     macs, total, step, growth_macs, growth_seconds = start["macs"], 0.0, 0, 0.0, 0.0
+    timed = arm.unit == "seconds"
+    spent, price = 0.0, pace(model, splits["train"]).ratio if timed else 1.0  # in steps of the reference
     curve: list[dict[str, float]] = []
     events: list[dict[str, Any]] = []
-    while (share := (total if arm.unit == "macs" else step) / arm.budget) < 1:
+    while (share := {"macs": total, "steps": step, "seconds": spent}[arm.unit] / arm.budget) < 1:
         if share >= (len(curve) + 1) / CURVE_POINTS:
             curve.append({"share": share, "step": step} | evaluate(model, splits["validation"]))
         if config is not None and len(events) < len(arm.events) and share >= arm.events[len(events)]:
-            before = time.process_time()
-            event, cost = grow(model, optimizer, splits["train"], config, seed, len(events), step, WAYS[arm.way])
-            cost = cost if arm.way in ("measured", "matched") else 0.0
+            before, own = time.process_time(), WAYS[arm.way]
+            event = grow(model, optimizer, splits["train"], config, seed, len(events), step, own)
+            took = time.process_time() - before
+            counted = not timed and arm.way in ("measured", "matched")
+            cost = macs_of_an_event(config, event) if counted else 0.0
             events.append(summary(event) | {"share": share, "macs": cost})
-            growth_seconds += time.process_time() - before
+            growth_seconds += took
+            if timed:
+                found = pace(model, splits["train"])
+                price, spent = found.ratio, spent + took / found.seconds
+                events[-1] |= {"pace": found.ratio, "cost": took / found.seconds}
             total, growth_macs, macs = total + cost, growth_macs + cost, event.macs_after
         train_step_(model, optimizer, next(batches), arm.learning_rate * schedule(share))
-        step, total = step + 1, total + PASSES * macs * BATCH
+        step, total, spent = step + 1, total + PASSES * macs * BATCH, spent + price
     validation = evaluate(model, splits["validation"])
     curve.append({"share": 1.0, "step": step} | validation)
     fields = model.config.to_dict()
@@ -120,9 +140,34 @@ def run(arm: Arm, seed: int) -> dict[str, Any]:
         "growth_seconds": growth_seconds,
         "seconds": time.process_time() - started,
     }
+    if timed:
+        result["pace"] = price
     if arm.test:
         result["test"] = evaluate(model, splits["test"])
     return result
+
+
+class Pace(NamedTuple):
+    """How long steps take."""
+
+    ratio: float  # a step of the model over one of the reference
+    seconds: float  # of processor time, a step of the reference
+
+
+def pace(model: nn.Module, split: Split, rounds: int = 25) -> Pace:
+    """Time steps of a copy of the model and of the reference, the large uniform model, in turns; medians count."""
+    batch = split.batch(torch.arange(BATCH))
+    with torch.random.fork_rng(devices=[]):
+        models = (copy.deepcopy(model), make_model(0, REFERENCE).train())
+    optimizers = [torch.optim.AdamW(parameter_groups(each), lr=0.0, fused=True) for each in models]
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        for each, optimizer, found in zip(models, optimizers, seconds, strict=True):
+            started = time.process_time()
+            train_step_(each, optimizer, batch, 0.0)
+            found.append(time.process_time() - started)
+    own, reference = map(median, seconds)
+    return Pace(own / reference, reference)
 
 
 def train_step_(model: nn.Module, optimizer: Optimizer, batch: dict[str, Tensor], rate: float) -> None:
@@ -176,13 +221,15 @@ def grow(
     event: int,
     step: int,
     grow_event_: Callable[..., GrowthEvent] = growth_event_,
-) -> tuple[GrowthEvent, float]:
-    """One event, and what it cost in multiply-accumulates; a matched control is charged what its twin costs."""
-    batches = probe(split, config, seed, event)
-    done = grow_event_(model, optimizer, batches, config, event=event, step=step)
-    return done, passes_of_an_event(
-        json.dumps(asdict(config) | {"growth_seed": 0})
-    ) * config.probe_samples * done.macs_before
+) -> GrowthEvent:
+    """One event on a probe of its own."""
+    return grow_event_(model, optimizer, probe(split, config, seed, event), config, event=event, step=step)
+
+
+def macs_of_an_event(config: PaperGrowthConfig, event: GrowthEvent) -> float:
+    """What an event cost in multiply-accumulates; a matched control is charged what its twin costs."""
+    fields = json.dumps(asdict(config) | {"growth_seed": 0})
+    return passes_of_an_event(fields) * config.probe_samples * event.macs_before
 
 
 @cache
