@@ -32,7 +32,7 @@ class SolverOptions:
         shortlist_floor (`int`, *optional*, defaults to 64): Number of neurons that are refined at least.
         refine_steps (`int`, *optional*, defaults to 2): Lanczos steps on all tokens of each fold, from the screened
             vectors.
-        leaders (`float`, *optional*, defaults to 2/3): Share of the refined neurons, by refined gain, that are
+        leaders (`float`, *optional*, defaults to 0.6): Share of the refined neurons, by refined gain, that are
             polished: only of those that may be chosen in the end the order has to be known well.
         polish_steps (`int`, *optional*, defaults to 4): Lanczos steps on the tokens of both folds, from the
             combination of the folds' vectors.
@@ -46,7 +46,7 @@ class SolverOptions:
     shortlist: float = 1 / 5
     shortlist_floor: int = 64
     refine_steps: int = 2
-    leaders: float = 2 / 3
+    leaders: float = 0.6
     polish_steps: int = 4
     tolerance: float = 0.01
 

@@ -138,7 +138,7 @@ def extreme_pairs(
     uniforms = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
     total = int(ranks.sum(torch.tensor(len(tokens), device=device)))
     budget = max(math.ceil(options.screen_tokens * total), options.screen_floor)
-    chosen = max(math.ceil(options.shortlist * neurons), options.shortlist_floor)
+    chosen = _whole_columns(max(options.shortlist * neurons, options.shortlist_floor))
     # Of few neurons of one group it is less work to whiten the vectors in each product than the inputs once.
     few = tokens.inputs.dim() == 2 and 4 * (options.refine_steps + options.polish_steps) * chosen * tokens.rows < total
     largest = torch.zeros(neurons, dtype=torch.bool, device=device) if smallest_only else None
@@ -181,7 +181,7 @@ def extreme_pairs(
     pairs.put(short, fit.both)
 
     best = score(pairs.value, pairs.vector)[short].argsort(descending=True, stable=True)
-    best = best[: math.ceil(options.leaders * chosen)].sort().values
+    best = best[: _whole_columns(options.leaders * chosen)].sort().values
     folds, ends = (folds[0].of(best), folds[1].of(best)), ends.index_select(0, best)
     pairs.put(short[best], _polish(folds, fit.both.of(best), ends, samples, options))
     return pairs
@@ -223,13 +223,16 @@ def _cross_fit(
 def _polish(
     folds: tuple[_Fold, _Fold], start: Ritz, largest: Tensor, samples: Samples, options: SolverOptions
 ) -> Ritz:
-    share = samples.size(0) / samples.total
-
-    def product(vectors: Tensor) -> Tensor:
-        return share * folds[0].product(vectors) + (1 - share) * folds[1].product(vectors)
-
-    space = lanczos(product, start.vector, options.polish_steps, options.tolerance, largest, start.product)
+    first, second = (fold.operator for fold in folds)
+    segments = [*first.segments, *second.segments]
+    both = replace(folds[0], operator=replace(first, segments=segments, scale=1 / samples.total))
+    space = lanczos(both.product, start.vector, options.polish_steps, options.tolerance, largest, start.product)
     return space.ritz(largest)
+
+
+def _whole_columns(count: float) -> int:
+    """A number of neurons, rounded up: products with more than a few are a good deal faster on multiples of 32."""
+    return 32 * math.ceil(count / 32) if count > 32 else math.ceil(count)
 
 
 def _pairs(fit: _CrossFit, ritz: Ritz, refined: Tensor) -> Eigenpairs:

@@ -10,7 +10,7 @@ from ..ranks import Ranks
 
 
 # Tokens of one slice of a product: the intermediate `tokens x n` stays in the cache and its memory is bounded.
-_SLICE = 4096
+_SLICE = 1024
 
 
 @dataclass(frozen=True)
