@@ -26,7 +26,8 @@ class SolverOptions:
         screen_tokens (`float`, *optional*, defaults to 1/12): Share of the tokens, drawn by importance, on which all
             neurons are screened. 1 turns screening off: every neuron is refined on all tokens.
         screen_floor (`int`, *optional*, defaults to 512): Number of tokens that screening uses at least.
-        screen_steps (`int`, *optional*, defaults to 6): Lanczos steps of the screening, per fold.
+        screen_steps (`int`, *optional*, defaults to 3): Lanczos steps of the screening, per fold,
+            from where the gradient points.
         shortlist (`float`, *optional*, defaults to 1/5): Share of the neurons, by screened gain, of gated ones
             also by the size of their coefficients, that are refined.
         shortlist_floor (`int`, *optional*, defaults to 64): Number of neurons that are refined at least.
@@ -42,7 +43,7 @@ class SolverOptions:
 
     screen_tokens: float = 1 / 12
     screen_floor: int = 512
-    screen_steps: int = 6
+    screen_steps: int = 3
     shortlist: float = 1 / 5
     shortlist_floor: int = 64
     refine_steps: int = 2
