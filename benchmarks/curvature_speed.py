@@ -207,11 +207,15 @@ def block_part(seeds: int) -> dict[str, Any]:
             layer, other = analysis(seed=seed)["fc1", "width"], capped(seed=seed)["fc1", "width"]
             fitted = torch.where(layer.refined, -layer.fit_eigenvalue, -torch.inf)
             fitted_other = torch.where(other.refined, -other.fit_eigenvalue, -torch.inf)
-            relative = analysis(seed=seed, whiten=True)["fc1", "width"]
-            gains = torch.where(relative.refined, -relative.fit_eigenvalue * relative.step.square(), -torch.inf)
+            gains = []
+            for analyze in (analysis, capped):
+                relative = analyze(seed=seed, whiten=True)["fc1", "width"]
+                gain = -relative.fit_eigenvalue * relative.step.square()
+                gains.append(torch.where(relative.refined, gain, -torch.inf))
             found.append(
                 {
-                    "by_gain_whitened": overlap(whitened, gains),
+                    "by_gain_whitened": overlap(whitened, gains[0]),
+                    "by_gain_whitened_4096_tokens": overlap(whitened, gains[1]),
                     "by_eigenvalue": overlap(-values, fitted),
                     "by_gain": overlap(-values * steps.square(), fitted * layer.step.square()),
                     "in_shortlist": int(layer.refined[values.argsort()[:TOP]].sum()),
@@ -229,7 +233,8 @@ def block_part(seeds: int) -> dict[str, Any]:
                 "analysis_depth": lambda analysis=analysis: analysis("depth"),
                 "analysis_width_whitened": lambda analysis=analysis: analysis(whiten=True),
                 "analysis_depth_whitened": lambda analysis=analysis: analysis("depth", whiten=True),
-                "analysis_width_4096_tokens": analyzer(model, batch, 4096),
+                "analysis_width_4096_tokens": capped,
+                "analysis_width_whitened_4096_tokens": lambda capped=capped: capped(whiten=True),
                 "probe_only": lambda analysis=analysis: analysis("paper_score"),
                 "one_product": lambda operator=operator, v=start_vectors: operator(v),
                 "plain_lanczos_12": lambda operator=operator, v=start_vectors, low=low: lanczos(operator, v, 12).ritz(
@@ -520,6 +525,11 @@ BLOCK_ROWS = (
     ("the same from 4,096 of the tokens (`max_tokens`)", "analysis_width_4096_tokens", "by_eigenvalue_4096_tokens"),
     ("whole analysis, depth", "analysis_depth", None),
     ("whole analysis, width, whitened, ranked by gain", "analysis_width_whitened", "by_gain_whitened"),
+    (
+        "the same from 4,096 of the tokens",
+        "analysis_width_whitened_4096_tokens",
+        "by_gain_whitened_4096_tokens",
+    ),
     ("whole analysis, depth, whitened", "analysis_depth_whitened", None),
     ("probe and a first-order score only", "probe_only", None),
     ("one product with all matrices", "one_product", None),
@@ -535,8 +545,9 @@ def block_lines(kind: str, part: dict[str, Any]) -> list[str]:
     head = f"## Block 384-768-384, 12,608 {kind} tokens (fb = {cost['fb_ms']:.0f} ms)"
     rows = []
     for what, key, top in BLOCK_ROWS:
-        price = "" if key is None else f"{cost[key]:.{0 if cost[key] >= 10 else 2}f}"
-        rows.append(f"| {what} | {price} | {'' if top is None else found[top]} |")
+        # Results of an earlier run may lack a row.
+        price = f"{cost[key]:.{0 if cost[key] >= 10 else 2}f}" if key in cost else ""
+        rows.append(f"| {what} | {price} | {found.get(top, '')} |")
     return [head, "", "| what | cost / fb | of the true top 64 |", "|---|---|---|", *rows, ""]
 
 

@@ -26,13 +26,14 @@ class SolverOptions:
         screen_tokens (`float`, *optional*, defaults to 1/12): Share of the tokens, drawn by importance, on which all
             neurons are screened. 1 turns screening off: every neuron is refined on all tokens.
         screen_floor (`int`, *optional*, defaults to 512): Number of tokens that screening uses at least.
-        screen_steps (`int`, *optional*, defaults to 6): Lanczos steps of the screening, per fold.
+        screen_steps (`int`, *optional*, defaults to 3): Lanczos steps of the screening, per fold,
+            from where the gradient points.
         shortlist (`float`, *optional*, defaults to 1/5): Share of the neurons, by screened gain, of gated ones
             also by the size of their coefficients, that are refined.
         shortlist_floor (`int`, *optional*, defaults to 64): Number of neurons that are refined at least.
         refine_steps (`int`, *optional*, defaults to 2): Lanczos steps on all tokens of each fold, from the screened
             vectors.
-        leaders (`float`, *optional*, defaults to 2/3): Share of the refined neurons, by refined gain, that are
+        leaders (`float`, *optional*, defaults to 0.6): Share of the refined neurons, by refined gain, that are
             polished: only of those that may be chosen in the end the order has to be known well.
         polish_steps (`int`, *optional*, defaults to 4): Lanczos steps on the tokens of both folds, from the
             combination of the folds' vectors.
@@ -42,11 +43,11 @@ class SolverOptions:
 
     screen_tokens: float = 1 / 12
     screen_floor: int = 512
-    screen_steps: int = 6
+    screen_steps: int = 3
     shortlist: float = 1 / 5
     shortlist_floor: int = 64
     refine_steps: int = 2
-    leaders: float = 2 / 3
+    leaders: float = 0.6
     polish_steps: int = 4
     tolerance: float = 0.01
 

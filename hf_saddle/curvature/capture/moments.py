@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..ranks import Ranks
-from .inputs import Affine, extended, inputs_at, neurons_at
+from .inputs import Affine, extended, group_count, input_size, inputs_at, neuron_count, neurons_at
 from .rowspace import RowSpace
 
 
@@ -15,12 +15,17 @@ LARGEST_CHANGE = 0.5
 # What whitening adds to the diagonal of the inputs' moments, as a share of its mean: directions in which the inputs
 # hardly vary are not stretched without limit.
 _RIDGE = 1e-3
+# Tokens of one slice of a sum: what is made of them stays in the cache.
+_SLICE = 1024
 
 
 def pre_activation_square(value: Tensor, module: Affine, rows: Tensor) -> Tensor:
     """Sum of squares of a layer's output over the positions used for scales, shape `(1, n)`."""
     dtype = torch.promote_types(value.dtype, torch.float32)
-    return neurons_at(value, module, rows).to(dtype).square().sum(dim=0, keepdim=True)
+    result = torch.zeros(1, neuron_count(module), dtype=dtype, device=value.device)
+    for part in torch.split(rows, _SLICE):
+        result += neurons_at(value, module, part).to(dtype).square().sum(dim=0, keepdim=True)
+    return result
 
 
 def in_groups(vectors: Tensor, groups: int, size: int) -> Tensor:
@@ -58,9 +63,17 @@ class Moments:
         Moments of one use of a layer: of its input at the positions used for scales, see [`rows_for_scale`], and what
         [`pre_activation_square`] gives.
         """
-        inputs = extended(inputs_at(value, module, rows).to(pre_activation.dtype))
-        grouped = inputs.unsqueeze(0) if inputs.dim() == 2 else inputs.transpose(0, 1)
-        return cls(grouped, pre_activation, summed=False)._short()
+
+        def grouped(part: Tensor) -> Tensor:
+            inputs = extended(inputs_at(value, module, part).to(pre_activation.dtype))
+            return inputs.unsqueeze(0) if inputs.dim() == 2 else inputs.transpose(0, 1)
+
+        if len(rows) <= input_size(module):
+            return cls(grouped(rows), pre_activation, summed=False)
+        total = pre_activation.new_zeros(group_count(module), input_size(module) + 1, input_size(module) + 1)
+        for inputs in map(grouped, torch.split(rows, _SLICE)):
+            total.baddbmm_(inputs.mT, inputs)
+        return cls(total, pre_activation)
 
     @property
     def count(self) -> Tensor:

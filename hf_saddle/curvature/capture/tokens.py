@@ -174,5 +174,5 @@ class Tokens:
         return self.weight
 
     def _take(self, source: Tensor, rows: Tensor, neurons: Tensor | None) -> Tensor:
-        chosen = source.index_select(0, rows)
-        return (chosen if neurons is None else chosen.index_select(1, neurons)).to(self.dtype)
+        chosen = source if neurons is None else source.index_select(1, neurons)
+        return chosen.index_select(0, rows).to(self.dtype)

@@ -13,10 +13,11 @@ from ..capture.tokens import Tokens
 from ..ranks import Ranks
 from ..samples import Samples
 from ..settings import SolverOptions
+from .folds import Fold, starts
 from .lanczos import Krylov, Ritz, combine, lanczos
 from .operator import CurvatureOperator
 from .significance import held_out_estimate
-from .whitening import directions, products, unit_directions, whitened_inputs
+from .whitening import unit_directions, whitened_inputs
 
 
 # Of about so many tokens and at least so many samples the sizes of coefficients are taken.
@@ -52,27 +53,6 @@ class Eigenpairs:
             held_out=self.held_out / square.double(),
             standard_error=self.standard_error / square.double(),
         )
-
-
-@dataclass(frozen=True)
-class _Fold:
-    operator: CurvatureOperator
-    owner: Tensor  # (tokens,) sample of every token
-    whitening: Tensor | None  # of the vectors, where the inputs of the operator are as they were captured
-
-    def of(self, neurons: Tensor) -> "_Fold":
-        return replace(self, operator=self.operator.of(neurons))
-
-    def product(self, vectors: Tensor) -> Tensor:
-        if self.whitening is None:
-            return self.operator(vectors)
-        return products(self.whitening, self.operator(directions(self.whitening, vectors)))
-
-    def product_and_forms(self, vectors: Tensor, samples: int) -> tuple[Tensor, Tensor]:
-        if self.whitening is None:
-            return self.operator.product_and_forms(vectors, self.owner, samples)
-        found, forms = self.operator.product_and_forms(directions(self.whitening, vectors), self.owner, samples)
-        return products(self.whitening, found), forms
 
 
 @dataclass(frozen=True)
@@ -123,7 +103,7 @@ def extreme_pairs(
 
     transform = None if whitening is None else partial(whitened_inputs, whitening)
 
-    def fold(index: int, rows: Tensor, neurons: Tensor | None = None, weight: Tensor | None = None) -> _Fold:
+    def fold(index: int, rows: Tensor, neurons: Tensor | None = None, weight: Tensor | None = None) -> Fold:
         owner = tokens.owner.index_select(0, rows)
         of_vectors = whitening if neurons is not None and few else None
         inputs, coefficients = tokens.segment(rows, neurons, transform if of_vectors is None else None)
@@ -132,13 +112,13 @@ def extreme_pairs(
             coefficients.mul_(weight.to(coefficients.dtype).view(of_token))
         if flip:
             coefficients.mul_(samples.sign[owner].to(coefficients.dtype).view(of_token))
-        return _Fold(CurvatureOperator([(inputs, coefficients)], 1 / samples.size(index), ranks), owner, of_vectors)
+        return Fold(CurvatureOperator([(inputs, coefficients)], 1 / samples.size(index), ranks), owner, of_vectors)
 
     neurons, device = tokens.neurons, importance.device
     uniforms = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
     total = int(ranks.sum(torch.tensor(len(tokens), device=device)))
     budget = max(math.ceil(options.screen_tokens * total), options.screen_floor)
-    chosen = max(math.ceil(options.shortlist * neurons), options.shortlist_floor)
+    chosen = _whole_columns(max(options.shortlist * neurons, options.shortlist_floor))
     # Of few neurons of one group it is less work to whiten the vectors in each product than the inputs once.
     few = tokens.inputs.dim() == 2 and 4 * (options.refine_steps + options.polish_steps) * chosen * tokens.rows < total
     largest = torch.zeros(neurons, dtype=torch.bool, device=device) if smallest_only else None
@@ -147,18 +127,18 @@ def extreme_pairs(
     if chosen >= neurons:
         steps = options.screen_steps + options.refine_steps
         folds = (fold(0, rows[0]), fold(1, rows[1]))
-        fit = _cross_fit(folds, (start, start), steps, largest, samples, options)
+        fit = _cross_fit(folds, starts(folds, start), steps, largest, samples, options)
         everyone = torch.ones(neurons, dtype=torch.bool, device=device)
         return _pairs(fit, _polish(folds, fit.both, fit.largest, samples, options), everyone)
 
-    def screening(index: int) -> _Fold:
+    def screening(index: int) -> Fold:
         if budget >= total:
             return fold(index, rows[index])
         drawn, weight = draw_rows(importance.index_select(0, rows[index]), budget // 2, uniforms[index], ranks)
         return fold(index, rows[index].index_select(0, drawn), weight=weight)
 
     folds = (screening(0), screening(1))
-    screened = _cross_fit(folds, (start, start), options.screen_steps, largest, samples, options)
+    screened = _cross_fit(folds, starts(folds, start), options.screen_steps, largest, samples, options)
     del folds
     gains = score(screened.both.value, screened.both.vector)
     if tokens.rows == 2:
@@ -181,14 +161,14 @@ def extreme_pairs(
     pairs.put(short, fit.both)
 
     best = score(pairs.value, pairs.vector)[short].argsort(descending=True, stable=True)
-    best = best[: math.ceil(options.leaders * chosen)].sort().values
+    best = best[: _whole_columns(options.leaders * chosen)].sort().values
     folds, ends = (folds[0].of(best), folds[1].of(best)), ends.index_select(0, best)
     pairs.put(short[best], _polish(folds, fit.both.of(best), ends, samples, options))
     return pairs
 
 
 def _cross_fit(
-    folds: tuple[_Fold, _Fold],
+    folds: tuple[Fold, Fold],
     start: tuple[Tensor, Tensor],
     steps: int,
     largest: Tensor | None,
@@ -220,16 +200,17 @@ def _cross_fit(
     )
 
 
-def _polish(
-    folds: tuple[_Fold, _Fold], start: Ritz, largest: Tensor, samples: Samples, options: SolverOptions
-) -> Ritz:
-    share = samples.size(0) / samples.total
-
-    def product(vectors: Tensor) -> Tensor:
-        return share * folds[0].product(vectors) + (1 - share) * folds[1].product(vectors)
-
-    space = lanczos(product, start.vector, options.polish_steps, options.tolerance, largest, start.product)
+def _polish(folds: tuple[Fold, Fold], start: Ritz, largest: Tensor, samples: Samples, options: SolverOptions) -> Ritz:
+    first, second = (fold.operator for fold in folds)
+    segments = [*first.segments, *second.segments]
+    both = replace(folds[0], operator=replace(first, segments=segments, scale=1 / samples.total))
+    space = lanczos(both.product, start.vector, options.polish_steps, options.tolerance, largest, start.product)
     return space.ritz(largest)
+
+
+def _whole_columns(count: float) -> int:
+    """A number of neurons, rounded up: products with more than a few are a good deal faster on multiples of 32."""
+    return 32 * math.ceil(count / 32) if count > 32 else math.ceil(count)
 
 
 def _pairs(fit: _CrossFit, ritz: Ritz, refined: Tensor) -> Eigenpairs:

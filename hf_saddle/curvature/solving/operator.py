@@ -10,7 +10,7 @@ from ..ranks import Ranks
 
 
 # Tokens of one slice of a product: the intermediate `tokens x n` stays in the cache and its memory is bounded.
-_SLICE = 4096
+_SLICE = 1024
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,15 @@ class CurvatureOperator:
         for inputs, coefficients in self.segments:
             for x, c in zip(torch.split(inputs, _SLICE), torch.split(coefficients, _SLICE), strict=True):
                 add_products_(result, x, _weighted(c, responses(x, c, vectors)))
+        return self.ranks.sum(result.mul_(self.scale))
+
+    def gradients(self) -> Tensor:
+        """`scale · Σ_t c_ti x̂_t`, the matrices times the direction of a bias, of the shape of `S_i v_i`."""
+        (inputs, coefficients), *_ = self.segments
+        rows = inputs.shape[-1] * (1 if coefficients.dim() == 2 else 2)
+        result = inputs.new_zeros(rows, coefficients.shape[-1])
+        for inputs, coefficients in self.segments:
+            add_products_(result, inputs, coefficients)
         return self.ranks.sum(result.mul_(self.scale))
 
     def product_and_forms(self, vectors: Tensor, owner: Tensor, samples: int) -> tuple[Tensor, Tensor]:

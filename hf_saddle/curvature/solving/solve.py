@@ -21,7 +21,7 @@ from ..settings import Settings
 from .controls import control, weight_gradient
 from .eigenpairs import extreme_pairs
 from .significance import beyond_noise
-from .whitening import unit_directions
+from .whitening import directions
 
 
 def solve_curvature(
@@ -72,8 +72,7 @@ def solve_curvature(
 
     def score(value: Tensor, vectors: Tensor) -> Tensor:
         if whitening is not None:
-            vectors, length = unit_directions(whitening, vectors)
-            value = value / length.square()
+            vectors = directions(whitening, vectors)  # of any length: the step is as much the shorter
         return 0.5 * bend * step_along(vectors).square() * (-value if width else value.abs())
 
     size = len(layer.modules) * moments.inputs.shape[-1]
