@@ -25,7 +25,7 @@ from ...growth import (
     score_growths,
 )
 from ...growth.choice.block_gains import places_of_blocks
-from ...growth.choice.natural_step import columns_of, moves, stepped
+from ...growth.choice.natural_step import columns_of, moves
 from ...growth.operators import HEAD_OPERATORS, NEURON_OPERATORS, OPERATORS, way_of
 from ...growth.records.block_records import blocks_with, new_blocks
 from ...growth.rows import find_site
@@ -109,10 +109,10 @@ def stepped_at_random(
     choosing, judging = halves(batches)
     scores = score_growths(model, moving, choosing, judging, loss=loss)
     tried = replace(plan, growths=tuple(moving))
-    found, factor, gain = try_step(
+    trial = try_step(
         model, tried, columns_of(scores), judging, config, before=scores.loss, loss=loss, replicas=Replicas()
     )
-    done = stepped(tried, found, factor if config.natural_step else 0.0, gain, found.error * factor)
+    done = trial.step(tried, config)
     return replace(done, growths=(*done.growths, *(growth for growth in plan.growths if growth not in moving)))
 
 
