@@ -7,7 +7,7 @@ from typing import Any
 
 from ..growth import GrowthEvent, GrowthHistory
 from ..growth.operators import OPERATORS, SCALED
-from ..growth.records.block_records import blocks_with, new_blocks
+from ..growth.records.block_records import blocks_with
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.shapes import Shapes
 from ..models.sites import Place
@@ -89,7 +89,7 @@ def _last_places(history: GrowthHistory) -> list[list[int]]:
         paths = blocks_of(own)
         for before, event in zip(shapes[index:], history.events[index:], strict=False):
             number = len(paths)
-            paths = blocks_with(paths, before, new_blocks(event.blocks, "a growth event"))[:number]
+            paths = blocks_with(paths, before, event.new_blocks)[:number]
         found.append([last.index(path) for path in paths])
     return found
 

@@ -4,7 +4,7 @@ import copy
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,14 +14,16 @@ from ...models.modeling_saddle import GrowablePreTrainedModel
 from ...models.shapes import Shapes
 from ..costs import count_parameters
 from ..values import is_int
-from .block_records import config_with_, new_blocks
+from .block_records import config_with_
 from .event import GrowthEvent, ModelSize
+from .fields import ANY, COUNT, MACS, UNIT, Check, check_fields
 from .following import check_follows
-from .schema import MAX_MACS, check_count, check_fields, check_kind
 from .timing_record import Timing
 
 
 HISTORY_SCHEMA = 1
+_FIELDS = dict.fromkeys(("schema_version", "initial", "events"), ANY)
+_INITIAL: dict[str, Check] = {"parameters": COUNT, "macs": MACS, "skip_unit": UNIT, "shapes": ANY}
 Config = TypeVar("Config", bound=SaddleConfig)
 
 
@@ -175,7 +177,7 @@ class GrowthHistory:
             raise ValueError(f"The shapes of the config are not what the history starts from: {initial.to_json()}.")
         before = initial
         for event in self.events:
-            config_with_(grown, before, new_blocks(event.blocks, "a growth event"))
+            config_with_(grown, before, event.new_blocks)
             before = event.shapes
         self.shapes.write_(grown, self.skip_unit)
         return grown
@@ -199,12 +201,9 @@ class GrowthHistory:
             raise ValueError(
                 f"The growth history has `schema_version` {found!r}, this version reads {HISTORY_SCHEMA}."
             )
-        check_fields(values, {"schema_version", "initial", "events"}, "history")
+        check_fields(values, _FIELDS, "growth history")
         initial, events = values["initial"], values["events"]
-        check_fields(initial, {item.name for item in fields(ModelSize)}, "initial")
-        check_count(initial["parameters"], "initial.parameters")
-        check_count(initial["macs"], "initial.macs", MAX_MACS)
-        check_kind(initial["skip_unit"], "initial.skip_unit")
+        check_fields(initial, _INITIAL, "initial")
         shapes = Shapes.of_json(initial["shapes"], "initial.shapes")
         if not isinstance(events, list):
             raise ValueError("The growth history lacks `events`, a list.")

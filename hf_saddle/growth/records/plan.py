@@ -3,17 +3,43 @@
 import hashlib
 import json
 from dataclasses import dataclass, field
+from typing import Any
 
 from ...models.json_files import parse_json
-from ..operators import SCALED
+from ..operators import OPERATORS, SCALED
 from ..values import is_int
-from .block_records import NewBlock, new_blocks
+from .block_records import BLOCK_OPERATORS, NewBlock, new_blocks
+from .fields import AMOUNT, ANY, COUNT, FLAG, LIST, MACS, NUMBER, TEXT, Check, check_fields, mapping, must, optional
 from .layer_growth import LayerGrowth
-from .plan_fields import LATER_FIELDS, PLAN_FIELDS, check_fields
 from .timing_record import Timing
 
 
 PLAN_SCHEMA = 3
+# What a predicted gain is of: the event itself, or, where units stay at rest, the half natural step that would follow.
+FORECASTS = ("event", "next step")
+_OPERATOR = must("the name of an operator", lambda value: value in (*OPERATORS, *BLOCK_OPERATORS))
+# Of events, too.
+SHARED_FIELDS: dict[str, Check] = {
+    "criterion": optional(TEXT),
+    "candidates": mapping(COUNT, _OPERATOR),
+    "held_back": optional(TEXT),
+    "forecast": optional(must(f"one of {', '.join(FORECASTS)}", lambda value: value in FORECASTS)),
+    "predicted_error": optional(AMOUNT),
+    "blocks": LIST,
+}
+_FIELDS: dict[str, Check] = SHARED_FIELDS | {
+    "growths": LIST,
+    "budget": optional(NUMBER),
+    "parameters": COUNT,
+    "macs": MACS,
+    "seed": must("a whole number", is_int),
+    "freeze": FLAG,
+    "timing": ANY,
+}
+# What those of earlier schemas do not have.
+LATER_FIELDS: dict[str, Any] = {"candidates": {}, "blocks": []} | dict.fromkeys(
+    ("held_back", "forecast", "predicted_error", "timing")
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +109,7 @@ class GrowthPlan:
 
     def to_json(self) -> str:
         """The plan as canonical JSON."""
-        values = {name: getattr(self, name) for name in PLAN_FIELDS if name not in ("growths", "blocks", "timing")}
+        values = {name: getattr(self, name) for name in _FIELDS if name not in ("growths", "blocks", "timing")}
         values |= {"schema": PLAN_SCHEMA, "growths": [growth.to_dict() for growth in self.growths]}
         values["blocks"] = [block.to_dict() for block in self.blocks]
         values["timing"] = None if self.timing is None else self.timing.to_dict()
@@ -100,14 +126,14 @@ class GrowthPlan:
         values = parse_json(text, "The growth plan")
         schema = values.pop("schema", None)
         if is_int(schema) and 1 <= schema < PLAN_SCHEMA:
-            values, schema = LATER_FIELDS | values, PLAN_SCHEMA
+            values, schema = LATER_FIELDS | {"freeze": False} | values, PLAN_SCHEMA
         if not is_int(schema) or schema != PLAN_SCHEMA:
             raise ValueError(
                 f"This is not a growth plan of `schema` {PLAN_SCHEMA}, got {schema!r}; make it anew with this version."
             )
-        check_fields(values, PLAN_FIELDS, "The growth plan")
+        check_fields(values, _FIELDS, "growth plan", inside="")
         values["growths"] = tuple(LayerGrowth.from_dict(growth) for growth in values["growths"])
-        values["blocks"] = new_blocks(values["blocks"], "the growth plan")
+        values["blocks"] = new_blocks(values["blocks"])
         values["timing"] = Timing.from_dict(values["timing"])
         return cls(**values)
 

@@ -19,7 +19,7 @@ from ..optimizer.state import carry_optimizer_state_, inner_optimizer
 from ..records.block_records import operators_of, path_with
 from ..records.event import GrowthEvent
 from ..records.history import GrowthHistory
-from ..records.layer_growth import LayerGrowth
+from ..records.layer_record import layer_record
 from ..records.plan import GrowthPlan
 from .attachments import check_attachments
 from .blocks import Values, draft_blocks, inserted_blocks, rename_in_optimizer_, trained_outside
@@ -224,20 +224,6 @@ def record_(model: GrowablePreTrainedModel, event: GrowthEvent) -> None:
     history = GrowthHistory.from_model(model)
     history.update_last(event)
     history.attach_(model)
-
-
-def layer_record(growth: LayerGrowth) -> dict[str, Any]:
-    """What the history keeps of the growth of one layer."""
-    values = growth.eigenvalues
-    return {
-        "linear": growth.linear,
-        "operator": growth.operator,
-        "candidates": growth.candidates,
-        "chosen": len(growth.neurons),
-        "neurons": list(growth.neurons),
-        "eigenvalue": {"min": float(values.min()), "mean": float(values.mean()), "max": float(values.max())},
-        "predicted_gain": float(growth.predicted_gain.sum()),
-    }
 
 
 def versions() -> dict[str, str]:

@@ -27,7 +27,7 @@ from ...growth import (
 from ...growth.choice.block_gains import places_of_blocks
 from ...growth.choice.natural_step import columns_of, moves
 from ...growth.operators import HEAD_OPERATORS, NEURON_OPERATORS, OPERATORS, way_of
-from ...growth.records.block_records import blocks_with, new_blocks
+from ...growth.records.block_records import blocks_with
 from ...growth.rows import find_site
 from ...growth.surgery.head_drafts import find_attention
 from ...models.blocks import block_paths
@@ -120,7 +120,7 @@ def _blocks_at_random(
     model: GrowablePreTrainedModel, like: GrowthEvent, seed: int
 ) -> tuple[tuple[NewBlock, ...], dict[str, str]]:
     """As many new blocks behind others, and where the blocks are now that the other event names by later numbers."""
-    paths, blocks = block_paths(model.base_model, model.config), new_blocks(like.blocks, "a growth event")
+    paths, blocks = block_paths(model.base_model, model.config), like.new_blocks
     generator = torch.Generator().manual_seed(seed % 2**63)
     drawn: list[NewBlock] = []
     for (how, scale), count in Counter((block.how, block.scale) for block in blocks).items():

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from ...growth import GrowthEvent, GrowthHistory, GrowthPlan, LayerGrowth
 from ...growth.optimizer.state import inner_optimizer
 from ...growth.records.block_records import operators_of, path_with
-from ...growth.surgery.grow import layer_record
+from ...growth.records.layer_record import layer_record
 from ...growth.surgery.head_drafts import check_stacks_grow, find_attention, is_of_heads
 from ...growth.surgery.snapshot import Snapshot
 from ...models.modeling_saddle import GrowablePreTrainedModel
