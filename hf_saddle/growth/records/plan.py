@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...models.json_files import parse_json
+from ...models.shapes import Shapes
 from ..operators import OPERATORS, SCALED
 from ..values import is_int
-from .block_records import BLOCK_OPERATORS, NewBlock, new_blocks
+from .block_records import BLOCK_OPERATORS, NewBlock, new_blocks, path_with
 from .fields import AMOUNT, ANY, COUNT, FLAG, LIST, MACS, NUMBER, TEXT, Check, check_fields, mapping, must, optional
 from .layer_growth import LayerGrowth
 from .timing_record import Timing
@@ -87,6 +88,12 @@ class GrowthPlan:
 
     def __bool__(self) -> bool:
         return bool(self.growths or self.blocks)
+
+    def growths_behind(self, shapes: Shapes) -> tuple[LayerGrowth, ...]:
+        """Its growths by the paths that they have once its blocks are inserted into a model of some shapes."""
+        if not self.blocks:
+            return self.growths
+        return tuple(replace(each, linear=path_with(each.linear, shapes, self.blocks)) for each in self.growths)
 
     @property
     def predicted_gain(self) -> float:

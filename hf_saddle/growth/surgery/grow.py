@@ -16,7 +16,7 @@ from ...version import __version__
 from ..costs import Cost, count_parameters, plan_cost
 from ..macs import count_macs
 from ..optimizer.state import carry_optimizer_state_, inner_optimizer
-from ..records.block_records import operators_of, path_with
+from ..records.block_records import operators_of
 from ..records.event import GrowthEvent
 from ..records.history import GrowthHistory
 from ..records.layer_record import layer_record
@@ -153,9 +153,7 @@ def prepare_growth(
         # Blocks first: their copies are of the model as it was measured. What grows is then found at its new place.
         numbered = model.shapes()
         assign_(stacks.assignments)
-        moved = tuple(
-            replace(growth, linear=path_with(growth.linear, numbered, plan.blocks)) for growth in plan.growths
-        )
+        moved = plan.growths_behind(numbered)
         for draft in draft_growths(model, replace(plan, growths=moved)):
             install_(draft, kind, str(model.config.skip_activation), changes)
         check_changes(changes)

@@ -12,8 +12,7 @@ from ...models.sites import linear_at
 from ..operators import OPERATORS
 from ..records.layer_growth import LayerGrowth
 from ..records.plan import GrowthPlan
-from .drafts import LinearDraft, TableDraft
-from .slices import ParameterDraft
+from .drafts import EntriesDraft, LinearDraft
 
 
 def is_of_heads(growth: LayerGrowth) -> bool:
@@ -78,11 +77,11 @@ class HeadsDraft:
         attention ([`Attention`]): The module.
         number (`int`): Its heads.
         drafts (`Mapping[str, LinearDraft]`): Drafts of its layers, by path in the model.
-        table ([`TableDraft`], *optional*): Of the parameter with an entry for each head.
+        table ([`EntriesDraft`], *optional*): Of the parameter with an entry for each head.
     """
 
     def __init__(
-        self, attention: Attention, number: int, drafts: Mapping[str, LinearDraft], table: TableDraft | None = None
+        self, attention: Attention, number: int, drafts: Mapping[str, LinearDraft], table: EntriesDraft | None = None
     ):
         self.number = number
         self.attention = attention
@@ -137,27 +136,18 @@ class HeadsDraft:
         both = zip(self.by_layer(own + steps), self.by_layer(own - steps), strict=True)
         for layer, own_rows, rows in zip(self.layers, self._rows(heads), map(torch.cat, both), strict=True):
             layer.copy_rows_(own_rows, rows)
-        columns = (heads[:, None] * self.columns + torch.arange(self.columns)).flatten()
-        for weight, dim in self._read():
-            weight.copy_(dim, columns, scale=0.5)
+        self.reader.halve_columns_((heads[:, None] * self.columns + torch.arange(self.columns)).flatten())
         if self.table is not None:
-            self.table.parameter.copy_(self.table.parameter.value.dim() - 1, heads, share=0.5)
+            self.table.copy_(heads)
         self._settle_(len(heads))
 
     def append_(self, rows: Tensor) -> None:
         """Append heads that nothing reads yet, with rows as `affine` has them, and no preference for any position."""
         for layer, own in zip(self.layers, self.by_layer(rows), strict=True):
-            weight, bias = layer.native(own)
-            layer.parameters["weight"].append_(weight, layer.layout.rows)
-            if "bias" in layer.parameters:
-                layer.parameters["bias"].append_(bias)
-        for columns, dim in self._read():
-            size = list(columns.value.shape)
-            size[dim] = len(rows) * self.columns
-            columns.append_(columns.value.new_zeros(size), dim)
+            layer.append_rows_(own)
+        self.reader.append_columns_(len(rows) * self.columns)
         if self.table is not None:
-            entries = self.table.parameter
-            entries.append_(entries.value.new_zeros(*entries.value.shape[:-1], len(rows)), entries.value.dim() - 1)
+            self.table.append_(len(rows))
         self._settle_(len(rows))
 
     def by_layer(self, rows: Tensor) -> Iterator[Tensor]:
@@ -165,12 +155,6 @@ class HeadsDraft:
         parts = torch.split(rows, [count * size for count, size in self.sizes], 1)
         for part, (_, size) in zip(parts, self.sizes, strict=True):
             yield part.reshape(-1, size)
-
-    def _read(self) -> Iterator[tuple[ParameterDraft, int]]:
-        for layer in self.reader.chain():
-            for name in ("weight", "twin_weight"):
-                if name in layer.parameters:
-                    yield layer.parameters[name], layer.layout.columns
 
     def _settle_(self, count: int) -> None:
         """Move rows that were appended for new heads to the end of their own part of the layer."""
@@ -204,8 +188,9 @@ def draft_heads_(model: GrowablePreTrainedModel, plan: GrowthPlan, drafts: Mappi
             attention = find_attention(model, growth.linear)
             path, table = attention.heads.table, None
             if path is not None:
-                table = TableDraft(path, model.get_submodule(path.rpartition(".")[0]))
-                drafts[attention.heads.rows[-1]].tables.append(table)
+                owner, _, name = path.rpartition(".")
+                table = EntriesDraft(owner, model.get_submodule(owner), -1, [name])
+                drafts[attention.heads.rows[-1]].beside.append(table)
             made[growth.linear] = HeadsDraft(attention, numbers[attention.root], drafts, table)
         draft = made[growth.linear]
         rows = (growth.directions * growth.steps[:, None]).to(draft.reader.weight.device)

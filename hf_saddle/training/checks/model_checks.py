@@ -28,30 +28,19 @@ from ...models.sites import Site
 from ..wrappers import unwrap
 
 
-def check_growable(model: nn.Module) -> GrowablePreTrainedModel:
+def check_growable(model: nn.Module, sharded: bool = False) -> GrowablePreTrainedModel:
     """
-    The growable model inside of the wrappers of DDP and `torch.compile`.
+    The growable model inside of the wrappers of DDP and `torch.compile`; FSDP2 may have sharded it if `sharded`.
 
     Raises:
-        ValueError: If it is not a Saddle model, is sharded, quantised, or has adapters. The message tells what to do.
+        ValueError: If it is not a Saddle model, is quantised, sharded, or has adapters. The message tells what to do.
     """
     inner = unwrap(model)
-    if is_sharded(inner):
+    if is_sharded(inner) and not sharded:
         raise ValueError(
             "The model is sharded (FSDP2) and does not grow like one that each process holds whole. Use "
             "`growth_event_sharded_` or `grow_by_plan_sharded_` in a loop of your own, or a GrowthTrainer."
         )
-    return growable_inside(inner)
-
-
-def growable_inside(model: nn.Module) -> GrowablePreTrainedModel:
-    """
-    The growable model inside of the wrappers of DDP and `torch.compile`, whether FSDP2 has sharded it or not.
-
-    Raises:
-        ValueError: If it is not a Saddle model, is quantised, or has adapters. The message tells what to do.
-    """
-    inner = unwrap(model)
     if not isinstance(inner, GrowablePreTrainedModel):
         raise ValueError(
             f"Only Saddle models grow, got a {type(inner).__name__}. Convert a stock model with "
@@ -63,7 +52,7 @@ def growable_inside(model: nn.Module) -> GrowablePreTrainedModel:
             "Adapters (`model.add_adapter`) have taken the place of linears, which cannot grow then. Remove them by "
             "`model.delete_adapter`, or train the adapters without a GrowthCallback."
         )
-    inner.check_linears(sharded=is_sharded(inner))
+    inner.check_linears(sharded)
     return inner
 
 

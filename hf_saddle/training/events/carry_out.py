@@ -42,60 +42,46 @@ class Trained(Protocol):
         """Let the rest follow a growth that stays."""
 
 
-def grow_by_config_(
+def carry_out_(
     trained: Trained,
     batches: Sequence[Any],
-    config: GrowthConfig,
+    aim: GrowthConfig | GrowthPlan,
     moment: Moment,
     loss: Loss | None,
     **record: Any,
 ) -> GrowthEvent:
-    """Measure, plan and grow; `record` are `step` and `epoch`, the other arguments those of [`growth_event_`]."""
-    loss = loss or own_loss_of(trained.model, batches, trained.replicas)
+    """
+    Grow by a config, that is measure and plan, or by the plan that the first process has.
 
-    def decision() -> Decision:
-        return decide(
-            trained.model, batches, config, moment, loss=loss, replicas=trained.replicas, growing=trained.growing
-        )
-
-    with trained.replicas.noting(f"growth event {moment.event}"), private_randomness(event_seed(config, moment.event)):
-        return _carry_out_(trained, batches, config, decision, loss, **record)
-
-
-def grow_at_hand_(
-    trained: Trained, batches: Sequence[Any], plan: GrowthPlan, loss: Loss | None, **record: Any
-) -> GrowthEvent:
-    """Grow by the plan of the first process; arguments as in [`grow_by_plan_`]."""
-    loss = loss or own_loss_of(trained.model, batches, trained.replicas)
-
-    def decision() -> Decision:
-        before = loss_before(trained.model, batches, loss, trained.replicas)
-        return Decision(trained.replicas.agree_on(plan), before, batches)
-
-    with trained.replicas.noting("growth by a plan"), private_randomness(plan.seed):
-        return _carry_out_(trained, batches, None, decision, loss, **record)
-
-
-def _carry_out_(
-    trained: Trained,
-    batches: Sequence[Any],
-    config: GrowthConfig | None,
-    decision: Callable[[], Decision],
-    loss: Loss,
-    **record: Any,
-) -> GrowthEvent:
-    started, replicas = time.perf_counter(), trained.replicas
-    replicas.together("Checking what follows the model", lambda: trained.check(config))
-    trained.check_together(batches, config)
-    plan, before, measured = decision()
-    done, undo = trained.grow_(plan, loss_before=before, **record)
-    if plan:
-        try:
-            done.loss_after = loss_afterwards(trained.model, measured, loss, replicas)
-        except BaseException:
-            undo()
-            raise
-        trained.settle_()
-    done.seconds = time.perf_counter() - started
-    record_(trained.model, done)
-    return done
+    Args:
+        trained ([`Trained`]): The model.
+        aim ([`GrowthConfig`] or [`GrowthPlan`]): How it is to grow, or what.
+        moment ([`Moment`]): When that is.
+        record: `step` and `epoch`.
+        batches, loss: See [`growth_event_`].
+    """
+    started, model, replicas = time.perf_counter(), trained.model, trained.replicas
+    loss = loss or own_loss_of(model, batches, replicas)
+    if isinstance(aim, GrowthPlan):
+        config, what, seed = None, "growth by a plan", aim.seed
+    else:
+        config, what, seed = aim, f"growth event {moment.event}", event_seed(aim, moment.event)
+    with replicas.noting(what), private_randomness(seed):
+        replicas.together("Checking what follows the model", lambda: trained.check(config))
+        trained.check_together(batches, config)
+        if isinstance(aim, GrowthPlan):
+            decision = Decision(replicas.agree_on(aim), loss_before(model, batches, loss, replicas), batches)
+        else:
+            decision = decide(model, batches, aim, moment, loss=loss, replicas=replicas, growing=trained.growing)
+        plan, before, measured = decision
+        done, undo = trained.grow_(plan, loss_before=before, **record)
+        if plan:
+            try:
+                done.loss_after = loss_afterwards(model, measured, loss, replicas)
+            except BaseException:
+                undo()
+                raise
+            trained.settle_()
+        done.seconds = time.perf_counter() - started
+        record_(model, done)
+        return done

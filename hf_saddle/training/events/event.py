@@ -13,7 +13,7 @@ from ...growth.records.timing_record import Timing
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ..checks.model_checks import check_growable
 from ..distributed import Replicas
-from .carry_out import grow_at_hand_, grow_by_config_
+from .carry_out import carry_out_
 from .decision import decide
 from .followers import adopt_history_
 from .moment import Moment
@@ -74,7 +74,7 @@ def growth_event_(
         RuntimeError: If the processes do not agree, or another one failed. No process has grown then.
     """
     whole, moment = Whole(model, optimizer, followers, group), Moment(event, lr_ratio, to_come, timing)
-    done = grow_by_config_(whole, batches, config, moment, loss, step=step, epoch=epoch)
+    done = carry_out_(whole, batches, config, moment, loss, step=step, epoch=epoch)
     adopt_history_(whole.model, followers)
     return done
 
@@ -111,7 +111,7 @@ def grow_by_plan_(
         RuntimeError: If the processes do not agree, or another one failed. No process has grown then.
     """
     whole = Whole(model, optimizer, followers, group)
-    done = grow_at_hand_(whole, batches, plan, loss, step=step, epoch=epoch)
+    done = carry_out_(whole, batches, plan, Moment(), loss, step=step, epoch=epoch)
     adopt_history_(whole.model, followers)
     return done
 

@@ -17,11 +17,11 @@ from ...growth.optimizer.state import inner_optimizer
 from ...growth.surgery.attachments import check_attachments
 from ...growth.surgery.temporary import Growing
 from ...models.modeling_saddle import GrowablePreTrainedModel
-from ..checks.model_checks import growable_inside, growing_kinds, heads_that_grow
+from ..checks.model_checks import check_growable, growing_kinds, heads_that_grow
 from ..checks.optimizer_checks import check_optimizer
 from ..checks.shard_checks import check_new_blocks, check_shards, check_states
 from ..distributed import Replicas
-from ..events.carry_out import grow_at_hand_, grow_by_config_
+from ..events.carry_out import carry_out_
 from ..events.moment import Moment
 from .resharding import show_shards_
 from .sharded_growth import grow_sharded_, growing_sharded_
@@ -71,7 +71,7 @@ def growth_event_sharded_(
     """
     moment = Moment(event, lr_ratio, to_come)
     sharded = Sharded(model, optimizer, shard, group)
-    return model, grow_by_config_(sharded, batches, config, moment, loss, step=step, epoch=epoch)
+    return model, carry_out_(sharded, batches, config, moment, loss, step=step, epoch=epoch)
 
 
 def grow_by_plan_sharded_(
@@ -105,7 +105,7 @@ def grow_by_plan_sharded_(
         RuntimeError: If the processes do not agree, or another one failed. Nothing has changed then.
     """
     sharded = Sharded(model, optimizer, shard, group)
-    return model, grow_at_hand_(sharded, batches, plan, loss, step=step, epoch=epoch)
+    return model, carry_out_(sharded, batches, plan, Moment(), loss, step=step, epoch=epoch)
 
 
 class Sharded:
@@ -120,7 +120,7 @@ class Sharded:
     ):
         if not isinstance(model, FSDPModule) or not isinstance(model, GrowablePreTrainedModel):
             raise ValueError(f"Only Saddle models that FSDP2 has sharded are meant, got a {type(model).__name__}.")
-        self.model = growable_inside(model)
+        self.model = check_growable(model, sharded=True)
         self.optimizer = optimizer
         self.replicas = Replicas(dist.group.WORLD if group is None else group)
         self.how: dict[str, Any] = {"shard": shard, "replicas": self.replicas}

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from ...growth import GrowthEvent, GrowthHistory, GrowthPlan, LayerGrowth
 from ...growth.optimizer.state import inner_optimizer
-from ...growth.records.block_records import operators_of, path_with
+from ...growth.records.block_records import operators_of
 from ...growth.records.layer_record import layer_record
 from ...growth.surgery.head_drafts import check_stacks_grow, find_attention, is_of_heads
 from ...growth.surgery.snapshot import Snapshot
@@ -84,7 +84,7 @@ def grow_sharded_(
 
     try:
         history, numbered, events = GrowthHistory.from_model(model), model.shapes(), []
-        growths = [replace(each, linear=path_with(each.linear, numbered, plan.blocks)) for each in plan.growths]
+        growths = plan.growths_behind(numbered)
         if plan.blocks or not plan:
             # Blocks first: their copies are of the model as it was measured.
             inserted = course.insert_(replace(plan, growths=()), **record)
