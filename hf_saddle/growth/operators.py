@@ -130,8 +130,8 @@ OPERATORS = {
 NEURON_OPERATORS, HEAD_OPERATORS = (
     tuple(name for name, operator in OPERATORS.items() if operator.of == what) for what in ("neurons", "heads")
 )
-# How heads come, as `grow_heads_` and `score_heads` name it, and the operator that it is.
-HEAD_WAYS = {"new": "new_head", "split": "split_head"}
+# How heads come, as `grow_heads_` and `score_heads` name it.
+HEAD_WAYS = tuple(name.removesuffix("_head") for name in HEAD_OPERATORS)
 DEPTH_OPERATORS = tuple(name for name in NEURON_OPERATORS if OPERATORS[name].deepens)
 WIDTH_OPERATORS = tuple(name for name in NEURON_OPERATORS if not OPERATORS[name].deepens)
 
@@ -141,11 +141,6 @@ SCALED = {name: operator.scaled for name, operator in OPERATORS.items() if opera
 # What `operator="auto"` stands for: by the criterion that ranks, else by the kind of units that the model has.
 _OF_CRITERION = {"width": "split", "gradmax": "gradmax"}
 _OF_KIND = {None: "zero_gain", "gain": "zero_gain", "residual_pair": "residual_pair"}
-
-
-def way_of(operator: str) -> str:
-    """How heads come by an operator of theirs, one of `HEAD_WAYS`."""
-    return next(way for way, name in HEAD_WAYS.items() if name == operator)
 
 
 def default_operator(criterion: str, kind: str | None) -> str | None:

@@ -71,7 +71,7 @@ def trainer_event_(
         [`GrowthEvent`]: What happened.
     """
     wrapped: nn.Module = model if trainer is None else trainer.model_wrapped
-    batches, loss = _probe(model, loader, config, event, trainer, loss, probe_dataset)
+    batches, loss = training_probe(model, loader, config, event, trainer, loss, probe_dataset)
     silent = args.disable_tqdm or not state.is_world_process_zero
     # Analysis of all samples, or of one half, scores, and a trial on the other half; and the loss afterwards.
     total = sum(map(sample_count, batches)) * (3 if config.judged else 2)
@@ -105,19 +105,19 @@ def time_training(
 ) -> Timing:
     """[`time_growth`] on samples of the training, by its loss. All processes have to call this."""
     replicas = Replicas.of(model if trainer is None else trainer.model_wrapped)
-    batches, loss = _probe(model, loader, config, 0, trainer, loss, probe_dataset)
+    batches, loss = training_probe(model, loader, config, 0, trainer, loss, probe_dataset)
     with private_randomness(event_seed(config, 0)):
         return time_growth(model, batches[0], config, loss, replicas)
 
 
-def _probe(
+def training_probe(
     model: GrowablePreTrainedModel,
     loader: DataLoader[Any],
     config: GrowthConfig,
     event: int,
     trainer: Trainer | None,
-    loss: Loss | None,
-    dataset: Any,
+    loss: Loss | None = None,
+    dataset: Any = None,
 ) -> tuple[list[Any], Loss]:
     """The samples of an event, of this process, and the loss of the training."""
     replicas = Replicas.of(model if trainer is None else trainer.model_wrapped)

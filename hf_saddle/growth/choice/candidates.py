@@ -82,11 +82,11 @@ class NeuronCandidate:
         book.book_(self.entry.linear, self.way, self.neuron)
 
 
-def _operator(
-    entry: LayerCurvature, model: GrowablePreTrainedModel, site: Site, kind: str | None, config: GrowthConfig
+def operator_for(
+    criterion: str, model: GrowablePreTrainedModel, site: Site, kind: str | None, config: GrowthConfig
 ) -> Operator | None:
-    """How the neurons of a layer would grow; `None` if they cannot."""
-    name = config.kinds.operator_for(entry.criterion, kind)
+    """How neurons of a layer that a criterion ranks would grow, with a kind of units; `None` if they cannot."""
+    name = config.kinds.operator_for(criterion, kind)
     if name is None:
         return None
     operator = OPERATORS[name]
@@ -97,6 +97,13 @@ def _operator(
     return operator if fits else None
 
 
+def operators_for(model: GrowablePreTrainedModel, site: Site, config: GrowthConfig) -> list[Operator]:
+    """All ways in which neurons of a layer may grow."""
+    kind = branch_kind(model)
+    found = {operator_for(criterion, model, site, kind, config): None for criterion in config.ranking}
+    return [operator for operator in found if operator is not None]
+
+
 def measured_by(report: CurvatureReport, model: GrowablePreTrainedModel, config: GrowthConfig) -> Iterator[Measured]:
     """The entries of a report that rank neurons, in its order, with how they would grow or why they may not."""
     known = {site.path: site for site in model.growable_linears()}
@@ -105,7 +112,7 @@ def measured_by(report: CurvatureReport, model: GrowablePreTrainedModel, config:
         if entry.criterion not in config.ranking or entry.linear not in known:
             continue
         site, module = known[entry.linear], known[entry.linear].module
-        operator = _operator(entry, model, site, kind, config)
+        operator = operator_for(entry.criterion, model, site, kind, config)
         if operator is not None and entry.direction.shape != (module.neurons, row_size(site, operator)):
             raise ValueError(
                 f"The report's directions of {entry.linear} have shape {tuple(entry.direction.shape)}, the model's "

@@ -72,11 +72,6 @@ class NewBlock:
         return cls(**values)
 
 
-def operators_of(blocks: Iterable[NewBlock]) -> list[str]:
-    """The operators of new blocks, by name."""
-    return sorted({f"block_{block.how}" for block in blocks})
-
-
 def block_texts(records: Iterable[Mapping[str, Any]]) -> list[str]:
     """What people are told of inserted blocks, as `+1 block after layers.3`, of the records of an event."""
     counted = Counter(record["after"] for record in records)

@@ -13,7 +13,7 @@ from ...models.shapes import Shapes
 from ..costs import count_parameters
 from ..macs import count_macs
 from ..operators import HEAD_OPERATORS, NEURON_OPERATORS, OPERATORS
-from .block_records import NewBlock, new_blocks, operators_of
+from .block_records import NewBlock, new_blocks
 from .fields import (
     AMOUNT,
     ANY,
@@ -162,7 +162,7 @@ class GrowthEvent:
             )
         for index, record in enumerate(self.layers):
             check_record(record, f"layers[{index}]", self.shapes)
-        wanted = sorted({*operators_of(blocks), *(record["operator"] for record in self.layers)})
+        wanted = sorted(self.chosen)
         if self.operators != wanted and (wanted or not self.is_merge):
             raise ValueError(
                 f"`operators` of a growth event must be those of its layers, {wanted}, got {self.operators!r}."

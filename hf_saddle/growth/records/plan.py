@@ -89,6 +89,11 @@ class GrowthPlan:
     def __bool__(self) -> bool:
         return bool(self.growths or self.blocks)
 
+    @property
+    def operators(self) -> list[str]:
+        """All operators by name."""
+        return sorted({growth.operator for growth in self.growths} | {f"block_{block.how}" for block in self.blocks})
+
     def growths_behind(self, shapes: Shapes) -> tuple[LayerGrowth, ...]:
         """Its growths by the paths that they have once its blocks are inserted into a model of some shapes."""
         if not self.blocks:

@@ -16,7 +16,6 @@ from ...version import __version__
 from ..costs import Cost, count_parameters, plan_cost
 from ..macs import count_macs
 from ..optimizer.state import carry_optimizer_state_, inner_optimizer
-from ..records.block_records import operators_of
 from ..records.event import GrowthEvent
 from ..records.history import GrowthHistory
 from ..records.layer_record import layer_record
@@ -169,7 +168,7 @@ def prepare_growth(
             cost = Cost(count_parameters(model) - parameters, count_macs(model) - counted)
         event = GrowthEvent(
             criterion=plan.criterion,
-            operators=sorted({*operators_of(plan.blocks), *(growth.operator for growth in moved)}),
+            operators=plan.operators,
             layers=[layer_record(growth) for growth in moved],
             predicted_gain=plan.predicted_gain,
             forecast=plan.forecast,

@@ -68,8 +68,8 @@ def grow_heads_(
     >>> model.config.heads
     {'layers.0.attention': 5}
     ```"""
-    if how not in ("new", "split"):
-        raise ValueError(f'`how` must be "new" or "split", got {how!r}.')
+    if how not in HEAD_WAYS:
+        raise ValueError(f"`how` must be one of {', '.join(HEAD_WAYS)}, got {how!r}.")
     check_model(model)
     growths = tuple(
         head_growth(model, path, chosen, how, step_size=step_size, seed=seed + index)
@@ -125,7 +125,7 @@ def head_growth(
     zeros = torch.zeros(len(chosen))
     return LayerGrowth(
         linear=attention.path,
-        operator=HEAD_WAYS[how],
+        operator=f"{how}_head",
         neurons=chosen,
         directions=rows,
         steps=steps,

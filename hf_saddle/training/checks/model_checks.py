@@ -11,20 +11,19 @@ from ...curvature import activation_of, curvature_at_zero
 from ...growth import GrowthConfig, head_growth
 from ...growth.budget import in_unit, sizes
 from ...growth.choice.block_gains import block_costs, places_of_blocks
+from ...growth.choice.candidates import operators_for
 from ...growth.choice.head_scores import head_costs, measurable
 from ...growth.choice.planner import check_where
 from ...growth.costs import Cost, CostBook
 from ...growth.kinds import Kinds
-from ...growth.operators import DEPTH_OPERATORS, OPERATORS, Operator
+from ...growth.operators import DEPTH_OPERATORS
 from ...growth.paper import QUOTAS
-from ...growth.surgery.drafting import branch_kind
 from ...growth.surgery.head_drafts import stacks_of
 from ...growth.surgery.heads import check_family
 from ...models.configuration_saddle import SaddleConfig
 from ...models.families import family_of
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ...models.parameters import is_sharded
-from ...models.sites import Site
 from ..wrappers import unwrap
 
 
@@ -183,7 +182,7 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
     for way in kinds.ways:
         costs += head_costs(model, [tuple(head_growth(model, path, 1, way) for path in stack) for stack in headed])
     for site in model.growable_linears() if kinds.neurons else ():
-        for operator in operators_of(model, site, config) if site.path in paths else ():
+        for operator in operators_for(model, site, config) if site.path in paths else ():
             costs += [book.cost(site.path, operator, neuron) for neuron in range(site.module.neurons)]
     prices = [in_unit(cost, config.budget_unit) for cost in costs]
     if not prices:
@@ -214,15 +213,3 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
             f"Nothing would grow: `event_budget={config.event_budget}` is below the {price:,} {unit} that an event "
             f"needs for {what}. Raise it, or leave it out."
         )
-
-
-def operators_of(model: GrowablePreTrainedModel, site: Site, config: GrowthConfig) -> list[Operator]:
-    """How the neurons of a linear may grow."""
-    kind = branch_kind(model)
-    names = {config.kinds.operator_for(name, kind) for name in config.ranking}
-    operators = [OPERATORS[name] for name in names if name is not None]
-    return [
-        operator
-        for operator in operators
-        if (site.depth < config.max_depth if operator.deepens else operator.can_widen(site, kind))
-    ]

@@ -26,7 +26,7 @@ from ...growth import (
 )
 from ...growth.choice.block_gains import places_of_blocks
 from ...growth.choice.natural_step import columns_of, moves
-from ...growth.operators import HEAD_OPERATORS, NEURON_OPERATORS, OPERATORS, way_of
+from ...growth.operators import HEAD_OPERATORS, NEURON_OPERATORS, OPERATORS
 from ...growth.records.block_records import blocks_with
 from ...growth.rows import find_site
 from ...growth.surgery.head_drafts import find_attention
@@ -160,4 +160,4 @@ def _heads_at_random(model: GrowablePreTrainedModel, path: str, operator: str, c
     if OPERATORS[operator].copies:
         number = heads_of(model.base_model)[find_attention(model, path).root]
         heads = torch.randperm(number, generator=torch.Generator().manual_seed(seed))[:count].tolist()
-    return head_growth(model, path, heads, way_of(operator), seed=seed)
+    return head_growth(model, path, heads, operator.removesuffix("_head"), seed=seed)

@@ -10,7 +10,6 @@ from torch.optim import Optimizer
 
 from ...growth import GrowthEvent, GrowthHistory, GrowthPlan, LayerGrowth
 from ...growth.optimizer.state import inner_optimizer
-from ...growth.records.block_records import operators_of
 from ...growth.records.layer_record import layer_record
 from ...growth.surgery.head_drafts import check_stacks_grow, find_attention, is_of_heads
 from ...growth.surgery.snapshot import Snapshot
@@ -97,7 +96,7 @@ def grow_sharded_(
         event = replace(
             events[-1],
             layers=[layer_record(growth) for growth in growths],
-            operators=sorted({*operators_of(plan.blocks), *(growth.operator for growth in growths)}),
+            operators=plan.operators,
             blocks=[block.to_dict() for block in plan.blocks],
             frozen=plan.freeze,
             predicted_gain=plan.predicted_gain,
