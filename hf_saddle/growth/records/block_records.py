@@ -72,9 +72,9 @@ class NewBlock:
         return cls(**values)
 
 
-def block_texts(records: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What people are told of inserted blocks, as `+1 block after layers.3`, of the records of an event."""
-    counted = Counter(record["after"] for record in records)
+def block_texts(blocks: Iterable[Any]) -> list[str]:
+    """What people are told of inserted blocks, or of their records, as `+1 block after layers.3`."""
+    counted = Counter(each.after if isinstance(each, NewBlock) else each["after"] for each in blocks)
     return [f"+{number} block{'s' if number > 1 else ''} after {after}" for after, number in counted.items()]
 
 

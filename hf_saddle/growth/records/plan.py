@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -90,9 +91,12 @@ class GrowthPlan:
         return bool(self.growths or self.blocks)
 
     @property
-    def operators(self) -> list[str]:
-        """All operators by name."""
-        return sorted({growth.operator for growth in self.growths} | {f"block_{block.how}" for block in self.blocks})
+    def chosen(self) -> dict[str, int]:
+        """What grows or is inserted, counted by operator."""
+        chosen = Counter(f"block_{block.how}" for block in self.blocks)
+        for growth in self.growths:
+            chosen[growth.operator] += len(growth.neurons)
+        return dict(chosen)
 
     def growths_behind(self, shapes: Shapes) -> tuple[LayerGrowth, ...]:
         """Its growths by the paths that they have once its blocks are inserted into a model of some shapes."""

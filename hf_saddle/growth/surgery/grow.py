@@ -168,7 +168,7 @@ def prepare_growth(
             cost = Cost(count_parameters(model) - parameters, count_macs(model) - counted)
         event = GrowthEvent(
             criterion=plan.criterion,
-            operators=plan.operators,
+            operators=sorted(plan.chosen),
             layers=[layer_record(growth) for growth in moved],
             predicted_gain=plan.predicted_gain,
             forecast=plan.forecast,

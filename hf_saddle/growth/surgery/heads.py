@@ -1,5 +1,6 @@
 """More attention heads: new ones that nothing reads yet, and heads that become two, in place and all or nothing."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,7 +70,7 @@ def grow_heads_(
     {'layers.0.attention': 5}
     ```"""
     if how not in HEAD_WAYS:
-        raise ValueError(f"`how` must be one of {', '.join(HEAD_WAYS)}, got {how!r}.")
+        raise ValueError(f"`how` must be {' or '.join(map(json.dumps, HEAD_WAYS))}, got {how!r}.")
     check_model(model)
     growths = tuple(
         head_growth(model, path, chosen, how, step_size=step_size, seed=seed + index)

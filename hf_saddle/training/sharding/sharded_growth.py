@@ -96,7 +96,7 @@ def grow_sharded_(
         event = replace(
             events[-1],
             layers=[layer_record(growth) for growth in growths],
-            operators=plan.operators,
+            operators=sorted(plan.chosen),
             blocks=[block.to_dict() for block in plan.blocks],
             frozen=plan.freeze,
             predicted_gain=plan.predicted_gain,
