@@ -13,46 +13,31 @@ from ...models.shapes import Shapes
 from ..costs import count_parameters
 from ..macs import count_macs
 from ..operators import HEAD_OPERATORS, NEURON_OPERATORS, OPERATORS
+from . import fields as checks
 from .block_records import NewBlock, new_blocks
-from .fields import (
-    AMOUNT,
-    ANY,
-    COUNT,
-    FLAG,
-    LIST,
-    MACS,
-    NUMBER,
-    TEXT,
-    UNIT,
-    Check,
-    check_fields,
-    each,
-    mapping,
-    optional,
-)
 from .layer_record import check_record
 from .plan import LATER_FIELDS, SHARED_FIELDS
 from .timing_record import Timing
 
 
 _NOT_SAVED = ("replaced", "added")
-_FIELDS: dict[str, Check] = SHARED_FIELDS | {
-    "operators": each(TEXT),
-    "layers": LIST,
-    "predicted_gain": NUMBER,
-    "budget": optional(AMOUNT),
-    "step": optional(MACS),
-    "epoch": optional(AMOUNT),
-    "loss_before": optional(NUMBER),
-    "loss_after": optional(NUMBER),
-    "parameters_before": COUNT,
-    "parameters_after": COUNT,
-    "macs_before": MACS,
-    "macs_after": MACS,
-    "seconds": AMOUNT,
-    "skip_unit": UNIT,
-    "versions": mapping(TEXT, TEXT),
-    "frozen": FLAG,
+_FIELDS: dict[str, checks.Check] = SHARED_FIELDS | {
+    "operators": checks.each(checks.TEXT),
+    "layers": checks.LIST,
+    "predicted_gain": checks.NUMBER,
+    "budget": checks.optional(checks.AMOUNT),
+    "step": checks.optional(checks.MACS),
+    "epoch": checks.optional(checks.AMOUNT),
+    "loss_before": checks.optional(checks.NUMBER),
+    "loss_after": checks.optional(checks.NUMBER),
+    "parameters_before": checks.COUNT,
+    "parameters_after": checks.COUNT,
+    "macs_before": checks.MACS,
+    "macs_after": checks.MACS,
+    "seconds": checks.AMOUNT,
+    "skip_unit": checks.UNIT,
+    "versions": checks.mapping(checks.TEXT, checks.TEXT),
+    "frozen": checks.FLAG,
 }
 
 
@@ -142,7 +127,7 @@ class GrowthEvent:
         """
         if isinstance(values, Mapping):
             values = LATER_FIELDS | {"frozen": False} | dict(values)
-        check_fields(values, dict.fromkeys((*_FIELDS, "shapes", "timing"), ANY), "event")
+        checks.check_fields(values, dict.fromkeys((*_FIELDS, "shapes", "timing"), checks.ANY), "event")
         read = {"shapes": Shapes.of_json(values["shapes"], "shapes"), "timing": Timing.from_dict(values["timing"])}
         event = cls(**copy.deepcopy(dict(values)) | read)
         event.check()
@@ -155,8 +140,7 @@ class GrowthEvent:
         Raises:
             ValueError: If a field has a value that it cannot have; the message names it.
         """
-        for name, check in _FIELDS.items():
-            check(getattr(self, name), name)
+        checks.check_attributes(self, _FIELDS)
         Shapes.of_json(self.shapes.to_json(), "shapes")
         Timing.from_dict(None if self.timing is None else self.timing.to_dict())
         blocks = self.new_blocks

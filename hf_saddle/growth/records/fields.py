@@ -1,6 +1,6 @@
-"""What single fields of plans and histories may hold: a check for each kind, which names what cannot be."""
+"""What fields of plans, histories and other records may hold: a check for each kind, which names what cannot be."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ...models.config_fields import MAX_PARAMETERS, is_number
@@ -17,9 +17,15 @@ def must(told: str, fits: Callable[[Any], bool]) -> Check:
 
     def check(value: Any, name: str) -> None:
         if not fits(value):
-            raise ValueError(f"`{name}` must be {told}, got {str(value)[:50]!r}: it is damaged.")
+            raise ValueError(f"`{name}` must be {told}, got {str(value)[:50]!r}.")
 
     return check
+
+
+def one_of(names: Iterable[str]) -> Check:
+    """One of some names."""
+    known = list(names)
+    return must(f"one of {', '.join(known)}", lambda value: value in known)
 
 
 def up_to(high: int) -> Check:
@@ -73,6 +79,12 @@ def check_fields(values: Any, fields: Mapping[str, Check], name: str, inside: st
         check(values[field], f"{name}.{field}" if inside is None else f"{inside}{field}")
 
 
+def check_attributes(of: Any, fields: Mapping[str, Check]) -> None:
+    """Raise a `ValueError` that names an attribute of another kind."""
+    for name, check in fields.items():
+        check(getattr(of, name), name)
+
+
 ANY = must("anything", lambda value: True)  # checked as it is read
 LIST = must("a list", lambda value: isinstance(value, list))
 TEXT = must("text", lambda value: isinstance(value, str))
@@ -81,4 +93,4 @@ NUMBER = must("a finite number", is_number)
 AMOUNT = must("a finite number of at least 0", lambda value: is_number(value) and value >= 0)
 # Of parameters twice what a config may ask for: that is a lower bound, without biases, norms and gains.
 COUNT, MACS = up_to(2 * MAX_PARAMETERS), up_to(2**62)
-UNIT = must(f"one of {', '.join(SKIP_UNITS)}", lambda value: value in SKIP_UNITS)
+UNIT = one_of(SKIP_UNITS)

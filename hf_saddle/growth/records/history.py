@@ -1,15 +1,13 @@
 """The record of all growth events of a model: JSON that can be checked, replayed, printed, kept with the weights."""
 
 import copy
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, TypeVar
 
 from ...models.configuration_saddle import SaddleConfig
-from ...models.json_files import read_json
+from ...models.json_files import read_json, write_json
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ...models.shapes import Shapes
 from ..costs import count_parameters
@@ -217,7 +215,7 @@ class GrowthHistory:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the history as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "GrowthHistory":

@@ -12,9 +12,7 @@ from .layer_growth import LayerGrowth
 _EIGENVALUE: dict[str, Check] = {"min": NUMBER, "mean": NUMBER, "max": NUMBER}
 _RECORD: dict[str, Check] = {
     "linear": TEXT,
-    "operator": must(
-        f"text, one of {', '.join(OPERATORS)}", lambda value: isinstance(value, str) and value in OPERATORS
-    ),
+    "operator": must(f"text, one of {', '.join(OPERATORS)}", lambda value: value in list(OPERATORS)),
     "candidates": COUNT,
     "chosen": COUNT,
     "neurons": each(COUNT),

@@ -10,8 +10,8 @@ from ...models.json_files import parse_json
 from ...models.shapes import Shapes
 from ..operators import OPERATORS, SCALED
 from ..values import is_int
+from . import fields as checks
 from .block_records import BLOCK_OPERATORS, NewBlock, new_blocks, path_with
-from .fields import AMOUNT, ANY, COUNT, FLAG, LIST, MACS, NUMBER, TEXT, Check, check_fields, mapping, must, optional
 from .layer_growth import LayerGrowth
 from .timing_record import Timing
 
@@ -19,24 +19,23 @@ from .timing_record import Timing
 PLAN_SCHEMA = 3
 # What a predicted gain is of: the event itself, or, where units stay at rest, the half natural step that would follow.
 FORECASTS = ("event", "next step")
-_OPERATOR = must("the name of an operator", lambda value: value in (*OPERATORS, *BLOCK_OPERATORS))
 # Of events, too.
-SHARED_FIELDS: dict[str, Check] = {
-    "criterion": optional(TEXT),
-    "candidates": mapping(COUNT, _OPERATOR),
-    "held_back": optional(TEXT),
-    "forecast": optional(must(f"one of {', '.join(FORECASTS)}", lambda value: value in FORECASTS)),
-    "predicted_error": optional(AMOUNT),
-    "blocks": LIST,
+SHARED_FIELDS: dict[str, checks.Check] = {
+    "criterion": checks.optional(checks.TEXT),
+    "candidates": checks.mapping(checks.COUNT, checks.one_of((*OPERATORS, *BLOCK_OPERATORS))),
+    "held_back": checks.optional(checks.TEXT),
+    "forecast": checks.optional(checks.one_of(FORECASTS)),
+    "predicted_error": checks.optional(checks.AMOUNT),
+    "blocks": checks.LIST,
 }
-_FIELDS: dict[str, Check] = SHARED_FIELDS | {
-    "growths": LIST,
-    "budget": optional(NUMBER),
-    "parameters": COUNT,
-    "macs": MACS,
-    "seed": must("a whole number", is_int),
-    "freeze": FLAG,
-    "timing": ANY,
+_FIELDS: dict[str, checks.Check] = SHARED_FIELDS | {
+    "growths": checks.LIST,
+    "budget": checks.optional(checks.NUMBER),
+    "parameters": checks.COUNT,
+    "macs": checks.MACS,
+    "seed": checks.must("a whole number", is_int),
+    "freeze": checks.FLAG,
+    "timing": checks.ANY,
 }
 # What those of earlier schemas do not have.
 LATER_FIELDS: dict[str, Any] = {"candidates": {}, "blocks": []} | dict.fromkeys(
@@ -51,19 +50,19 @@ class GrowthPlan:
 
     Attributes:
         growths (`tuple[LayerGrowth, ...]`): In the order of the model.
-        criterion (`str`, *optional*): What ranked the neurons; `None` for a plan by hand.
-        budget (`float`, *optional*): What the event was allowed to add; `None` for no limit.
+        criterion (`str`, *checks.optional*): What ranked the neurons; `None` for a plan by hand.
+        budget (`float`, *checks.optional*): What the event was allowed to add; `None` for no limit.
         parameters (`int`): Parameters that the plan adds.
         macs (`int`): Multiply-accumulates that it adds to the forward pass of one sample.
         seed (`int`): Seed of what was drawn at random.
         candidates (`dict[str, int]`): Neurons that could have been chosen, by operator.
-        held_back (`str`, *optional*): Why nothing grows, where nothing does.
-        forecast (`str`, *optional*): What `predicted_gain` is of, see there.
-        predicted_error (`float`, *optional*): Its standard error, by the choice of the samples that judge.
+        held_back (`str`, *checks.optional*): Why nothing grows, where nothing does.
+        forecast (`str`, *checks.optional*): What `predicted_gain` is of, see there.
+        predicted_error (`float`, *checks.optional*): Its standard error, by the choice of the samples that judge.
         blocks (`tuple[NewBlock, ...]`): Whole blocks that are inserted, as copies of others before those grow. All
             paths of a plan are those before the event.
         freeze (`bool`): Whether only inserted blocks are trained from then on.
-        timing ([`Timing`], *optional*): What it costs in seconds, where seconds limit the size.
+        timing ([`Timing`], *checks.optional*): What it costs in seconds, where seconds limit the size.
     """
 
     growths: tuple[LayerGrowth, ...] = ()
@@ -147,7 +146,7 @@ class GrowthPlan:
             raise ValueError(
                 f"This is not a growth plan of `schema` {PLAN_SCHEMA}, got {schema!r}; make it anew with this version."
             )
-        check_fields(values, _FIELDS, "growth plan", inside="")
+        checks.check_fields(values, _FIELDS, "growth plan", inside="")
         values["growths"] = tuple(LayerGrowth.from_dict(growth) for growth in values["growths"])
         values["blocks"] = new_blocks(values["blocks"])
         values["timing"] = Timing.from_dict(values["timing"])
