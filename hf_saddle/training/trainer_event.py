@@ -52,23 +52,8 @@ def trainer_event_(
     [`growth_event_`] on samples that the training's sampler takes, by the training's loss. All processes have to call
     this.
 
-    Args:
-        args (`TrainingArguments`): The arguments of the training.
-        state (`TrainerState`): Where it is.
-        model ([`GrowablePreTrainedModel`]): The model.
-        optimizer (`Optimizer`): What trains it.
-        loader (`DataLoader`): The loader of the training data.
-        config ([`GrowthConfig`]): Where, how and how much to grow.
-        event (`int`): Index of the event, from 0.
-        to_come (`int`): Events that the training still has room for, this one included.
-        trainer (`Trainer`, *optional*): The trainer, where it is known.
-        loss (`Callable`, *optional*): Takes the place of the trainer's loss.
-        probe_dataset (`Dataset`, *optional*): Takes the place of the training data.
-        followers (`Sequence[GrowablePreTrainedModel]`): Models that grow by the same plan.
-        timing ([`Timing`], *optional*): What growth takes, where it was measured when the training began.
-
-    Returns:
-        [`GrowthEvent`]: What happened.
+    `trainer`, `loss`, `probe_dataset` and `followers` are what [`GrowthCallback`] was given, `timing` what it measured
+    when the training began; `event` and `to_come` are those of [`growth_event_`].
     """
     wrapped: nn.Module = model if trainer is None else trainer.model_wrapped
     batches, loss = training_probe(model, loader, config, event, trainer, loss, probe_dataset)

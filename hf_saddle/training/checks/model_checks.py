@@ -126,10 +126,6 @@ def check_activation(model: SaddleConfig, config: GrowthConfig) -> None:
     Verify that the activations of a model may be those of branch units and of neurons that are split, and have the
     curvature that they are ranked by.
 
-    Args:
-        model ([`SaddleConfig`]): The model's config.
-        config ([`GrowthConfig`]): How the model is to grow.
-
     Raises:
         ValueError: If not; the message tells why and what to do.
     """

@@ -38,11 +38,6 @@ def check_parameters(model: GrowablePreTrainedModel, paths: Collection[str], opt
     """
     Verify that linears may exchange their parameters, and that an optimizer trains what is to be trained of them.
 
-    Args:
-        model ([`GrowablePreTrainedModel`]): The model.
-        paths (`Collection[str]`): The linears that may grow.
-        optimizer (`Optimizer`): The optimizer that trains it.
-
     Raises:
         ValueError: If something hangs on a parameter that cannot follow (see [`check_attachments`]), or the optimizer
             does not hold one that requires a gradient.

@@ -25,16 +25,8 @@ def time_growth(
     """
     Time each kind of growth that a config lets a model have, as far as it is not known yet. All processes call this.
 
-    Args:
-        model ([`GrowablePreTrainedModel`]): The model, which is as before afterwards.
-        batch: A probe batch of the first process.
-        config ([`GrowthConfig`]): How the model is to grow.
-        loss (`Callable`): Maps model and batch to the loss.
-        replicas ([`Replicas`]): The processes that train the model.
-        known ([`Timing`], *optional*): What was measured before; it stays.
-
-    Returns:
-        [`Timing`]: The same on all processes.
+    `batch` is a probe batch of the first process; what is `known` stays. Returns the same on all processes; the model
+    is as before afterwards.
     """
 
     def measure() -> Timing | None:
