@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...models.blocks import split_path
-from ...models.heads import Attention, heads_of, rows_of
+from ...models.heads import Attention, heads_of, rows_of, stacks_in
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ...models.sites import linear_at
 from ..operators import OPERATORS
@@ -43,13 +43,12 @@ def stacks_of(model: GrowablePreTrainedModel, paths: Iterable[str]) -> list[tupl
         ValueError: If modules must have as many heads of which some are missing, or there is no such module.
     """
     asked = {find_attention(model, path).path for path in paths}
-    stacks: dict[str, list[str]] = {}
-    for attention in model.attentions():
-        stacks.setdefault(attention.stack or attention.path, []).append(attention.path)
-    for stack, members in stacks.items():
+    found = []
+    for stack, members in stacks_in(model.attentions()).items():
         if asked & {*members} not in (set(), {*members}):
             raise ValueError(_together(stack, members))
-    return [tuple(members) for members in stacks.values() if asked & {*members}]
+        found += [tuple(members)] if asked & {*members} else []
+    return found
 
 
 def _together(stack: str, paths: Iterable[str]) -> str:
@@ -209,11 +208,11 @@ def check_stacks_grow(model: GrowablePreTrainedModel, plan: GrowthPlan) -> None:
     grown: dict[str, set[tuple[str, tuple[int, ...]]]] = {}
     for growth in filter(is_of_heads, plan.growths):
         grown.setdefault(growth.linear, set()).add((growth.operator, growth.neurons))
-    stacks: dict[str, list[str]] = {}
-    for attention in model.attentions():
-        if attention.stack is not None:
-            stacks.setdefault(attention.stack, []).append(attention.path)
-    for stack, paths in stacks.items():
+    if not grown:
+        return
+    for stack, paths in stacks_in(
+        attention for attention in model.attentions() if attention.stack is not None
+    ).items():
         if len({frozenset(grown.get(path, ())) for path in paths}) > 1:
             raise ValueError(_together(stack, paths))
         longer = [block.after for block in plan.blocks if split_path(block.after)[0] == stack.partition(".*")[0]]
