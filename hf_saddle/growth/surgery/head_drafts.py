@@ -210,9 +210,7 @@ def check_stacks_grow(model: GrowablePreTrainedModel, plan: GrowthPlan) -> None:
         grown.setdefault(growth.linear, set()).add((growth.operator, growth.neurons))
     if not grown:
         return
-    for stack, paths in stacks_in(
-        attention for attention in model.attentions() if attention.stack is not None
-    ).items():
+    for stack, paths in stacks_in(model.attentions()).items():
         if len({frozenset(grown.get(path, ())) for path in paths}) > 1:
             raise ValueError(_together(stack, paths))
         longer = [block.after for block in plan.blocks if split_path(block.after)[0] == stack.partition(".*")[0]]
