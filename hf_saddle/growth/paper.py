@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..models.config_fields import is_number
 from .config import CRITERIA, GrowthConfig
 from .old_names import accepts_old_names
-from .values import check_bounds, check_positive, explained
+from .values import check_bounds, explained
 
 
 CONTROLS = (*CRITERIA, "grad_norm", "gradmax", "paper_score")
@@ -65,7 +66,8 @@ class PaperGrowthConfig(GrowthConfig):
         if not isinstance(self.quotas, bool):
             raise ValueError(f"`quotas` must be True or False, got {self.quotas!r}.")
         check_bounds(self, {"layer_threshold": (1, math.inf, True)})
-        check_positive(self, "step_size")
+        if not is_number(self.step_size) or not self.step_size > 0:
+            raise ValueError(f"`step_size` must be a number above 0, got {self.step_size!r}.")
 
 
 def recipe() -> PaperGrowthConfig:

@@ -48,15 +48,3 @@ def check_bounds(config: Any, bounds: Mapping[str, tuple[float, float, bool]]) -
             kind = "an integer" if whole else "a number"
             limit = f"in [{low}, {high}]" if math.isfinite(high) else f"of at least {low}"
             raise ValueError(f"`{name}` must be {kind} {limit}, got {value!r}.")
-
-
-def check_positive(config: Any, name: str) -> None:
-    """
-    Verify that a field of a config is a number above 0.
-
-    Raises:
-        ValueError: If it is something else.
-    """
-    value = getattr(config, name)
-    if not is_number(value) or not value > 0:
-        raise ValueError(f"`{name}` must be a number above 0, got {value!r}.")
