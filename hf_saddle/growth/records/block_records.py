@@ -135,9 +135,3 @@ def blocks_with(paths: Iterable[str], shapes: Shapes, blocks: Sequence[NewBlock]
         stack, index = split_path(path)
         found.append(f"{stack}.{orders[stack].index(index)}" if stack in orders else path)
     return [*found, *places_of(orders, blocks)]
-
-
-def path_with(path: str, shapes: Shapes, blocks: Sequence[NewBlock]) -> str:
-    """Where a layer or an attention module of a model of some shapes is once new blocks are inserted."""
-    place = Place.parse(path)
-    return place.within(blocks_with([place.block], shapes, blocks)[0])

@@ -8,10 +8,11 @@ from typing import Any
 
 from ...models.json_files import parse_json
 from ...models.shapes import Shapes
+from ...models.sites import Place
 from ..operators import OPERATORS, SCALED
 from ..values import is_int
 from . import fields as checks
-from .block_records import BLOCK_OPERATORS, NewBlock, new_blocks, path_with
+from .block_records import BLOCK_OPERATORS, NewBlock, blocks_with, new_blocks
 from .layer_growth import LayerGrowth
 from .timing_record import Timing
 
@@ -101,7 +102,10 @@ class GrowthPlan:
         """Its growths by the paths that they have once its blocks are inserted into a model of some shapes."""
         if not self.blocks:
             return self.growths
-        return tuple(replace(each, linear=path_with(each.linear, shapes, self.blocks)) for each in self.growths)
+        places = [Place.parse(growth.linear) for growth in self.growths]
+        now = blocks_with([place.block for place in places], shapes, self.blocks)
+        pairs = zip(self.growths, places, now, strict=False)  # new blocks come last
+        return tuple(replace(growth, linear=place.within(block)) for growth, place, block in pairs)
 
     @property
     def predicted_gain(self) -> float:

@@ -123,24 +123,22 @@ class HeadsDraft:
         for unit, parts in zip(self.units, self.parts, strict=True):
             yield rows_of(heads, unit, self.number, parts)
 
-    def split_(self, heads: Tensor, steps: Tensor) -> None:
+    def copy_neurons_(self, heads: Tensor, rows: Tensor) -> None:
         """
-        Replace heads by two copies with half the outgoing weights each.
+        Replace heads by two copies, each of which counts half.
 
         Args:
             heads (`Tensor`): The heads, distinct.
-            steps (`Tensor`): What the rows of the first gain and those of the second lose, as in `affine`.
+            rows (`Tensor`): Those of originals and then of copies, as `affine` has them.
         """
-        own = self.affine(heads)
-        both = zip(self.by_layer(own + steps), self.by_layer(own - steps), strict=True)
-        for layer, own_rows, rows in zip(self.layers, self._rows(heads), map(torch.cat, both), strict=True):
-            layer.copy_rows_(own_rows, rows)
+        for layer, held, own in zip(self.layers, self._rows(heads), self.by_layer(rows), strict=True):
+            layer.copy_rows_(held, own)
         self.reader.halve_columns_((heads[:, None] * self.columns + torch.arange(self.columns)).flatten())
         if self.table is not None:
             self.table.copy_(heads)
         self._settle_(len(heads))
 
-    def append_(self, rows: Tensor) -> None:
+    def append_neurons_(self, rows: Tensor) -> None:
         """Append heads that nothing reads yet, with rows as `affine` has them, and no preference for any position."""
         for layer, own in zip(self.layers, self.by_layer(rows), strict=True):
             layer.append_rows_(own)
