@@ -83,7 +83,6 @@ def time_training(
     model: GrowablePreTrainedModel,
     loader: DataLoader[Any],
     config: GrowthConfig,
-    *,
     trainer: Trainer | None,
     loss: Loss | None,
     probe_dataset: Any,

@@ -10,7 +10,8 @@ from ..operators import DEPTH_OPERATORS, OPERATORS, Operator
 from ..records.layer_growth import LayerGrowth
 from ..records.plan import GrowthPlan
 from ..rows import check_neurons, layers_of, row_size
-from .drafts import EntriesDraft, LinearDraft
+from .drafts import LinearDraft
+from .entries import EntriesDraft
 from .head_drafts import check_heads, check_stacks_grow, draft_heads_, find_attention, is_of_heads
 
 

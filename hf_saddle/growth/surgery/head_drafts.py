@@ -12,7 +12,8 @@ from ...models.sites import linear_at
 from ..operators import OPERATORS
 from ..records.layer_growth import LayerGrowth
 from ..records.plan import GrowthPlan
-from .drafts import EntriesDraft, LinearDraft
+from .drafts import LinearDraft
+from .entries import EntriesDraft
 
 
 def is_of_heads(growth: LayerGrowth) -> bool:

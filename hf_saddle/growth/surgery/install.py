@@ -9,7 +9,8 @@ from ...models.growable import SkipBranch
 from ...models.heads import fit_table_
 from ...models.parameters import follow_
 from .changes import Added, Changes, Replaced
-from .drafts import BranchDraft, EntriesDraft, LinearDraft
+from .drafts import BranchDraft, LinearDraft
+from .entries import EntriesDraft
 from .slices import ParameterDraft, like_format
 
 
