@@ -24,7 +24,7 @@ from .attachments import check_attachments
 from .blocks import Values, draft_blocks, inserted_blocks, rename_in_optimizer_, trained_outside
 from .changes import Changes
 from .drafting import check_plan, draft_growths
-from .head_drafts import find_attention, is_of_heads, layers_of_growth, tables_of
+from .head_drafts import find_attention, is_of_heads
 from .install import check_changes, install_
 from .shell import to_be_asked
 from .snapshot import Snapshot
@@ -138,11 +138,12 @@ def prepare_growth(
     history = GrowthHistory.leading_to(model)
     stacks, changes = draft_blocks(model, plan, values)
     heads = [growth for growth in plan.growths if is_of_heads(growth)]
-    layers = {layer for growth in plan.growths for layer in layers_of_growth(model, growth)}
-    check_attachments(model, layers, tables_of(find_attention(model, growth.linear) for growth in heads))
+    of_neurons = [growth for growth in plan.growths if not is_of_heads(growth)]
+    attentions = [find_attention(model, growth.linear) for growth in heads]
+    check_attachments(model, [growth.linear for growth in of_neurons], attentions)
     kind = check_plan(model, plan)
     parameters, macs = count_parameters(model), history.macs
-    cost = plan_cost(model, [growth for growth in plan.growths if not is_of_heads(growth)])
+    cost = plan_cost(model, of_neurons)
     named = {parameter: name for name, parameter in model.named_parameters()}
     also = [(holder, names) for holder, _, names in stacks.assignments]
     counted = count_macs(model) if heads or plan.blocks else 0

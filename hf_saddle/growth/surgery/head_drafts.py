@@ -59,16 +59,6 @@ def _together(stack: str, paths: Iterable[str]) -> str:
     )
 
 
-def layers_of_growth(model: GrowablePreTrainedModel, growth: LayerGrowth) -> tuple[str, ...]:
-    """The layers whose neurons, or heads, a growth adds to."""
-    return find_attention(model, growth.linear).heads.rows if is_of_heads(growth) else (growth.linear,)
-
-
-def tables_of(attentions: Iterable[Attention]) -> set[str]:
-    """The parameters with an entry for each head of some attention modules."""
-    return {attention.heads.table for attention in attentions if attention.heads.table is not None}
-
-
 class HeadsDraft:
     """
     The heads of an attention module, as drafts of its layers.

@@ -16,7 +16,7 @@ from ..records.layer_growth import LayerGrowth
 from ..records.plan import GrowthPlan
 from .attachments import check_attachments
 from .grow import check_model, check_saddle, grow_
-from .head_drafts import HeadsDraft, find_attention, tables_of
+from .head_drafts import HeadsDraft, find_attention
 
 
 # Length of the step of a split relative to the head, where none is given.
@@ -102,7 +102,7 @@ def head_growth(
     roots = {attention.root: attention.path for attention in model.attentions()}
     attention = find_attention(model, roots.get(path, path))
     model.check_linears(sharded=True)
-    check_attachments(model, attention.heads.rows, tables_of([attention]))
+    check_attachments(model, (), [attention])
     draft = HeadsDraft.of(model, attention)
     chosen = _chosen(attention.path, heads, how, draft.number)
     generator = torch.Generator().manual_seed(seed)
