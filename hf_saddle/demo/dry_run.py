@@ -58,16 +58,11 @@ def dry_run(arguments: ModelAndDataArguments, growth: GrowthConfig, training: Tr
             return f"{line}\n\nNothing was trained or written."
         _seconds_of_a_step(trainer)  # the first steps of a process are slow
         before = _seconds_of_a_step(trainer)
-        event = _grow_now(trainer, growth, to_come=len(course.events(growth, 0, 0)))
+        batches, loss = training_probe(trainer.model, trainer.get_train_dataloader(), growth, 0, trainer)
+        to_come = len(course.events(growth, 0, 0))
+        event = growth_event_(trainer.model, trainer.optimizer, batches, growth, to_come=to_come, loss=loss)
         after = _seconds_of_a_step(trainer) if event.operators else before
     return "\n\n".join([line, _told(event), _price(event, before, after), "Nothing was trained or written."])
-
-
-def _grow_now(trainer: GrowthTrainer, growth: GrowthConfig, to_come: int) -> GrowthEvent:
-    """The first event, on the trainer's model as it is."""
-    model = trainer.model
-    batches, loss = training_probe(model, trainer.get_train_dataloader(), growth, 0, trainer)
-    return growth_event_(model, trainer.optimizer, batches, growth, to_come=to_come, loss=loss)
 
 
 def _told(event: GrowthEvent) -> str:

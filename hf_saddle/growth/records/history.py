@@ -14,13 +14,12 @@ from ..costs import count_parameters
 from ..values import is_int
 from .block_records import config_with_
 from .event import GrowthEvent, ModelSize
-from .fields import ANY, COUNT, MACS, UNIT, Check, check_fields
+from .fields import ANY, COUNT, LIST, MACS, UNIT, Check, check_fields
 from .following import check_follows
 from .timing_record import Timing
 
 
-HISTORY_SCHEMA = 1
-_FIELDS = dict.fromkeys(("schema_version", "initial", "events"), ANY)
+_FIELDS: dict[str, Check] = {"schema_version": ANY, "initial": ANY, "events": LIST}
 _INITIAL: dict[str, Check] = {"parameters": COUNT, "macs": MACS, "skip_unit": UNIT, "shapes": ANY}
 Config = TypeVar("Config", bound=SaddleConfig)
 
@@ -34,7 +33,7 @@ class GrowthHistory:
         events (`list[GrowthEvent]`, *optional*): What happened since.
     """
 
-    schema_version = HISTORY_SCHEMA
+    schema_version = 1
 
     def __init__(self, initial: ModelSize, events: list[GrowthEvent] | None = None):
         self.initial = initial
@@ -195,16 +194,14 @@ class GrowthHistory:
             ValueError: If it is of another schema, lacks a field, or contradicts itself.
         """
         found = values.get("schema_version") if isinstance(values, Mapping) else values
-        if not is_int(found) or found != HISTORY_SCHEMA:
+        if not is_int(found) or found != cls.schema_version:
             raise ValueError(
-                f"The growth history has `schema_version` {found!r}, this version reads {HISTORY_SCHEMA}."
+                f"The growth history has `schema_version` {found!r}, this version reads {cls.schema_version}."
             )
         check_fields(values, _FIELDS, "growth history")
         initial, events = values["initial"], values["events"]
         check_fields(initial, _INITIAL, "initial")
         shapes = Shapes.of_json(initial["shapes"], "initial.shapes")
-        if not isinstance(events, list):
-            raise ValueError("The growth history lacks `events`, a list.")
         history = cls(ModelSize(**dict(initial) | {"shapes": shapes}))
         for index, event in enumerate(events):
             try:
@@ -235,16 +232,15 @@ class GrowthHistory:
         """One line per event, as a Markdown table."""
         header = ["event", "step", "epoch", "neurons", "operators", "parameters", "MACs/sample", "loss before → after"]
         lines = [header, ["---"] * len(header)]
-        size = self.initial
-        lines.append(["start", "", "", "", "", f"{size.parameters:,}", f"{size.macs:,}", ""])
-        for index, event in enumerate(self.events):
+        lines.append(["start", "", "", "", "", f"{self.initial.parameters:,}", f"{self.initial.macs:,}", ""])
+        for index, event in enumerate(self.events, 1):
             losses = [event.loss_before, event.loss_after]
             change = " → ".join("?" if loss is None else f"{loss:.4f}" for loss in losses)
             time = ["" if event.step is None else str(event.step), "" if event.epoch is None else f"{event.epoch:.2f}"]
             counts = [f"{event.parameters_after:,}", f"{event.macs_after:,}"]
             kinds = ", ".join(event.operators) or "none"
             known = change if losses != [None, None] else ""
-            lines.append([str(index + 1), *time, event.grown, kinds, *counts, known])
+            lines.append([str(index), *time, event.grown, kinds, *counts, known])
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def summary(self) -> str:

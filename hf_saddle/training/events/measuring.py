@@ -15,7 +15,7 @@ from ...growth import GrowthConfig, GrowthPlan, LayerGrowth, candidate_growths, 
 from ...growth.choice.joint import Columns, Judgement, judge
 from ...growth.choice.natural_step import NEXT_STEP, moves, stepped
 from ...growth.choice.reasons import unsupported
-from ...growth.choice.trial import loss_of_plan, measured_step
+from ...growth.choice.trial import measured_step
 from ...growth.surgery.temporary import Growing, growing_
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ..checks.model_checks import growable_paths
@@ -147,9 +147,11 @@ def try_step(
         found = found.of(entries)
 
     def loss_of(tried: GrowthPlan) -> float:
-        return _mean(
-            judging, replicas, "Trying the growth", lambda: loss_of_plan(model, tried, judging, loss, growing)
-        )
+        def measure() -> float:
+            with growing(model, tried):
+                return probe_loss(model, judging, loss)
+
+        return _mean(judging, replicas, "Trying the growth", measure)
 
     step = measured_step(plan, found, before, loss_of)
     if is_compiled(model):
