@@ -41,7 +41,7 @@ def train_until_done(folder: str, board) -> None:
 
     from hf_saddle.training import GrowthTrainer
     from hf_saddle.training import trainer as trainer_module
-    from hf_saddle.training.events import event, measuring
+    from hf_saddle.training.events import measuring, whole
     from hf_saddle.training.resuming import checkpoints
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -57,7 +57,7 @@ def train_until_done(folder: str, board) -> None:
         setattr(owner, name, announced)
 
     announce(measuring, "analyze_curvature", "probe")
-    announce(event, "prepare_growth", "surgery")
+    announce(whole, "prepare_growth", "surgery")
     announce(GrowthTrainer, "save_model", "save")
     announce(GrowthTrainer, "_push_from_checkpoint", "upload")
     announce(trainer_module, "rotate_checkpoints", "removal")

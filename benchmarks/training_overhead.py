@@ -30,7 +30,7 @@ from hf_saddle.growth import GrowthConfig
 from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
 from hf_saddle.training import GrowthCallback, growth_event_, rebuild_ddp_
 from hf_saddle.training.distributed import fingerprint
-from hf_saddle.training.events import decision, event, measuring
+from hf_saddle.training.events import carry_out, decision, measuring, whole
 
 
 BATCH = 64
@@ -41,8 +41,8 @@ PARTS = {
     "plan": (decision, "choose_growths"),
     "trial": (measuring, "measured_step"),
     "loss_before": (decision, "loss_before"),
-    "surgery": (event, "prepare_growth"),
-    "loss_afterwards": (event, "loss_afterwards"),
+    "surgery": (whole, "prepare_growth"),
+    "loss_afterwards": (carry_out, "loss_afterwards"),
 }
 
 

@@ -13,14 +13,12 @@ from transformers.activations import ACT2FN
 from hf_saddle.curvature import analyze_curvature
 from hf_saddle.demo.arguments import ModelAndDataArguments
 from hf_saddle.demo.options import parse
-from hf_saddle.growth import GrowthConfig, GrowthHistory, GrowthPlan, count_macs, count_parameters
-from hf_saddle.growth.operators import HEAD_OPERATORS
-from hf_saddle.growth.records.block_records import block_texts
+from hf_saddle.growth import GrowthConfig, GrowthEvent, GrowthHistory, GrowthPlan, count_macs, count_parameters
 from hf_saddle.hub.card_task import sample_name
 from hf_saddle.hub.pictures.drawing import check_matplotlib
 from hf_saddle.training import plan_event, probe_batches
 from hf_saddle.training.checks.model_checks import growable_paths
-from hf_saddle.training.reports import prediction
+from hf_saddle.training.reports import by_layer, grown, prediction
 
 from .common import load_data, load_model, load_shape, print_table, quiet, task_of
 
@@ -45,7 +43,8 @@ def print_facts(source: str, revision: str | None, as_json: bool) -> None:
         typer.echo("No growth history.")
         return
     keys = ["event", "step", "neurons", "operators", "loss before", "loss after", "parameters"]
-    print_table("Growth", keys, [_event_row(index, event) for index, event in enumerate(history["events"], 1)])
+    events = enumerate(GrowthHistory.from_dict(history).events, 1)
+    print_table("Growth", keys, [_event_row(index, event) for index, event in events])
     typer.echo(facts["history_check"])
 
 
@@ -77,11 +76,10 @@ def _by_number(path: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in path.split(".")]
 
 
-def _event_row(index: int, event: dict[str, Any]) -> list[str]:
-    losses = ["" if event[key] is None else f"{event[key]:.4f}" for key in ("loss_before", "loss_after")]
-    neurons = str(sum(layer["chosen"] for layer in event["layers"]))
-    step = "" if event["step"] is None else str(event["step"])
-    return [str(index), step, neurons, ", ".join(event["operators"]), *losses, f"{event['parameters_after']:,}"]
+def _event_row(index: int, event: GrowthEvent) -> list[str]:
+    losses = ["" if loss is None else f"{loss:.4f}" for loss in (event.loss_before, event.loss_after)]
+    step = "" if event.step is None else str(event.step)
+    return [str(index), step, event.grown, ", ".join(event.operators), *losses, f"{event.parameters_after:,}"]
 
 
 def print_curvature(
@@ -175,16 +173,10 @@ def _planned(plan: GrowthPlan, config: GrowthConfig) -> str:
         halves = " The event chooses on one half of the samples that the table is of." if config.judged else ""
         return f"An event now would not grow anything. {plan.held_back}{halves}"
     facts = _plan_facts(plan)
-    heads = sum(len(growth.neurons) for growth in plan.growths if growth.operator in HEAD_OPERATORS)
-    neurons = sum(len(growth.neurons) for growth in plan.growths) - heads
-    what = [f"{neurons} neurons"] * bool(neurons) + [f"{heads} attention heads"] * bool(heads)
-    what += block_texts(facts["blocks"])
     told = f"; {prediction(plan)}" if plan.forecast is not None else ""
-    head = f"An event now would grow {', '.join(what)}: {plan.parameters:,} parameters and {plan.macs:,} MACs{told}:"
-    lines = [
-        f"  {growth['linear']}: {growth['chosen']} of {growth['candidates']} by {growth['operator']}"
-        for growth in facts["growths"]
-    ]
+    what = ", ".join(grown(plan))
+    head = f"An event now would grow {what}: {plan.parameters:,} parameters and {plan.macs:,} MACs{told}:"
+    lines = by_layer(facts["growths"])
     return "\n".join([head if lines else f"{head[:-1]}.", *lines])
 
 

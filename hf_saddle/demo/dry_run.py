@@ -11,13 +11,12 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy, has_lengt
 
 from ..growth import GrowthConfig, GrowthEvent
 from ..growth.records.block_records import block_texts
-from ..training import GrowthTrainer, growth_event_, training_loss
+from ..training import GrowthTrainer, growth_event_
 from ..training.checks.model_checks import growable_paths
 from ..training.course import Course, announcement
-from ..training.distributed import Replicas
-from ..training.reports import prediction
+from ..training.reports import by_layer, prediction
 from ..training.spending import planned_steps
-from ..training.trainer_probe import trainer_batches
+from ..training.trainer_event import training_probe
 from .arguments import ModelAndDataArguments
 from .job import build_trainer, load_run_data
 
@@ -59,25 +58,11 @@ def dry_run(arguments: ModelAndDataArguments, growth: GrowthConfig, training: Tr
             return f"{line}\n\nNothing was trained or written."
         _seconds_of_a_step(trainer)  # the first steps of a process are slow
         before = _seconds_of_a_step(trainer)
-        event = _grow_now(trainer, growth, to_come=len(course.events(growth, 0, 0)))
+        batches, loss = training_probe(trainer.model, trainer.get_train_dataloader(), growth, 0, trainer)
+        to_come = len(course.events(growth, 0, 0))
+        event = growth_event_(trainer.model, trainer.optimizer, batches, growth, to_come=to_come, loss=loss)
         after = _seconds_of_a_step(trainer) if event.operators else before
     return "\n\n".join([line, _told(event), _price(event, before, after), "Nothing was trained or written."])
-
-
-def _grow_now(trainer: GrowthTrainer, growth: GrowthConfig, to_come: int) -> GrowthEvent:
-    """The first event, on the trainer's model as it is."""
-    model, replicas = trainer.model, Replicas()
-    batches = trainer_batches(
-        trainer.get_train_dataloader(),
-        growth,
-        event=0,
-        dataset=None,
-        trainer=trainer,
-        replicas=replicas,
-        device=model.device,
-    )
-    loss = training_loss(trainer, batches, replicas)
-    return growth_event_(model, trainer.optimizer, batches, growth, to_come=to_come, loss=loss)
 
 
 def _told(event: GrowthEvent) -> str:
@@ -85,11 +70,7 @@ def _told(event: GrowthEvent) -> str:
     head = f"The first event, if it were after {2 * _STEPS} steps (later the model asks for other neurons):"
     if not event.operators:
         return f"{head} nothing would grow. {event.held_back or ''}".rstrip()
-    lines = [
-        f"  {layer['linear']}: {layer['chosen']} of {layer['candidates']} by {layer['operator']}"
-        for layer in event.layers
-    ]
-    lines += [f"  {text}" for text in block_texts(event.blocks)]
+    lines = by_layer(event.layers) + [f"  {text}" for text in block_texts(event.blocks)]
     told = f"Change of the loss: {prediction(event)}." if event.forecast is not None else ""
     return "\n".join([head, *lines, *([told] if told else [])])
 

@@ -1,7 +1,6 @@
 """What an event may add to a model, and what is left of that while it chooses."""
 
 import math
-from typing import Protocol
 
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .config import GrowthConfig
@@ -12,34 +11,33 @@ from .records.history import GrowthHistory
 from .records.timing_record import Timing
 
 
-class Candidate(Protocol):
-    """Something that could grow: a neuron, a head, or a block."""
+class Candidate:
+    """
+    Something that could grow: a neuron, a head, or a block.
 
-    @property
-    def operator(self) -> str:
-        """How, by name."""
+    Attributes:
+        operator (`str`): How, by name.
+        place (`str`): Name in its block of what it is of.
+        once (`tuple[str, int]`): What grows at most once an event.
+        opens (`str`, *optional*): The layer that gets its first branch by it.
+    """
 
-    @property
-    def place(self) -> str:
-        """Name in its block of what it is of."""
+    operator: str
+    place: str
+    once: tuple[str, int]
+    opens: str | None = None
 
     @property
     def timed_as(self) -> str:
         """The operator whose time it takes for what it costs."""
-
-    @property
-    def once(self) -> tuple[str, int]:
-        """What grows at most once an event."""
-
-    @property
-    def opens(self) -> str | None:
-        """The layer that gets its first branch by it."""
+        return self.operator
 
     def cost(self, book: CostBook) -> Cost:
         """What it adds, after what is in a book."""
+        raise NotImplementedError
 
     def book_(self, book: CostBook) -> None:
-        """Note that it grows."""
+        """Note that it grows, where others cost more by it."""
 
 
 class Budget:

@@ -9,9 +9,8 @@ from ..models.shape_checks import MAX_SKIP_DEPTH
 from .kinds import Kinds, check_kinds, kinds_of, names_of
 from .limits import Limits
 from .old_names import accepts_old_names, current_names, refuse
-from .operators import HEAD_OPERATORS, NEURON_OPERATORS, SCALED
-from .records.block_records import BLOCK_OPERATORS
-from .values import check_bounds, help_, is_int, is_list
+from .operators import SCALED
+from .values import check_bounds, explained, is_int, is_list
 
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ SELECTIONS = ("auto", "pursuit", "gain")
 
 
 @accepts_old_names
+@explained
 @dataclass
 class GrowthConfig(Limits):
     """
@@ -81,52 +81,22 @@ class GrowthConfig(Limits):
         ValueError: If a field has a value that cannot be meant; the message names the field and the remedy.
     """
 
-    linears: list[str] | None = field(
-        default=None,
-        metadata=help_("Linears that may grow, by their names in a layer, such as 'mlp.fc1'; all if None."),
-    )
-    layers: list[int] | None = field(
-        default=None, metadata=help_("Layers that may grow, counted from 0; all if None.")
-    )
-    max_depth: int = field(default=2, metadata=help_("Branches that may be nested; 0 allows width only."))
-    criterion: str = field(
-        default="auto",
-        metadata=help_(f"What ranks the neurons, of {', '.join(CRITERIA)}; 'auto' is width and depth."),
-    )
+    linears: list[str] | None = None
+    layers: list[int] | None = None
+    max_depth: int = 2
+    criterion: str = "auto"
     operator: str | list[str] = field(
         default="auto",
-        # The default once more, which `HfArgumentParser` does not take from the field where several may be given.
-        metadata=help_(
-            f"What grows, and how. Neurons: {', '.join(NEURON_OPERATORS)}; 'auto' fits the criterion. Attention "
-            f"heads: {', '.join(HEAD_OPERATORS)}. Whole blocks: {', '.join(BLOCK_OPERATORS)}. Several compete for the "
-            "budget of each event; 'any' is auto, new_head, split_head and block_copy, as far as the model can."
-        )
-        | {"default": "auto"},
+        # Once more, as `HfArgumentParser` does not take it from the field where several may be given.
+        metadata={"default": "auto"},
     )
-    freeze: bool = field(
-        default=False,
-        kw_only=True,
-        metadata=help_("Train only inserted blocks from the first event on; for the operators of blocks."),
-    )
-    selection: str = field(
-        default="auto",
-        metadata=help_(
-            "How neurons are chosen: 'pursuit', by what they add to those already chosen, as long as held-out samples "
-            "gain; 'gain', one by one, until the budget is spent; 'auto' is pursuit where it is possible."
-        ),
-    )
-    natural_step: float = field(
-        default=0.5,
-        metadata=help_(
-            "Share of the natural step that splits and new gains take at once; with 0 new units start at rest."
-        ),
-    )
-    significance: float = field(
-        default=2.0, metadata=help_("Standard errors by which an eigenvalue must differ from zero.")
-    )
-    probe_samples: int = field(default=1024, metadata=help_("Training samples that the curvature is measured on."))
-    probe_batch_size: int = field(default=64, metadata=help_("Batch size of the measurement."))
-    growth_seed: int = field(default=0, metadata=help_("Seed of probe samples, start vectors and random controls."))
+    freeze: bool = field(default=False, kw_only=True)
+    selection: str = "auto"
+    natural_step: float = 0.5
+    significance: float = 2.0
+    probe_samples: int = 1024
+    probe_batch_size: int = 64
+    growth_seed: int = 0
 
     _argument_group_name = "growth"  # of `HfArgumentParser`
 

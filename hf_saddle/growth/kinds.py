@@ -11,7 +11,6 @@ from .operators import (
     OPERATORS,
     WIDTH_OPERATORS,
     default_operator,
-    way_of,
 )
 from .records.block_records import BLOCK_OPERATORS
 
@@ -56,7 +55,7 @@ class Kinds:
     @property
     def ways(self) -> tuple[str, ...]:
         """How heads come, as [`score_heads`] names it."""
-        return tuple(map(way_of, self.heads))
+        return tuple(name.removesuffix("_head") for name in self.heads)
 
     def ranking(self) -> tuple[str, ...]:
         """The criteria that rank neurons for these operators."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from ..models.config_fields import is_number
 from .schedule import Schedule
-from .values import check_bounds, help_
+from .values import check_bounds
 
 
 # Nothing grows by more than that: what is larger was meant as a size, and a size that is smaller as a multiple.
@@ -18,30 +18,12 @@ _MAX_GROWTH = 1.5
 class Limits(Schedule):
     """The fields of a [`GrowthConfig`] that say how much the model grows at its events."""
 
-    max_growth: float | None = field(
-        default=_MAX_GROWTH,
-        metadata=help_(
-            "Final number of parameters as a multiple of that before the first event; `max_parameters` and `max_macs` "
-            "take its place. None for no limit."
-        ),
-    )
-    max_parameters: float | None = field(default=None, metadata=help_("Final number of parameters."))
-    max_macs: float | None = field(default=None, metadata=help_("Final number of multiply-accumulates of one sample."))
-    event_budget: float | None = field(
-        default=None,
-        metadata=help_(
-            "Parameters that one event may add, multiply-accumulates with `max_macs`; a share of what is left if None."
-        ),
-    )
+    max_growth: float | None = _MAX_GROWTH
+    max_parameters: float | None = None
+    max_macs: float | None = None
+    event_budget: float | None = None
 
-    budget_unit: str = field(
-        default="auto",
-        kw_only=True,
-        metadata=help_(
-            "'seconds' of a training step instead of parameters, for `max_growth` and `event_budget`, timed for each "
-            "kind of growth on this machine; 'auto' counts parameters, multiply-accumulates with `max_macs`."
-        ),
-    )
+    budget_unit: str = field(default="auto", kw_only=True)
 
     schedule = "constant"  # a field of a `PaperGrowthConfig`
 

@@ -87,10 +87,10 @@ def _opposed_pair_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Te
     add_units_(linear, neurons[twice], rows[twice], gains[twice] * signs, paired=False)
 
 
-def _split_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Tensor, activation: str) -> None:
-    """Two copies `w ± p` with half the outgoing weights each (arXiv 1910.02366)."""
-    own = linear.affine(neurons)
-    linear.copy_neurons_(neurons, torch.cat([own + rows, own - rows]))
+def _split_(grown: Any, neurons: Tensor, rows: Tensor, gains: Tensor, activation: str) -> None:
+    """Two copies `w ± p` of a neuron, or head, with half the outgoing weights each (arXiv 1910.02366)."""
+    own = grown.affine(neurons)
+    grown.copy_neurons_(neurons, torch.cat([own + rows, own - rows]))
 
 
 def _net2net_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Tensor, activation: str) -> None:
@@ -99,19 +99,9 @@ def _net2net_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Tensor,
     linear.copy_neurons_(neurons, torch.cat([own, own + rows]))
 
 
-def _gradmax_(linear: LinearDraft, neurons: Tensor, rows: Tensor, gains: Tensor, activation: str) -> None:
-    """A new hidden neuron with row `p` and no outgoing weights (arXiv 2201.05125, outgoing side zero)."""
-    linear.append_neurons_(rows)
-
-
-def _new_head_(heads: Any, numbers: Tensor, rows: Tensor, gains: Tensor, activation: str) -> None:
-    """New heads with rows `p` and no outgoing weights."""
-    heads.append_(rows)
-
-
-def _split_head_(heads: Any, numbers: Tensor, rows: Tensor, gains: Tensor, activation: str) -> None:
-    """Two copies `w ± p` with half the outgoing weights each."""
-    heads.split_(numbers, rows)
+def _gradmax_(grown: Any, neurons: Tensor, rows: Tensor, gains: Tensor, activation: str) -> None:
+    """A new hidden neuron, or head, with row `p` and no outgoing weights (arXiv 2201.05125, outgoing side zero)."""
+    grown.append_neurons_(rows)
 
 
 OPERATORS = {
@@ -123,15 +113,15 @@ OPERATORS = {
         Operator("split", _split_, scaled="steps"),
         Operator("net2net", _net2net_),
         Operator("gradmax", _gradmax_, copies=False),
-        Operator("new_head", _new_head_, of="heads", copies=False),
-        Operator("split_head", _split_head_, of="heads", scaled="steps"),
+        Operator("new_head", _gradmax_, of="heads", copies=False),
+        Operator("split_head", _split_, of="heads", scaled="steps"),
     )
 }
 NEURON_OPERATORS, HEAD_OPERATORS = (
     tuple(name for name, operator in OPERATORS.items() if operator.of == what) for what in ("neurons", "heads")
 )
-# How heads come, as `grow_heads_` and `score_heads` name it, and the operator that it is.
-HEAD_WAYS = {"new": "new_head", "split": "split_head"}
+# How heads come, as `grow_heads_` and `score_heads` name it.
+HEAD_WAYS = tuple(name.removesuffix("_head") for name in HEAD_OPERATORS)
 DEPTH_OPERATORS = tuple(name for name in NEURON_OPERATORS if OPERATORS[name].deepens)
 WIDTH_OPERATORS = tuple(name for name in NEURON_OPERATORS if not OPERATORS[name].deepens)
 
@@ -141,11 +131,6 @@ SCALED = {name: operator.scaled for name, operator in OPERATORS.items() if opera
 # What `operator="auto"` stands for: by the criterion that ranks, else by the kind of units that the model has.
 _OF_CRITERION = {"width": "split", "gradmax": "gradmax"}
 _OF_KIND = {None: "zero_gain", "gain": "zero_gain", "residual_pair": "residual_pair"}
-
-
-def way_of(operator: str) -> str:
-    """How heads come by an operator of theirs, one of `HEAD_WAYS`."""
-    return next(way for way, name in HEAD_WAYS.items() if name == operator)
 
 
 def default_operator(criterion: str, kind: str | None) -> str | None:

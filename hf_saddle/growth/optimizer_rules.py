@@ -22,14 +22,6 @@ class State(Enum):
     NUMBER = "a number for the whole parameter, which is kept"
 
 
-def _no_group(group: dict[str, Any]) -> bool:
-    return False
-
-
-def _nothing(optimizer: Any) -> str | None:
-    return None
-
-
 @dataclass(frozen=True)
 class Rules:
     """
@@ -45,9 +37,13 @@ class Rules:
     """
 
     states: Mapping[str, State]
-    matrices_only: Callable[[dict[str, Any]], bool] = _no_group
+    matrices_only: Callable[[dict[str, Any]], bool] | None = None
     shared_steps: bool = False
-    objection: Callable[[Any], str | None] = _nothing
+    objection: Callable[[Any], str | None] | None = None
+
+    def holds_vectors(self, group: dict[str, Any]) -> bool:
+        """Whether a parameter group can."""
+        return self.matrices_only is None or not self.matrices_only(group)
 
 
 def _of_bitsandbytes(optimizer: Any) -> str | None:
@@ -118,11 +114,10 @@ def rules_of(optimizer: Any) -> Rules:
     if not known or inspect.unwrap(kind.step) is not inspect.unwrap(known[0].step):
         raise _refusal(kind, "there is no rule for it")
     rules = OPTIMIZERS[f"{known[0].__module__}.{known[0].__qualname__}"]
-    objection = rules.objection(optimizer)
+    objection = None if rules.objection is None else rules.objection(optimizer)
     if objection is not None:
         raise _refusal(kind, objection)
-    limited = [group for group in optimizer.param_groups if rules.matrices_only(group)]
-    if limited and vector_group(optimizer, rules) is None:
+    if not all(map(rules.holds_vectors, optimizer.param_groups)) and vector_group(optimizer, rules) is None:
         raise ValueError(
             f"{kind.__name__} has no group for gains and biases, which a growth adds. Use AdamW, or one optimizer for "
             "matrices and vectors (`muon.SingleDeviceMuonWithAuxAdam`)."
@@ -133,7 +128,7 @@ def rules_of(optimizer: Any) -> Rules:
 def vector_group(optimizer: Optimizer, rules: Rules) -> dict[str, Any] | None:
     """The first group that is not for matrices only and holds a vector."""
     for group in optimizer.param_groups:
-        if not rules.matrices_only(group) and any(parameter.dim() < 2 for parameter in group["params"]):
+        if rules.holds_vectors(group) and any(parameter.dim() < 2 for parameter in group["params"]):
             return group
     return None
 

@@ -1,12 +1,13 @@
 """The rules and controls of arXiv 2402.12418 and of studies of growth, which no other training needs."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
+from ..models.config_fields import is_number
 from .config import CRITERIA, GrowthConfig
 from .old_names import accepts_old_names
-from .values import check_bounds, check_positive, help_
+from .values import check_bounds, explained
 
 
 CONTROLS = (*CRITERIA, "grad_norm", "gradmax", "paper_score")
@@ -23,6 +24,7 @@ QUOTAS = (
 
 
 @accepts_old_names
+@explained
 @dataclass
 class PaperGrowthConfig(GrowthConfig):
     """
@@ -48,30 +50,11 @@ class PaperGrowthConfig(GrowthConfig):
         ValueError: As for a [`GrowthConfig`].
     """
 
-    layer_threshold: int = field(
-        default=1, metadata=help_("A layer grows only if it has at least this number of candidates.")
-    )
-    quotas: bool = field(
-        default=False, metadata=help_("Give fc1, fc2, q/k/v and o a quarter of an event's budget each.")
-    )
-    schedule: str = field(
-        default="constant",
-        metadata=help_("How the budget of an event changes: 'constant', 'linear' (falling), 'lr' (with the rate)."),
-    )
-    step_size: float = field(
-        default=0.2,
-        metadata=help_(
-            "Width: step along a direction, relative to the pre-activation for whitened directions, else to the norm "
-            "of the neuron's row."
-        ),
-    )
-    directions: str = field(
-        default="whitened",
-        metadata=help_(
-            "Along what neurons grow: 'whitened', eigenvectors relative to the second moments of the inputs; "
-            "'eigenvectors'; 'random', for neurons chosen by eigenvalue. Controls have their own."
-        ),
-    )
+    layer_threshold: int = 1
+    quotas: bool = False
+    schedule: str = "constant"
+    step_size: float = 0.2
+    directions: str = "whitened"
 
     known_criteria: ClassVar[tuple[str, ...]] = CONTROLS
 
@@ -83,7 +66,8 @@ class PaperGrowthConfig(GrowthConfig):
         if not isinstance(self.quotas, bool):
             raise ValueError(f"`quotas` must be True or False, got {self.quotas!r}.")
         check_bounds(self, {"layer_threshold": (1, math.inf, True)})
-        check_positive(self, "step_size")
+        if not is_number(self.step_size) or not self.step_size > 0:
+            raise ValueError(f"`step_size` must be a number above 0, got {self.step_size!r}.")
 
 
 def recipe() -> PaperGrowthConfig:

@@ -1,11 +1,11 @@
 """When a model grows: shares of a training, epochs or steps; options with pure functions of them."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 from ..models.config_fields import is_number
-from .values import help_, is_list
+from .values import is_list
 
 
 UNITS = ("training", "epochs", "steps")
@@ -17,14 +17,8 @@ _AT = (0.1, 0.25, 0.4)
 class Schedule:
     """The fields of a [`GrowthConfig`] that say when the model grows."""
 
-    at: list[float] | None = field(
-        default=None,
-        metadata=help_("When events happen, in `unit`, in rising order; 0.1 0.25 0.4 of the training if None."),
-    )
-    unit: str = field(
-        default="training",
-        metadata=help_("Unit of `at`: shares of the 'training', 'epochs' or 'steps'."),
-    )
+    at: list[float] | None = None
+    unit: str = "training"
 
     def settle_schedule(self) -> None:
         """

@@ -1,15 +1,28 @@
-"""What the fields of a config may be: whole numbers, numbers and lists, and how they are refused."""
+"""What the fields of a config may be, how others are refused, and how they are explained."""
 
+import inspect
 import math
+import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import fields
+from types import MappingProxyType
+from typing import Any, TypeVar, cast
 
 from ..models.config_fields import is_number
 
 
-def help_(text: str) -> Any:
-    """Metadata of a field that `HfArgumentParser` shows."""
-    return {"help": text}
+Config = TypeVar("Config")
+
+
+def explained(config_class: type[Config]) -> type[Config]:
+    """Let `HfArgumentParser` show what the docstring of a dataclass says of its fields."""
+    known = {item.name: item for item in fields(cast(Any, config_class))}
+    entries = re.findall(
+        r"^    (\w+) \(.*\):\n((?:        .*\n)+)", inspect.cleandoc(config_class.__doc__ or ""), re.MULTILINE
+    )
+    for name, text in entries:
+        known[name].metadata = MappingProxyType({**known[name].metadata, "help": " ".join(text.split())})
+    return config_class
 
 
 def is_int(value: Any) -> bool:
@@ -35,15 +48,3 @@ def check_bounds(config: Any, bounds: Mapping[str, tuple[float, float, bool]]) -
             kind = "an integer" if whole else "a number"
             limit = f"in [{low}, {high}]" if math.isfinite(high) else f"of at least {low}"
             raise ValueError(f"`{name}` must be {kind} {limit}, got {value!r}.")
-
-
-def check_positive(config: Any, name: str) -> None:
-    """
-    Verify that a field of a config is a number above 0.
-
-    Raises:
-        ValueError: If it is something else.
-    """
-    value = getattr(config, name)
-    if not is_number(value) or not value > 0:
-        raise ValueError(f"`{name}` must be a number above 0, got {value!r}.")

@@ -1,11 +1,10 @@
 """What trainings of equal cost came to without growth, with it, and with random growth in the same places."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..growth.values import is_int
+from ..growth.records import fields as checks
 from ..models.config_fields import is_number
 from ..models.json_files import read_json, write_json
 from .intervals import mean_interval
@@ -16,6 +15,27 @@ NONE, GROWTH, RANDOM = "no growth", "growth", "random growth"
 ARMS = (NONE, GROWTH, RANDOM)
 # How costs are counted, and their units.
 COSTS = {"seconds": "seconds", "cpu-seconds": "seconds of the processor", "macs": "multiply-accumulates"}
+
+
+def _is_point(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
+
+
+_RUN: dict[str, checks.Check] = {
+    "arm": checks.one_of(ARMS),
+    **dict.fromkeys(("seed", "steps", "parameters", "parameters_before", "events"), checks.MACS),
+    **dict.fromkeys(("spent", "growth_cost", "seconds"), checks.AMOUNT),
+    "curve": checks.each(checks.must("a cost and a loss", _is_point)),
+    "results": checks.mapping(checks.NUMBER, checks.TEXT),
+}
+_COMPARISON: dict[str, checks.Check] = {
+    "cost": checks.one_of(COSTS),
+    **dict.fromkeys(("metric", "split"), checks.TEXT),
+    "greater_is_better": checks.FLAG,
+    **dict.fromkeys(("settings", "conditions"), checks.mapping(checks.ANY, checks.TEXT)),
+    "runs": checks.LIST,
+    "weights": checks.optional(checks.TEXT),
+}
 
 
 @dataclass
@@ -49,14 +69,9 @@ class ArmRun:
     results: dict[str, float]
 
     def __post_init__(self) -> None:
-        if self.arm not in ARMS:
-            raise ValueError(f"`arm` of a comparison must be one of {', '.join(ARMS)}, got {self.arm!r}.")
-        for name in ("seed", "steps", "parameters", "parameters_before", "events"):
-            _check(name, is_int(getattr(self, name)) and getattr(self, name) >= 0)
-        for name in ("spent", "growth_cost", "seconds"):
-            _check(name, is_number(getattr(self, name)) and getattr(self, name) >= 0)
-        _check("curve", isinstance(self.curve, list) and all(map(_is_point, self.curve)))
-        _check("results", _maps_to(self.results, is_number) and "loss" in self.results)
+        checks.check_attributes(self, _RUN)
+        if "loss" not in self.results:
+            raise ValueError("`results` of a comparison lack the `loss`.")
 
 
 @dataclass
@@ -88,15 +103,7 @@ class Comparison:
     conditions: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.cost not in COSTS:
-            raise ValueError(f"`cost` must be one of {', '.join(COSTS)}, got {self.cost!r}.")
-        for name in ("metric", "split"):
-            _check(name, isinstance(getattr(self, name), str))
-        _check("weights", self.weights is None or isinstance(self.weights, str))
-        _check("greater_is_better", isinstance(self.greater_is_better, bool))
-        for name in ("settings", "conditions"):
-            _check(name, _maps_to(getattr(self, name), lambda value: True))
-        _check("runs", isinstance(self.runs, list))
+        checks.check_attributes(self, _COMPARISON)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -162,28 +169,14 @@ class Comparison:
         """
         values = {"conditions": {}} | read_json(path, "The comparison")  # which not every file of this schema has
         try:
-            if values.pop("schema", None) != 1 or values.keys() != {item.name for item in fields(cls)}:
+            if values.pop("schema", None) != 1 or values.keys() != _COMPARISON.keys():
                 raise ValueError("it is not a comparison of this version.")
-            known = {item.name for item in fields(ArmRun)}
             runs = values.pop("runs")
-            if not isinstance(runs, list) or not all(isinstance(run, dict) and run.keys() == known for run in runs):
-                raise ValueError("`runs` must be a list of trainings.")
+            for run in runs if isinstance(runs, list) else [runs]:
+                checks.check_fields(run, _RUN, "runs")
             found = cls(**values, runs=[ArmRun(**run) for run in runs])
             if not found.seeds or any(metric not in run.results for run in found.runs for metric in found.metrics):
                 raise ValueError("a seed of all three arms, or a metric, is missing.")
             return found
         except ValueError as error:
             raise ValueError(f"The comparison {path} is damaged: {error}") from error
-
-
-def _check(name: str, holds: bool) -> None:
-    if not holds:
-        raise ValueError(f"`{name}` of a comparison has a value that it cannot have.")
-
-
-def _maps_to(value: Any, fits: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(key, str) and fits(item) for key, item in value.items())
-
-
-def _is_point(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))

@@ -1,8 +1,7 @@
 """What a training leaves for the model card: settings, log, data set and versions, as JSON beside the weights."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,25 @@ import torch
 from transformers import PreTrainedModel, TrainerState, TrainingArguments
 
 from ..growth import GrowthConfig
+from ..growth.records import fields as checks
 from ..growth.surgery.grow import versions
-from ..models.config_fields import is_number
 from ..models.json_files import read_json, write_json
 from .measured import device_of, differences, duration, emissions_in, numbers_only, results_of, settings_of
 from .names import public_name
 
 
 RECORD_NAME = "training_record.json"
+_FIELDS: dict[str, checks.Check] = {
+    **dict.fromkeys(("dataset", "base_model", "license", "weights", "device"), checks.optional(checks.TEXT)),
+    "split": checks.TEXT,
+    **dict.fromkeys(("settings", "growth"), checks.mapping(checks.ANY, checks.TEXT)),
+    "results": checks.mapping(checks.NUMBER, checks.TEXT),
+    "results_step": checks.optional(checks.NUMBER),
+    "processes": checks.NUMBER,
+    "emissions_grams": checks.optional(checks.NUMBER),
+    "versions": checks.mapping(checks.TEXT, checks.TEXT),
+    "log": checks.each(checks.mapping(checks.ANY, checks.ANY)),
+}
 
 
 @dataclass
@@ -45,24 +55,8 @@ class TrainingRecord:
     versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("dataset", "base_model", "license", "split", "weights", "device"):
-            value = getattr(self, name)
-            if not isinstance(value, str) and (value is not None or name == "split"):
-                raise ValueError(f"`{name}` of a training record must be text, got {value!r}.")
+        checks.check_attributes(self, _FIELDS)
         self.dataset, self.base_model = (value and public_name(value) for value in (self.dataset, self.base_model))
-        for name in ("settings", "growth", "results", "versions"):
-            value = getattr(self, name)
-            if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-                raise ValueError(f"`{name}` of a training record must be an object, got {value!r}.")
-        numbers = {f"results[{key}]": value for key, value in self.results.items()}
-        numbers |= {name: getattr(self, name) for name in ("results_step", "processes", "emissions_grams")}
-        for name, value in numbers.items():
-            if not is_number(value) and (value is not None or name not in ("results_step", "emissions_grams")):
-                raise ValueError(f"`{name}` of a training record must be a finite number, got {value!r}.")
-        if not all(isinstance(version, str) for version in self.versions.values()):
-            raise ValueError(f"`versions` of a training record must be texts, got {self.versions!r}.")
-        if not isinstance(self.log, list) or not all(isinstance(entry, Mapping) for entry in self.log):
-            raise ValueError("`log` of a training record must be a list of objects.")
         self.log = numbers_only(self.log)
 
     @classmethod
@@ -84,11 +78,11 @@ class TrainingRecord:
             model (`PreTrainedModel`): The model as it will be shared.
             args (`TrainingArguments`): The trainer's `args`.
             state (`TrainerState`): The trainer's `state`; its log gives losses and metrics.
-            growth ([`~hf_saddle.GrowthConfig`], *optional*): When, where, how and how much the model grew.
-            dataset (`str`, *optional*): Repo id of the data set, or its name.
-            base_model (`str`, *optional*):
+            growth ([`~hf_saddle.GrowthConfig`], *checks.optional*): When, where, how and how much the model grew.
+            dataset (`str`, *checks.optional*): Repo id of the data set, or its name.
+            base_model (`str`, *checks.optional*):
                 Repo id or folder of the model that the training started from. Defaults to where `model` was loaded.
-            license (`str`, *optional*): Licence of the weights, as the Hub spells it.
+            license (`str`, *checks.optional*): Licence of the weights, as the Hub spells it.
         """
         log = numbers_only(state.log_history)
         split, results = results_of(log, state.best_global_step if args.load_best_model_at_end else None)
@@ -129,7 +123,7 @@ class TrainingRecord:
         if not path.is_file():
             return None
         values = read_json(path, "The training record")
-        if not set(values) <= {item.name for item in fields(cls)}:
+        if not values.keys() <= _FIELDS.keys():
             raise ValueError(f"{path} is not a training record of this version.")
         try:
             return cls(**values)

@@ -22,6 +22,9 @@ from .head_kinds import (
 )
 
 
+_PROJECTIONS = "q_proj k_proj v_proj o_proj"
+
+
 def _names(prefix: str, names: str) -> tuple[str, ...]:
     return tuple(f"{prefix}.{name}" for name in names.split())
 
@@ -39,8 +42,7 @@ def _mlp(
 
 
 def _llama(config: Any, outputs: tuple[str, ...] | None = None) -> tuple[Inside, ...]:
-    attention = _names("self_attn", "q_proj k_proj v_proj o_proj")
-    return _mlp(attention, "mlp.gate_proj mlp.up_proj", "mlp.down_proj", "mlp.act_fn", outputs)
+    return _mlp(_names("self_attn", _PROJECTIONS), "mlp.gate_proj mlp.up_proj", "mlp.down_proj", "mlp.act_fn", outputs)
 
 
 def _normed(config: Any) -> tuple[Inside, ...]:
@@ -49,16 +51,14 @@ def _normed(config: Any) -> tuple[Inside, ...]:
 
 
 def _vit(config: Any, outputs: tuple[str, ...] | None = None) -> tuple[Inside, ...]:
-    attention = _names("attention", "q_proj k_proj v_proj o_proj")
-    return _mlp(attention, "mlp.fc1", "mlp.fc2", "mlp.activation_fn", outputs)
+    return _mlp(_names("attention", _PROJECTIONS), "mlp.fc1", "mlp.fc2", "mlp.activation_fn", outputs)
 
 
 def _dinov2(config: Any) -> tuple[Inside, ...]:
     scales = ("layer_scale1", "layer_scale2")
     if not config.use_swiglu_ffn:
         return _vit(config, scales)
-    attention = _names("attention", "q_proj k_proj v_proj o_proj")
-    return _mlp(attention, "mlp.gate_proj mlp.up_proj", "mlp.down_proj", "mlp.act_fn", scales)
+    return _mlp(_names("attention", _PROJECTIONS), "mlp.gate_proj mlp.up_proj", "mlp.down_proj", "mlp.act_fn", scales)
 
 
 def _clip(config: Any) -> tuple[Inside, ...]:
@@ -127,7 +127,6 @@ def _t5(config: Any) -> tuple[Inside, ...]:
 
 
 _LAYERS = ("layers.*",)
-
 _STAGES = ("depths",)
 
 FAMILIES: dict[str, Family] = {
@@ -183,6 +182,12 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+_KNOWN = (
+    f"Known are {', '.join(FAMILIES)}; another one takes an entry of `FAMILIES` in hf_saddle/models/families.py, "
+    "see CONTRIBUTING.md."
+)
+
+
 def family_of(model_type: str) -> Family:
     """
     The description of an architecture, by the model type of its stock or growable config.
@@ -194,23 +199,16 @@ def family_of(model_type: str) -> Family:
     if family is None:
         raise ValueError(
             f"There is no description of the model type {model_type!r}, so that it is not known where its neurons "
-            f"are. {_known()}"
+            f"are. {_KNOWN}"
         )
     return family
-
-
-def _known() -> str:
-    return (
-        f"Known are {', '.join(FAMILIES)}; another one takes an entry of `FAMILIES` in hf_saddle/models/families.py, "
-        "see CONTRIBUTING.md."
-    )
 
 
 def unknown_class(name: str) -> str:
     """What an error about a class that is asked for by name says of those that there are; nothing of other names."""
     if not name.startswith("Saddle"):
         return ""
-    return f". Growable classes have the names of those of transformers behind `Saddle`, of certain types. {_known()}"
+    return f". Growable classes have the names of those of transformers behind `Saddle`, of certain types. {_KNOWN}"
 
 
 def blocks_in(base: nn.Module, config: Any) -> list[tuple[str, Block]]:

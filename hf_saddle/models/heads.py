@@ -1,6 +1,6 @@
 """The attention heads of a model: where they are, how many, and what of their module follows their number."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,13 +85,18 @@ def rows_of(heads: Tensor, unit: int, number: int, parts: int) -> Tensor:
     return (first[..., None] * unit + torch.arange(unit)).flatten()
 
 
+def stacks_in(attentions: Iterable[Attention]) -> dict[str, list[str]]:
+    """Paths of attention modules, those together that must have as many heads."""
+    stacks: dict[str, list[str]] = {}
+    for attention in attentions:
+        stacks.setdefault(attention.stack or attention.path, []).append(attention.path)
+    return stacks
+
+
 def check_stacks(base: nn.Module, numbers: Mapping[str, int]) -> None:
     """Raise a `ValueError` if modules that must have as many heads, by path in the base model, do not."""
-    found: dict[str, set[int]] = {}
-    for attention in attentions_in(base):
-        if attention.stack is not None:
-            found.setdefault(attention.stack, set()).add(numbers[attention.root])
-    for stack, different in found.items():
+    for stack, paths in stacks_in(attentions_in(base)).items():
+        different = {numbers[path] for path in paths}
         if len(different) > 1:
             raise ValueError(
                 f"All of {stack} must have as many heads, since the first gives the others its relative positions, "

@@ -106,10 +106,15 @@ def assign_(assignments: Iterable[Assignment]) -> list[Assignment]:
     for holder, values, names in assignments:
         kept = dict(holder) if names is None else {name: holder[name] for name in names if name in holder}
         undo.insert(0, (holder, kept, names))
-        for name in list(holder) if names is None else names:
-            holder.pop(name, None)
-        holder.update(values)
+        put_back_(holder, values, names)
     return undo
+
+
+def put_back_(holder: MutableMapping[Any, Any], values: dict[Any, Any], names: tuple[str, ...] | None) -> None:
+    """Let a mapping hold `values`, in their order; of all its keys, or of those in `names`."""
+    for name in list(holder) if names is None else names:
+        holder.pop(name, None)
+    holder.update(values)
 
 
 def twin_of(model: Any, config: Any) -> Any:

@@ -2,10 +2,8 @@
 
 from .callback import GrowthCallback
 from .comparison import compare
-from .events.event import growth_event_
+from .events.event import grow_by_plan_, growth_event_, plan_event
 from .events.loss import training_loss
-from .events.planned import grow_by_plan_
-from .events.preview import plan_event
 from .events.probe import probe_batches
 from .resuming.checkpoints import last_whole_checkpoint, missing_parts
 from .resuming.loop_checkpoints import register_growth_checkpointing

@@ -83,9 +83,13 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     # --------------------------------------------------------------------------------------------------------- state
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps in `trainer_state.json`."""
-        attributes = {"events_done": self.events_done, "_history": self._history, "_given": self._arguments()}
-        attributes |= {"_timing": self._timing}
+        attributes = {name: getattr(self, name) for name in ("events_done", "_history", "_timing")}
+        attributes["_given"] = self._arguments()
         return {"args": {"config": self.config.to_dict()}, "attributes": attributes}
+
+    def _known(self) -> dict[str, Any]:
+        """What was given beside the config."""
+        return {name: getattr(self, name) for name in ("trainer", "loss", "probe_dataset", "followers")}
 
     def _arguments(self) -> list[str]:
         """What was given and JSON cannot hold."""
@@ -122,10 +126,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         check_start(
             (args, state, model, kwargs["optimizer"], kwargs["train_dataloader"]),
             self.config,
-            trainer=self.trainer,
-            loss=self.loss,
-            probe_dataset=self.probe_dataset,
-            followers=self.followers,
+            **self._known(),
         )
         if self.trainer is not None:
             renew_wrapper_(self.trainer.model_wrapped)
@@ -208,8 +209,8 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         """Measure what growth takes, where seconds limit it, before anything grows: resumed runs go by the same."""
         if self.config.budget_unit != "seconds" or self._timing or GrowthHistory.from_model(model).timing:
             return
-        given: dict[str, Any] = {"trainer": self.trainer, "loss": self.loss, "probe_dataset": self.probe_dataset}
-        self._timing = time_training(model, loader, self.config, **given).to_dict()
+        timing = time_training(model, loader, self.config, self.trainer, self.loss, self.probe_dataset)
+        self._timing = timing.to_dict()
         state.stateful_callbacks[type(self).__name__] = self.state()
 
     def _grow(self, training: Training, to_come: int) -> GrowthEvent:
@@ -218,10 +219,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             self.config,
             event=self.events_done,
             to_come=to_come,
-            trainer=self.trainer,
-            loss=self.loss,
-            probe_dataset=self.probe_dataset,
-            followers=self.followers,
+            **self._known(),
             timing=Timing.from_dict(self._timing),
         )
 

@@ -15,17 +15,15 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..growth import GrowthConfig, GrowthEvent, GrowthHistory, count_parameters, probe_loss
 from ..growth.surgery.grow import versions
-from ..hub.comparison import COSTS, GROWTH, NONE, RANDOM, ArmRun, Comparison
+from ..hub.comparison import GROWTH, NONE, RANDOM, ArmRun, Comparison
 from ..hub.measured import device_of, settings_of
 from .callback import GrowthCallback
 from .checks.start_checks import Training
 from .comparison_file import AT_THE_START, gone_on
-from .distributed import Replicas
 from .events.event import growth_event_
-from .events.loss import training_loss
 from .events.random_growth import random_event_
 from .spending import Spending
-from .trainer_probe import trainer_batches
+from .trainer_event import training_probe
 
 
 logger = logging.getLogger(__name__)
@@ -90,8 +88,6 @@ def compare(
     >>> result = compare(make_trainer, GrowthConfig(max_growth=2.0), seeds=3, cost="macs")
     >>> print(result.answer())
     ```"""
-    if cost not in COSTS:
-        raise ValueError(f"`cost` must be one of {', '.join(COSTS)}, got {cost!r}.")
     chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(f"`seeds` must be different seeds, or their number, at least 1, got {seeds!r}.")
@@ -160,7 +156,7 @@ class _Growth(GrowthCallback):
             if self.like is None:
                 return super()._grow(training, to_come)
             _, state, model, optimizer, loader = training
-            batches, loss = _probe(self.trainer, loader, self.config, self.events_done)
+            batches, loss = training_probe(model, loader, self.config, self.events_done, self.trainer)
             like = self.like[self.events_done] if self.events_done < len(self.like) else None
             return random_event_(
                 model,
@@ -175,19 +171,10 @@ class _Growth(GrowthCallback):
             )
 
 
-def _probe(trainer: Any, loader: Any, config: GrowthConfig, event: int) -> tuple[list[Any], Any]:
-    """Probe batches and loss of a training in one process."""
-    device = trainer.model.device
-    batches = trainer_batches(
-        loader, config, event=event, dataset=None, trainer=trainer, replicas=Replicas(), device=device
-    )
-    return batches, training_loss(trainer, batches, Replicas())
-
-
 def _conditions(trainer: Trainer, seed: int, growth: GrowthConfig, test: Any, split: str) -> dict[str, Any]:
     """What trainings have in common beside their seed. Of model and data at the start of one the losses tell."""
     _check(trainer, seed)
-    batches, loss = _probe(trainer, trainer.get_train_dataloader(), growth, 0)
+    batches, loss = training_probe(trainer.model, trainer.get_train_dataloader(), growth, 0, trainer)
     losses = {"training": probe_loss(trainer.model, batches, loss), "validation": trainer.evaluate()["eval_loss"]}
     if test is not None:
         losses[split] = trainer.evaluate(test)["eval_loss"]
@@ -206,7 +193,7 @@ def _warm_up(trainer: Any, growth: GrowthConfig) -> None:
     _check(trainer, trainer.args.seed)
     trainer.args.max_steps = 3
     trainer.train()
-    batches, loss = _probe(trainer, trainer.get_train_dataloader(), growth, 0)
+    batches, loss = training_probe(trainer.model, trainer.get_train_dataloader(), growth, 0, trainer)
     growth_event_(trainer.model, trainer.optimizer, batches, growth, loss=loss)
     trainer.evaluate()
 

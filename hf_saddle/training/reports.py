@@ -2,6 +2,8 @@
 
 import logging
 import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
@@ -9,7 +11,7 @@ from transformers import TrainerState, TrainingArguments
 
 from ..growth import GrowthConfig, GrowthEvent, GrowthPlan, count_macs, count_parameters
 from ..growth.budget import sizes
-from ..growth.operators import NEURON_OPERATORS
+from ..growth.operators import HEAD_OPERATORS, NEURON_OPERATORS
 from ..growth.records.block_records import block_texts
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .checks.model_checks import growable_paths
@@ -90,11 +92,10 @@ def describe(event: GrowthEvent, number: int) -> str:
     if not event.layers and not event.blocks:
         why = f" {event.held_back}" if event.held_back else ""
         return f"{where}: nothing grows, {event.parameters_after:,} parameters, {event.seconds:.1f} s.{why}"
-    of_neurons = [layer for layer in event.layers if layer["operator"] in NEURON_OPERATORS]
-    told = [f"{event.neurons} neurons in {len({layer['linear'] for layer in of_neurons})} linears"] * bool(of_neurons)
-    told += [f"{event.heads} attention heads"] * bool(event.heads)
-    told += block_texts(event.blocks)
-    what = ", ".join(told) + (", all else frozen," if event.frozen else "," * bool(event.blocks))
+    linears = {layer["linear"] for layer in event.layers if layer["operator"] in NEURON_OPERATORS}
+    what = ", ".join(grown(event, f" in {len(linears)} linears")) + (
+        ", all else frozen," if event.frozen else "," * bool(event.blocks)
+    )
     change = f", {prediction(event)}" if event.forecast is not None else ""
     if event.loss_before is not None and event.loss_after is not None:
         places = _places(event.predicted_error)
@@ -106,6 +107,23 @@ def describe(event: GrowthEvent, number: int) -> str:
         f"{event.parameters_before:,} → {event.parameters_after:,} parameters (×{ratio:.3f}){change}, "
         f"{event.seconds:.1f} s"
     )
+
+
+def grown(of: GrowthEvent | GrowthPlan, where: str = "") -> list[str]:
+    """What an event or a plan lets grow, kind by kind, in words; `where` its neurons are may follow their number."""
+    neurons, heads = (
+        sum(number for name, number in of.chosen.items() if name in kind)
+        for kind in (NEURON_OPERATORS, HEAD_OPERATORS)
+    )
+    told = [f"{neurons} neurons{where}"] * bool(neurons) + [f"{heads} attention heads"] * bool(heads)
+    return told + block_texts(of.blocks)
+
+
+def by_layer(layers: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The same layer by layer, of their records."""
+    return [
+        f"  {layer['linear']}: {layer['chosen']} of {layer['candidates']} by {layer['operator']}" for layer in layers
+    ]
 
 
 def prediction(of: GrowthEvent | GrowthPlan) -> str:

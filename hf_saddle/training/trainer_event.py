@@ -52,26 +52,11 @@ def trainer_event_(
     [`growth_event_`] on samples that the training's sampler takes, by the training's loss. All processes have to call
     this.
 
-    Args:
-        args (`TrainingArguments`): The arguments of the training.
-        state (`TrainerState`): Where it is.
-        model ([`GrowablePreTrainedModel`]): The model.
-        optimizer (`Optimizer`): What trains it.
-        loader (`DataLoader`): The loader of the training data.
-        config ([`GrowthConfig`]): Where, how and how much to grow.
-        event (`int`): Index of the event, from 0.
-        to_come (`int`): Events that the training still has room for, this one included.
-        trainer (`Trainer`, *optional*): The trainer, where it is known.
-        loss (`Callable`, *optional*): Takes the place of the trainer's loss.
-        probe_dataset (`Dataset`, *optional*): Takes the place of the training data.
-        followers (`Sequence[GrowablePreTrainedModel]`): Models that grow by the same plan.
-        timing ([`Timing`], *optional*): What growth takes, where it was measured when the training began.
-
-    Returns:
-        [`GrowthEvent`]: What happened.
+    `trainer`, `loss`, `probe_dataset` and `followers` are what [`GrowthCallback`] was given, `timing` what it measured
+    when the training began; `event` and `to_come` are those of [`growth_event_`].
     """
     wrapped: nn.Module = model if trainer is None else trainer.model_wrapped
-    batches, loss = _probe(model, loader, config, event, trainer, loss, probe_dataset)
+    batches, loss = training_probe(model, loader, config, event, trainer, loss, probe_dataset)
     silent = args.disable_tqdm or not state.is_world_process_zero
     # Analysis of all samples, or of one half, scores, and a trial on the other half; and the loss afterwards.
     total = sum(map(sample_count, batches)) * (3 if config.judged else 2)
@@ -98,26 +83,25 @@ def time_training(
     model: GrowablePreTrainedModel,
     loader: DataLoader[Any],
     config: GrowthConfig,
-    *,
     trainer: Trainer | None,
     loss: Loss | None,
     probe_dataset: Any,
 ) -> Timing:
     """[`time_growth`] on samples of the training, by its loss. All processes have to call this."""
     replicas = Replicas.of(model if trainer is None else trainer.model_wrapped)
-    batches, loss = _probe(model, loader, config, 0, trainer, loss, probe_dataset)
+    batches, loss = training_probe(model, loader, config, 0, trainer, loss, probe_dataset)
     with private_randomness(event_seed(config, 0)):
         return time_growth(model, batches[0], config, loss, replicas)
 
 
-def _probe(
+def training_probe(
     model: GrowablePreTrainedModel,
     loader: DataLoader[Any],
     config: GrowthConfig,
     event: int,
     trainer: Trainer | None,
-    loss: Loss | None,
-    dataset: Any,
+    loss: Loss | None = None,
+    dataset: Any = None,
 ) -> tuple[list[Any], Loss]:
     """The samples of an event, of this process, and the loss of the training."""
     replicas = Replicas.of(model if trainer is None else trainer.model_wrapped)

@@ -26,17 +26,8 @@ def trainer_batches(
     """
     The probe batches of this process. All processes have to call this.
 
-    Args:
-        loader (`DataLoader`): The loader of the training data.
-        config ([`GrowthConfig`]): Number of samples, batch size and seed.
-        event (`int`): Index of the event, from 0.
-        dataset (`Dataset`, *optional*): What is drawn from instead of the training data.
-        trainer (`Trainer`, *optional*): The trainer, which prepares the batches and collates what the loader does not.
-        replicas ([`Replicas`]): The processes that train the model.
-        device (`torch.device`): Where the batches go.
-
-    Returns:
-        `list`: The batches.
+    `dataset` is what is drawn from instead of the training data; `trainer`, where it is known, prepares the batches,
+    and collates what the loader does not.
     """
     indices = None
     if dataset is None:

@@ -10,6 +10,8 @@ import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_saddle.growth import GrowthConfig, PaperGrowthConfig, count_parameters
+from hf_saddle.growth.config import CRITERIA
+from hf_saddle.growth.kinds import NAMES
 from hf_saddle.growth.paper import QUOTAS
 from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
 
@@ -272,6 +274,12 @@ def test_the_documentation_of_a_field_is_its_type_its_default_and_its_help(name,
     default = "" if field.default is None else f", defaults to {kinds.get(type(field.default), field.default)}"
     assert kind == f"`{hint}`, *optional*{default}"
     assert " ".join(text.split()) == field.metadata["help"]
+
+
+@pytest.mark.parametrize(("name", "values"), [("operator", NAMES), ("criterion", CRITERIA)])
+def test_the_documentation_of_a_choice_names_all_of_it(name, values):
+    (text,) = (text for field, _, text in DOCUMENTED if field == name)
+    assert set(values) <= set(re.findall(r"\w+", text))
 
 
 @pytest.mark.parametrize("fields", [{"criterion": "gradmax"}, {"directions": "random"}, {"step_size": 0.3}], ids=str)

@@ -105,7 +105,7 @@ FC1, LAYER = "layers.0.mlp.fc1", {"intermediate_size": 24, "skip_sizes": None}
 DAMAGE = {
     "schema": (lambda v: v.update(schema_version=99), "schema_version"),
     "no initial": (lambda v: v.pop("initial"), "lacks `initial`"),
-    "no events": (lambda v: v.update(events={}), "lacks `events`"),
+    "no events": (lambda v: v.update(events={}), r"history\.events` must be a list"),
     "unknown field": (lambda v: v["events"][0].update(colour=1), "wrong fields"),
     "missing field": (lambda v: v["events"][0].pop("layers"), "wrong fields"),
     "parameters": (lambda v: v["events"][0].update(parameters_after=v["events"][0]["parameters_before"]), "damaged"),

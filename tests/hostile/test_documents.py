@@ -39,10 +39,10 @@ def test_a_plan_lacks_a_field():
     first = values["growths"][0]
     for name in first:
         growth = {key: value for key, value in first.items() if key != name}
-        with pytest.raises(ValueError, match=f"`{name}` of `growths` of the growth plan is missing"):
+        with pytest.raises(ValueError, match=f"`growths` has the wrong fields: it lacks `{name}`"):
             GrowthPlan.from_json(json.dumps(values | {"growths": [growth]}))
         if name != "linear" and name != "operator" and "directions" not in name:
-            with pytest.raises(ValueError, match=f"`{name}` of `growths` of the growth plan cannot be 'x'"):
+            with pytest.raises(ValueError, match=rf"`growths\.{name}` must be .*, got 'x'"):
                 GrowthPlan.from_json(json.dumps(values | {"growths": [first | {name: "x"}]}))
 
 

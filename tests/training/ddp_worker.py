@@ -40,7 +40,7 @@ from hf_saddle.training import (
     register_growth_checkpointing,
 )
 from hf_saddle.training.distributed import fingerprint
-from hf_saddle.training.events import event as event_module
+from hf_saddle.training.events import whole as whole_module
 from hf_saddle.training.wrappers import follows
 
 
@@ -440,18 +440,18 @@ def refusals(folder):
             wrapper.module.classifier.bias -= 1e-6
     wrapper = DistributedDataParallel(tiny())
     optimizer = torch.optim.AdamW(wrapper.parameters(), lr=1e-2)
-    original = event_module.prepare_growth
+    original = whole_module.prepare_growth
 
     def fails(*args, **kwargs):
         raise MemoryError("no memory left for the growth")
 
     if dist.get_rank() == 1:
-        event_module.prepare_growth = fails
+        whole_module.prepare_growth = fails
     try:
         growth_event_(wrapper, optimizer, probe(), CONFIG)
     except (MemoryError, RuntimeError) as error:
         found["one_rank_fails"] = f"{type(error).__name__}: {error}"
-    event_module.prepare_growth = original
+    whole_module.prepare_growth = original
     size = sum(parameter.numel() for parameter in wrapper.parameters())
 
     def loss(model, batch):

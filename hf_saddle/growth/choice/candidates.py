@@ -4,13 +4,13 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import torch
 
 from ...curvature import CurvatureReport, LayerCurvature
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ...models.sites import Site
+from ..budget import Candidate
 from ..config import GrowthConfig
 from ..costs import Cost, CostBook
 from ..operators import OPERATORS, Operator
@@ -24,12 +24,11 @@ from .reasons import Measured
 _OFFERED = 8
 
 
-@dataclass(frozen=True)
-class NeuronCandidate:
+class NeuronCandidate(Candidate):
     """
     One neuron that could grow, with where its numbers are.
 
-    Attributes:
+    Args:
         entry ([`~hf_saddle.LayerCurvature`]): What was measured of its linear.
         site ([`Site`]): The linear.
         way ([`Operator`]): How it would grow.
@@ -37,41 +36,17 @@ class NeuronCandidate:
         gain (`float`): What it would gain alone.
     """
 
-    entry: LayerCurvature
-    site: Site
-    way: Operator
-    neuron: int
-    gain: float
-
-    @property
-    def operator(self) -> str:
-        """The operator by name."""
-        return self.way.name
-
-    @property
-    def place(self) -> str:
-        """Name of the linear in its block."""
-        return self.site.linear
+    def __init__(self, entry: LayerCurvature, site: Site, way: Operator, neuron: int, gain: float):
+        self.entry, self.site, self.way, self.neuron, self.gain = entry, site, way, neuron, gain
+        self.operator, self.place = way.name, site.linear
+        self.once = entry.linear, neuron
+        self.group = entry.linear, way.name  # whose neurons make one growth
+        self.opens = site.path if way.deepens and site.module.skip is None else None
 
     @property
     def timed_as(self) -> str:
         """The operator whose time it takes for what it costs: copies of units take that of new ones."""
         return "zero_gain" if self.site.nested else self.operator
-
-    @property
-    def once(self) -> tuple[str, int]:
-        """What grows at most once an event."""
-        return self.entry.linear, self.neuron
-
-    @property
-    def group(self) -> tuple[str, str]:
-        """Linear and operator, whose neurons make one growth."""
-        return self.entry.linear, self.way.name
-
-    @property
-    def opens(self) -> str | None:
-        """The layer that gets its first branch by it."""
-        return self.site.path if self.way.deepens and self.site.module.skip is None else None
 
     def cost(self, book: CostBook) -> Cost:
         """What it adds, after what is in a book."""
@@ -82,11 +57,11 @@ class NeuronCandidate:
         book.book_(self.entry.linear, self.way, self.neuron)
 
 
-def _operator(
-    entry: LayerCurvature, model: GrowablePreTrainedModel, site: Site, kind: str | None, config: GrowthConfig
+def operator_for(
+    criterion: str, model: GrowablePreTrainedModel, site: Site, kind: str | None, config: GrowthConfig
 ) -> Operator | None:
-    """How the neurons of a layer would grow; `None` if they cannot."""
-    name = config.kinds.operator_for(entry.criterion, kind)
+    """How neurons of a layer that a criterion ranks would grow, with a kind of units; `None` if they cannot."""
+    name = config.kinds.operator_for(criterion, kind)
     if name is None:
         return None
     operator = OPERATORS[name]
@@ -97,6 +72,13 @@ def _operator(
     return operator if fits else None
 
 
+def operators_for(model: GrowablePreTrainedModel, site: Site, config: GrowthConfig) -> list[Operator]:
+    """All ways in which neurons of a layer may grow."""
+    kind = branch_kind(model)
+    found = {operator_for(criterion, model, site, kind, config): None for criterion in config.ranking}
+    return [operator for operator in found if operator is not None]
+
+
 def measured_by(report: CurvatureReport, model: GrowablePreTrainedModel, config: GrowthConfig) -> Iterator[Measured]:
     """The entries of a report that rank neurons, in its order, with how they would grow or why they may not."""
     known = {site.path: site for site in model.growable_linears()}
@@ -105,7 +87,7 @@ def measured_by(report: CurvatureReport, model: GrowablePreTrainedModel, config:
         if entry.criterion not in config.ranking or entry.linear not in known:
             continue
         site, module = known[entry.linear], known[entry.linear].module
-        operator = _operator(entry, model, site, kind, config)
+        operator = operator_for(entry.criterion, model, site, kind, config)
         if operator is not None and entry.direction.shape != (module.neurons, row_size(site, operator)):
             raise ValueError(
                 f"The report's directions of {entry.linear} have shape {tuple(entry.direction.shape)}, the model's "

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from ..operators import OPERATORS, SCALED
-from ..records.layer_growth import LayerGrowth
+from ..records.layer_growth import VECTORS, LayerGrowth
 from ..records.plan import GrowthPlan
-from ..records.plan_fields import VECTORS
 from .head_scores import HeadScores
 from .joint import judge
 from .pursuit import pursue

@@ -27,9 +27,6 @@ from .halves import halves
 from .joint import Columns
 
 
-WAYS = tuple(HEAD_WAYS)
-
-
 @dataclass(frozen=True, eq=False)
 class HeadScores:
     """
@@ -74,7 +71,7 @@ class HeadScores:
 def score_heads(
     model: GrowablePreTrainedModel,
     batches: Iterable[Any],
-    ways: Sequence[str] = WAYS,
+    ways: Sequence[str] = HEAD_WAYS,
     *,
     paths: Sequence[str] | None = None,
     candidates: int = 1,
@@ -123,8 +120,8 @@ def score_heads(
     check_family(model)
     if growing is None:
         check_model(model)
-    if not ways or not set(ways) <= set(WAYS):
-        raise ValueError(f"`ways` must be of {', '.join(WAYS)}, got {ways!r}.")
+    if not ways or not set(ways) <= set(HEAD_WAYS):
+        raise ValueError(f"`ways` must be of {', '.join(HEAD_WAYS)}, got {ways!r}.")
     stacks = stacks_of(model, measurable(model) if paths is None else paths)
     loss = loss or own_loss_of(model, [*choosing, *judging], ranks)
     found: list[tuple[LayerGrowth, ...]] = []

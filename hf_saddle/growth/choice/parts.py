@@ -23,61 +23,33 @@ from .natural_step import columns_of
 from .planner import check_branches, check_scores
 
 
-@dataclass(frozen=True)
-class _Whole:
-    """What could come as a whole: its cost depends on nothing else that is chosen, and no branch begins."""
+class _Whole(Candidate):
+    """What could come as a whole: its cost depends on nothing else that is chosen."""
 
-    operator: str
     adds: Cost
-    opens = None
-
-    @property
-    def timed_as(self) -> str:
-        """The operator whose time it takes for what it costs."""
-        return self.operator
 
     def cost(self, book: CostBook) -> Cost:
         """What it adds."""
         return self.adds
 
-    def book_(self, book: CostBook) -> None:
-        """Nothing else has another cost by it."""
 
-
-@dataclass(frozen=True)
 class HeadCandidate(_Whole):
     """One head that could come, in one attention module or in all that must have as many."""
 
-    modules: tuple[LayerGrowth, ...]
-
-    @property
-    def place(self) -> str:
-        """Name of the attention module in its block."""
-        return Place.parse(self.modules[0].linear).linear
-
-    @property
-    def once(self) -> tuple[str, int]:
-        """A head that is split; new ones may be several."""
-        first = self.modules[0]
-        return first.linear, first.neurons[0] if OPERATORS[self.operator].copies else id(self)
+    def __init__(self, operator: str, adds: Cost, modules: tuple[LayerGrowth, ...]):
+        self.operator, self.adds, self.modules = operator, adds, modules
+        first = modules[0]
+        self.place = Place.parse(first.linear).linear
+        # New heads may be several.
+        self.once = first.linear, first.neurons[0] if OPERATORS[operator].copies else id(self)
 
 
-@dataclass(frozen=True)
 class InsertedCandidate(_Whole):
     """New blocks at one place."""
 
-    block: BlockCandidate
-    place = ""  # in no block
-
-    @property
-    def once(self) -> tuple[str, int]:
-        """The place."""
-        return self.block.after, -1
-
-    @property
-    def how(self) -> str:
-        """How they are inserted."""
-        return self.operator.removeprefix("block_")
+    def __init__(self, how: str, block: BlockCandidate):
+        self.operator, self.adds, self.block, self.how = f"block_{how}", block.cost, block, how
+        self.place, self.once = "", (block.after, -1)  # in no block
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +101,7 @@ def block_part(blocks: Sequence[BlockCandidate], judges: Tensor, how: str) -> Pa
         values.append(gates.values @ natural_step(gates))
     columns = Columns.unbounded(torch.stack(values, 1), judges, blocks[0].terms)
     columns = replace(columns, low=torch.zeros_like(columns.low))
-    candidates = tuple(InsertedCandidate(f"block_{how}", block.cost, block) for block in blocks)
+    candidates = tuple(InsertedCandidate(how, block) for block in blocks)
     return Part(candidates, columns, {f"block_{how}": len(candidates)})
 
 

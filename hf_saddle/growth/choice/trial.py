@@ -1,37 +1,17 @@
 """How far a step really goes: the loss of samples that chose nothing is measured on the grown model."""
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
-from ...curvature.loss import Loss
-from ...models.modeling_saddle import GrowablePreTrainedModel
 from ..records.plan import GrowthPlan
-from ..surgery.temporary import Growing, growing_
 from .joint import Judgement
 from .natural_step import stepped
-from .probe_loss import probe_loss
 
 
 # A step is tried again, shorter, where the parabola through slope and measured loss has its top below this share.
 _ENOUGH = 0.7
 _SHORTEST = 0.1
 _TRIALS = 3
-
-
-def loss_of_plan(
-    model: GrowablePreTrainedModel,
-    plan: GrowthPlan,
-    batches: Iterable[Any],
-    loss: Loss | None = None,
-    growing: Growing = growing_,
-) -> float:
-    """
-    The loss of samples on a model as a plan makes it. The model itself grows for the while, by `growing`, and goes
-    back.
-    """
-    with growing(model, plan):
-        return probe_loss(model, batches, loss)
 
 
 def measured_step(

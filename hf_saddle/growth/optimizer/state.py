@@ -114,7 +114,7 @@ def _grown_groups(
 
     def joins(change: Added, group: dict[str, Any]) -> bool:
         own = home.get(change.sibling)
-        if own is not None and rules.matrices_only(own) and change.new.dim() < 2:
+        if own is not None and not rules.holds_vectors(own) and change.new.dim() < 2:
             own = vectors
         elif own is not None and change.name.endswith("bias") and change.sibling.dim() > 1:
             # Of a layer that has no bias: it goes where biases and norms are, if they have a group without decay.

@@ -9,6 +9,7 @@ from ...models.blocks import Orders, new_places, orders_after, reorder_config_, 
 from ...models.config_fields import is_number
 from ...models.shapes import Shapes
 from ...models.sites import Place
+from .fields import LIST, NUMBER, TEXT, Check, check_fields
 
 
 # How a new block comes to be. All but the last leave what the model computes unchanged.
@@ -16,6 +17,7 @@ WAYS = ("copy", "identity", "average", "stack")
 # What plans and histories of before do not have.
 _LATER = {"scale": 0.0}
 BLOCK_OPERATORS = tuple(f"block_{way}" for way in WAYS)
+_FIELDS: dict[str, Check] = {"after": TEXT, "how": TEXT, "predicted_gain": NUMBER, "scale": NUMBER}
 
 
 @dataclass(frozen=True)
@@ -66,36 +68,20 @@ class NewBlock:
         """
         if isinstance(values, Mapping):
             values = _LATER | dict(values)
-        fits = (
-            isinstance(values, Mapping)
-            and set(values) == {"after", "how", "predicted_gain", "scale"}
-            and all(isinstance(values[name], str) for name in ("after", "how"))
-            and is_number(values["predicted_gain"])
-        )
-        if not fits:
-            raise ValueError(f"A new block must have `after`, `how` and `predicted_gain`, got {values!r}.")
+        check_fields(values, _FIELDS, "blocks")
         return cls(**values)
 
 
-def operators_of(blocks: Iterable[NewBlock]) -> list[str]:
-    """The operators of new blocks, by name."""
-    return sorted({f"block_{block.how}" for block in blocks})
-
-
-def block_texts(records: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What people are told of inserted blocks, as `+1 block after layers.3`, of the records of an event."""
-    counted = Counter(record["after"] for record in records)
+def block_texts(blocks: Iterable[Any]) -> list[str]:
+    """What people are told of inserted blocks, or of their records, as `+1 block after layers.3`."""
+    counted = Counter(each.after if isinstance(each, NewBlock) else each["after"] for each in blocks)
     return [f"+{number} block{'s' if number > 1 else ''} after {after}" for after, number in counted.items()]
 
 
-def new_blocks(records: Any, where: str) -> tuple[NewBlock, ...]:
-    """The new blocks of a list of records; `where` is how messages call it."""
-    if not isinstance(records, list):
-        raise ValueError(f"`blocks` of {where} must be a list, got {records!r}.")
-    try:
-        return tuple(map(NewBlock.from_dict, records))
-    except ValueError as error:
-        raise ValueError(f"`blocks` of {where} is damaged: {error}") from error
+def new_blocks(records: Any) -> tuple[NewBlock, ...]:
+    """The new blocks of a list of records; errors as in [`NewBlock.from_dict`]."""
+    LIST(records, "blocks")
+    return tuple(map(NewBlock.from_dict, records))
 
 
 def places_of(orders: Orders, blocks: Sequence[NewBlock]) -> dict[str, NewBlock]:
@@ -149,9 +135,3 @@ def blocks_with(paths: Iterable[str], shapes: Shapes, blocks: Sequence[NewBlock]
         stack, index = split_path(path)
         found.append(f"{stack}.{orders[stack].index(index)}" if stack in orders else path)
     return [*found, *places_of(orders, blocks)]
-
-
-def path_with(path: str, shapes: Shapes, blocks: Sequence[NewBlock]) -> str:
-    """Where a layer or an attention module of a model of some shapes is once new blocks are inserted."""
-    place = Place.parse(path)
-    return place.within(blocks_with([place.block], shapes, blocks)[0])

@@ -13,34 +13,31 @@ from ...models.shapes import Shapes
 from ..costs import count_parameters
 from ..macs import count_macs
 from ..operators import HEAD_OPERATORS, NEURON_OPERATORS, OPERATORS
-from .block_records import new_blocks, operators_of
-from .plan_fields import FORECASTS
-from .schema import (
-    MAX_MACS,
-    check_candidates,
-    check_count,
-    check_fields,
-    check_kind,
-    check_number,
-    check_records,
-    check_text,
-    check_versions,
-)
+from . import fields as checks
+from .block_records import NewBlock, new_blocks
+from .layer_record import check_record
+from .plan import LATER_FIELDS, SHARED_FIELDS
 from .timing_record import Timing
 
 
 _NOT_SAVED = ("replaced", "added")
-_OPTIONAL_NUMBERS = ("budget", "epoch", "loss_before", "loss_after", "predicted_error")
-_NOT_NEGATIVE = ("budget", "epoch", "seconds", "predicted_error")
-# What histories of earlier versions do not have.
-_LATER: dict[str, Any] = {
-    "candidates": {},
-    "held_back": None,
-    "forecast": None,
-    "predicted_error": None,
-    "blocks": [],
-    "frozen": False,
-    "timing": None,
+_FIELDS: dict[str, checks.Check] = SHARED_FIELDS | {
+    "operators": checks.each(checks.TEXT),
+    "layers": checks.LIST,
+    "predicted_gain": checks.NUMBER,
+    "budget": checks.optional(checks.AMOUNT),
+    "step": checks.optional(checks.MACS),
+    "epoch": checks.optional(checks.AMOUNT),
+    "loss_before": checks.optional(checks.NUMBER),
+    "loss_after": checks.optional(checks.NUMBER),
+    "parameters_before": checks.COUNT,
+    "parameters_after": checks.COUNT,
+    "macs_before": checks.MACS,
+    "macs_after": checks.MACS,
+    "seconds": checks.AMOUNT,
+    "skip_unit": checks.UNIT,
+    "versions": checks.mapping(checks.TEXT, checks.TEXT),
+    "frozen": checks.FLAG,
 }
 
 
@@ -87,6 +84,11 @@ class GrowthEvent:
         return ModelSize(self.parameters_after, self.macs_after, self.skip_unit, self.shapes)
 
     @property
+    def new_blocks(self) -> tuple[NewBlock, ...]:
+        """The blocks that were inserted."""
+        return new_blocks(self.blocks)
+
+    @property
     def neurons(self) -> int:
         """Number of neurons that grew."""
         return sum(layer["chosen"] for layer in self.layers if layer["operator"] in NEURON_OPERATORS)
@@ -95,6 +97,11 @@ class GrowthEvent:
     def heads(self) -> int:
         """Number of attention heads that came."""
         return sum(layer["chosen"] for layer in self.layers if layer["operator"] in HEAD_OPERATORS)
+
+    @property
+    def grown(self) -> str:
+        """How many neurons, and heads where there are any, for a table."""
+        return f"{self.neurons:,}" + (f" and {self.heads:,} heads" if self.heads else "")
 
     @property
     def chosen(self) -> dict[str, int]:
@@ -119,8 +126,8 @@ class GrowthEvent:
             ValueError: If a field is unknown, missing, or cannot be meant.
         """
         if isinstance(values, Mapping):
-            values = _LATER | dict(values)
-        check_fields(values, {item.name for item in fields(cls)} - set(_NOT_SAVED), "event")
+            values = LATER_FIELDS | {"frozen": False} | dict(values)
+        checks.check_fields(values, dict.fromkeys((*_FIELDS, "shapes", "timing"), checks.ANY), "event")
         read = {"shapes": Shapes.of_json(values["shapes"], "shapes"), "timing": Timing.from_dict(values["timing"])}
         event = cls(**copy.deepcopy(dict(values)) | read)
         event.check()
@@ -133,33 +140,22 @@ class GrowthEvent:
         Raises:
             ValueError: If a field has a value that it cannot have; the message names it.
         """
-        if self.criterion is not None:
-            check_text(self.criterion, "criterion")
-        for name in ("parameters_before", "parameters_after"):
-            check_count(getattr(self, name), name)
-        for name in ("macs_before", "macs_after", "step"):
-            if name != "step" or self.step is not None:
-                check_count(getattr(self, name), name, MAX_MACS)
-        for name in ("predicted_gain", "seconds", *_OPTIONAL_NUMBERS):
-            value = getattr(self, name)
-            if value is not None or name not in _OPTIONAL_NUMBERS:
-                check_number(value, name, 0 if name in _NOT_NEGATIVE else None)
-        check_kind(self.skip_unit, "skip_unit")
+        checks.check_attributes(self, _FIELDS)
         Shapes.of_json(self.shapes.to_json(), "shapes")
-        check_versions(self.versions, "versions")
-        check_candidates(self.candidates, "candidates")
-        if self.held_back is not None:
-            check_text(self.held_back, "held_back")
-        if self.forecast not in (None, *FORECASTS):
-            raise ValueError(f"`forecast` must be None or one of {', '.join(FORECASTS)}, got {self.forecast!r}.")
         Timing.from_dict(None if self.timing is None else self.timing.to_dict())
-        blocks = new_blocks(self.blocks, "a growth event")
-        if not isinstance(self.frozen, bool) or (self.frozen and (self.layers or not blocks)):
+        blocks = self.new_blocks
+        if self.frozen and (self.layers or not blocks):
             raise ValueError(
                 f"A growth event with {len(blocks)} new blocks, {len(self.layers)} layers and "
                 f"`frozen={self.frozen!r}` cannot be; the history is damaged."
             )
-        check_records(self.layers, self.operators, self.shapes, operators_of(blocks))
+        for index, record in enumerate(self.layers):
+            check_record(record, f"layers[{index}]", self.shapes)
+        wanted = sorted(self.chosen)
+        if self.operators != wanted and (wanted or not self.is_merge):
+            raise ValueError(
+                f"`operators` of a growth event must be those of its layers, {wanted}, got {self.operators!r}."
+            )
         kinds = {OPERATORS[layer["operator"]].kind for layer in self.layers} - {None, self.skip_unit}
         if kinds:
             raise ValueError(

@@ -8,7 +8,7 @@ from transformers.utils import logging
 from ...models.shapes import Shapes
 from ...models.sites import Place
 from ..operators import OPERATORS
-from .block_records import new_blocks, shapes_with
+from .block_records import shapes_with
 from .event import GrowthEvent, ModelSize
 
 
@@ -24,7 +24,7 @@ def check_follows(event: GrowthEvent, where: str, before: ModelSize) -> None:
             without an event.
     """
     try:
-        shapes = shapes_with(before.shapes, new_blocks(event.blocks, where))
+        shapes = shapes_with(before.shapes, event.new_blocks)
     except ValueError as error:
         raise ValueError(f"The growth history is damaged: {where} cannot follow. {error}") from error
     check_shapes_follow(shapes, event.layers, event.shapes, where)

@@ -1,27 +1,26 @@
 """The record of all growth events of a model: JSON that can be checked, replayed, printed, kept with the weights."""
 
 import copy
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, fields
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from ...models.configuration_saddle import SaddleConfig
-from ...models.json_files import read_json
+from ...models.json_files import read_json, write_json
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ...models.shapes import Shapes
 from ..costs import count_parameters
 from ..values import is_int
-from .block_records import config_with_, new_blocks
+from .block_records import config_with_
 from .event import GrowthEvent, ModelSize
+from .fields import ANY, COUNT, LIST, MACS, UNIT, Check, check_fields
 from .following import check_follows
-from .schema import MAX_MACS, check_count, check_fields, check_kind
 from .timing_record import Timing
 
 
-HISTORY_SCHEMA = 1
+_FIELDS: dict[str, Check] = {"schema_version": ANY, "initial": ANY, "events": LIST}
+_INITIAL: dict[str, Check] = {"parameters": COUNT, "macs": MACS, "skip_unit": UNIT, "shapes": ANY}
 Config = TypeVar("Config", bound=SaddleConfig)
 
 
@@ -34,7 +33,7 @@ class GrowthHistory:
         events (`list[GrowthEvent]`, *optional*): What happened since.
     """
 
-    schema_version = HISTORY_SCHEMA
+    schema_version = 1
 
     def __init__(self, initial: ModelSize, events: list[GrowthEvent] | None = None):
         self.initial = initial
@@ -175,7 +174,7 @@ class GrowthHistory:
             raise ValueError(f"The shapes of the config are not what the history starts from: {initial.to_json()}.")
         before = initial
         for event in self.events:
-            config_with_(grown, before, new_blocks(event.blocks, "a growth event"))
+            config_with_(grown, before, event.new_blocks)
             before = event.shapes
         self.shapes.write_(grown, self.skip_unit)
         return grown
@@ -195,19 +194,14 @@ class GrowthHistory:
             ValueError: If it is of another schema, lacks a field, or contradicts itself.
         """
         found = values.get("schema_version") if isinstance(values, Mapping) else values
-        if not is_int(found) or found != HISTORY_SCHEMA:
+        if not is_int(found) or found != cls.schema_version:
             raise ValueError(
-                f"The growth history has `schema_version` {found!r}, this version reads {HISTORY_SCHEMA}."
+                f"The growth history has `schema_version` {found!r}, this version reads {cls.schema_version}."
             )
-        check_fields(values, {"schema_version", "initial", "events"}, "history")
+        check_fields(values, _FIELDS, "growth history")
         initial, events = values["initial"], values["events"]
-        check_fields(initial, {item.name for item in fields(ModelSize)}, "initial")
-        check_count(initial["parameters"], "initial.parameters")
-        check_count(initial["macs"], "initial.macs", MAX_MACS)
-        check_kind(initial["skip_unit"], "initial.skip_unit")
+        check_fields(initial, _INITIAL, "initial")
         shapes = Shapes.of_json(initial["shapes"], "initial.shapes")
-        if not isinstance(events, list):
-            raise ValueError("The growth history lacks `events`, a list.")
         history = cls(ModelSize(**dict(initial) | {"shapes": shapes}))
         for index, event in enumerate(events):
             try:
@@ -218,7 +212,7 @@ class GrowthHistory:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the history as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "GrowthHistory":
@@ -238,17 +232,15 @@ class GrowthHistory:
         """One line per event, as a Markdown table."""
         header = ["event", "step", "epoch", "neurons", "operators", "parameters", "MACs/sample", "loss before → after"]
         lines = [header, ["---"] * len(header)]
-        size = self.initial
-        lines.append(["start", "", "", "", "", f"{size.parameters:,}", f"{size.macs:,}", ""])
-        for index, event in enumerate(self.events):
+        lines.append(["start", "", "", "", "", f"{self.initial.parameters:,}", f"{self.initial.macs:,}", ""])
+        for index, event in enumerate(self.events, 1):
             losses = [event.loss_before, event.loss_after]
             change = " → ".join("?" if loss is None else f"{loss:.4f}" for loss in losses)
             time = ["" if event.step is None else str(event.step), "" if event.epoch is None else f"{event.epoch:.2f}"]
             counts = [f"{event.parameters_after:,}", f"{event.macs_after:,}"]
             kinds = ", ".join(event.operators) or "none"
             known = change if losses != [None, None] else ""
-            grown = str(event.neurons) + (f" and {event.heads} heads" if event.heads else "")
-            lines.append([str(index + 1), *time, grown, kinds, *counts, known])
+            lines.append([str(index), *time, event.grown, kinds, *counts, known])
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def summary(self) -> str:

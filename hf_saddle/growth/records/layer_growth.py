@@ -14,7 +14,18 @@ from torch import Tensor
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ..operators import NEURON_OPERATORS, OPERATORS
 from ..rows import check_neurons, find_site, layers_of, random_directions, row_size
-from .plan_fields import GROWTH_FIELDS, VECTORS, check_fields
+from .fields import COUNT, NUMBER, TEXT, Check, check_fields, each
+
+
+VECTORS = ("steps", "gains", "predicted_gain", "eigenvalues")
+_FIELDS: dict[str, Check] = {
+    "linear": TEXT,
+    "operator": TEXT,
+    "neurons": each(COUNT),
+    "directions": TEXT,
+    "directions_sha256": TEXT,
+    "candidates": COUNT,
+} | dict.fromkeys(VECTORS, each(NUMBER))
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +151,7 @@ class LayerGrowth:
         Raises:
             ValueError: If a field is missing, or cannot be meant, or the hash of the directions does not fit.
         """
-        check_fields(values, GROWTH_FIELDS, "`growths` of the growth plan")
+        check_fields(values, _FIELDS, "growths")
         where = f"`directions` of {values['linear']} in the growth plan"
         try:
             raw = base64.b64decode(values["directions"], validate=True)

@@ -1,10 +1,19 @@
 """What growing costs in seconds on the machine that trains, as plans and histories keep it."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...models.config_fields import is_number
+from .fields import AMOUNT, TEXT, Check, check_fields, mapping, must
+
+
+_SECONDS = mapping(AMOUNT, TEXT)
+_FIELDS: dict[str, Check] = {
+    "step": must("a finite number above 0", lambda value: is_number(value) and value > 0),
+    "added": AMOUNT,
+    "rates": _SECONDS,
+    "calls": _SECONDS,
+}
 
 
 @dataclass(frozen=True)
@@ -38,22 +47,5 @@ class Timing:
         """
         if values is None:
             return None
-        fits = (
-            isinstance(values, Mapping)
-            and set(values) == {"step", "added", "rates", "calls"}
-            and is_number(values["step"])
-            and values["step"] > 0
-            and is_number(values["added"])
-            and values["added"] >= 0
-            and _are_seconds(values["rates"])
-            and _are_seconds(values["calls"])
-        )
-        if not fits:
-            raise ValueError(f"A `timing` must have `step`, `added`, `rates` and `calls`, in seconds, got {values!r}.")
+        check_fields(values, _FIELDS, "timing")
         return cls(float(values["step"]), float(values["added"]), dict(values["rates"]), dict(values["calls"]))
-
-
-def _are_seconds(values: Any) -> bool:
-    return isinstance(values, Mapping) and all(
-        isinstance(name, str) and is_number(value) and value >= 0 for name, value in values.items()
-    )

@@ -1,12 +1,15 @@
 """What a growth cannot carry along with parameters is refused before anything happens."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
+from ...models.heads import Attention
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ...models.parameters import check_replaceable, check_unattached, own_parameters
 
 
-def check_attachments(model: GrowablePreTrainedModel, paths: Collection[str], tables: Collection[str] = ()) -> None:
+def check_attachments(
+    model: GrowablePreTrainedModel, paths: Iterable[str], attentions: Collection[Attention] = ()
+) -> None:
     """
     Verify that the layers of some blocks can exchange their parameters.
 
@@ -15,18 +18,19 @@ def check_attachments(model: GrowablePreTrainedModel, paths: Collection[str], ta
 
     Args:
         model ([`GrowablePreTrainedModel`]): The model.
-        paths (`Collection[str]`): Layers that are to grow.
-        tables (`Collection[str]`): Other parameters that are to grow.
+        paths (`Iterable[str]`): Layers that are to grow.
+        attentions (`Collection[Attention]`): Attention modules that are to have more heads.
 
     Raises:
         ValueError: If parameters have hooks or tensors among their attributes, are shared by several modules, or were
             pruned or reparametrised.
     """
-    blocks = {site.block for site in model.growable_linears() if site.path in paths}
+    grown = {*paths, *(row for attention in attentions for row in attention.heads.rows)}
+    blocks = {site.block for site in model.growable_linears() if site.path in grown}
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
-    for table in tables:
+    for table in {attention.heads.table for attention in attentions if attention.heads.table is not None}:
         parameter = model.get_parameter(table)
         check_unattached(table, parameter)
         _check_own(names[id(parameter)])

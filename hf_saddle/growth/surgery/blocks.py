@@ -16,7 +16,7 @@ from ...models.growable import Growable
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ...models.parameters import follow_
 from ...models.restacking import Restacking, restack
-from ..records.block_records import NewBlock, bare_of, blocks_with, new_blocks, places_of
+from ..records.block_records import NewBlock, bare_of, blocks_with, places_of
 from ..records.history import GrowthHistory
 from ..records.plan import GrowthPlan
 from .attachments import check_attachments
@@ -99,7 +99,7 @@ def inserted_blocks(history: GrowthHistory) -> list[str]:
     found: list[str] = []
     shapes = history.initial.shapes
     for event in history.events:
-        found = blocks_with(found, shapes, new_blocks(event.blocks, "a growth event"))
+        found = blocks_with(found, shapes, event.new_blocks)
         shapes = event.shapes
     return found
 

@@ -10,7 +10,8 @@ from ..operators import DEPTH_OPERATORS, OPERATORS, Operator
 from ..records.layer_growth import LayerGrowth
 from ..records.plan import GrowthPlan
 from ..rows import check_neurons, layers_of, row_size
-from .drafts import LinearDraft, NormDraft
+from .drafts import LinearDraft
+from .entries import EntriesDraft
 from .head_drafts import check_heads, check_stacks_grow, draft_heads_, find_attention, is_of_heads
 
 
@@ -47,7 +48,7 @@ def draft_growths(model: GrowablePreTrainedModel, plan: GrowthPlan) -> list[Line
         neurons, draft = hidden[path], drafts[path]
         draft.partners = [drafts[row] for row in neurons.rows[1:]]
         draft.readers = [drafts[reader] for reader in neurons.readers]
-        draft.norms = [NormDraft(norm, model.get_submodule(norm)) for norm in neurons.norms]
+        draft.beside = [EntriesDraft(norm, model.get_submodule(norm)) for norm in neurons.norms]
     # Readers before the neurons that they read, whose copies then copy the columns of new units of the readers as
     # well; within a layer, and those that share its neurons, the outer branch first, so that a copied neuron takes
     # along the units it had before the event.

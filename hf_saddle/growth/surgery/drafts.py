@@ -1,4 +1,4 @@
-"""Layers with their branches, norms and readers as they will be, drafted without touching the modules."""
+"""Layers with their branches, readers and norms as they will be, drafted without touching the modules."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from ...models.growable import Growable, SkipBranch
 from ...models.layouts import LAYOUTS, Layout
 from ...models.sites import inner_path
+from .entries import EntriesDraft
 from .slices import NEW, ParameterDraft
 
 
@@ -30,9 +31,8 @@ class LinearDraft:
         branch ([`BranchDraft`], *optional*): The units that feed its neurons.
         owner ([`BranchDraft`], *optional*): The branch whose units its neurons are.
         partners (`list[LinearDraft]`): Layers that have a row for each of its neurons too, as that of gates has `up`.
-        norms (`list[NormDraft]`): Batch normalisations of its neurons.
+        beside (`list[EntriesDraft]`): What has an entry for each of its neurons, or of the heads that they are of.
         readers (`list[LinearDraft]`): The layers whose inputs its neurons are, where they are hidden ones.
-        tables (`list[TableDraft]`): Parameters with an entry for each of the attention heads that its neurons are of.
     """
 
     def __init__(self, path: str, module: Growable | None, layout: Layout, parameters: dict[str, ParameterDraft]):
@@ -43,9 +43,8 @@ class LinearDraft:
         self.branch: BranchDraft | None = None
         self.owner: BranchDraft | None = None
         self.partners: list[LinearDraft] = []
-        self.norms: list[NormDraft] = []
+        self.beside: list[EntriesDraft] = []
         self.readers: list[LinearDraft] = []
-        self.tables: list[TableDraft] = []
 
     @classmethod
     def of(cls, path: str, module: Growable) -> "LinearDraft":
@@ -107,21 +106,17 @@ class LinearDraft:
             self.owner.copy_units_(neurons)
         for linear, own in self._parts(rows):
             linear.copy_rows_(neurons, own)
-        for norm in self.norms:
-            norm.copy_(neurons)
-        for weight, dim in self._columns():
-            weight.copy_(dim, neurons, scale=0.5)
+        for entries in self.beside:
+            entries.copy_(neurons)
+        for reader in self.readers:
+            reader.halve_columns_(neurons)
 
     def append_neurons_(self, rows: Tensor) -> None:
         """Append neurons that nothing reads yet, with rows as `affine` has them."""
         for linear, own in self._parts(rows):
-            weight, bias = linear.native(own)
-            linear.parameters["weight"].append_(weight, linear.layout.rows)
-            if "bias" in linear.parameters:
-                linear.parameters["bias"].append_(bias)
-        for parameter, dim in self._columns():
-            size = [len(rows) if axis == dim else size for axis, size in enumerate(parameter.value.shape)]
-            parameter.append_(parameter.value.new_zeros(size), dim)
+            linear.append_rows_(own)
+        for reader in self.readers:
+            reader.append_columns_(len(rows))
 
     def native(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of shape `(k, d + 1)` as a weight of `k` neurons, and their biases, shape `(k,)`."""
@@ -132,13 +127,29 @@ class LinearDraft:
         linears = (self, *self.partners)
         return zip(linears, rows.chunk(len(linears), dim=1), strict=True)
 
+    def append_rows_(self, rows: Tensor) -> None:
+        """Append rows, shape `(k, d + 1)`."""
+        weight, bias = self.native(rows)
+        self.parameters["weight"].append_(weight, self.layout.rows)
+        if "bias" in self.parameters:
+            self.parameters["bias"].append_(bias)
+
+    def append_columns_(self, count: int) -> None:
+        """Append inputs that count nothing, for this layer and the branches nested in it."""
+        for weight, dim in self._columns():
+            weight.append_zeros_(count, dim)
+
+    def halve_columns_(self, columns: Tensor) -> None:
+        """Replace inputs by two copies, each of which counts half, for this layer and the branches nested in it."""
+        for weight, dim in self._columns():
+            weight.copy_(dim, columns, scale=0.5)
+
     def _columns(self) -> Iterator[tuple[ParameterDraft, int]]:
-        """The weights that have a column for each neuron of this layer, and the dimension that it is on."""
-        for reader in self.readers:
-            for linear in reader.chain():
-                for name in ("weight", "twin_weight"):
-                    if name in linear.parameters:
-                        yield linear.parameters[name], linear.layout.columns
+        """The weights that have a column for each input, and the dimension that it is on."""
+        for linear in self.chain():
+            for name in ("weight", "twin_weight"):
+                if name in linear.parameters:
+                    yield linear.parameters[name], linear.layout.columns
 
     def copy_rows_(self, indices: Tensor, rows: Tensor | None = None) -> None:
         """
@@ -155,49 +166,6 @@ class LinearDraft:
             parameter.copy_(dim, indices, share=0.5, values=values.get(name))
         if self.branch is not None:
             self.branch.follow_copies_(size, indices)
-
-
-class NormDraft:
-    """
-    A batch normalisation whose channels are neurons.
-
-    Args:
-        path (`str`): Path of the normalisation in the model.
-        module (`nn.Module`): The normalisation.
-    """
-
-    def __init__(self, path: str, module: nn.Module):
-        self.path = path
-        self.module = module
-        own = module.named_parameters(recurse=False)
-        self.parameters = {name: ParameterDraft(value, value) for name, value in own}
-        # What has no entry for each channel, as the number of batches seen, stays.
-        self.buffers = {name: value for name, value in module.named_buffers(recurse=False) if value.dim()}
-
-    def copy_(self, neurons: Tensor) -> None:
-        """Append a copy of each of these channels, statistics included, which takes half of its gradient."""
-        for parameter in self.parameters.values():
-            parameter.copy_(0, neurons, share=0.5)
-        for name, value in self.buffers.items():
-            self.buffers[name] = torch.cat([value, value.index_select(0, neurons.to(value.device))])
-
-
-class TableDraft:
-    """
-    A parameter of a module that has an entry for each attention head on its last axis.
-
-    Args:
-        path (`str`): Path of the parameter in the model.
-        module (`nn.Module`): The module that has it.
-    """
-
-    def __init__(self, path: str, module: nn.Module):
-        self.path = path
-        self.module = module
-        self.name = path.rpartition(".")[2]
-        value = module._parameters[self.name]
-        assert value is not None
-        self.parameter = ParameterDraft(value, value)
 
 
 class BranchDraft:

@@ -16,16 +16,15 @@ from ...version import __version__
 from ..costs import Cost, count_parameters, plan_cost
 from ..macs import count_macs
 from ..optimizer.state import carry_optimizer_state_, inner_optimizer
-from ..records.block_records import operators_of, path_with
 from ..records.event import GrowthEvent
 from ..records.history import GrowthHistory
-from ..records.layer_growth import LayerGrowth
+from ..records.layer_record import layer_record
 from ..records.plan import GrowthPlan
 from .attachments import check_attachments
 from .blocks import Values, draft_blocks, inserted_blocks, rename_in_optimizer_, trained_outside
 from .changes import Changes
 from .drafting import check_plan, draft_growths
-from .head_drafts import find_attention, is_of_heads, layers_of_growth, tables_of
+from .head_drafts import find_attention, is_of_heads
 from .install import check_changes, install_
 from .shell import to_be_asked
 from .snapshot import Snapshot
@@ -139,11 +138,12 @@ def prepare_growth(
     history = GrowthHistory.leading_to(model)
     stacks, changes = draft_blocks(model, plan, values)
     heads = [growth for growth in plan.growths if is_of_heads(growth)]
-    layers = {layer for growth in plan.growths for layer in layers_of_growth(model, growth)}
-    check_attachments(model, layers, tables_of(find_attention(model, growth.linear) for growth in heads))
+    of_neurons = [growth for growth in plan.growths if not is_of_heads(growth)]
+    attentions = [find_attention(model, growth.linear) for growth in heads]
+    check_attachments(model, [growth.linear for growth in of_neurons], attentions)
     kind = check_plan(model, plan)
     parameters, macs = count_parameters(model), history.macs
-    cost = plan_cost(model, [growth for growth in plan.growths if not is_of_heads(growth)])
+    cost = plan_cost(model, of_neurons)
     named = {parameter: name for name, parameter in model.named_parameters()}
     also = [(holder, names) for holder, _, names in stacks.assignments]
     counted = count_macs(model) if heads or plan.blocks else 0
@@ -153,9 +153,7 @@ def prepare_growth(
         # Blocks first: their copies are of the model as it was measured. What grows is then found at its new place.
         numbered = model.shapes()
         assign_(stacks.assignments)
-        moved = tuple(
-            replace(growth, linear=path_with(growth.linear, numbered, plan.blocks)) for growth in plan.growths
-        )
+        moved = plan.growths_behind(numbered)
         for draft in draft_growths(model, replace(plan, growths=moved)):
             install_(draft, kind, str(model.config.skip_activation), changes)
         check_changes(changes)
@@ -171,7 +169,7 @@ def prepare_growth(
             cost = Cost(count_parameters(model) - parameters, count_macs(model) - counted)
         event = GrowthEvent(
             criterion=plan.criterion,
-            operators=sorted({*operators_of(plan.blocks), *(growth.operator for growth in moved)}),
+            operators=sorted(plan.chosen),
             layers=[layer_record(growth) for growth in moved],
             predicted_gain=plan.predicted_gain,
             forecast=plan.forecast,
@@ -224,20 +222,6 @@ def record_(model: GrowablePreTrainedModel, event: GrowthEvent) -> None:
     history = GrowthHistory.from_model(model)
     history.update_last(event)
     history.attach_(model)
-
-
-def layer_record(growth: LayerGrowth) -> dict[str, Any]:
-    """What the history keeps of the growth of one layer."""
-    values = growth.eigenvalues
-    return {
-        "linear": growth.linear,
-        "operator": growth.operator,
-        "candidates": growth.candidates,
-        "chosen": len(growth.neurons),
-        "neurons": list(growth.neurons),
-        "eigenvalue": {"min": float(values.min()), "mean": float(values.mean()), "max": float(values.max())},
-        "predicted_gain": float(growth.predicted_gain.sum()),
-    }
 
 
 def versions() -> dict[str, str]:

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from ...models.blocks import split_path
-from ...models.heads import Attention, heads_of, rows_of
+from ...models.heads import Attention, heads_of, rows_of, stacks_in
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ...models.sites import linear_at
 from ..operators import OPERATORS
 from ..records.layer_growth import LayerGrowth
 from ..records.plan import GrowthPlan
-from .drafts import LinearDraft, TableDraft
-from .slices import ParameterDraft
+from .drafts import LinearDraft
+from .entries import EntriesDraft
 
 
 def is_of_heads(growth: LayerGrowth) -> bool:
@@ -44,13 +44,12 @@ def stacks_of(model: GrowablePreTrainedModel, paths: Iterable[str]) -> list[tupl
         ValueError: If modules must have as many heads of which some are missing, or there is no such module.
     """
     asked = {find_attention(model, path).path for path in paths}
-    stacks: dict[str, list[str]] = {}
-    for attention in model.attentions():
-        stacks.setdefault(attention.stack or attention.path, []).append(attention.path)
-    for stack, members in stacks.items():
+    found = []
+    for stack, members in stacks_in(model.attentions()).items():
         if asked & {*members} not in (set(), {*members}):
             raise ValueError(_together(stack, members))
-    return [tuple(members) for members in stacks.values() if asked & {*members}]
+        found += [tuple(members)] if asked & {*members} else []
+    return found
 
 
 def _together(stack: str, paths: Iterable[str]) -> str:
@@ -58,16 +57,6 @@ def _together(stack: str, paths: Iterable[str]) -> str:
         f"The first of {stack} gives the others its relative positions, with an entry for each head: let the same "
         f"heads grow in all of {', '.join(paths)} at once."
     )
-
-
-def layers_of_growth(model: GrowablePreTrainedModel, growth: LayerGrowth) -> tuple[str, ...]:
-    """The layers whose neurons, or heads, a growth adds to."""
-    return find_attention(model, growth.linear).heads.rows if is_of_heads(growth) else (growth.linear,)
-
-
-def tables_of(attentions: Iterable[Attention]) -> set[str]:
-    """The parameters with an entry for each head of some attention modules."""
-    return {attention.heads.table for attention in attentions if attention.heads.table is not None}
 
 
 class HeadsDraft:
@@ -78,11 +67,11 @@ class HeadsDraft:
         attention ([`Attention`]): The module.
         number (`int`): Its heads.
         drafts (`Mapping[str, LinearDraft]`): Drafts of its layers, by path in the model.
-        table ([`TableDraft`], *optional*): Of the parameter with an entry for each head.
+        table ([`EntriesDraft`], *optional*): Of the parameter with an entry for each head.
     """
 
     def __init__(
-        self, attention: Attention, number: int, drafts: Mapping[str, LinearDraft], table: TableDraft | None = None
+        self, attention: Attention, number: int, drafts: Mapping[str, LinearDraft], table: EntriesDraft | None = None
     ):
         self.number = number
         self.attention = attention
@@ -125,39 +114,28 @@ class HeadsDraft:
         for unit, parts in zip(self.units, self.parts, strict=True):
             yield rows_of(heads, unit, self.number, parts)
 
-    def split_(self, heads: Tensor, steps: Tensor) -> None:
+    def copy_neurons_(self, heads: Tensor, rows: Tensor) -> None:
         """
-        Replace heads by two copies with half the outgoing weights each.
+        Replace heads by two copies, each of which counts half.
 
         Args:
             heads (`Tensor`): The heads, distinct.
-            steps (`Tensor`): What the rows of the first gain and those of the second lose, as in `affine`.
+            rows (`Tensor`): Those of originals and then of copies, as `affine` has them.
         """
-        own = self.affine(heads)
-        both = zip(self.by_layer(own + steps), self.by_layer(own - steps), strict=True)
-        for layer, own_rows, rows in zip(self.layers, self._rows(heads), map(torch.cat, both), strict=True):
-            layer.copy_rows_(own_rows, rows)
-        columns = (heads[:, None] * self.columns + torch.arange(self.columns)).flatten()
-        for weight, dim in self._read():
-            weight.copy_(dim, columns, scale=0.5)
+        for layer, held, own in zip(self.layers, self._rows(heads), self.by_layer(rows), strict=True):
+            layer.copy_rows_(held, own)
+        self.reader.halve_columns_((heads[:, None] * self.columns + torch.arange(self.columns)).flatten())
         if self.table is not None:
-            self.table.parameter.copy_(self.table.parameter.value.dim() - 1, heads, share=0.5)
+            self.table.copy_(heads)
         self._settle_(len(heads))
 
-    def append_(self, rows: Tensor) -> None:
+    def append_neurons_(self, rows: Tensor) -> None:
         """Append heads that nothing reads yet, with rows as `affine` has them, and no preference for any position."""
         for layer, own in zip(self.layers, self.by_layer(rows), strict=True):
-            weight, bias = layer.native(own)
-            layer.parameters["weight"].append_(weight, layer.layout.rows)
-            if "bias" in layer.parameters:
-                layer.parameters["bias"].append_(bias)
-        for columns, dim in self._read():
-            size = list(columns.value.shape)
-            size[dim] = len(rows) * self.columns
-            columns.append_(columns.value.new_zeros(size), dim)
+            layer.append_rows_(own)
+        self.reader.append_columns_(len(rows) * self.columns)
         if self.table is not None:
-            entries = self.table.parameter
-            entries.append_(entries.value.new_zeros(*entries.value.shape[:-1], len(rows)), entries.value.dim() - 1)
+            self.table.append_(len(rows))
         self._settle_(len(rows))
 
     def by_layer(self, rows: Tensor) -> Iterator[Tensor]:
@@ -165,12 +143,6 @@ class HeadsDraft:
         parts = torch.split(rows, [count * size for count, size in self.sizes], 1)
         for part, (_, size) in zip(parts, self.sizes, strict=True):
             yield part.reshape(-1, size)
-
-    def _read(self) -> Iterator[tuple[ParameterDraft, int]]:
-        for layer in self.reader.chain():
-            for name in ("weight", "twin_weight"):
-                if name in layer.parameters:
-                    yield layer.parameters[name], layer.layout.columns
 
     def _settle_(self, count: int) -> None:
         """Move rows that were appended for new heads to the end of their own part of the layer."""
@@ -204,8 +176,9 @@ def draft_heads_(model: GrowablePreTrainedModel, plan: GrowthPlan, drafts: Mappi
             attention = find_attention(model, growth.linear)
             path, table = attention.heads.table, None
             if path is not None:
-                table = TableDraft(path, model.get_submodule(path.rpartition(".")[0]))
-                drafts[attention.heads.rows[-1]].tables.append(table)
+                owner, _, name = path.rpartition(".")
+                table = EntriesDraft(owner, model.get_submodule(owner), -1, [name])
+                drafts[attention.heads.rows[-1]].beside.append(table)
             made[growth.linear] = HeadsDraft(attention, numbers[attention.root], drafts, table)
         draft = made[growth.linear]
         rows = (growth.directions * growth.steps[:, None]).to(draft.reader.weight.device)
@@ -224,11 +197,9 @@ def check_stacks_grow(model: GrowablePreTrainedModel, plan: GrowthPlan) -> None:
     grown: dict[str, set[tuple[str, tuple[int, ...]]]] = {}
     for growth in filter(is_of_heads, plan.growths):
         grown.setdefault(growth.linear, set()).add((growth.operator, growth.neurons))
-    stacks: dict[str, list[str]] = {}
-    for attention in model.attentions():
-        if attention.stack is not None:
-            stacks.setdefault(attention.stack, []).append(attention.path)
-    for stack, paths in stacks.items():
+    if not grown:
+        return
+    for stack, paths in stacks_in(model.attentions()).items():
         if len({frozenset(grown.get(path, ())) for path in paths}) > 1:
             raise ValueError(_together(stack, paths))
         longer = [block.after for block in plan.blocks if split_path(block.after)[0] == stack.partition(".*")[0]]

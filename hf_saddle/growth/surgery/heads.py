@@ -1,5 +1,6 @@
 """More attention heads: new ones that nothing reads yet, and heads that become two, in place and all or nothing."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..records.layer_growth import LayerGrowth
 from ..records.plan import GrowthPlan
 from .attachments import check_attachments
 from .grow import check_model, check_saddle, grow_
-from .head_drafts import HeadsDraft, find_attention, tables_of
+from .head_drafts import HeadsDraft, find_attention
 
 
 # Length of the step of a split relative to the head, where none is given.
@@ -68,8 +69,8 @@ def grow_heads_(
     >>> model.config.heads
     {'layers.0.attention': 5}
     ```"""
-    if how not in ("new", "split"):
-        raise ValueError(f'`how` must be "new" or "split", got {how!r}.')
+    if how not in HEAD_WAYS:
+        raise ValueError(f"`how` must be {' or '.join(map(json.dumps, HEAD_WAYS))}, got {how!r}.")
     check_model(model)
     growths = tuple(
         head_growth(model, path, chosen, how, step_size=step_size, seed=seed + index)
@@ -101,7 +102,7 @@ def head_growth(
     roots = {attention.root: attention.path for attention in model.attentions()}
     attention = find_attention(model, roots.get(path, path))
     model.check_linears(sharded=True)
-    check_attachments(model, attention.heads.rows, tables_of([attention]))
+    check_attachments(model, (), [attention])
     draft = HeadsDraft.of(model, attention)
     chosen = _chosen(attention.path, heads, how, draft.number)
     generator = torch.Generator().manual_seed(seed)
@@ -125,7 +126,7 @@ def head_growth(
     zeros = torch.zeros(len(chosen))
     return LayerGrowth(
         linear=attention.path,
-        operator=HEAD_WAYS[how],
+        operator=f"{how}_head",
         neurons=chosen,
         directions=rows,
         steps=steps,

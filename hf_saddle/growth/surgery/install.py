@@ -9,7 +9,8 @@ from ...models.growable import SkipBranch
 from ...models.heads import fit_table_
 from ...models.parameters import follow_
 from .changes import Added, Changes, Replaced
-from .drafts import BranchDraft, LinearDraft, NormDraft
+from .drafts import BranchDraft, LinearDraft
+from .entries import EntriesDraft
 from .slices import ParameterDraft, like_format
 
 
@@ -30,11 +31,8 @@ def install_(linear: LinearDraft, kind: str, activation: str, changes: Changes) 
             # Assigned to the key that is there, which keeps the order of the parameters.
             module._parameters[name] = _replacement(f"{linear.path}.{name}", draft, changes)
     module.fit_sizes_()
-    for norm in linear.norms:
-        _install_norm_(norm, changes)
-    for table in linear.tables:
-        table.module._parameters[table.name] = _replacement(table.path, table.parameter, changes)
-        fit_table_(table.module, table.parameter.value.shape[-1])
+    for entries in linear.beside:
+        _install_entries_(entries, changes)
     branch = linear.branch
     if branch is None:
         return
@@ -50,13 +48,17 @@ def install_(linear: LinearDraft, kind: str, activation: str, changes: Changes) 
     install_(branch.linear, kind, activation, changes)
 
 
-def _install_norm_(norm: NormDraft, changes: Changes) -> None:
-    module: Any = norm.module
-    for name, draft in norm.parameters.items():
+def _install_entries_(entries: EntriesDraft, changes: Changes) -> None:
+    module: Any = entries.module
+    for name, draft in entries.parameters.items():
         if draft.touched:
-            module._parameters[name] = _replacement(f"{norm.path}.{name}", draft, changes)
-    module._buffers.update(norm.buffers)
-    module.num_features = next(len(value) for value in (*norm.buffers.values(), *module.parameters(recurse=False)))
+            module._parameters[name] = _replacement(f"{entries.path}.{name}", draft, changes)
+    module._buffers.update(entries.buffers)
+    values = (*entries.buffers.values(), *(draft.value for draft in entries.parameters.values()))
+    size = values[0].shape[entries.axis]
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        module.num_features = size
+    fit_table_(module, size)
 
 
 def check_changes(changes: Changes) -> None:

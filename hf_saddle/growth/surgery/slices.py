@@ -77,6 +77,12 @@ class ParameterDraft:
             torch.cat([axis.source, new]), torch.cat([axis.share, one]), torch.cat([axis.scale, one])
         )
 
+    def append_zeros_(self, count: int, dim: int) -> None:
+        """Append new slices of 0 along `dim`."""
+        size = list(self.value.shape)
+        size[dim] = count
+        self.append_(self.value.new_zeros(size), dim)
+
     def add_(self, indices: Tensor, values: Tensor, dim: int) -> None:
         """Add `values` to the slices in `indices` (on the CPU) along `dim`; they stay the same parameters."""
         size, where = self.value.shape[dim], indices.to(self.value.device)

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from ...models.growable import Growable, SkipBranch
 from ...models.layouts import LAYOUTS
 from ...models.modeling_saddle import GrowablePreTrainedModel
+from ...models.restacking import Assignment, put_back_
 from ..optimizer.state import inner_optimizer
 
 
@@ -38,7 +39,7 @@ class Snapshot:
         optimizer: Optimizer | None = None,
         also: Iterable[tuple[MutableMapping[Any, Any], tuple[str, ...] | None]] = (),
     ):
-        self._held: list[tuple[MutableMapping[Any, Any], dict[Any, Any], tuple[str, ...] | None]] = []
+        self._held: list[Assignment] = []
         self._lists: list[tuple[list[nn.Parameter], list[nn.Parameter]]] = []
         self._hold(model.__dict__, ("growth_history",))
         self._hold(model.config.__dict__)
@@ -73,13 +74,6 @@ class Snapshot:
             put_back_(holder, values, names)
         for parameters, values_before in self._lists:
             parameters[:] = values_before
-
-
-def put_back_(holder: MutableMapping[Any, Any], values: dict[Any, Any], names: tuple[str, ...] | None = None) -> None:
-    """Let a mapping hold `values` again, in their order; of all its keys, or of those in `names`."""
-    for name in list(holder) if names is None else names:
-        holder.pop(name, None)
-    holder.update(values)
 
 
 @contextmanager

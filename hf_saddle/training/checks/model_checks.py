@@ -11,47 +11,35 @@ from ...curvature import activation_of, curvature_at_zero
 from ...growth import GrowthConfig, head_growth
 from ...growth.budget import in_unit, sizes
 from ...growth.choice.block_gains import block_costs, places_of_blocks
+from ...growth.choice.candidates import operators_for
 from ...growth.choice.head_scores import head_costs, measurable
 from ...growth.choice.planner import check_where
 from ...growth.costs import Cost, CostBook
 from ...growth.kinds import Kinds
-from ...growth.operators import DEPTH_OPERATORS, OPERATORS, Operator
+from ...growth.operators import DEPTH_OPERATORS
 from ...growth.paper import QUOTAS
-from ...growth.surgery.drafting import branch_kind
 from ...growth.surgery.head_drafts import stacks_of
 from ...growth.surgery.heads import check_family
 from ...models.configuration_saddle import SaddleConfig
 from ...models.families import family_of
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ...models.parameters import is_sharded
-from ...models.sites import Site
 from ..wrappers import unwrap
 
 
-def check_growable(model: nn.Module) -> GrowablePreTrainedModel:
+def check_growable(model: nn.Module, sharded: bool = False) -> GrowablePreTrainedModel:
     """
-    The growable model inside of the wrappers of DDP and `torch.compile`.
+    The growable model inside of the wrappers of DDP and `torch.compile`; FSDP2 may have sharded it if `sharded`.
 
     Raises:
-        ValueError: If it is not a Saddle model, is sharded, quantised, or has adapters. The message tells what to do.
+        ValueError: If it is not a Saddle model, is quantised, sharded, or has adapters. The message tells what to do.
     """
     inner = unwrap(model)
-    if is_sharded(inner):
+    if is_sharded(inner) and not sharded:
         raise ValueError(
             "The model is sharded (FSDP2) and does not grow like one that each process holds whole. Use "
             "`growth_event_sharded_` or `grow_by_plan_sharded_` in a loop of your own, or a GrowthTrainer."
         )
-    return growable_inside(inner)
-
-
-def growable_inside(model: nn.Module) -> GrowablePreTrainedModel:
-    """
-    The growable model inside of the wrappers of DDP and `torch.compile`, whether FSDP2 has sharded it or not.
-
-    Raises:
-        ValueError: If it is not a Saddle model, is quantised, or has adapters. The message tells what to do.
-    """
-    inner = unwrap(model)
     if not isinstance(inner, GrowablePreTrainedModel):
         raise ValueError(
             f"Only Saddle models grow, got a {type(inner).__name__}. Convert a stock model with "
@@ -63,7 +51,7 @@ def growable_inside(model: nn.Module) -> GrowablePreTrainedModel:
             "Adapters (`model.add_adapter`) have taken the place of linears, which cannot grow then. Remove them by "
             "`model.delete_adapter`, or train the adapters without a GrowthCallback."
         )
-    inner.check_linears(sharded=is_sharded(inner))
+    inner.check_linears(sharded)
     return inner
 
 
@@ -138,10 +126,6 @@ def check_activation(model: SaddleConfig, config: GrowthConfig) -> None:
     Verify that the activations of a model may be those of branch units and of neurons that are split, and have the
     curvature that they are ranked by.
 
-    Args:
-        model ([`SaddleConfig`]): The model's config.
-        config ([`GrowthConfig`]): How the model is to grow.
-
     Raises:
         ValueError: If not; the message tells why and what to do.
     """
@@ -194,7 +178,7 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
     for way in kinds.ways:
         costs += head_costs(model, [tuple(head_growth(model, path, 1, way) for path in stack) for stack in headed])
     for site in model.growable_linears() if kinds.neurons else ():
-        for operator in operators_of(model, site, config) if site.path in paths else ():
+        for operator in operators_for(model, site, config) if site.path in paths else ():
             costs += [book.cost(site.path, operator, neuron) for neuron in range(site.module.neurons)]
     prices = [in_unit(cost, config.budget_unit) for cost in costs]
     if not prices:
@@ -225,15 +209,3 @@ def check_budget(model: GrowablePreTrainedModel, paths: Collection[str], config:
             f"Nothing would grow: `event_budget={config.event_budget}` is below the {price:,} {unit} that an event "
             f"needs for {what}. Raise it, or leave it out."
         )
-
-
-def operators_of(model: GrowablePreTrainedModel, site: Site, config: GrowthConfig) -> list[Operator]:
-    """How the neurons of a linear may grow."""
-    kind = branch_kind(model)
-    names = {config.kinds.operator_for(name, kind) for name in config.ranking}
-    operators = [OPERATORS[name] for name in names if name is not None]
-    return [
-        operator
-        for operator in operators
-        if (site.depth < config.max_depth if operator.deepens else operator.can_widen(site, kind))
-    ]

@@ -8,8 +8,7 @@ from torch.optim import Optimizer
 from ...growth.optimizer.state import held_parameters, inner_optimizer
 from ...growth.surgery.attachments import check_attachments
 from ...models.modeling_saddle import GrowablePreTrainedModel
-from ..wrappers import find_ddp, follows
-from .model_checks import growable_inside
+from ..wrappers import find_ddp, follows, unwrap
 
 
 def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
@@ -39,11 +38,6 @@ def check_parameters(model: GrowablePreTrainedModel, paths: Collection[str], opt
     """
     Verify that linears may exchange their parameters, and that an optimizer trains what is to be trained of them.
 
-    Args:
-        model ([`GrowablePreTrainedModel`]): The model.
-        paths (`Collection[str]`): The linears that may grow.
-        optimizer (`Optimizer`): The optimizer that trains it.
-
     Raises:
         ValueError: If something hangs on a parameter that cannot follow (see [`check_attachments`]), or the optimizer
             does not hold one that requires a gradient.
@@ -68,7 +62,7 @@ def check_bound(model: nn.Module, optimizer: Optimizer | None) -> None:
         ValueError: If they were made for others.
     """
     if optimizer is not None:
-        check_optimizer(growable_inside(model), optimizer)
+        check_optimizer(unwrap(model), optimizer)
     wrapper = find_ddp(model)
     if wrapper is not None and not follows(wrapper):
         raise ValueError(

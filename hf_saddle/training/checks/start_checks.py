@@ -12,7 +12,7 @@ from ...growth import GrowthConfig
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ..events.followers import check_followers
 from ..sharding.trainer_sharded import check_sharded_training
-from .model_checks import check_budget, growable_inside, growable_paths
+from .model_checks import check_budget, check_growable, growable_paths
 from .optimizer_checks import check_optimizer, check_parameters
 from .trainer_checks import check_training
 
@@ -42,7 +42,7 @@ def check_start(
     """
     args, state, model, optimizer, loader = training
     check_training(args, state, loader, config=config, trainer=trainer, loss=loss, probe_dataset=probe_dataset)
-    inner = growable_inside(model)
+    inner = check_growable(model, sharded=True)
     paths = growable_paths(inner, config)
     check_followers(inner, followers)
     if trainer is not None and trainer.is_fsdp_enabled:

@@ -23,10 +23,6 @@ def check_supported(args: TrainingArguments, trainer: Trainer | None) -> None:
     """
     Verify that a model may grow under the way of training that the arguments ask for.
 
-    Args:
-        args (`TrainingArguments`): The arguments.
-        trainer (`Trainer`, *optional*): The trainer that the callback knows.
-
     Raises:
         ValueError: If it may not; the message tells what to do.
     """
@@ -71,13 +67,6 @@ def check_training(
     """
     Verify that a model may grow in a training, whose loss, samples and epochs its callback knows; warn of what it
     cannot log.
-
-    Args:
-        args (`TrainingArguments`): The arguments.
-        state (`TrainerState`): The state of the training.
-        loader (`DataLoader`): The loader of the training data.
-        config ([`GrowthConfig`]): When and how to grow.
-        trainer, loss, probe_dataset: What the callback was given, see [`GrowthCallback`].
 
     Raises:
         ValueError: If it may not, or they are not known; the message tells what to do.

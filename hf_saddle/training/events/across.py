@@ -9,19 +9,18 @@ import torch
 from ...curvature import CurvatureReport
 from ...curvature.loss import Loss
 from ...curvature.samples import sample_count
-from ...growth import GrowthConfig, GrowthHistory, GrowthPlan, block_candidates, probe_loss, score_heads
+from ...growth import GrowthConfig, GrowthHistory, GrowthPlan, block_candidates, score_heads
 from ...growth.choice.across import Across, Chosen
 from ...growth.choice.halves import halves
-from ...growth.choice.natural_step import moves, stepped
+from ...growth.choice.natural_step import moves
 from ...growth.choice.parts import Part, block_part, head_part, neuron_part
-from ...growth.choice.reasons import unsupported
 from ...growth.costs import Cost
 from ...growth.surgery.grow import added_by
 from ...growth.surgery.temporary import Growing
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ..checks.model_checks import growing_kinds, heads_that_grow
 from ..distributed import Replicas
-from .measuring import candidates_of, judged_loss, measure_neurons, score_neurons, try_step
+from .measuring import candidates_of, loss_before, measure_neurons, score_neurons, try_step
 from .moment import Moment
 from .probe import event_seed
 from .timed import time_growth
@@ -60,20 +59,15 @@ def decide_across(
     plan = replicas.agree_on(across.plan(chosen, allowed))
     columns, entries = chosen.moving(plan)
     if columns is not None:
-        before = judged_loss(judging, replicas, lambda own: probe_loss(model, own, loss))
+        before = loss_before(model, judging, loss, replicas)
         # What starts at rest does nothing to the loss.
         tried = replace(plan, growths=tuple(growth for growth in plan.growths if moves(growth)), blocks=())
-        found, factor, gain = try_step(
-            model, tried, columns, judging, config, before=before, entries=entries, **together
-        )
-        error = found.error * factor
-        if gain > config.significance * error:
-            plan = stepped(plan, found, factor if config.natural_step else 0.0, gain, error)
-        else:
-            why = unsupported(gain, error, len(columns.scale), f"{sum(plan.candidates.values())} candidates", config)
+        trial = try_step(model, tried, columns, judging, config, before=before, entries=entries, **together)
+        plan = trial.paying(plan, config)
+        if plan.held_back is not None:
             # What starts at rest was not tried: it stays if its scores speak for it alone.
             rest = chosen.resting()
-            chosen = rest if across.pays(rest) else Chosen((), None, why)
+            chosen = rest if across.pays(rest) else Chosen((), None, plan.held_back)
             plan = across.plan(chosen, allowed)
     cost = added_by(model, plan) if plan else Cost(0, 0)
     if timing is not None:

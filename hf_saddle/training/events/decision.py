@@ -1,7 +1,6 @@
 """What an event will do, decided by all processes together: measured, chosen, tried on samples that chose nothing."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ...curvature import UnitScores
@@ -10,10 +9,9 @@ from ...growth import GrowthConfig, GrowthPlan, LayerGrowth, block_candidates
 from ...growth.budget import sizes
 from ...growth.choice.block_planner import choose_blocks
 from ...growth.choice.halves import halves
-from ...growth.choice.joint import Judgement
-from ...growth.choice.natural_step import columns_of, moves, stepped
+from ...growth.choice.natural_step import columns_of, moves
 from ...growth.choice.planner import choose_growths, priced
-from ...growth.choice.reasons import no_budget, unsupported
+from ...growth.choice.reasons import no_budget
 from ...growth.surgery.temporary import Growing, growing_
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ..distributed import Replicas
@@ -95,17 +93,8 @@ def decide(
     if scores is None:
         scores = scores_of(moving)
     own = columns_of(scores)
-    found, factor, gain = try_step(
+    trial = try_step(
         model, plan, own, judging, config, before=scores.loss, loss=loss, replicas=replicas, growing=growing
     )
-    plan = replicas.agree_on(priced(model, _paying(plan, found, factor, gain, config)))
+    plan = replicas.agree_on(priced(model, trial.paying(plan, config)))
     return Decision(plan, scores.probe_loss, [*choosing, *judging])
-
-
-def _paying(plan: GrowthPlan, found: Judgement, factor: float, gain: float, config: GrowthConfig) -> GrowthPlan:
-    """A plan with the step that was found and its gain; no growths where units were to pay at once and do not."""
-    error = found.error * factor
-    if gain > config.significance * error or not (config.natural_step or config.pursues):
-        return stepped(plan, found, factor if config.natural_step else 0.0, gain, error)
-    why = unsupported(gain, error, len(found.slopes), f"{sum(plan.candidates.values())} candidates", config)
-    return replace(plan, growths=(), held_back=why)

@@ -1,28 +1,24 @@
-"""One growth event from probe to record, on a model as it is trained: wrapped, compiled, on one or many processes."""
+"""Growth events for hand-written loops: measured and planned, by a plan at hand, or planned only."""
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
 from ...curvature.loss import Loss, own_loss_of
-from ...curvature.samples import sample_count
-from ...growth import GrowthConfig, GrowthEvent, GrowthPlan, PreparedGrowth, prepare_growth, record_
+from ...growth import GrowthConfig, GrowthEvent, GrowthPlan
 from ...growth.records.timing_record import Timing
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ..checks.model_checks import check_growable
-from ..checks.optimizer_checks import check_bound
 from ..distributed import Replicas
-from ..wrappers import ddp_arguments, find_ddp, is_compiled, rebuild_ddp_
-from .decision import Decision, decide
-from .followers import adopt_history_, check_followers
-from .measuring import loss_afterwards
+from .carry_out import carry_out_
+from .decision import decide
+from .followers import adopt_history_
 from .moment import Moment
 from .probe import event_seed, private_randomness
+from .whole import Whole
 
 
 def growth_event_(
@@ -77,124 +73,83 @@ def growth_event_(
             DDP wrapper was made for other parameters, or the loss would not be finite. The model is as before.
         RuntimeError: If the processes do not agree, or another one failed. No process has grown then.
     """
-    inner, replicas = check_growable(model), Replicas.of(model) if group is None else Replicas(group)
-    loss = loss or own_loss_of(inner, batches, replicas)
-
-    def decision() -> Decision:
-        return decide(
-            inner,
-            batches,
-            config,
-            Moment(event, lr_ratio, to_come, timing),
-            loss=loss,
-            replicas=replicas,
-        )
-
-    with replicas.noting(f"growth event {event}"), private_randomness(event_seed(config, event)):
-        return carry_out_(
-            model,
-            optimizer,
-            decision,
-            loss=loss,
-            followers=followers,
-            replicas=replicas,
-            step=step,
-            epoch=epoch,
-        )
-
-
-def carry_out_(
-    model: nn.Module,
-    optimizer: Optimizer | None,
-    decision: Callable[[], Decision],
-    *,
-    loss: Loss,
-    followers: Sequence[GrowablePreTrainedModel],
-    replicas: Replicas,
-    **record: Any,
-) -> GrowthEvent:
-    """
-    Check what follows the model, decide, grow and record, on all processes.
-
-    Args:
-        decision (`Callable`): Returns what all processes agree on.
-        record: `step` and `epoch`.
-        model, optimizer, loss, followers, replicas: See [`growth_event_`].
-
-    Returns:
-        [`GrowthEvent`]: The record, with all the time that this took.
-    """
-    started, inner = time.perf_counter(), check_growable(model)
-
-    def check() -> None:
-        check_bound(model, optimizer)
-        check_followers(inner, followers)
-
-    replicas.together("Checking what follows the model", check)
-    replicas.check_same_model("model and optimizer before the growth", inner, optimizer)
-    plan, before, batches = decision()
-    done = grow_together_(
-        model,
-        plan,
-        optimizer,
-        batches,
-        loss=loss,
-        followers=followers,
-        replicas=replicas,
-        loss_before=before,
-        **record,
-    )
-    if plan:
-        replicas.check_same_model("model and optimizer after the growth", inner, optimizer)
-    done.seconds = time.perf_counter() - started
-    record_(inner, done)
-    adopt_history_(inner, followers)
+    whole, moment = Whole(model, optimizer, followers, group), Moment(event, lr_ratio, to_come, timing)
+    done = carry_out_(whole, batches, config, moment, loss, step=step, epoch=epoch)
+    adopt_history_(whole.model, followers)
     return done
 
 
-def grow_together_(
+def grow_by_plan_(
     model: nn.Module,
-    plan: GrowthPlan,
     optimizer: Optimizer | None,
+    plan: GrowthPlan,
     batches: Sequence[Any],
     *,
-    loss: Loss,
-    followers: Sequence[GrowablePreTrainedModel],
-    replicas: Replicas,
-    **record: Any,
+    step: int | None = None,
+    epoch: float | None = None,
+    loss: Loss | None = None,
+    group: "dist.ProcessGroup | None" = None,
+    followers: Sequence[GrowablePreTrainedModel] = (),
 ) -> GrowthEvent:
     """
-    Grow on all processes or on none, measure the loss of the probe's samples, and make the wrappers follow.
+    Grow by a plan, as [`growth_event_`] does by its own: on all processes or on none, with the wrapper of DDP and that
+    of `torch.compile` staying the same objects. All processes call it between two steps; that of the first decides.
+
+    Args:
+        model (`nn.Module`): The model as it is trained, that is, what `accelerator.prepare` returned.
+        optimizer (`Optimizer` or `AcceleratedOptimizer`, *optional*): The optimizer that trains it.
+        plan ([`GrowthPlan`]): What is to grow, such as [`plan_heads`] or `LayerGrowth.by_hand` make it.
+        batches (`Sequence`): Probe batches of this process, on which the loss before and after is measured.
+        step, epoch, loss, group, followers: See [`growth_event_`].
+
+    Returns:
+        [`GrowthEvent`]: The record, which is also the last event of the model's history.
 
     Raises:
-        ValueError: If the grown model's loss is not finite on this process. No process has grown then.
-        RuntimeError: If that happened to another process.
+        ValueError: If the model cannot grow so, the optimizer or the DDP wrapper was made for other parameters, or the
+            loss would not be finite. The model is as before.
+        RuntimeError: If the processes do not agree, or another one failed. No process has grown then.
     """
-    inner, wrapper = check_growable(model), find_ddp(model)
+    whole = Whole(model, optimizer, followers, group)
+    done = carry_out_(whole, batches, plan, Moment(), loss, step=step, epoch=epoch)
+    adopt_history_(whole.model, followers)
+    return done
 
-    def prepare() -> list[PreparedGrowth]:
-        if wrapper is not None:
-            ddp_arguments(wrapper)  # refuses what cannot follow
-        adopt_history_(inner, followers)
-        own = prepare_growth(inner, plan, optimizer, **record)
-        return [own, *(prepare_growth(follower, plan, **record) for follower in followers)]
 
-    prepared = replicas.together("The growth", prepare)
-    event = prepared[0].event
-    try:
-        for each in prepared:
-            each.commit_()
-        if not plan:
-            return event
-        if is_compiled(model):
-            # A limited number of recompilations is allowed, after which torch silently runs eagerly.
-            torch.compiler.reset()
-        own = replicas.together("Measuring the grown model", lambda: loss_afterwards(inner, batches, loss))
-    except BaseException:
-        for each in prepared:  # those that were not committed are as before anyway
-            each.rollback_()
-        raise
-    event.loss_after = replicas.mean(own, sum(map(sample_count, batches)))
-    if wrapper is not None:
-        rebuild_ddp_(wrapper)
-    return event
+def plan_event(
+    model: nn.Module,
+    batches: Sequence[Any],
+    config: GrowthConfig,
+    *,
+    event: int = 0,
+    lr_ratio: float = 1.0,
+    to_come: int | None = None,
+    loss: Loss | None = None,
+) -> GrowthPlan:
+    """
+    Plan an event as [`growth_event_`] does, and leave the model as it is. With the same arguments both do the same.
+
+    Args:
+        model (`nn.Module`): The model, in one process.
+        batches (`Sequence`): The probe batches, see [`probe_batches`].
+        config ([`GrowthConfig`]): Where, how and how much to grow.
+        event, lr_ratio, to_come, loss: See [`growth_event_`].
+
+    Returns:
+        [`GrowthPlan`]: What would grow, and what that is predicted to do to the loss (`predicted_gain` ±
+        `predicted_error`); an empty one says in `held_back` why nothing would. [`grow_`] carries it out.
+
+    Raises:
+        ValueError: If the model cannot grow, or nothing can be measured.
+    """
+    inner, alone = check_growable(model), Replicas()
+    with private_randomness(event_seed(config, event)):
+        decision = decide(
+            inner,
+            batches,
+            config,
+            Moment(event, lr_ratio, to_come),
+            loss=loss or own_loss_of(inner, batches, alone),
+            replicas=alone,
+        )
+    return decision.plan

@@ -1,8 +1,9 @@
 """What a decision measures on all processes together: the curvature of neurons, and how far a step goes."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from transformers.activations import ACT2FN
@@ -12,8 +13,9 @@ from ...curvature.loss import Loss
 from ...curvature.samples import sample_count
 from ...growth import GrowthConfig, GrowthPlan, LayerGrowth, candidate_growths, probe_loss, score_growths
 from ...growth.choice.joint import Columns, Judgement, judge
-from ...growth.choice.natural_step import NEXT_STEP, moves
-from ...growth.choice.trial import loss_of_plan, measured_step
+from ...growth.choice.natural_step import NEXT_STEP, moves, stepped
+from ...growth.choice.reasons import unsupported
+from ...growth.choice.trial import measured_step
 from ...growth.surgery.temporary import Growing, growing_
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ..checks.model_checks import growable_paths
@@ -78,6 +80,39 @@ def score_neurons(
     return score_growths(model, growths, choosing, judging, loss=loss, distributed=several, group=group)
 
 
+class Trial(NamedTuple):
+    """
+    What a natural step came to when it was tried.
+
+    Attributes:
+        found ([`Judgement`]): The step.
+        factor (`float`): The share of it that lowers the loss of the samples that judge most.
+        gain (`float`): By how much.
+        units (`int`): Number of units that take it.
+    """
+
+    found: Judgement
+    factor: float
+    gain: float
+    units: int
+
+    @property
+    def error(self) -> float:
+        """Standard error of the gain."""
+        return self.found.error * self.factor
+
+    def step(self, plan: GrowthPlan, config: GrowthConfig) -> GrowthPlan:
+        """A plan that takes the step, as far as a config lets units move at once."""
+        return stepped(plan, self.found, self.factor if config.natural_step else 0.0, self.gain, self.error)
+
+    def paying(self, plan: GrowthPlan, config: GrowthConfig) -> GrowthPlan:
+        """The same where it pays; else no growths, where units were to pay at once."""
+        if self.gain > config.significance * self.error or not (config.natural_step or config.pursues):
+            return self.step(plan, config)
+        candidates = f"{sum(plan.candidates.values())} candidates"
+        return replace(plan, growths=(), held_back=unsupported(self.gain, self.error, self.units, candidates, config))
+
+
 def try_step(
     model: GrowablePreTrainedModel,
     plan: GrowthPlan,
@@ -90,7 +125,7 @@ def try_step(
     replicas: Replicas,
     entries: Sequence[int] | None = None,
     growing: Growing = growing_,
-) -> tuple[Judgement, float, float]:
+) -> Trial:
     """
     The natural step of a plan, the share of it that lowers the loss of the samples that judge, and by how much.
 
@@ -112,40 +147,46 @@ def try_step(
         found = found.of(entries)
 
     def loss_of(tried: GrowthPlan) -> float:
-        return judged_loss(judging, replicas, lambda batches: loss_of_plan(model, tried, batches, loss, growing))
+        def measure() -> float:
+            with growing(model, tried):
+                return probe_loss(model, judging, loss)
+
+        return _mean(judging, replicas, "Trying the growth", measure)
 
     step = measured_step(plan, found, before, loss_of)
     if is_compiled(model):
         # The trials count among the recompilations, after a few of which torch silently runs eagerly.
         torch.compiler.reset()
-    return found, *step
-
-
-def judged_loss(judging: Sequence[Any], replicas: Replicas, measure: Any) -> float:
-    """The mean of a loss over the samples that judge, of which a process may have none."""
-    count = sum(map(sample_count, judging))
-    own = replicas.together("Trying the growth", lambda: measure(judging) * count if count else 0.0)
-    sums = replicas.gather((own, count))
-    return sum(total for total, _ in sums) / sum(samples for _, samples in sums)
+    return Trial(found, *step, units=len(columns.scale))
 
 
 def loss_before(model: GrowablePreTrainedModel, batches: Sequence[Any], loss: Loss, replicas: Replicas) -> float:
     """The loss of a model that is about to grow, on the samples of all processes."""
-    own = replicas.together("The loss before the growth", lambda: probe_loss(model, batches, loss))
-    return replicas.mean(own, sum(map(sample_count, batches)))
+    return _mean(batches, replicas, "The loss before the growth", lambda: probe_loss(model, batches, loss))
 
 
-def loss_afterwards(model: GrowablePreTrainedModel, batches: Sequence[Any], loss: Loss) -> float:
+def loss_afterwards(model: GrowablePreTrainedModel, batches: Sequence[Any], loss: Loss, replicas: Replicas) -> float:
     """
-    The loss of a model that has grown, on batches of this process.
+    The loss of a model that has grown, on the samples of all processes.
 
     Raises:
-        ValueError: If it is not finite, upon which the growth is undone.
+        ValueError: If it is not finite on this process, upon which the growth is undone.
+        RuntimeError: If that happened to another process.
     """
-    value = probe_loss(model, batches, loss)
-    if not math.isfinite(value):
-        raise ValueError(
-            f"The loss of the probe set is {value} after the growth, which was undone: the model is as before. "
-            "Use a smaller `natural_step`."
-        )
-    return value
+
+    def finite() -> float:
+        value = probe_loss(model, batches, loss)
+        if not math.isfinite(value):
+            raise ValueError(
+                f"The loss of the probe set is {value} after the growth, which was undone: the model is as before. "
+                "Use a smaller `natural_step`."
+            )
+        return value
+
+    return _mean(batches, replicas, "Measuring the grown model", finite)
+
+
+def _mean(batches: Sequence[Any], replicas: Replicas, what: str, measure: Callable[[], float]) -> float:
+    """The mean of what processes measure on their own batches, by their samples; some of several may have none."""
+    own = replicas.together(what, lambda: measure() if batches or replicas.size == 1 else 0.0)
+    return replicas.mean(own, sum(map(sample_count, batches)))

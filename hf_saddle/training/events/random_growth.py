@@ -25,9 +25,9 @@ from ...growth import (
     score_growths,
 )
 from ...growth.choice.block_gains import places_of_blocks
-from ...growth.choice.natural_step import columns_of, moves, stepped
-from ...growth.operators import HEAD_OPERATORS, NEURON_OPERATORS, OPERATORS, way_of
-from ...growth.records.block_records import blocks_with, new_blocks
+from ...growth.choice.natural_step import columns_of, moves
+from ...growth.operators import HEAD_OPERATORS, NEURON_OPERATORS, OPERATORS
+from ...growth.records.block_records import blocks_with
 from ...growth.rows import find_site
 from ...growth.surgery.head_drafts import find_attention
 from ...models.blocks import block_paths
@@ -109,10 +109,10 @@ def stepped_at_random(
     choosing, judging = halves(batches)
     scores = score_growths(model, moving, choosing, judging, loss=loss)
     tried = replace(plan, growths=tuple(moving))
-    found, factor, gain = try_step(
+    trial = try_step(
         model, tried, columns_of(scores), judging, config, before=scores.loss, loss=loss, replicas=Replicas()
     )
-    done = stepped(tried, found, factor if config.natural_step else 0.0, gain, found.error * factor)
+    done = trial.step(tried, config)
     return replace(done, growths=(*done.growths, *(growth for growth in plan.growths if growth not in moving)))
 
 
@@ -120,7 +120,7 @@ def _blocks_at_random(
     model: GrowablePreTrainedModel, like: GrowthEvent, seed: int
 ) -> tuple[tuple[NewBlock, ...], dict[str, str]]:
     """As many new blocks behind others, and where the blocks are now that the other event names by later numbers."""
-    paths, blocks = block_paths(model.base_model, model.config), new_blocks(like.blocks, "a growth event")
+    paths, blocks = block_paths(model.base_model, model.config), like.new_blocks
     generator = torch.Generator().manual_seed(seed % 2**63)
     drawn: list[NewBlock] = []
     for (how, scale), count in Counter((block.how, block.scale) for block in blocks).items():
@@ -160,4 +160,4 @@ def _heads_at_random(model: GrowablePreTrainedModel, path: str, operator: str, c
     if OPERATORS[operator].copies:
         number = heads_of(model.base_model)[find_attention(model, path).root]
         heads = torch.randperm(number, generator=torch.Generator().manual_seed(seed))[:count].tolist()
-    return head_growth(model, path, heads, way_of(operator), seed=seed)
+    return head_growth(model, path, heads, operator.removesuffix("_head"), seed=seed)

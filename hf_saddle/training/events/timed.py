@@ -5,12 +5,12 @@ from typing import Any
 from ...curvature.loss import Loss
 from ...growth import GrowthConfig, GrowthPlan, LayerGrowth, head_growth
 from ...growth.choice.block_gains import places_of_blocks
+from ...growth.choice.candidates import operators_for
 from ...growth.choice.timing import Kind, time_kinds
 from ...growth.records.block_records import NewBlock
 from ...growth.records.timing_record import Timing
-from ...growth.surgery.drafting import widening_objection
 from ...models.modeling_saddle import GrowablePreTrainedModel
-from ..checks.model_checks import growable_paths, growing_kinds, heads_that_grow, operators_of
+from ..checks.model_checks import growable_paths, growing_kinds, heads_that_grow
 from ..distributed import Replicas
 
 
@@ -25,16 +25,8 @@ def time_growth(
     """
     Time each kind of growth that a config lets a model have, as far as it is not known yet. All processes call this.
 
-    Args:
-        model ([`GrowablePreTrainedModel`]): The model, which is as before afterwards.
-        batch: A probe batch of the first process.
-        config ([`GrowthConfig`]): How the model is to grow.
-        loss (`Callable`): Maps model and batch to the loss.
-        replicas ([`Replicas`]): The processes that train the model.
-        known ([`Timing`], *optional*): What was measured before; it stays.
-
-    Returns:
-        [`Timing`]: The same on all processes.
+    `batch` is a probe batch of the first process; what is `known` stays. Returns the same on all processes; the model
+    is as before afterwards.
     """
 
     def measure() -> Timing | None:
@@ -51,9 +43,7 @@ def _kinds(model: GrowablePreTrainedModel, config: GrowthConfig, known: Timing |
     copied: list[LayerGrowth] = []  # units
     paths = set(growable_paths(model, config)) if kinds.neurons else set()
     for site in model.growable_linears():
-        for operator in operators_of(model, site, config) if site.path in paths else ():
-            if not operator.deepens and widening_objection(model, site, operator) is not None:
-                continue
+        for operator in operators_for(model, site, config) if site.path in paths else ():
             own = copied if site.nested and not operator.deepens else growths.setdefault(operator.name, [])
             own.append(LayerGrowth.by_hand(model, site.path, operator.name, range(site.module.neurons)))
             if operator.deepens and site.module.skip is None:
@@ -61,8 +51,8 @@ def _kinds(model: GrowablePreTrainedModel, config: GrowthConfig, known: Timing |
     if copied:
         growths.setdefault("zero_gain", copied)  # which they are timed as
     headed = heads_that_grow(model, config) if kinds.heads else []
-    for operator_name, way in zip(kinds.heads, kinds.ways, strict=True):
-        growths[operator_name] = [head_growth(model, path, 1, way) for path in headed]
+    for way in kinds.ways:
+        growths[f"{way}_head"] = [head_growth(model, path, 1, way) for path in headed]
     opening = {growth.operator for growth in first}
     found = {
         name: Kind(GrowthPlan(tuple(own)), GrowthPlan(tuple(first)) if name in opening else None)

@@ -1,6 +1,5 @@
 """Whole checkpoints: a manifest written last tells those that were finished from those that a killed job left."""
 
-import json
 import os
 import shutil
 import zipfile
@@ -12,7 +11,7 @@ from transformers.trainer_utils import sort_checkpoints
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ...models.checkpoint_checks import shard_names
-from ...models.json_files import read_json
+from ...models.json_files import read_json, write_json
 
 
 MANIFEST_NAME = "checkpoint_manifest.json"
@@ -23,9 +22,7 @@ def write_manifest(folder: str | os.PathLike[str]) -> None:
     root = Path(folder)
     files = sorted(path for path in root.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
     sizes = {path.relative_to(root).as_posix(): path.stat().st_size for path in files}
-    partial = root / f".{MANIFEST_NAME}.partial"
-    partial.write_text(json.dumps({"files": sizes}, indent=2) + "\n")
-    partial.replace(root / MANIFEST_NAME)
+    write_json(root / MANIFEST_NAME, {"files": sizes})
 
 
 def missing_parts(folder: str | os.PathLike[str]) -> list[str]:

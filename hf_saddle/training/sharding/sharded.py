@@ -1,6 +1,5 @@
 """Growth of a model that FSDP2 (`fully_shard`) has sharded: the probe runs sharded, the growth by blocks."""
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -11,21 +10,19 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from ...curvature.heads import check_sharding
-from ...curvature.loss import Loss, own_loss_of
+from ...curvature.loss import Loss
 from ...curvature.samples import sample_count
-from ...growth import GrowthConfig, GrowthEvent, GrowthPlan, record_
+from ...growth import GrowthConfig, GrowthEvent, GrowthPlan
 from ...growth.optimizer.state import inner_optimizer
 from ...growth.surgery.attachments import check_attachments
+from ...growth.surgery.temporary import Growing
 from ...models.modeling_saddle import GrowablePreTrainedModel
-from ..checks.model_checks import growable_inside, growing_kinds, heads_that_grow
+from ..checks.model_checks import check_growable, growing_kinds, heads_that_grow
 from ..checks.optimizer_checks import check_optimizer
 from ..checks.shard_checks import check_new_blocks, check_shards, check_states
 from ..distributed import Replicas
-from ..events.decision import Decision, decide
-from ..events.measuring import loss_afterwards
+from ..events.carry_out import carry_out_
 from ..events.moment import Moment
-from ..events.planned import at_hand
-from ..events.probe import event_seed, private_randomness
 from .resharding import show_shards_
 from .sharded_growth import grow_sharded_, growing_sharded_
 
@@ -72,34 +69,9 @@ def growth_event_sharded_(
         ValueError: If the model is not sharded or cannot grow.
         RuntimeError: If the processes do not agree, or another one failed. Nothing has changed then.
     """
-    inner, replicas = _inside(model), Replicas(dist.group.WORLD if group is None else group)
-    loss = loss or own_loss_of(inner, batches, replicas)
-    growing: dict[str, Any] = {"shard": shard, "replicas": replicas}
-
-    def decision() -> Decision:
-        check_batches(replicas.gather([sample_count(batch) for batch in batches]), config)
-        return decide(
-            inner,
-            batches,
-            config,
-            Moment(event, lr_ratio, to_come),
-            loss=loss,
-            replicas=replicas,
-            growing=partial(growing_sharded_, **growing),
-        )
-
-    with replicas.noting(f"growth event {event}"), private_randomness(event_seed(config, event)):
-        done = _carry_out_(
-            inner,
-            optimizer,
-            decision,
-            lambda: check_sharded(inner, optimizer, config),
-            loss=loss,
-            step=step,
-            epoch=epoch,
-            **growing,
-        )
-    return model, done
+    moment = Moment(event, lr_ratio, to_come)
+    sharded = Sharded(model, optimizer, shard, group)
+    return model, carry_out_(sharded, batches, config, moment, loss, step=step, epoch=epoch)
 
 
 def grow_by_plan_sharded_(
@@ -132,62 +104,46 @@ def grow_by_plan_sharded_(
         ValueError: If the model is not sharded or cannot grow so.
         RuntimeError: If the processes do not agree, or another one failed. Nothing has changed then.
     """
-    inner, replicas = _inside(model), Replicas(dist.group.WORLD if group is None else group)
-    loss = loss or own_loss_of(inner, batches, replicas)
-
-    def decision() -> Decision:
-        check_batches(replicas.gather([sample_count(batch) for batch in batches]))
-        return at_hand(inner, plan, batches, loss, replicas)
-
-    with replicas.noting("growth by a plan"), private_randomness(plan.seed):
-        done = _carry_out_(
-            inner,
-            optimizer,
-            decision,
-            lambda: _check_taking(inner, optimizer),
-            loss=loss,
-            shard=shard,
-            replicas=replicas,
-            step=step,
-            epoch=epoch,
-        )
-    return model, done
+    sharded = Sharded(model, optimizer, shard, group)
+    return model, carry_out_(sharded, batches, plan, Moment(), loss, step=step, epoch=epoch)
 
 
-def _inside(model: nn.Module) -> GrowablePreTrainedModel:
-    """The growable model that FSDP2 has sharded."""
-    if not isinstance(model, FSDPModule) or not isinstance(model, GrowablePreTrainedModel):
-        raise ValueError(f"Only Saddle models that FSDP2 has sharded are meant, got a {type(model).__name__}.")
-    return growable_inside(model)
+class Sharded:
+    """A [`Trained`] model that FSDP2 has sharded; arguments are those of [`growth_event_sharded_`]."""
 
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        shard: Callable[[nn.Module], Any],
+        group: "dist.ProcessGroup | None" = None,
+    ):
+        if not isinstance(model, FSDPModule) or not isinstance(model, GrowablePreTrainedModel):
+            raise ValueError(f"Only Saddle models that FSDP2 has sharded are meant, got a {type(model).__name__}.")
+        self.model = check_growable(model, sharded=True)
+        self.optimizer = optimizer
+        self.replicas = Replicas(dist.group.WORLD if group is None else group)
+        self.how: dict[str, Any] = {"shard": shard, "replicas": self.replicas}
+        self.growing: Growing = partial(growing_sharded_, **self.how)
 
-def _carry_out_(
-    model: GrowablePreTrainedModel,
-    optimizer: Optimizer,
-    decision: Callable[[], Decision],
-    check: Callable[[], None],
-    *,
-    loss: Loss,
-    shard: Callable[[nn.Module], Any],
-    replicas: Replicas,
-    **record: Any,
-) -> GrowthEvent:
-    """Check, decide, grow and record, on all processes."""
-    started = time.perf_counter()
-    replicas.together("Checking what follows the model", check)
-    plan, before, measured = decision()
-    done, undo = grow_sharded_(model, plan, optimizer, shard=shard, replicas=replicas, loss_before=before, **record)
-    if plan:
-        try:
-            own = replicas.together("Measuring the grown model", lambda: loss_afterwards(model, measured, loss))
-        except BaseException:
-            undo()
-            raise
-        done.loss_after = replicas.mean(own, sum(map(sample_count, measured)))
-        show_shards_(model)
-    done.seconds = time.perf_counter() - started
-    record_(model, done)
-    return done
+    def check(self, config: GrowthConfig | None) -> None:
+        """Raise a `ValueError` if the model cannot be taken apart, or not grow by a config, see [`check_sharded`]."""
+        if config is None:
+            _check_taking(self.model, self.optimizer)
+        else:
+            check_sharded(self.model, self.optimizer, config)
+
+    def check_together(self, batches: Sequence[Any], config: GrowthConfig | None) -> None:
+        """Raise a `ValueError` if processes would wait for each other, see [`check_batches`]."""
+        check_batches(self.replicas.gather([sample_count(batch) for batch in batches]), config)
+
+    def grow_(self, plan: GrowthPlan, **record: Any) -> tuple[GrowthEvent, Callable[[], None]]:
+        """Grow model and optimizer, see [`grow_sharded_`]."""
+        return grow_sharded_(self.model, plan, self.optimizer, **self.how, **record)
+
+    def settle_(self) -> None:
+        """Let modules hold their shards again, after the loss was measured."""
+        show_shards_(self.model)
 
 
 def check_sharded(model: GrowablePreTrainedModel, optimizer: Optimizer, config: GrowthConfig) -> None:

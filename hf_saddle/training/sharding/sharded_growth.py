@@ -10,8 +10,7 @@ from torch.optim import Optimizer
 
 from ...growth import GrowthEvent, GrowthHistory, GrowthPlan, LayerGrowth
 from ...growth.optimizer.state import inner_optimizer
-from ...growth.records.block_records import operators_of, path_with
-from ...growth.surgery.grow import layer_record
+from ...growth.records.layer_record import layer_record
 from ...growth.surgery.head_drafts import check_stacks_grow, find_attention, is_of_heads
 from ...growth.surgery.snapshot import Snapshot
 from ...models.modeling_saddle import GrowablePreTrainedModel
@@ -84,7 +83,7 @@ def grow_sharded_(
 
     try:
         history, numbered, events = GrowthHistory.from_model(model), model.shapes(), []
-        growths = [replace(each, linear=path_with(each.linear, numbered, plan.blocks)) for each in plan.growths]
+        growths = plan.growths_behind(numbered)
         if plan.blocks or not plan:
             # Blocks first: their copies are of the model as it was measured.
             inserted = course.insert_(replace(plan, growths=()), **record)
@@ -97,7 +96,7 @@ def grow_sharded_(
         event = replace(
             events[-1],
             layers=[layer_record(growth) for growth in growths],
-            operators=sorted({*operators_of(plan.blocks), *(growth.operator for growth in growths)}),
+            operators=sorted(plan.chosen),
             blocks=[block.to_dict() for block in plan.blocks],
             frozen=plan.freeze,
             predicted_gain=plan.predicted_gain,

@@ -1,0 +1,78 @@
+"""A model that every process holds whole, as it is trained: wrapped, compiled, followed by others."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.optim import Optimizer
+
+from ...growth import GrowthConfig, GrowthEvent, GrowthPlan, PreparedGrowth, prepare_growth
+from ...growth.surgery.temporary import Growing, growing_
+from ...models.modeling_saddle import GrowablePreTrainedModel
+from ..checks.model_checks import check_growable
+from ..checks.optimizer_checks import check_bound
+from ..distributed import Replicas
+from ..wrappers import ddp_arguments, find_ddp, is_compiled, rebuild_ddp_
+from .followers import adopt_history_, check_followers
+
+
+class Whole:
+    """A [`Trained`] model of which every process has a copy; arguments are those of [`growth_event_`]."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None,
+        followers: Sequence[GrowablePreTrainedModel] = (),
+        group: "dist.ProcessGroup | None" = None,
+    ):
+        self.model = check_growable(model)
+        self.replicas = Replicas.of(model) if group is None else Replicas(group)
+        self.growing: Growing = growing_
+        self.wrapped, self.optimizer, self.followers = model, optimizer, followers
+
+    def check(self, config: GrowthConfig | None) -> None:
+        """Raise a `ValueError` if optimizer, DDP wrapper or followers are of another model."""
+        check_bound(self.wrapped, self.optimizer)
+        check_followers(self.model, self.followers)
+
+    def check_together(self, batches: Sequence[Any], config: GrowthConfig | None) -> None:
+        """Raise a `RuntimeError` if the copies have drifted apart."""
+        self.replicas.check_same_model("model and optimizer before the growth", self.model, self.optimizer)
+
+    def grow_(self, plan: GrowthPlan, **record: Any) -> tuple[GrowthEvent, Callable[[], None]]:
+        """Grow model, optimizer and followers."""
+        wrapper = find_ddp(self.wrapped)
+
+        def prepare() -> list[PreparedGrowth]:
+            if wrapper is not None:
+                ddp_arguments(wrapper)  # refuses what cannot follow
+            adopt_history_(self.model, self.followers)
+            own = prepare_growth(self.model, plan, self.optimizer, **record)
+            return [own, *(prepare_growth(follower, plan, **record) for follower in self.followers)]
+
+        prepared = self.replicas.together("The growth", prepare)
+
+        def undo() -> None:
+            for each in prepared:  # those that were not committed are as before anyway
+                each.rollback_()
+
+        try:
+            for each in prepared:
+                each.commit_()
+        except BaseException:
+            undo()
+            raise
+        if plan and is_compiled(self.wrapped):
+            # A limited number of recompilations is allowed, after which torch silently runs eagerly.
+            torch.compiler.reset()
+        return prepared[0].event, undo
+
+    def settle_(self) -> None:
+        """Let the DDP wrapper follow, and compare the copies."""
+        wrapper = find_ddp(self.wrapped)
+        if wrapper is not None:
+            rebuild_ddp_(wrapper)
+        self.replicas.check_same_model("model and optimizer after the growth", self.model, self.optimizer)
