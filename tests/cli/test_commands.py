@@ -101,7 +101,9 @@ def test_errors_are_one_line_without_a_traceback(tmp_path):
     command = [sys.executable, "-c", "from hf_saddle_cli import main; main()", "inspect", str(tmp_path / "nothing")]
     found = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert found.returncode == 1
-    assert found.stderr.startswith("error: ")
+    # On processors with AVX512-BF16 bitsandbytes says, when it is imported, which of its kernels are not installed.
+    told = [line for line in found.stderr.splitlines() if "kernels-community" not in line]
+    assert told[0].startswith("error: ")
     assert "Traceback" not in found.stderr
     assert not found.stdout
 

@@ -235,9 +235,11 @@ def described(model, optimizer, losses, done):
     return {
         "losses": losses,
         "gains": [[event.predicted_gain, event.loss_before, event.loss_after] for event in done],
+        "shares": [block["predicted_gain"] for event in model.growth_history["events"] for block in event["blocks"]],
         "events": [
-            {key: event[key] for key in ("operators", "blocks", "parameters_after", "macs_after", "shapes", "frozen")}
+            {key: event[key] for key in ("operators", "parameters_after", "macs_after", "shapes", "frozen")}
             | {"layers": [[layer["linear"], layer["operator"], layer["neurons"]] for layer in event["layers"]]}
+            | {"blocks": [[block["after"], block["how"], block["scale"]] for block in event["blocks"]]}
             for event in model.growth_history["events"]
         ],
         "groups": [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups],
