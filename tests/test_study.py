@@ -1,5 +1,6 @@
 """The study's bookkeeping: compute is spent to the end and no further, arms are paired, intervals are Student's."""
 
+import base64
 import copy
 import json
 import sys
@@ -18,7 +19,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from benchmarks.study import baselines, claims, event, experiments, files, language, matched, rankings, task, training  # noqa: E402
 from benchmarks.study import run as runner  # noqa: E402
 from benchmarks.study.report_events import steps_worth  # noqa: E402
-from benchmarks.study.statistics import interval, paired, text  # noqa: E402
+from benchmarks.study.statistics import bootstrap, interval, paired, text, unpacked  # noqa: E402
 from benchmarks.study.task import make_model, oriented  # noqa: E402
 from hf_saddle import analyze_curvature, grow_  # noqa: E402
 from hf_saddle.curvature import SolverOptions  # noqa: E402
@@ -55,7 +56,7 @@ def test_a_uniform_arm_takes_as_many_steps_as_its_compute_pays(digits):
     row = training.run(arm(test=True), 0)
     assert row["steps"] == 20 and row["growth_macs"] == 0
     assert [point["step"] for point in row["curve"]] == list(range(2, 21, 2))
-    assert set(row["test"]) == {"loss", "accuracy"} and "test" not in training.run(arm(), 0)
+    assert set(row["test"]) == {"loss", "accuracy", "right"} and "test" not in training.run(arm(), 0)
     assert json.loads(json.dumps(row)) == row
 
 
@@ -380,3 +381,32 @@ def test_language_models_of_a_seed_see_the_same_passages(tokens):
     assert not torch.equal(
         next(language.language_batches(4))["input_ids"], next(language.language_batches(3))["input_ids"]
     )
+
+
+def test_right_answers_are_kept_and_drawn_anew(digits):
+    model = make_model(0, experiments.SMALL)
+    found = task.evaluate_each(model, digits["test"])
+    right = unpacked(found["right"], 500)
+    assert (
+        right.mean() == pytest.approx(found["accuracy"])
+        and found["loss"] == task.evaluate(model, digits["test"])["loss"]
+    )
+    assert bootstrap({0: found["right"]}, {0: found["right"]}, 500) is None
+    assert bootstrap(dict.fromkeys(range(3), found["right"]), dict.fromkeys(range(3), found["right"]), 500) == (
+        0.0,
+        0.0,
+    )
+
+
+def test_the_bootstrap_has_the_spread_of_seeds_and_of_samples():
+    generator = np.random.default_rng(0)
+    # Of independent answers, right with 0.7 and 0.6, over 30 seeds and 400 samples.
+    runs = [
+        {seed: base64.b64encode(np.packbits(generator.random(400) < share)).decode() for seed in range(30)}
+        for share in (0.7, 0.6)
+    ]
+    low, high = bootstrap(*runs, 400)
+    deviation = np.sqrt((0.7 * 0.3 + 0.6 * 0.4) / (30 * 400))
+    # The noise of an answer is drawn with its seed, with its sample, and with both.
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(3) * deviation, rel=0.2)
+    assert low < 0.1 < high

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from .experiments import best_uniform
 from .files import results
 from .language import SILENT, STACKED, UNIFORM
 from .statistics import paired, text
@@ -70,6 +71,16 @@ CLAIMS = (
     Claim("LoRA with ranks by curvature better than AdaLoRA", "finetuning", RANKED, "AdaLoRA"),
     Claim("LoRA with ranks by curvature better than on q and v", "finetuning", RANKED, "LoRA on q and v"),
     Claim("LoRA on q and v better with ranks by curvature", "finetuning", RANKED_QV, "LoRA on q and v"),
+    *(
+        Claim(f"{name} better than the best uniform model in equal seconds", "seconds", name, best_uniform().name)
+        for name in ("growth", "growth, per second", "growth, per second, once")
+    ),
+    Claim(
+        "growth, per second, better than random growth in the same linears",
+        "seconds",
+        "growth, per second",
+        "growth, per second, random in the same linears",
+    ),
     *(
         Claim(f"{what} better than uniform in equal seconds", "language", arm.name, UNIFORM.name, figure="loss")
         for what, arm in (("stacking a language model", STACKED), ("silent copies in a language model", SILENT))

@@ -397,11 +397,24 @@ def seconds() -> Iterable[Job]:
 
 def best_rate(arm: Arm) -> float:
     """The rate of the lowest mean validation loss in `seconds_tuning`."""
+    losses = _tuned_losses(arm)
+    return min(losses, key=losses.__getitem__, default=arm.learning_rate)
+
+
+def best_uniform() -> Arm:
+    """The uniform model of the lowest mean validation loss in `seconds_tuning`, at its best rate."""
+    return min(
+        (arm for arm in in_seconds() if not arm.events), key=lambda arm: min(_tuned_losses(arm).values(), default=0.0)
+    )
+
+
+def _tuned_losses(arm: Arm) -> dict[float, float]:
+    """Mean validation losses by rate."""
     losses: dict[float, list[float]] = {}
     for row in results("seconds_tuning"):
         if row["arm"] == f"{arm.name}, {row['learning_rate']:g}":
             losses.setdefault(row["learning_rate"], []).append(row["validation"]["loss"])
-    return min(losses, key=lambda rate: fmean(losses[rate]), default=arm.learning_rate)
+    return {rate: fmean(found) for rate, found in losses.items()}
 
 
 STACKED = {"stacked after a tenth": 0.1, "stacked after a quarter": 0.25, "stacked after half": 0.5}

@@ -27,6 +27,7 @@ from .pictures import curves
 from .report_events import event, neurons, rankings
 from .report_finetuning import finetuning
 from .report_language import language
+from .report_seconds import seconds
 from .statistics import text
 from .tables import by_arm, comparison, difference, measured, table
 
@@ -239,6 +240,7 @@ PARTS: tuple[Callable[[], list[str]], ...] = (
     structures,
     finetuning,
     language,
+    seconds,
 )
 
 

@@ -20,7 +20,7 @@ def by_arm(rows: Rows) -> dict[str, Rows]:
     return dict(found)
 
 
-def measured(rows: Rows, split: str, name: str) -> dict[int, float]:
+def measured(rows: Rows, split: str, name: str) -> dict[int, Any]:
     """A figure of every seed."""
     return {row["seed"]: row[split][name] for row in rows}
 

@@ -1,9 +1,11 @@
 """The tasks, Fashion-MNIST in eight orientations and digits, each with a validation split, and small ViTs for them."""
 
+import base64
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -89,15 +91,28 @@ def make_model(seed: int, shape: dict[str, Any]) -> SaddleViTForImageClassificat
     return model
 
 
-@torch.no_grad()
-def evaluate(model: SaddleViTForImageClassification, split: Split, size: int = 500) -> dict[str, float]:
+def evaluate(model: SaddleViTForImageClassification, split: Split) -> dict[str, float]:
     """Mean loss and accuracy in evaluation mode; the mode is restored."""
-    training, loss, right = model.training, 0.0, 0
+    loss, right = answers(model, split)
+    return {"loss": loss, "accuracy": int(right.sum()) / len(split)}
+
+
+def evaluate_each(model: SaddleViTForImageClassification, split: Split) -> dict[str, Any]:
+    """The same, and which samples were answered right: `right`, their bits in base64."""
+    loss, right = answers(model, split)
+    bits = base64.b64encode(np.packbits(right.numpy())).decode()
+    return {"loss": loss, "accuracy": int(right.sum()) / len(split), "right": bits}
+
+
+@torch.no_grad()
+def answers(model: SaddleViTForImageClassification, split: Split, size: int = 500) -> tuple[float, Tensor]:
+    """Mean loss, and for every sample whether the answer is right, in evaluation mode; the mode is restored."""
+    training, loss, right = model.training, 0.0, []
     model.eval()
     for indices in torch.arange(len(split)).split(size):
         batch = split.batch(indices)
         result = model(**batch)
         loss += float(result.loss) * len(batch["labels"])
-        right += int((result.logits.argmax(-1) == batch["labels"]).sum())
+        right.append(result.logits.argmax(-1) == batch["labels"])
     model.train(training)
-    return {"loss": loss / len(split), "accuracy": right / len(split)}
+    return loss / len(split), torch.cat(right)

@@ -20,7 +20,7 @@ from hf_saddle.training import growth_event_
 from .baselines import even_event_, stacked_event_, uneven_event_
 from .matched import matched_event_
 from .rankings import several_event_, significant_event_
-from .task import TASKS, Split, digits, evaluate, make_model
+from .task import TASKS, Split, digits, evaluate, evaluate_each, make_model
 
 
 BATCH = 128
@@ -143,7 +143,7 @@ def run(arm: Arm, seed: int) -> dict[str, Any]:
     if timed:
         result["pace"] = price
     if arm.test:
-        result["test"] = evaluate(model, splits["test"])
+        result["test"] = evaluate_each(model, splits["test"])
     return result
 
 

@@ -1,0 +1,75 @@
+"""The report's section on equal seconds: uniform models of all widths, and ways to grow."""
+
+import numpy as np
+
+from .experiments import SECONDS_BUDGET, SECONDS_RATES, best_rate, best_uniform, in_seconds
+from .files import results
+from .statistics import bootstrap, text
+from .tables import Rows, by_arm, difference, measured, table
+
+
+IMAGES = 10_000  # of the test split
+
+
+def seconds() -> list[str]:
+    """Learning rates, the arms, and their paired differences from the best uniform model and from random units."""
+    arms, tuned = by_arm(results("seconds")), by_arm(results("seconds_tuning"))
+    if not arms:
+        return []
+    names = [arm.name for arm in in_seconds()]
+    rates = [
+        (
+            name,
+            *(
+                text(list(measured(tuned[f"{name}, {rate:g}"], "validation", "loss").values()), digits=3)
+                for rate in SECONDS_RATES
+            ),
+        )
+        for name in names
+    ]
+    body = []
+    for arm in in_seconds():
+        rows = arms.get(arm.name, [])
+        if rows:
+            events = [sum(event["cost"] for event in row["events"]) / SECONDS_BUDGET for row in rows]
+            body.append(
+                (
+                    arm.name,
+                    f"{best_rate(arm):g}",
+                    str(len(rows)),
+                    f"{np.mean([row['parameters'] for row in rows]):,.0f}",
+                    f"{np.mean([row['steps'] for row in rows]):,.0f}",
+                    text([row["pace"] for row in rows]),
+                    f"{100 * np.mean(events):.1f} %" if arm.events else "–",
+                    text(list(measured(rows, "test", "accuracy").values()), 100),
+                    text(list(measured(rows, "test", "loss").values()), digits=3),
+                )
+            )
+    header = ("arm", "rate", "seeds", "parameters", "steps", "a step at the end", "events", "accuracy (%)", "loss")
+    pairs = [(name, best_uniform().name) for name in names if name in arms and name != best_uniform().name]
+    pairs += [(name, f"{name}, random in the same linears") for name in names]
+    differences = [
+        (first, second, *difference(arms[first], arms[second]), _drawn(arms[first], arms[second]))
+        for first, second in pairs
+        if first in arms and second in arms
+    ]
+    return [
+        "## In equal seconds",
+        "",
+        f"Every arm spends what {SECONDS_BUDGET:,} steps of the large model take, events included; seconds of a step "
+        "are those of the large model, timed in turns with each model, before the training and after every event. "
+        "Validation loss by learning rate, of two seeds; each arm takes its best, and the best uniform model is the "
+        "one of the lowest.",
+        "",
+        *table(("arm", *(f"{rate:g}" for rate in SECONDS_RATES)), rates),
+        *table(header, body),
+        *table(("arm", "minus", "seeds", "accuracy (points)", "loss", "accuracy, drawn anew"), differences),
+        "*Drawn anew*: 95 % of the differences when both seeds and test images are drawn anew.",
+        "",
+    ]
+
+
+def _drawn(first: Rows, second: Rows) -> str:
+    """The interval over seeds and test images, in points."""
+    found = bootstrap(measured(first, "test", "right"), measured(second, "test", "right"), IMAGES)
+    return "–" if found is None else f"{100 * found[0]:+.2f} to {100 * found[1]:+.2f}"
