@@ -58,13 +58,12 @@ def significant_event_(
     return done
 
 
-@dataclasses.dataclass(frozen=True)
 class _Again(NeuronCandidate):
     """A further unit of a neuron, along another direction."""
 
-    @property
-    def once(self) -> tuple[str, int]:
-        return f"{self.entry.linear}, again", self.neuron
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.once = f"{self.entry.linear}, again", self.neuron
 
 
 def several_event_(

@@ -55,7 +55,7 @@ class Kinds:
     @property
     def ways(self) -> tuple[str, ...]:
         """How heads come, as [`score_heads`] names it."""
-        return tuple(name.removesuffix("_head") for name in self.heads)
+        return tuple(name.partition("_")[0] for name in self.heads)
 
     def ranking(self) -> tuple[str, ...]:
         """The criteria that rank neurons for these operators."""

@@ -120,8 +120,8 @@ OPERATORS = {
 NEURON_OPERATORS, HEAD_OPERATORS = (
     tuple(name for name, operator in OPERATORS.items() if operator.of == what) for what in ("neurons", "heads")
 )
-# How heads come, as `grow_heads_` and `score_heads` name it.
-HEAD_WAYS = tuple(name.removesuffix("_head") for name in HEAD_OPERATORS)
+# How heads come, as `grow_heads_` and `score_heads` name it, and by which operator that is.
+HEAD_WAYS = {name.partition("_")[0]: name for name in HEAD_OPERATORS}
 DEPTH_OPERATORS = tuple(name for name in NEURON_OPERATORS if OPERATORS[name].deepens)
 WIDTH_OPERATORS = tuple(name for name in NEURON_OPERATORS if not OPERATORS[name].deepens)
 

@@ -70,6 +70,17 @@ def test_a_known_first_product_is_not_computed_again():
     torch.testing.assert_close(ritz.residual, expected.residual)
 
 
+def test_products_have_what_ends_a_recurrence():
+    """Below the square root of the precision it is not followed, but it is there."""
+    matrix = torch.diag(torch.arange(1.0, 7.0, dtype=torch.float64))
+    matrix[0, 4] = matrix[4, 0] = 1e-9
+    start = torch.tensor([1.0, 1, 1, 0, 0, 0], dtype=torch.float64)
+    matrices, starts = torch.stack([matrix, torch.diag(matrix.diagonal())]), torch.stack([start, start], 1)
+    ritz = lanczos(product(matrices), starts, 6).ritz(torch.zeros(2, dtype=torch.bool))
+    assert ritz.product[4, 0].abs() > 5e-10
+    torch.testing.assert_close(ritz.product, product(matrices)(ritz.vector), rtol=0, atol=1e-15)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_invariant_subspaces_yield_genuine_pairs_without_nan(dtype):
     """A zero matrix, a multiple of the identity, a start vector that is an eigenvector, a matrix of rank one."""

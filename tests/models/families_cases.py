@@ -224,6 +224,16 @@ def assert_equal(found: list[Tensor], wanted: list[Tensor]) -> None:
         assert torch.equal(one, other), (one - other).abs().max()
 
 
+def aligned(model: nn.Module) -> nn.Module:
+    """
+    The model with its parameters where torch puts tensors. In those of a file, at any address, products with a single
+    column may add in another order on some processors, of stock models too.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
 def outputs(model: nn.Module, batch: dict[str, Tensor], **options: Any) -> list[Tensor]:
     """All floating point outputs, in order."""
 

@@ -36,8 +36,16 @@ class Krylov:
             start vector spans an invariant subspace) repeat values that are there already.
     """
 
-    def __init__(self, basis: list[Tensor], diagonal: list[Tensor], off_diagonal: list[Tensor], alive: list[Tensor]):
+    def __init__(
+        self,
+        basis: list[Tensor],
+        diagonal: list[Tensor],
+        off_diagonal: list[Tensor],
+        alive: list[Tensor],
+        lost: list[Tensor | None],
+    ):
         self._basis = basis
+        self._lost = lost
         self._last = off_diagonal[-1]
         matrix = torch.diag_embed(torch.stack(diagonal, dim=-1))
         if len(diagonal) > 1:
@@ -67,6 +75,9 @@ class Krylov:
         for column, basis in enumerate(self._basis[1:-1], start=1):
             vector.addcmul_(basis, weights[:, column])
         product = (value * vector).addcmul_(self._basis[-1], self._last * weights[:, -1])
+        for column, lost in enumerate(self._lost):
+            if lost is not None:
+                product.addcmul_(lost, weights[:, column])
         norm = vector.norm(dim=0)
         return Ritz(value, vector / norm, product.div_(norm), (self._last * weights[:, -1]).abs())
 
@@ -109,6 +120,7 @@ def lanczos(
     diagonal: list[Tensor] = []
     off_diagonal: list[Tensor] = []
     alive = [torch.ones(start.shape[1], dtype=torch.bool, device=start.device)]
+    lost: list[Tensor | None] = []  # what was not followed, which still is a part of products
     steps = min(steps, start.shape[0])
     # One tensor for all basis vectors and one for what comes between: asking for memory costs as much as using it.
     space, scratch = start.new_empty(steps + 1, *start.shape), torch.empty_like(start)
@@ -126,18 +138,20 @@ def lanczos(
             mapped.addcmul_(known, torch.mul(known, mapped, out=scratch).sum(dim=0), value=-1)
         beside = _norms(mapped, scratch)
         going_on = alive[-1] & (beside > rounding * reach)
+        ended = alive[-1] & ~going_on
+        lost.append(mapped * ended if bool(ended.any()) else None)
         beside = torch.where(going_on, beside, 0)
         diagonal.append(here)
         off_diagonal.append(beside)
         vector = torch.mul(mapped, going_on / beside.clamp_min(tiny), out=space[step])
         basis.append(vector)
         if tolerance > 0 and step % _CHECK_EVERY == 0 and step < steps:
-            krylov = Krylov(basis, diagonal, off_diagonal, alive)
+            krylov = Krylov(basis, diagonal, off_diagonal, alive, lost)
             if _converged(krylov, tolerance, largest):
                 return krylov
         if step < steps:
             alive.append(going_on)
-    return Krylov(basis, diagonal, off_diagonal, alive)
+    return Krylov(basis, diagonal, off_diagonal, alive, lost)
 
 
 def _norms(vectors: Tensor, scratch: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class HeadScores:
 def score_heads(
     model: GrowablePreTrainedModel,
     batches: Iterable[Any],
-    ways: Sequence[str] = HEAD_WAYS,
+    ways: Sequence[str] = tuple(HEAD_WAYS),
     *,
     paths: Sequence[str] | None = None,
     candidates: int = 1,

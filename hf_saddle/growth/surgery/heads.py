@@ -126,7 +126,7 @@ def head_growth(
     zeros = torch.zeros(len(chosen))
     return LayerGrowth(
         linear=attention.path,
-        operator=f"{how}_head",
+        operator=HEAD_WAYS[how],
         neurons=chosen,
         directions=rows,
         steps=steps,

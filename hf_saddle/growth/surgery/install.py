@@ -56,7 +56,7 @@ def _install_entries_(entries: EntriesDraft, changes: Changes) -> None:
     module._buffers.update(entries.buffers)
     values = (*entries.buffers.values(), *(draft.value for draft in entries.parameters.values()))
     size = values[0].shape[entries.axis]
-    if isinstance(module, nn.modules.batchnorm._NormBase):
+    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
         module.num_features = size
     fit_table_(module, size)
 

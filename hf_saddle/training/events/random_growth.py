@@ -160,4 +160,4 @@ def _heads_at_random(model: GrowablePreTrainedModel, path: str, operator: str, c
     if OPERATORS[operator].copies:
         number = heads_of(model.base_model)[find_attention(model, path).root]
         heads = torch.randperm(number, generator=torch.Generator().manual_seed(seed))[:count].tolist()
-    return head_growth(model, path, heads, operator.removesuffix("_head"), seed=seed)
+    return head_growth(model, path, heads, operator.partition("_")[0], seed=seed)

@@ -7,6 +7,7 @@ from ...growth import GrowthConfig, GrowthPlan, LayerGrowth, head_growth
 from ...growth.choice.block_gains import places_of_blocks
 from ...growth.choice.candidates import operators_for
 from ...growth.choice.timing import Kind, time_kinds
+from ...growth.operators import HEAD_WAYS
 from ...growth.records.block_records import NewBlock
 from ...growth.records.timing_record import Timing
 from ...models.modeling_saddle import GrowablePreTrainedModel
@@ -52,7 +53,7 @@ def _kinds(model: GrowablePreTrainedModel, config: GrowthConfig, known: Timing |
         growths.setdefault("zero_gain", copied)  # which they are timed as
     headed = heads_that_grow(model, config) if kinds.heads else []
     for way in kinds.ways:
-        growths[f"{way}_head"] = [head_growth(model, path, 1, way) for path in headed]
+        growths[HEAD_WAYS[way]] = [head_growth(model, path, 1, way) for path in headed]
     opening = {growth.operator for growth in first}
     found = {
         name: Kind(GrowthPlan(tuple(own)), GrowthPlan(tuple(first)) if name in opening else None)
