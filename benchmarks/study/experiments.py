@@ -13,8 +13,8 @@ from .event import Branch, run_branches, run_neurons
 from .files import results
 from .finetuning_arms import finetuning, finetuning_tuning, ranks, ranks_tuning
 from .language import language, language_timing, language_tuning
-from .task import make_model
-from .training import BATCH, PASSES, Arm, run
+from .task import make_model, shape
+from .training import BATCH, PASSES, REFERENCE, Arm, run
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,6 @@ class Job:
     name: str
     seed: int
     run: Callable[[], dict[str, Any]]
-
-
-def shape(width: int, hidden: int = 16) -> dict[str, Any]:
-    """Fields of a `SaddleViTConfig`; `width` is that of the MLPs."""
-    return {
-        "hidden_size": hidden,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "patch_size": 14,
-        "intermediate_size": width,
-    }
 
 
 # Fields of the `GrowthConfig`. Every random control has the operator, the budget and the line search of its twin.
@@ -99,7 +88,7 @@ UNDIRECTED = "zero gain, random directions, line search"
 TUNING_SEED = 100
 # Peak learning rate: the large model has its lowest validation loss there, all others are a little lower at twice it.
 LEARNING_RATE = 3.2e-2
-SMALL, LARGE = shape(4), shape(64)
+SMALL, LARGE = shape(4), REFERENCE
 LARGE_PARAMETERS, LARGE_MACS = 10_010, 45_024
 TARGET = round(0.9 * LARGE_PARAMETERS)
 STEPS = 1_200  # of the large model

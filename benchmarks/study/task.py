@@ -82,6 +82,17 @@ def digits() -> dict[str, Split]:
 TASKS = {"fashion-mnist": fashion_mnist, "digits": digits}
 
 
+def shape(width: int, hidden: int = 16) -> dict[str, Any]:
+    """Fields of a `SaddleViTConfig`; `width` is that of the MLPs."""
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "patch_size": 14,
+        "intermediate_size": width,
+    }
+
+
 def make_model(seed: int, shape: dict[str, Any]) -> SaddleViTForImageClassification:
     """A ViT from scratch; `shape` are fields of its config."""
     torch.manual_seed(seed)

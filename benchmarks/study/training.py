@@ -20,7 +20,7 @@ from hf_saddle.training import growth_event_
 from .baselines import even_event_, stacked_event_, uneven_event_
 from .matched import matched_event_
 from .rankings import several_event_, significant_event_
-from .task import TASKS, Split, digits, evaluate, evaluate_each, make_model
+from .task import TASKS, Split, digits, evaluate, evaluate_each, make_model, shape
 
 
 BATCH = 128
@@ -29,13 +29,7 @@ CURVE_POINTS = 10
 # A backward pass costs two forward passes, and a multiply-accumulate counts as one operation.
 PASSES = 3
 # What a step costs is measured against this model, the large one.
-REFERENCE = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "patch_size": 14,
-    "intermediate_size": 64,
-}
+REFERENCE = shape(64)
 # What growth changes in a config.
 GROWN_FIELDS = ("widths", "skip_sizes", "skip_unit", "heads", "num_hidden_layers")
 # As curvature says; as many random neurons in the same linears; by baselines that measure nothing; by other rankings.

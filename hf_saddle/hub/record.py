@@ -78,11 +78,11 @@ class TrainingRecord:
             model (`PreTrainedModel`): The model as it will be shared.
             args (`TrainingArguments`): The trainer's `args`.
             state (`TrainerState`): The trainer's `state`; its log gives losses and metrics.
-            growth ([`~hf_saddle.GrowthConfig`], *checks.optional*): When, where, how and how much the model grew.
-            dataset (`str`, *checks.optional*): Repo id of the data set, or its name.
-            base_model (`str`, *checks.optional*):
+            growth ([`~hf_saddle.GrowthConfig`], *optional*): When, where, how and how much the model grew.
+            dataset (`str`, *optional*): Repo id of the data set, or its name.
+            base_model (`str`, *optional*):
                 Repo id or folder of the model that the training started from. Defaults to where `model` was loaded.
-            license (`str`, *checks.optional*): Licence of the weights, as the Hub spells it.
+            license (`str`, *optional*): Licence of the weights, as the Hub spells it.
         """
         log = numbers_only(state.log_history)
         split, results = results_of(log, state.best_global_step if args.load_best_model_at_end else None)

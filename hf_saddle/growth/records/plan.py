@@ -51,19 +51,19 @@ class GrowthPlan:
 
     Attributes:
         growths (`tuple[LayerGrowth, ...]`): In the order of the model.
-        criterion (`str`, *checks.optional*): What ranked the neurons; `None` for a plan by hand.
-        budget (`float`, *checks.optional*): What the event was allowed to add; `None` for no limit.
+        criterion (`str`, *optional*): What ranked the neurons; `None` for a plan by hand.
+        budget (`float`, *optional*): What the event was allowed to add; `None` for no limit.
         parameters (`int`): Parameters that the plan adds.
         macs (`int`): Multiply-accumulates that it adds to the forward pass of one sample.
         seed (`int`): Seed of what was drawn at random.
         candidates (`dict[str, int]`): Neurons that could have been chosen, by operator.
-        held_back (`str`, *checks.optional*): Why nothing grows, where nothing does.
-        forecast (`str`, *checks.optional*): What `predicted_gain` is of, see there.
-        predicted_error (`float`, *checks.optional*): Its standard error, by the choice of the samples that judge.
+        held_back (`str`, *optional*): Why nothing grows, where nothing does.
+        forecast (`str`, *optional*): What `predicted_gain` is of, see there.
+        predicted_error (`float`, *optional*): Its standard error, by the choice of the samples that judge.
         blocks (`tuple[NewBlock, ...]`): Whole blocks that are inserted, as copies of others before those grow. All
             paths of a plan are those before the event.
         freeze (`bool`): Whether only inserted blocks are trained from then on.
-        timing ([`Timing`], *checks.optional*): What it costs in seconds, where seconds limit the size.
+        timing ([`Timing`], *optional*): What it costs in seconds, where seconds limit the size.
     """
 
     growths: tuple[LayerGrowth, ...] = ()
