@@ -24,10 +24,10 @@ def splits_of(task: str) -> tuple[dict[str, Split], float, float]:
     return (upright(), 0.3530, 0.2860) if task == "fashion-mnist" else (digits(), 0.5, 0.5)
 
 
-def images(split: Split, indices: Tensor, deviation: float, mean: float) -> Split:
+def images(split: Split, indices: Tensor, deviation: float, mean: float, size: int = IMAGE) -> Split:
     """Images in three channels, enlarged, with pixels normalised as those that the backbone was made for."""
     grey = split.images[indices] * deviation + mean
-    large = nn.functional.interpolate(grey, size=(IMAGE, IMAGE), mode="bilinear", align_corners=False)
+    large = nn.functional.interpolate(grey, size=(size, size), mode="bilinear", align_corners=False)
     middle, scale = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
     return Split((large.expand(-1, 3, -1, -1) - middle) / scale, split.labels[indices])
 
