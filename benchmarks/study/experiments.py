@@ -12,7 +12,7 @@ from hf_saddle.growth import count_macs, count_parameters
 from .event import Branch, run_branches, run_neurons
 from .files import results
 from .finetuning_arms import finetuning, finetuning_tuning, ranks, ranks_tuning
-from .language import language, language_timing, language_tuning
+from .language import deep, deep_tuning, language, language_timing, language_tuning
 from .task import make_model, shape
 from .training import BATCH, PASSES, REFERENCE, Arm, run
 
@@ -492,4 +492,6 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "language_timing": lambda: starmap(Job, language_timing()),
     "language_tuning": lambda: starmap(Job, language_tuning()),
     "language": lambda: starmap(Job, language()),
+    "language_deep_tuning": lambda: starmap(Job, deep_tuning()),
+    "language_deep": lambda: starmap(Job, deep()),
 }

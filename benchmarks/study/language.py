@@ -192,6 +192,10 @@ UNIFORM = LanguageArm("4 blocks", 4)
 # Trials with another seed chose the moment and the number of blocks.
 STACKED = LanguageArm("2 blocks, stacked to 4", 2, ((0.2, 1),))
 SILENT = replace(STACKED, name="2 blocks, silent copies to 4", how="copy")
+# Of one size, larger than what is best in these seconds: also with 70 % of them.
+DEEP = LanguageArm("8 blocks", 8)
+DEEP_STACKED = LanguageArm("2 blocks, stacked to 8", 2, ((0.25, 3),))
+DEEP_SOONER = replace(DEEP_STACKED, name="2 blocks, stacked to 8, 70 % of the seconds", share=0.7)
 RATES = (2e-3, 4e-3, 6e-3)
 RATE = 6e-3  # the lowest validation loss of both
 
@@ -213,3 +217,19 @@ def language() -> Iterable[tuple[str, int, Callable[[], dict[str, Any]]]]:
     for seed in range(10, 20):
         for arm in (UNIFORM, STACKED, SILENT):
             yield arm.name, seed, partial(run_language, replace(arm, rate=RATE), seed, test=True)
+
+
+def deep_tuning() -> Iterable[tuple[str, int, Callable[[], dict[str, Any]]]]:
+    """Learning rates of the deepest model, uniform and stacked, as in `language_tuning`."""
+    for arm in (DEEP, DEEP_STACKED):
+        for rate in RATES:
+            yield f"{arm.name}, {rate:g}", 100, partial(run_language, replace(arm, rate=rate), 100)
+
+
+def deep() -> Iterable[tuple[str, int, Callable[[], dict[str, Any]]]]:
+    """The deepest model and what is stacked to its size, each with its own best rate, and the latter in less time."""
+    found = {row["arm"]: row["validation"]["loss"] for row in results("language_deep_tuning")}
+    for seed in range(10, 20):
+        for arm, tuned in ((DEEP, DEEP), (DEEP_STACKED, DEEP_STACKED), (DEEP_SOONER, DEEP_STACKED)):
+            rate = min(RATES, key=lambda rate, tuned=tuned: found.get(f"{tuned.name}, {rate:g}", 0.0))
+            yield arm.name, seed, partial(run_language, replace(arm, rate=rate), seed, test=True)
