@@ -385,9 +385,8 @@ def best_static() -> Arm:
 
 
 def shape_search(experiment: str) -> Iterable[Job]:
-    """A round of the search, with the two seeds of the learning rates."""
-    seeds = (TUNING_SEED, TUNING_SEED + 1)
-    return starmap(Job, search(experiment, uniform_in_seconds()[0], TARGET, seeds))
+    """A round of the search."""
+    return starmap(Job, search(experiment, uniform_in_seconds()[0], TARGET, TUNING_SEED))
 
 
 def seconds_tuning() -> Iterable[Job]:

@@ -89,7 +89,7 @@ def _search(winner: Rows) -> list[str]:
     return [
         "### The search of a static shape",
         "",
-        "Validation loss of two seeds by share of the budget; the best five of the first round go on to the second, "
+        "Validation loss of one seed by share of the budget; the best five of the first round go on to the second, "
         f"the best two to the third. All of it took {spent:.0f} s of the processor, "
         f"{spent / np.mean([row['seconds'] for row in winner]):.1f} times a run of the shape that it found.",
         "",

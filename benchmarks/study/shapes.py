@@ -1,11 +1,10 @@
 """A priced search for the best static shape: widths of the two MLPs, by successive halving on the validation split."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import product
 from math import inf
-from statistics import fmean
 from typing import Any
 
 from hf_saddle.growth import count_parameters
@@ -44,19 +43,16 @@ def entrants(experiment: str, most: int) -> list[Pair]:
 
 
 def survivors(experiment: str, most: int) -> list[Pair]:
-    """The pairs that a round lets go on, those of the lowest mean validation loss, the lowest first."""
-    losses: dict[str, list[float]] = {}
-    for row in results(experiment):
-        losses.setdefault(row["arm"], []).append(row["validation"]["loss"])
-    ranked = sorted(entrants(experiment, most), key=lambda pair: fmean(losses.get(static_name(pair), [inf])))
+    """The pairs that a round lets go on, those of the lowest validation loss, the lowest first."""
+    losses = {row["arm"]: row["validation"]["loss"] for row in results(experiment)}
+    ranked = sorted(entrants(experiment, most), key=lambda pair: losses.get(static_name(pair), inf))
     return ranked[: ROUNDS[experiment][1]]
 
 
 def search(
-    experiment: str, whole: Arm, most: int, seeds: Iterable[int]
+    experiment: str, whole: Arm, most: int, seed: int
 ) -> Iterator[tuple[str, int, Callable[[], dict[str, Any]]]]:
     """The runs of a round, each of them a share of a whole one, with its schedule to the end."""
     for pair in entrants(experiment, most):
         arm = replace(whole, name=static_name(pair), shape=uneven(pair), budget=ROUNDS[experiment][0] * whole.budget)
-        for seed in seeds:
-            yield arm.name, seed, partial(run, arm, seed)
+        yield arm.name, seed, partial(run, arm, seed)
