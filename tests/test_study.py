@@ -16,7 +16,21 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks.study import baselines, claims, event, experiments, files, language, matched, rankings, task, training  # noqa: E402
+from benchmarks.study import (  # noqa: E402
+    baselines,
+    claims,
+    event,
+    experiments,
+    files,
+    gromo_arm,
+    language,
+    matched,
+    probe,
+    rankings,
+    shapes,
+    task,
+    training,
+)
 from benchmarks.study import run as runner  # noqa: E402
 from benchmarks.study.report_events import steps_worth  # noqa: E402
 from benchmarks.study.statistics import bootstrap, interval, paired, text, unpacked  # noqa: E402
@@ -131,7 +145,7 @@ def test_an_event_costs_what_the_counter_says(digits):
     batches = training.probe(digits["train"], config, 0, 0)
     with FlopCounterMode(display=False) as counter:
         growth_event_(model, torch.optim.AdamW(model.parameters()), batches, config, event=0, step=0)
-    charged = training.passes_of_an_event(json.dumps(asdict(config))) * 64 * macs
+    charged = probe.passes_of_an_event(json.dumps(asdict(config))) * 64 * macs
     assert charged == pytest.approx(counter.get_total_flops() / 2, rel=0.15)
 
 
@@ -310,6 +324,60 @@ def test_every_baseline_is_an_arm(digits):
         assert row["steps"] == 4 and len(row["events"]) == len(one.events)
         if one.way == "even":
             assert row["shape"]["num_hidden_layers"] == 6 and row["events"][0]["chosen"]["layers.1:block_copy"] == 1
+
+
+def test_gromo_widens_all_mlps_and_lowers_the_loss_of_the_probe(digits):
+    model = make_model(0, experiments.SMALL).train()
+    optimizer = torch.optim.AdamW(training.parameter_groups(model), lr=1e-2, betas=(0.9, 0.98), fused=True)
+    batches = training.training_batches(digits["train"], 0)
+    for _ in range(20):
+        training.train_step_(model, optimizer, next(batches), 1e-2)
+    config = PaperGrowthConfig(at=[0.5], probe_samples=256, max_parameters=6_400)
+    samples = training.probe(digits["train"], config, 0, 0)
+    before, loss = copy.deepcopy((model, optimizer.state_dict()["state"])), probe_loss(model, samples)
+    done = training.WAYS["gromo"](model, optimizer, samples, config, event=0, step=20)
+    assert done.loss_before == loss > done.loss_after == pytest.approx(probe_loss(model, samples), abs=1e-5)
+    assert done.parameters_after == count_parameters(model) <= 6_400 and done.macs_after == count_macs(model)
+    widths = [layer.mlp.fc1.out_features for layer in model.vit.layers]
+    assert [layer["chosen"] for layer in done.layers] == [width - 4 for width in widths] and min(widths) > 4
+    assert list(model.config.widths.values()) == widths
+    names = {parameter: name for name, parameter in before[0].named_parameters()}
+    order = [old for group in training.parameter_groups(before[0]) for old in group["params"]]
+    for old, known, now in zip(order, before[1].values(), optimizer.state_dict()["state"].values(), strict=True):
+        slices = tuple(map(slice, old.shape))
+        assert torch.equal(model.get_parameter(names[old])[slices], old)
+        assert all(torch.equal(now[moment][slices], known[moment]) for moment in ("exp_avg", "exp_avg_sq"))
+    training.train_step_(model, optimizer, next(batches), 1e-2)
+
+
+def test_a_block_of_gromo_is_the_mlp_until_it_grows():
+    mlp, x = make_model(0, experiments.SMALL).vit.layers[0].mlp, torch.randn(3, 5, 16)
+    assert torch.equal(gromo_arm.block_of(mlp)(x), mlp(x))
+
+
+def test_a_gromo_arm_pays_for_its_events(digits, monkeypatch):
+    paces = iter([training.Pace(0.5, 1e9)] + 3 * [training.Pace(2.0, 1e9)])  # events of no time
+    monkeypatch.setattr(training, "pace", lambda model, split: next(paces))
+    (tiny,) = [replace(arm, budget=10) for arm in experiments.in_seconds() if arm.name == "gromo"]
+    row = training.run(tiny, 0)
+    assert row["steps"] == 2 + 5 and [event["step"] for event in row["events"]] == [2, 3, 4]
+    assert count_parameters(make_model(1, row["shape"])) == row["parameters"] <= experiments.TARGET
+
+
+def test_a_search_of_shapes_goes_on_with_the_best_of_each_round(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "RESULTS", tmp_path)
+    pairs = shapes.pairs(experiments.TARGET)
+    assert all(count_parameters(make_model(0, shapes.uneven(pair))) <= experiments.TARGET for pair in pairs)
+    assert (4, 92) in pairs and (24, 92) not in pairs
+    wanted = {pair: abs(pair[0] - 48) + abs(pair[1] - 24) for pair in pairs}
+    for experiment, expected in (("shapes_quarter", pairs), ("shapes_half", None), ("shapes", None)):
+        jobs = list(experiments.shape_search(experiment))
+        assert {job.run.args[0].budget for job in jobs} == {shapes.ROUNDS[experiment][0] * experiments.SECONDS_BUDGET}
+        found = shapes.entrants(experiment, experiments.TARGET)
+        assert found == (expected or sorted(pairs, key=wanted.__getitem__)[: len(found)])
+        for job, pair in zip(jobs, found, strict=True):
+            files.store(experiment, {"arm": job.name, "seed": job.seed, "validation": {"loss": wanted[pair]}})
+    assert experiments.best_static().shape == shapes.uneven((48, 24))
 
 
 def test_a_matched_plan_differs_in_neurons_and_directions_alone(digits):

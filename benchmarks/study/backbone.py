@@ -50,7 +50,7 @@ def optional(name: str) -> Any:
         ImportError: If it is not installed.
     """
     if importlib.util.find_spec(name) is None:
-        raise ImportError(f"The study of fine-tuning needs {name}: `pip install -e '.[study]'`.")
+        raise ImportError(f"The study needs {name}: `pip install -e '.[study]'`.")
     return importlib.import_module(name)
 
 

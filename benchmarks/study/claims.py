@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from .experiments import best_uniform
+from .experiments import best_static, best_uniform
 from .files import results
 from .language import SILENT, STACKED, UNIFORM
 from .statistics import paired, text
@@ -81,6 +81,8 @@ CLAIMS = (
         "growth, per second",
         "growth, per second, random in the same linears",
     ),
+    Claim("growth better than the best static shape of a search", "seconds", "growth", best_static().name),
+    Claim("growth better than GroMo's in equal seconds", "seconds", "growth", "gromo"),
     *(
         Claim(f"{what} better than uniform in equal seconds", "language", arm.name, UNIFORM.name, figure="loss")
         for what, arm in (("stacking a language model", STACKED), ("silent copies in a language model", SILENT))

@@ -12,18 +12,9 @@ from torch import Tensor, nn
 from hf_saddle import CurvatureReport, LayerGrowth, analyze_curvature
 from hf_saddle.growth import GrowthPlan, PaperGrowthConfig, grow_
 
+from .probe import macs_of_an_event, probe
 from .task import evaluate, fashion_mnist, make_model
-from .training import (
-    WAYS,
-    grow,
-    macs_of_an_event,
-    parameter_groups,
-    probe,
-    schedule,
-    summary,
-    train_step_,
-    training_batches,
-)
+from .training import WAYS, grow, parameter_groups, schedule, summary, train_step_, training_batches
 
 
 NEURON_SNAPSHOT, NEURON_TOTAL = 600, 1_600

@@ -13,6 +13,7 @@ from .event import Branch, run_branches, run_neurons
 from .files import results
 from .finetuning_arms import finetuning, finetuning_tuning, ranks, ranks_tuning
 from .language import deep, deep_tuning, language, language_timing, language_tuning
+from .shapes import ROUNDS, search, static_name, survivors, uneven
 from .task import make_model, shape
 from .training import BATCH, PASSES, REFERENCE, Arm, run
 
@@ -357,17 +358,35 @@ PER_SECOND = DEFAULTS | {"budget_unit": "seconds", "max_growth": 1.3}
 
 
 def in_seconds() -> list[Arm]:
-    """Uniform models of all widths, and ways to grow, that spend as many seconds."""
+    """Uniform models of all widths, the best shape of a search, and ways to grow, that spend as many seconds."""
     small = replace(uniform("growth", SMALL), events=EARLY, growth=DEFAULTS | {"max_parameters": TARGET})
     timed = replace(small, name="growth, per second", growth=PER_SECOND)
     arms = [
-        *(uniform(f"uniform, MLPs {width} wide", shape(width)) for width in (4, 16, 48, 64)),
         small,
         timed,
         replace(timed, name="growth, per second, once", events=(0.1,)),
         replace(timed, name="growth, per second, random in the same linears", way="matched"),
+        replace(small, name="gromo", way="gromo"),
     ]
+    grown = [replace(arm, budget=SECONDS_BUDGET, unit="seconds") for arm in arms]
+    return [*uniform_in_seconds(), best_static(), *grown]
+
+
+def uniform_in_seconds() -> list[Arm]:
+    """The uniform models among them."""
+    arms = (uniform(f"uniform, MLPs {width} wide", shape(width)) for width in (4, 16, 48, 64))
     return [replace(arm, budget=SECONDS_BUDGET, unit="seconds") for arm in arms]
+
+
+def best_static() -> Arm:
+    """The shape that the search ended with."""
+    (pair,) = survivors("shapes", TARGET)
+    return replace(uniform_in_seconds()[0], name=static_name(pair), shape=uneven(pair))
+
+
+def shape_search(experiment: str) -> Iterable[Job]:
+    """A round of the search."""
+    return starmap(Job, search(experiment, uniform_in_seconds()[0], TARGET, TUNING_SEED))
 
 
 def seconds_tuning() -> Iterable[Job]:
@@ -392,9 +411,7 @@ def best_rate(arm: Arm) -> float:
 
 def best_uniform() -> Arm:
     """The uniform model of the lowest mean validation loss in `seconds_tuning`, at its best rate."""
-    return min(
-        (arm for arm in in_seconds() if not arm.events), key=lambda arm: min(_tuned_losses(arm).values(), default=0.0)
-    )
+    return min(uniform_in_seconds(), key=lambda arm: min(_tuned_losses(arm).values(), default=0.0))
 
 
 def _tuned_losses(arm: Arm) -> dict[float, float]:
@@ -483,6 +500,7 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "rankings": rankings,
     "baselines": baselines,
     "kinds": kinds,
+    **{name: partial(shape_search, name) for name in ROUNDS},
     "seconds_tuning": seconds_tuning,
     "seconds": seconds,
     "finetuning_tuning": lambda: starmap(Job, finetuning_tuning()),

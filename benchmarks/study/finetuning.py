@@ -16,9 +16,10 @@ from hf_saddle.growth import PaperGrowthConfig, count_parameters
 
 from .backbone import optional
 from .finetuning_task import STEPS, held_out, training_data, truncated_backbone
+from .probe import macs_of_an_event
 from .ranks import ranks_of
 from .task import evaluate
-from .training import grow, macs_of_an_event, schedule, summary
+from .training import grow, schedule, summary
 
 
 WARM = 0.1  # share of the steps in which the head is trained alone

@@ -1,9 +1,10 @@
-"""The report's section on equal seconds: uniform models of all widths, and ways to grow."""
+"""The report's section on equal seconds: uniform models of all widths, a search of shapes, and ways to grow."""
 
 import numpy as np
 
-from .experiments import SECONDS_BUDGET, SECONDS_RATES, best_rate, best_uniform, in_seconds
+from .experiments import SECONDS_BUDGET, SECONDS_RATES, best_rate, best_static, best_uniform, in_seconds
 from .files import results
+from .shapes import ROUNDS
 from .statistics import bootstrap, text
 from .tables import Rows, by_arm, difference, measured, table
 
@@ -48,6 +49,7 @@ def seconds() -> list[str]:
     header = ("arm", "rate", "seeds", "parameters", "steps", "a step at the end", "events", "accuracy (%)", "loss")
     pairs = [(name, best_uniform().name) for name in names if name in arms and name != best_uniform().name]
     pairs += [(name, f"{name}, random in the same linears") for name in names]
+    pairs += [("growth", other) for other in (best_static().name, "gromo")]
     differences = [
         (first, second, *difference(arms[first], arms[second]), _drawn(arms[first], arms[second]))
         for first, second in pairs
@@ -66,6 +68,32 @@ def seconds() -> list[str]:
         *table(("arm", "minus", "seeds", "accuracy (points)", "loss", "accuracy, drawn anew"), differences),
         "*Drawn anew*: 95 % of the differences when both seeds and test images are drawn anew.",
         "",
+        *_search(arms.get(best_static().name, [])),
+    ]
+
+
+def _search(winner: Rows) -> list[str]:
+    """The rounds of the search of shapes, and what they took against the runs of the shape that they found."""
+    rounds = {experiment: results(experiment) for experiment in ROUNDS}
+    if not winner or not all(rounds.values()):
+        return []
+    columns = [by_arm(rows) for rows in rounds.values()]
+    body = [
+        (
+            name,
+            *(text(list(measured(found.get(name, []), "validation", "loss").values()), digits=3) for found in columns),
+        )
+        for name in columns[0]
+    ]
+    spent = sum(row["seconds"] for rows in rounds.values() for row in rows)
+    return [
+        "### The search of a static shape",
+        "",
+        "Validation loss of one seed by share of the budget; the best five of the first round go on to the second, "
+        f"the best two to the third. All of it took {spent:.0f} s of the processor, "
+        f"{spent / np.mean([row['seconds'] for row in winner]):.1f} times a run of the shape that it found.",
+        "",
+        *table(("widths of the MLPs", *(f"{share:g}" for share, _ in ROUNDS.values())), body),
     ]
 
 

@@ -4,23 +4,23 @@ import copy
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cache
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.flop_counter import FlopCounterMode
 
 from hf_saddle.growth import GrowthEvent, PaperGrowthConfig, count_macs, count_parameters
 from hf_saddle.training import growth_event_
 
 from .baselines import even_event_, stacked_event_, uneven_event_
+from .gromo_arm import gromo_event_
 from .matched import matched_event_
+from .probe import macs_of_an_event, probe
 from .rankings import several_event_, significant_event_
-from .task import TASKS, Split, digits, evaluate, evaluate_each, make_model, shape
+from .task import TASKS, Split, evaluate, evaluate_each, make_model, shape
 
 
 BATCH = 128
@@ -32,13 +32,15 @@ PASSES = 3
 REFERENCE = shape(64)
 # What growth changes in a config.
 GROWN_FIELDS = ("widths", "skip_sizes", "skip_unit", "heads", "num_hidden_layers")
-# As curvature says; as many random neurons in the same linears; by baselines that measure nothing; by other rankings.
+# As curvature says; as many random neurons in the same linears; by baselines that measure nothing; by GroMo; by other
+# rankings.
 WAYS: dict[str, Callable[..., GrowthEvent]] = {
     "measured": growth_event_,
     "matched": matched_event_,
     "stacked": stacked_event_,
     "even": even_event_,
     "uneven": uneven_event_,
+    "gromo": gromo_event_,
     "significant": significant_event_,
     "several": several_event_,
 }
@@ -199,13 +201,6 @@ def training_batches(split: Split, seed: int, size: int = BATCH) -> Iterator[dic
             yield split.batch(indices)
 
 
-def probe(split: Split, config: PaperGrowthConfig, seed: int, event: int) -> list[dict[str, Tensor]]:
-    """The probe batches of an event: training images, drawn anew for each event."""
-    generator = torch.Generator().manual_seed(2_000 + 100 * seed + event)
-    indices = torch.randperm(len(split), generator=generator)[: config.probe_samples]
-    return [split.batch(part) for part in indices.split(config.probe_batch_size)]
-
-
 def grow(
     model: Any,
     optimizer: Optimizer,
@@ -218,29 +213,6 @@ def grow(
 ) -> GrowthEvent:
     """One event on a probe of its own."""
     return grow_event_(model, optimizer, probe(split, config, seed, event), config, event=event, step=step)
-
-
-def macs_of_an_event(config: PaperGrowthConfig, event: GrowthEvent) -> float:
-    """What an event cost in multiply-accumulates; a matched control is charged what its twin costs."""
-    fields = json.dumps(asdict(config) | {"growth_seed": 0})
-    return passes_of_an_event(fields) * config.probe_samples * event.macs_before
-
-
-@cache
-def passes_of_an_event(fields: str) -> float:
-    """
-    What an event costs, in forward passes over its probe set.
-
-    It is counted once, on a small model, as counting takes longer than the event.
-    """
-    limits = {"max_growth": 1.2, "max_parameters": None, "max_macs": None, "at": [0.5]}
-    config = PaperGrowthConfig(**json.loads(fields) | limits)
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14}
-    model = make_model(0, shape | {"intermediate_size": 16})
-    macs, batches = count_macs(model), probe(digits()["train"], config, 0, 0)
-    with FlopCounterMode(display=False) as counter:
-        growth_event_(model, torch.optim.AdamW(model.parameters()), batches, config, event=0, step=0)
-    return counter.get_total_flops() / 2 / config.probe_samples / macs
 
 
 def summary(event: GrowthEvent) -> dict[str, Any]:
