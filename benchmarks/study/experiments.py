@@ -367,6 +367,9 @@ def in_seconds() -> list[Arm]:
         replace(timed, name="growth, per second, once", events=(0.1,)),
         replace(timed, name="growth, per second, random in the same linears", way="matched"),
         replace(small, name="gromo", way="gromo"),
+        widened := replace(small, name="growth, width", growth=small.growth | {"criterion": "width"}),
+        replace(widened, name="growth, width, random in the same linears", way="matched"),
+        replace(widened, name="uneven halves", way="uneven"),
     ]
     grown = [replace(arm, budget=SECONDS_BUDGET, unit="seconds") for arm in arms]
     return [*uniform_in_seconds(), best_static(), *grown]
