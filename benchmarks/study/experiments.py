@@ -355,6 +355,8 @@ SECONDS_RATES = (1.6e-2, 3.2e-2, 6.4e-2)
 # The default options but for the data's own batch of the probe; the last two may make a step 1.3 times as long.
 DEFAULTS = {"probe_samples": 1_024, "probe_batch_size": 256}
 PER_SECOND = DEFAULTS | {"budget_unit": "seconds", "max_growth": 1.3}
+# Splits of MLPs, as many as there may be, whether they pay at once or not; the best of `width_trials`.
+WIDTH: dict[str, Any] = {"criterion": "width", "selection": "gain", "significance": 0.0, "natural_step": 0.0}
 
 
 def in_seconds() -> list[Arm]:
@@ -367,7 +369,7 @@ def in_seconds() -> list[Arm]:
         replace(timed, name="growth, per second, once", events=(0.1,)),
         replace(timed, name="growth, per second, random in the same linears", way="matched"),
         replace(small, name="gromo", way="gromo"),
-        widened := replace(small, name="growth, width", growth=small.growth | {"criterion": "width"}),
+        widened := replace(small, name="growth, width", growth=small.growth | WIDTH),
         replace(widened, name="growth, width, random in the same linears", way="matched"),
         replace(widened, name="uneven halves", way="uneven"),
     ]
@@ -379,6 +381,21 @@ def uniform_in_seconds() -> list[Arm]:
     """The uniform models among them."""
     arms = (uniform(f"uniform, MLPs {width} wide", shape(width)) for width in (4, 16, 48, 64))
     return [replace(arm, budget=SECONDS_BUDGET, unit="seconds") for arm in arms]
+
+
+def width_trials() -> Iterable[Job]:
+    """Ways to grow in width alone, on the validation split and one seed, at the rate that is best for most arms."""
+    by_name = {arm.name: arm for arm in in_seconds()}
+    trials = {
+        "selection by pursuit, the default": {"criterion": "width"},
+        "significant splits": WIDTH | {"significance": 2.0, "natural_step": 0.5},
+        "all splits": WIDTH | {"natural_step": 0.5},
+        "all splits, at rest": WIDTH,
+        "all neurons by net2net": WIDTH | {"natural_step": 0.5, "operator": "net2net"},
+    }
+    for name, fields in trials.items():
+        arm = replace(by_name["growth"], name=name, growth=by_name["growth"].growth | fields, learning_rate=0.032)
+        yield Job(name, TUNING_SEED, partial(run, arm, TUNING_SEED))
 
 
 def best_static() -> Arm:
@@ -504,6 +521,7 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "baselines": baselines,
     "kinds": kinds,
     **{name: partial(shape_search, name) for name in ROUNDS},
+    "width_trials": width_trials,
     "seconds_tuning": seconds_tuning,
     "seconds": seconds,
     "finetuning_tuning": lambda: starmap(Job, finetuning_tuning()),
