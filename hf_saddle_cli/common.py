@@ -15,7 +15,7 @@ from transformers.utils import CONFIG_NAME, cached_file, logging
 from hf_saddle import models
 from hf_saddle.demo.arguments import ModelAndDataArguments
 from hf_saddle.demo.tasks import TASKS
-from hf_saddle.growth.macs import sample_of
+from hf_saddle.growth.counting import sample_of
 from hf_saddle.models import FAMILIES, GrowablePreTrainedModel, SaddleConfig
 from hf_saddle.models.history_file import read_history
 from hf_saddle.models.json_files import read_json

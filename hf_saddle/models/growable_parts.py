@@ -9,10 +9,11 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from .configuration_saddle import SaddleConfig
-from .growable import Growable
+from .families import blocks_in
+from .growable import Growable, growable_in
 from .heads import Attention, attentions_in, heads_of
 from .shapes import Shapes, grown_heads
-from .sites import Site, linear_at, sites_in
+from .sites import Site, inner_path, linear_at
 
 
 class GrowableParts(PreTrainedModel):
@@ -33,9 +34,25 @@ class GrowableParts(PreTrainedModel):
             yield replace(site, module=linear_at(site.path, site.module))
 
     def linear_places(self) -> Iterator[Site]:
-        """Yield every place of a growable linear with what is there, be it wrapped or exchanged."""
-        prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
-        yield from sites_in(self.base_model, prefix)
+        """
+        Yield every place of a growable linear with what is there, be it wrapped or exchanged.
+
+        Raises:
+            ValueError: If a module is not there at all.
+        """
+        base = self.base_model
+        prefix = "" if base is self else f"{self.base_model_prefix}."
+        for number, (block_path, block) in enumerate(blocks_in(base, base.config)):
+            hidden = {entry.rows[0]: entry.at(f"{prefix}{block_path}") for entry in block.neurons}
+            for name in block.linears:
+                root = f"{block_path}.{name}"
+                path, depth, neurons = prefix + root, 0, hidden.get(name)
+                module: nn.Module | None = base.get_submodule(root)
+                while module is not None:
+                    yield Site(path, root, number, name, depth, module, neurons)
+                    found = growable_in(module)
+                    path, depth, neurons = inner_path(path), depth + 1, None
+                    module = None if found is None or found.skip is None else found.skip.linear
 
     def get_submodule(self, target: str) -> nn.Module:
         """

@@ -15,7 +15,6 @@ from ..config import GrowthConfig
 from ..costs import Cost, CostBook
 from ..operators import OPERATORS, Operator
 from ..records.layer_growth import LayerGrowth
-from ..rows import row_size
 from ..surgery.drafting import branch_kind, widening_objection
 from .reasons import Measured
 
@@ -88,10 +87,10 @@ def measured_by(report: CurvatureReport, model: GrowablePreTrainedModel, config:
             continue
         site, module = known[entry.linear], known[entry.linear].module
         operator = operator_for(entry.criterion, model, site, kind, config)
-        if operator is not None and entry.direction.shape != (module.neurons, row_size(site, operator)):
+        if operator is not None and entry.direction.shape != (module.neurons, operator.row_size(site)):
             raise ValueError(
                 f"The report's directions of {entry.linear} have shape {tuple(entry.direction.shape)}, the model's "
-                f"layer needs {(module.neurons, row_size(site, operator))}. Measure anew after a growth."
+                f"layer needs {(module.neurons, operator.row_size(site))}. Measure anew after a growth."
             )
         limit = ""
         if config.linears is not None and site.linear not in config.linears:

@@ -15,7 +15,7 @@ from ...models.blocks import split_path
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ...models.sites import Place
 from ..costs import Cost
-from ..macs import count_positions
+from ..counting import count_positions
 from ..operators import HEAD_WAYS, SCALED
 from ..records.layer_growth import LayerGrowth
 from ..records.plan import GrowthPlan

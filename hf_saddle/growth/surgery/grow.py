@@ -1,7 +1,6 @@
 """Growing a model in place, together with its config, its history and its optimizer, all or nothing."""
 
 import time
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,9 +12,10 @@ from ...models.modeling_saddle import GrowablePreTrainedModel
 from ...models.parameters import is_sharded
 from ...models.restacking import assign_
 from ...version import __version__
-from ..costs import Cost, count_parameters, plan_cost
-from ..macs import count_macs
-from ..optimizer.state import carry_optimizer_state_, inner_optimizer
+from ..costs import Cost
+from ..counting import count_macs, count_parameters
+from ..optimizer.state import carry_optimizer_state_
+from ..optimizer_rules import inner_optimizer
 from ..records.event import GrowthEvent
 from ..records.history import GrowthHistory
 from ..records.layer_record import layer_record
@@ -142,11 +142,9 @@ def prepare_growth(
     attentions = [find_attention(model, growth.linear) for growth in heads]
     check_attachments(model, [growth.linear for growth in of_neurons], attentions)
     kind = check_plan(model, plan)
-    parameters, macs = count_parameters(model), history.macs
-    cost = plan_cost(model, of_neurons)
+    parameters, macs = count_parameters(model), count_macs(model)
     named = {parameter: name for name, parameter in model.named_parameters()}
     also = [(holder, names) for holder, _, names in stacks.assignments]
-    counted = count_macs(model) if heads or plan.blocks else 0
     # The model grows and goes back, so that what can fail has not failed, and two sets of pointers are what is left.
     before = Snapshot(model, optimizer, also)
     try:
@@ -154,7 +152,7 @@ def prepare_growth(
         numbered = model.shapes()
         assign_(stacks.assignments)
         moved = plan.growths_behind(numbered)
-        for draft in draft_growths(model, replace(plan, growths=moved)):
+        for draft in draft_growths(model, moved):
             install_(draft, kind, str(model.config.skip_activation), changes)
         check_changes(changes)
         if heads:
@@ -165,8 +163,6 @@ def prepare_growth(
             carry_optimizer_state_(optimizer, changes, list(model.parameters()))
             named |= {change.new: named[change.old] for change in changes.replaced}
             rename_in_optimizer_(inner_optimizer(optimizer), model, named)
-        if heads or plan.blocks:
-            cost = Cost(count_parameters(model) - parameters, count_macs(model) - counted)
         event = GrowthEvent(
             criterion=plan.criterion,
             operators=sorted(plan.chosen),
@@ -178,9 +174,10 @@ def prepare_growth(
             candidates=dict(plan.candidates),
             held_back=plan.held_back,
             parameters_before=parameters,
-            parameters_after=parameters + cost.parameters,
-            macs_before=macs,
-            macs_after=macs + cost.macs,
+            parameters_after=count_parameters(model),
+            # Those of a head that was exchanged are in no history.
+            macs_before=history.size.macs,
+            macs_after=history.size.macs + count_macs(model) - macs,
             skip_unit=kind,
             shapes=shapes,
             versions=versions(),

@@ -159,19 +159,21 @@ class HeadsDraft:
         self.number += count
 
 
-def draft_heads_(model: GrowablePreTrainedModel, plan: GrowthPlan, drafts: Mapping[str, LinearDraft]) -> None:
+def draft_heads_(
+    model: GrowablePreTrainedModel, growths: Iterable[LayerGrowth], drafts: Mapping[str, LinearDraft]
+) -> None:
     """
-    Let heads grow in drafts of their layers, after all else that a plan does to those.
+    Let heads grow in drafts of their layers, after all else that growths do to those.
 
     Args:
         model ([`GrowablePreTrainedModel`]): The model.
-        plan ([`GrowthPlan`]): The plan, checked.
+        growths (`Iterable[LayerGrowth]`): What is to grow, checked.
         drafts (`Mapping[str, LinearDraft]`): Drafts of the layers of the attention modules, by path in the model.
     """
     made: dict[str, HeadsDraft] = {}
     numbers = heads_of(model.base_model)
     # New heads first, which have the numbers that they are named by.
-    for growth in sorted(filter(is_of_heads, plan.growths), key=lambda growth: OPERATORS[growth.operator].copies):
+    for growth in sorted(filter(is_of_heads, growths), key=lambda growth: OPERATORS[growth.operator].copies):
         if growth.linear not in made:
             attention = find_attention(model, growth.linear)
             path, table = attention.heads.table, None

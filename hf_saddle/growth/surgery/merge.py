@@ -7,8 +7,7 @@ from torch.optim import Optimizer
 from ...models.growable import GrowableLinear, PairedLinear, SkipBranch
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ...models.parameters import follow_
-from ..costs import count_parameters
-from ..macs import count_macs
+from ..counting import count_macs, count_parameters
 from ..optimizer.state import carry_optimizer_state_
 from ..records.event import GrowthEvent
 from ..records.history import GrowthHistory

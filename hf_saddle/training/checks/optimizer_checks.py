@@ -5,7 +5,8 @@ from collections.abc import Collection
 from torch import nn
 from torch.optim import Optimizer
 
-from ...growth.optimizer.state import held_parameters, inner_optimizer
+from ...growth.optimizer.state import held_parameters
+from ...growth.optimizer_rules import inner_optimizer
 from ...growth.surgery.attachments import check_attachments
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ..wrappers import find_ddp, follows, unwrap

@@ -13,7 +13,7 @@ from ...curvature.heads import check_sharding
 from ...curvature.loss import Loss
 from ...curvature.samples import sample_count
 from ...growth import GrowthConfig, GrowthEvent, GrowthPlan
-from ...growth.optimizer.state import inner_optimizer
+from ...growth.optimizer_rules import inner_optimizer
 from ...growth.surgery.attachments import check_attachments
 from ...growth.surgery.temporary import Growing
 from ...models.modeling_saddle import GrowablePreTrainedModel

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ...growth import GrowthEvent, GrowthHistory, GrowthPlan, LayerGrowth
-from ...growth.optimizer.state import inner_optimizer
+from ...growth.optimizer_rules import inner_optimizer
 from ...growth.records.layer_record import layer_record
 from ...growth.surgery.head_drafts import check_stacks_grow, find_attention, is_of_heads
 from ...growth.surgery.snapshot import Snapshot
