@@ -14,6 +14,7 @@ from hf_saddle.curvature import analyze_curvature
 from hf_saddle.demo.arguments import ModelAndDataArguments
 from hf_saddle.demo.options import parse
 from hf_saddle.growth import GrowthConfig, GrowthEvent, GrowthHistory, GrowthPlan, count_macs, count_parameters
+from hf_saddle.growth.records.layer_record import layer_record
 from hf_saddle.hub.card_task import sample_name
 from hf_saddle.hub.pictures.drawing import check_matplotlib
 from hf_saddle.training import plan_event, probe_batches
@@ -172,26 +173,16 @@ def _planned(plan: GrowthPlan, config: GrowthConfig) -> str:
         # Else a table with significant neurons, and an event that finds none, seem to contradict each other.
         halves = " The event chooses on one half of the samples that the table is of." if config.judged else ""
         return f"An event now would not grow anything. {plan.held_back}{halves}"
-    facts = _plan_facts(plan)
     told = f"; {prediction(plan)}" if plan.forecast is not None else ""
     what = ", ".join(grown(plan))
     head = f"An event now would grow {what}: {plan.parameters:,} parameters and {plan.macs:,} MACs{told}:"
-    lines = by_layer(facts["growths"])
+    lines = by_layer(map(layer_record, plan.growths))
     return "\n".join([head if lines else f"{head[:-1]}.", *lines])
 
 
 def _plan_facts(plan: GrowthPlan) -> dict[str, Any]:
     """A plan without its directions, fit for JSON."""
     names = ("parameters", "macs", "budget", "predicted_gain", "predicted_error", "forecast", "held_back")
-    growths = [
-        {
-            "linear": growth.linear,
-            "operator": growth.operator,
-            "neurons": list(growth.neurons),
-            "chosen": len(growth.neurons),
-            "candidates": growth.candidates,
-        }
-        for growth in plan.growths
-    ]
     facts: dict[str, Any] = {name: getattr(plan, name) for name in names}
-    return facts | {"growths": growths, "blocks": [block.to_dict() for block in plan.blocks]}
+    growths, blocks = list(map(layer_record, plan.growths)), [block.to_dict() for block in plan.blocks]
+    return facts | {"growths": growths, "blocks": blocks}

@@ -107,16 +107,23 @@ def grow_(
     return prepare_growth(model, plan, optimizer, **record).commit_()
 
 
-def check_model(model: GrowablePreTrainedModel) -> None:
-    """Raise a `ValueError` for a model that is not growable, or that is sharded, wrapped or quantised."""
-    check_saddle(model)
-    if is_sharded(model):
+def check_model(model: Any, sharded: bool = False) -> None:
+    """
+    Raise a `ValueError` for a model that is not growable, or that is wrapped, quantised, or sharded unless it may be.
+    """
+    if not isinstance(model, GrowablePreTrainedModel):
+        raise ValueError(
+            f"Only Saddle models grow, got a {type(model).__name__}. Unwrap it (`accelerator.unwrap_model(model)`), "
+            "convert a stock model by `hf_saddle.growable(model)`, or merge adapters of PEFT into their model "
+            "(`model.merge_and_unload()`). DeepSpeed and FSDP1 wrappers are not supported: use DDP."
+        )
+    if is_sharded(model) and not sharded:
         raise ValueError(
             "The model is sharded (FSDP2, tensor parallelism) and does not grow like one that each process holds "
-            "whole. Use `grow_by_plan_sharded_` or `growth_event_sharded_` on all processes; or save a checkpoint, "
-            "grow it in one process, and resume from it."
+            "whole. Use `grow_by_plan_sharded_` or `growth_event_sharded_` on all processes, or a GrowthTrainer; or "
+            "save a checkpoint, grow it in one process, and resume from it."
         )
-    model.check_linears()
+    model.check_linears(sharded)
 
 
 @torch.no_grad()
@@ -203,15 +210,6 @@ def added_by(model: GrowablePreTrainedModel, plan: GrowthPlan) -> Cost:
     """What a plan of any kinds adds to a model, exactly, whether one process has its values or not."""
     event = prepare_growth(to_be_asked(model), plan).event
     return Cost(event.parameters_after - event.parameters_before, event.macs_after - event.macs_before)
-
-
-def check_saddle(model: Any) -> None:
-    """Raise a `ValueError` if this is no model that can grow."""
-    if not isinstance(model, GrowablePreTrainedModel):
-        raise ValueError(
-            f"Only Saddle models grow, got a {type(model).__name__}. Unwrap it (`accelerator.unwrap_model(model)`), "
-            "or convert a stock model with `from_stock`."
-        )
 
 
 def record_(model: GrowablePreTrainedModel, event: GrowthEvent) -> None:
