@@ -171,7 +171,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table on the terminal; numbers to the right. Foreign text is not taken for markup."""
     table = Table(title=title, title_justify="left")
     for column in columns:
-        table.add_column(column, justify="left" if column in ("linear", "depth", "operators") else "right")
+        table.add_column(column, justify="left" if column in ("linear", "depth") else "right")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)

@@ -13,7 +13,7 @@ from transformers.activations import ACT2FN
 from hf_saddle.curvature import analyze_curvature
 from hf_saddle.demo.arguments import ModelAndDataArguments
 from hf_saddle.demo.options import parse
-from hf_saddle.growth import GrowthConfig, GrowthEvent, GrowthHistory, GrowthPlan, count_macs, count_parameters
+from hf_saddle.growth import GrowthConfig, GrowthHistory, GrowthPlan, count_macs, count_parameters
 from hf_saddle.growth.records.layer_record import layer_record
 from hf_saddle.hub.card_task import sample_name
 from hf_saddle.hub.pictures.drawing import check_matplotlib
@@ -43,10 +43,7 @@ def print_facts(source: str, revision: str | None, as_json: bool) -> None:
     if history is None:
         typer.echo("No growth history.")
         return
-    keys = ["event", "step", "neurons", "operators", "loss before", "loss after", "parameters"]
-    events = enumerate(GrowthHistory.from_dict(history).events, 1)
-    print_table("Growth", keys, [_event_row(index, event) for index, event in events])
-    typer.echo(facts["history_check"])
+    typer.echo(f"{GrowthHistory.from_dict(history).table()}\n{facts['history_check']}")
 
 
 def _facts(source: str, revision: str | None) -> dict[str, Any]:
@@ -75,12 +72,6 @@ def _facts(source: str, revision: str | None) -> dict[str, Any]:
 def _by_number(path: str) -> list[tuple[int, str]]:
     """Sorts paths by their indices, as numbers."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in path.split(".")]
-
-
-def _event_row(index: int, event: GrowthEvent) -> list[str]:
-    losses = ["" if loss is None else f"{loss:.4f}" for loss in (event.loss_before, event.loss_after)]
-    step = "" if event.step is None else str(event.step)
-    return [str(index), step, event.grown, ", ".join(event.operators), *losses, f"{event.parameters_after:,}"]
 
 
 def print_curvature(

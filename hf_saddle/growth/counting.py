@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -47,6 +48,11 @@ def count_positions(model: GrowablePreTrainedModel) -> dict[str, int]:
     of an image. Those that the forward pass does not reach, as of cross-attention without an encoder, have none.
     """
     return _counted(model)[1]
+
+
+def count_layer_macs(model: GrowablePreTrainedModel, positions: Mapping[str, int]) -> int:
+    """The part of a model's multiply-accumulates that its growable layers have, which act at some positions."""
+    return sum(site.module.weight.numel() * positions[site.root] for site in model.growable_linears())
 
 
 def _counted(model: GrowablePreTrainedModel) -> tuple[int, dict[str, int]]:

@@ -84,7 +84,7 @@ STAGES = [
     (surgery, "carry_optimizer_state_"),
     (Shapes, "write_"),
     (Shapes, "to_json"),
-    (surgery, "count_macs"),
+    (surgery, "count_layer_macs"),
     (surgery, "layer_record"),
     (surgery.GrowthHistory, "append"),
     (surgery.GrowthHistory, "to_dict"),

@@ -1,6 +1,9 @@
 """Growing a model in place, together with its config, its history and its optimizer, all or nothing."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +16,8 @@ from ...models.parameters import is_sharded
 from ...models.restacking import assign_
 from ...version import __version__
 from ..costs import Cost
-from ..counting import count_macs, count_parameters
+from ..counting import count_layer_macs, count_macs, count_parameters, count_positions
+from ..operators import HEAD_OPERATORS
 from ..optimizer.state import carry_optimizer_state_
 from ..optimizer_rules import inner_optimizer
 from ..records.event import GrowthEvent
@@ -24,7 +28,7 @@ from .attachments import check_attachments
 from .blocks import Values, draft_blocks, inserted_blocks, rename_in_optimizer_, trained_outside
 from .changes import Changes
 from .drafting import check_plan, draft_growths
-from .head_drafts import find_attention, is_of_heads
+from .head_drafts import find_attention
 from .install import check_changes, install_
 from .shell import to_be_asked
 from .snapshot import Snapshot
@@ -144,12 +148,14 @@ def prepare_growth(
     check_model(model)
     history = GrowthHistory.leading_to(model)
     stacks, changes = draft_blocks(model, plan, values)
-    heads = [growth for growth in plan.growths if is_of_heads(growth)]
-    of_neurons = [growth for growth in plan.growths if not is_of_heads(growth)]
+    heads = [growth for growth in plan.growths if growth.operator in HEAD_OPERATORS]
+    of_neurons = [growth for growth in plan.growths if growth.operator not in HEAD_OPERATORS]
     attentions = [find_attention(model, growth.linear) for growth in heads]
     check_attachments(model, [growth.linear for growth in of_neurons], attentions)
     kind = check_plan(model, plan)
-    parameters, macs = count_parameters(model), count_macs(model)
+    # Neurons change the products of layers alone, at the same positions; the others take another forward pass.
+    count = count_macs if heads or plan.blocks else partial(count_layer_macs, positions=count_positions(model))
+    parameters, macs = count_parameters(model), count(model)
     named = {parameter: name for name, parameter in model.named_parameters()}
     also = [(holder, names) for holder, _, names in stacks.assignments]
     # The model grows and goes back, so that what can fail has not failed, and two sets of pointers are what is left.
@@ -184,7 +190,7 @@ def prepare_growth(
             parameters_after=count_parameters(model),
             # Those of a head that was exchanged are in no history.
             macs_before=history.size.macs,
-            macs_after=history.size.macs + count_macs(model) - macs,
+            macs_after=history.size.macs + count(model) - macs,
             skip_unit=kind,
             shapes=shapes,
             versions=versions(),
@@ -204,6 +210,21 @@ def prepare_growth(
     finally:
         before.restore()
     return PreparedGrowth(event, changes, before, after)
+
+
+# Lets a model be as a plan makes it while its context lasts.
+Growing = Callable[[GrowablePreTrainedModel, GrowthPlan], AbstractContextManager[None]]
+
+
+@contextmanager
+def growing_(model: GrowablePreTrainedModel, plan: GrowthPlan) -> Iterator[None]:
+    """The model itself grows, to be measured, and goes back."""
+    prepared = prepare_growth(model, plan)
+    prepared.commit_()
+    try:
+        yield
+    finally:
+        prepared.rollback_()
 
 
 def added_by(model: GrowablePreTrainedModel, plan: GrowthPlan) -> Cost:

@@ -12,7 +12,7 @@ from ...curvature import activation_of, curvature_at_zero
 from ...growth import GrowthConfig, head_growth
 from ...growth.budget import in_unit, sizes
 from ...growth.choice.block_gains import block_costs, places_of_blocks
-from ...growth.choice.candidates import operators_for
+from ...growth.choice.candidates import limit_of, operators_for
 from ...growth.choice.head_scores import head_costs, measurable
 from ...growth.choice.planner import check_where
 from ...growth.costs import Cost, CostBook
@@ -56,13 +56,7 @@ def growable_paths(model: GrowablePreTrainedModel, config: GrowthConfig) -> list
     if config.kinds.neurons:
         check_activation(model.config, config)
     check_where(model, config)
-    paths = [
-        site.path
-        for site in model.growable_linears()
-        if (config.linears is None or site.linear in config.linears)
-        and (config.layers is None or site.block in config.layers)
-        and site.module.weight.requires_grad
-    ]
+    paths = [site.path for site in model.growable_linears() if not limit_of(site, config)]
     if not paths:
         raise ValueError("No linear may grow: see `linears` and `layers` of the config, and whether all are frozen.")
     return paths

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ...growth import GrowthConfig, GrowthEvent, GrowthPlan, PreparedGrowth, prepare_growth
-from ...growth.surgery.temporary import Growing, growing_
+from ...growth.surgery.grow import Growing, growing_
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ..checks.model_checks import check_growable
 from ..checks.optimizer_checks import check_bound
