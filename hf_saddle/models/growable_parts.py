@@ -21,6 +21,11 @@ class GrowableParts(PreTrainedModel):
 
     config: SaddleConfig
 
+    @property
+    def inner_prefix(self) -> str:
+        """What precedes paths in the base model in this one, as `"bert."`; nothing where it is the base model."""
+        return "" if self.base_model is self else f"{self.base_model_prefix}."
+
     def growable_linears(self) -> Iterator[Site]:
         """
         Yield every growable linear in canonical order, branches right after the linear they feed.
@@ -40,8 +45,7 @@ class GrowableParts(PreTrainedModel):
         Raises:
             ValueError: If a module is not there at all.
         """
-        base = self.base_model
-        prefix = "" if base is self else f"{self.base_model_prefix}."
+        base, prefix = self.base_model, self.inner_prefix
         for number, (block_path, block) in enumerate(blocks_in(base, base.config)):
             hidden = {entry.rows[0]: entry.at(f"{prefix}{block_path}") for entry in block.neurons}
             for name in block.linears:
@@ -111,5 +115,4 @@ class GrowableParts(PreTrainedModel):
 
     def attentions(self) -> Iterator[Attention]:
         """Yield every attention module whose heads can grow."""
-        prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
-        yield from attentions_in(self.base_model, prefix)
+        yield from attentions_in(self.base_model, self.inner_prefix)

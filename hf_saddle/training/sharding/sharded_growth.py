@@ -150,10 +150,9 @@ def _parts(model: GrowablePreTrainedModel, growths: Sequence[LayerGrowth]) -> di
     """
     stacks = {find_attention(model, growth.linear).stack for growth in growths if growth.operator in HEAD_OPERATORS}
     lists = {stack.partition(".*")[0] for stack in stacks if stack is not None}
-    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     parts: dict[str, tuple[LayerGrowth, ...]] = {}
     for growth in growths:
         block = Place.parse(growth.linear).block
-        path = prefix + next((each for each in lists if block.startswith(f"{each}.")), block)
+        path = model.inner_prefix + next((each for each in lists if block.startswith(f"{each}.")), block)
         parts[path] = (*parts.get(path, ()), growth)
     return parts
