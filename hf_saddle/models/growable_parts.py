@@ -110,8 +110,10 @@ class GrowableParts(PreTrainedModel):
 
     def shapes(self) -> Shapes:
         """The shapes that the modules have."""
-        sites = list(self.growable_linears())  # which raises where linears were exchanged
-        return Shapes.of_modules(sites, grown_heads(self.config, heads_of(self.base_model)))
+        roots = [site for site in self.growable_linears() if not site.nested]
+        widths = {site.root: site.module.neurons for site in roots if site.neurons is not None}
+        sizes = {site.root: site.module.skip_sizes for site in roots if site.module.skip is not None}
+        return Shapes(widths, sizes, grown_heads(self.config, heads_of(self.base_model)))
 
     def attentions(self) -> Iterator[Attention]:
         """Yield every attention module whose heads can grow."""
