@@ -184,8 +184,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             return
         model = kwargs["model"]
         # The best model may be one before an event: its history is the one that was saved beside it.
-        model.growth_history = saved_history(state.best_model_checkpoint)
-        self._history = model.growth_history
+        self._history = model.growth_history = saved_history(state.best_model_checkpoint)
         GrowthHistory.from_model(model).check(model)
 
     # ------------------------------------------------------------------------------------------------------ the work

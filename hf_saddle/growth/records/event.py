@@ -96,6 +96,11 @@ class GrowthEvent:
         return sum(layer["chosen"] for layer in self.layers if layer["operator"] in HEAD_OPERATORS)
 
     @property
+    def grown(self) -> str:
+        """How many neurons, and heads where there are any, for a table."""
+        return f"{self.neurons:,}" + (f" and {self.heads:,} heads" if self.heads else "")
+
+    @property
     def chosen(self) -> dict[str, int]:
         """What grew or was inserted, counted by operator."""
         chosen = Counter(f"block_{block['how']}" for block in self.blocks)

@@ -226,8 +226,7 @@ class GrowthHistory:
             counts = [f"{event.parameters_after:,}", f"{event.macs_after:,}"]
             kinds = ", ".join(event.operators) or "none"
             known = change if losses != [None, None] else ""
-            grown = f"{event.neurons:,}" + (f" and {event.heads:,} heads" if event.heads else "")
-            lines.append([str(index), *time, grown, kinds, *counts, known])
+            lines.append([str(index), *time, event.grown, kinds, *counts, known])
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def summary(self) -> str:
