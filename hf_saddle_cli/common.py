@@ -15,7 +15,7 @@ from transformers.utils import CONFIG_NAME, cached_file, logging
 from hf_saddle import models
 from hf_saddle.demo.arguments import ModelAndDataArguments
 from hf_saddle.demo.tasks import TASKS
-from hf_saddle.growth.macs import sample_of
+from hf_saddle.growth.counting import sample_of
 from hf_saddle.models import FAMILIES, GrowablePreTrainedModel, SaddleConfig
 from hf_saddle.models.history_file import read_history
 from hf_saddle.models.json_files import read_json
@@ -171,7 +171,7 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A table on the terminal; numbers to the right. Foreign text is not taken for markup."""
     table = Table(title=title, title_justify="left")
     for column in columns:
-        table.add_column(column, justify="left" if column in ("linear", "depth", "operators") else "right")
+        table.add_column(column, justify="left" if column in ("linear", "depth") else "right")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)

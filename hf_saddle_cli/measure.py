@@ -13,7 +13,8 @@ from transformers.activations import ACT2FN
 from hf_saddle.curvature import analyze_curvature
 from hf_saddle.demo.arguments import ModelAndDataArguments
 from hf_saddle.demo.options import parse
-from hf_saddle.growth import GrowthConfig, GrowthEvent, GrowthHistory, GrowthPlan, count_macs, count_parameters
+from hf_saddle.growth import GrowthConfig, GrowthHistory, GrowthPlan, count_macs, count_parameters
+from hf_saddle.growth.records.layer_record import layer_record
 from hf_saddle.hub.card_task import sample_name
 from hf_saddle.hub.pictures.drawing import check_matplotlib
 from hf_saddle.training import plan_event, probe_batches
@@ -42,10 +43,7 @@ def print_facts(source: str, revision: str | None, as_json: bool) -> None:
     if history is None:
         typer.echo("No growth history.")
         return
-    keys = ["event", "step", "neurons", "operators", "loss before", "loss after", "parameters"]
-    events = enumerate(GrowthHistory.from_dict(history).events, 1)
-    print_table("Growth", keys, [_event_row(index, event) for index, event in events])
-    typer.echo(facts["history_check"])
+    typer.echo(f"{GrowthHistory.from_dict(history).table()}\n{facts['history_check']}")
 
 
 def _facts(source: str, revision: str | None) -> dict[str, Any]:
@@ -74,12 +72,6 @@ def _facts(source: str, revision: str | None) -> dict[str, Any]:
 def _by_number(path: str) -> list[tuple[int, str]]:
     """Sorts paths by their indices, as numbers."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in path.split(".")]
-
-
-def _event_row(index: int, event: GrowthEvent) -> list[str]:
-    losses = ["" if loss is None else f"{loss:.4f}" for loss in (event.loss_before, event.loss_after)]
-    step = "" if event.step is None else str(event.step)
-    return [str(index), step, event.grown, ", ".join(event.operators), *losses, f"{event.parameters_after:,}"]
 
 
 def print_curvature(
@@ -172,26 +164,16 @@ def _planned(plan: GrowthPlan, config: GrowthConfig) -> str:
         # Else a table with significant neurons, and an event that finds none, seem to contradict each other.
         halves = " The event chooses on one half of the samples that the table is of." if config.judged else ""
         return f"An event now would not grow anything. {plan.held_back}{halves}"
-    facts = _plan_facts(plan)
     told = f"; {prediction(plan)}" if plan.forecast is not None else ""
     what = ", ".join(grown(plan))
     head = f"An event now would grow {what}: {plan.parameters:,} parameters and {plan.macs:,} MACs{told}:"
-    lines = by_layer(facts["growths"])
+    lines = by_layer(map(layer_record, plan.growths))
     return "\n".join([head if lines else f"{head[:-1]}.", *lines])
 
 
 def _plan_facts(plan: GrowthPlan) -> dict[str, Any]:
     """A plan without its directions, fit for JSON."""
     names = ("parameters", "macs", "budget", "predicted_gain", "predicted_error", "forecast", "held_back")
-    growths = [
-        {
-            "linear": growth.linear,
-            "operator": growth.operator,
-            "neurons": list(growth.neurons),
-            "chosen": len(growth.neurons),
-            "candidates": growth.candidates,
-        }
-        for growth in plan.growths
-    ]
     facts: dict[str, Any] = {name: getattr(plan, name) for name in names}
-    return facts | {"growths": growths, "blocks": [block.to_dict() for block in plan.blocks]}
+    growths, blocks = list(map(layer_record, plan.growths)), [block.to_dict() for block in plan.blocks]
+    return facts | {"growths": growths, "blocks": blocks}

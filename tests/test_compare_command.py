@@ -1,5 +1,6 @@
 """`hf-saddle compare` and `hf-saddle grow --dry-run` on tiny settings of every task, and what they leave behind."""
 
+import dataclasses
 import json
 
 import PIL.Image
@@ -11,6 +12,7 @@ from hf_saddle.demo.arguments import ModelAndDataArguments
 from hf_saddle.demo.program import read_options
 from hf_saddle.demo.run import run
 from hf_saddle.hub import Comparison
+from hf_saddle.hub.comparison_text import settings_text
 
 
 SMALL = ["--hidden-size", "16", "--num-hidden-layers", "1", "--intermediate-size", "8", "--num-attention-heads", "2"]
@@ -35,6 +37,14 @@ def test_every_task_is_compared(task, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"comparison.json", "comparison.png", "comparison.svg"}
     assert compare.run(words) == text  # of the file: nothing is left to train
     assert Comparison.load(tmp_path / "comparison.json") == found
+    # Files of before tell growth, versions and device among the settings, too.
+    assert not found.settings.keys() & found.conditions.keys() and "growth max_growth" in settings_text(found)
+    repeated = ("learning_rate", "growth max_growth", "device", "torch")
+    more = {name: found.conditions[name] for name in repeated}
+    older = dataclasses.replace(found, settings=found.settings | more)
+    older.save(tmp_path / "comparison.json")
+    assert compare.run(words) == text
+    assert sorted(settings_text(older).split(", ")) == sorted(settings_text(found).split(", "))
     with pytest.raises(ValueError, match=r"of other settings already: hidden_size 16 → 32, .*`--overwrite`"):
         compare.run([*words, "--hidden-size", "32"])
 

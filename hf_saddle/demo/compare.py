@@ -8,12 +8,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from ..growth import GrowthConfig
-from ..hub import Comparison, TrainingRecord, save_comparison, write_model_card
+from ..hub import Comparison, save_comparison, write_model_card
 from ..hub.comparison import COMPARISON_NAME, COSTS
 from ..hub.comparison_text import comparison_text
+from ..hub.names import public_name
 from ..hub.pictures.drawing import can_draw
 from ..hub.record import fingerprint
 from ..training import GrowthTrainer, compare
@@ -88,7 +89,7 @@ def compare_runs(
         test_dataset=lambda seed: data(seed).prepared["test"],
         metric=task.metric,
         greater_is_better=task.greater_is_better,
-        settings=_settings(arguments, growth, make_trainer(first)),
+        settings=_settings(arguments, make_trainer(first).model),
         path=folder / COMPARISON_NAME,
         overwrite=arguments.overwrite,
     )
@@ -97,22 +98,14 @@ def compare_runs(
     return result
 
 
-def _settings(arguments: ModelAndDataArguments, growth: GrowthConfig, trainer: GrowthTrainer) -> dict[str, Any]:
-    """What a reader has to know of the trainings, without paths."""
-    facts = TrainingRecord.of(trainer.model, trainer.args, trainer.state, growth=growth, **trainer.card_facts)
-    told: dict[str, Any] = {"task": arguments.task, "model": type(trainer.model).__name__, "data": facts.dataset}
-    if facts.base_model is not None:
-        told["started from"] = facts.base_model
-    told |= {name: value for name, value in facts.settings.items() if name != "seed"} | _model_and_data(arguments)
-    told |= {f"growth {name}": value for name, value in facts.growth.items()}
-    return told | {"device": facts.device, **facts.versions}
-
-
-def _model_and_data(arguments: ModelAndDataArguments) -> dict[str, Any]:
-    """The options of model and data that are not the default, but for those that are told already or are paths."""
-    told = {"task", "dataset", "model_name_or_path", "overwrite", "dry_run"}
+def _settings(arguments: ModelAndDataArguments, model: PreTrainedModel) -> dict[str, Any]:
+    """Task, model and data, and of their options those that are not the default, without paths."""
+    dataset, source = arguments.dataset or TASKS[arguments.task].dataset, arguments.model_name_or_path
+    told = {"task": arguments.task, "model": type(model).__name__, "data": public_name(dataset)}
+    told |= {} if source is None else {"started from": public_name(source)}
+    known = {"task", "dataset", "model_name_or_path", "overwrite", "dry_run"}
     given = {item.name: (getattr(arguments, item.name), item.default) for item in fields(arguments)}
-    return {name: value for name, (value, default) in given.items() if name not in told and value != default}
+    return told | {name: value for name, (value, default) in given.items() if name not in known and value != default}
 
 
 def tell_in_card(folder: str, task: Task, comparison: Comparison) -> None:

@@ -16,7 +16,7 @@ from ..training.checks.model_checks import growable_paths
 from ..training.course import Course, announcement
 from ..training.reports import by_layer, prediction
 from ..training.spending import planned_steps
-from ..training.trainer_event import training_probe
+from ..training.trainer_probe import training_probe
 from .arguments import ModelAndDataArguments
 from .job import build_trainer, load_run_data
 

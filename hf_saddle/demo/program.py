@@ -34,14 +34,7 @@ DEFAULTS = {
 }
 
 
-def read_options(
-    own: Sequence[type[Any]],
-    words: Sequence[str],
-    prog: str | None,
-    *,
-    epilog: str,
-    defaults: dict[str, Any] | None = None,
-) -> tuple[Any, ...]:
+def read_options(own: Sequence[type[Any]], words: Sequence[str], prog: str | None, *, epilog: str) -> tuple[Any, ...]:
     """
     Read the command line of a training.
 
@@ -57,7 +50,7 @@ def read_options(
     """
     # Bars are for people who watch; a log file gets lines.
     # An `output_dir` of None would be a folder that nobody named.
-    known = DEFAULTS | {"output_dir": "", "disable_tqdm": not sys.stderr.isatty()} | (defaults or {})
+    known = DEFAULTS | {"output_dir": "", "disable_tqdm": not sys.stderr.isatty()}
     kinds = (*own, GrowthConfig, TrainingArguments)
     refuse_options(words, {item.name for kind in kinds for item in fields(kind)})
     usage = f"{prog or '%(prog)s'} --output-dir DIR [--preset NAME] [--config FILE] [options]"

@@ -10,8 +10,7 @@ from .choice.natural_step import score_growths, take_natural_step
 from .choice.planner import candidate_growths, plan_growth
 from .choice.probe_loss import probe_loss
 from .config import GrowthConfig
-from .costs import count_parameters
-from .macs import count_macs
+from .counting import count_macs, count_parameters
 from .optimizer.rebind import rebind_optimizer_
 from .optimizer.state import carry_optimizer_state_
 from .paper import PaperGrowthConfig

@@ -4,8 +4,8 @@ import math
 
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .config import GrowthConfig
-from .costs import Cost, CostBook, count_parameters
-from .macs import count_macs
+from .costs import Cost, CostBook
+from .counting import count_macs, count_parameters
 from .paper import QUOTAS
 from .records.history import GrowthHistory
 from .records.timing_record import Timing

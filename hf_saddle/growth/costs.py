@@ -5,14 +5,9 @@ from dataclasses import dataclass, field
 
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.sites import Site, inner_path
-from .macs import count_positions
+from .counting import count_positions
 from .operators import OPERATORS, Operator
 from .records.layer_growth import LayerGrowth
-
-
-def count_parameters(model: GrowablePreTrainedModel) -> int:
-    """Number of parameters, frozen ones included."""
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 @dataclass(frozen=True)

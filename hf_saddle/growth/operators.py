@@ -59,6 +59,11 @@ class Operator:
         # Nothing is known of what a normalisation would make of a neuron that is no copy.
         return site.neurons is not None and (self.copies or not site.neurons.norms)
 
+    def row_size(self, site: Site) -> int:
+        """Entries of the direction of a neuron that it grows: weights and bias, of each layer with a row of it."""
+        layers = 1 if self.deepens or site.neurons is None else len(site.neurons.rows)
+        return layers * (int(site.module.weight.numel()) // int(site.module.neurons) + 1)
+
     def can_deepen(self, site: Site) -> bool:
         """Whether it feeds neurons of a layer by units; pairs, whose rows are added, are those of matrices only."""
         return self.deepens and (self.kind == "gain" or not isinstance(site.module, nn.Conv2d))

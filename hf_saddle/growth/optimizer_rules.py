@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from accelerate.optimizer import AcceleratedOptimizer
 from torch.optim import Optimizer
 
 
@@ -123,6 +124,19 @@ def rules_of(optimizer: Any) -> Rules:
             "matrices and vectors (`muon.SingleDeviceMuonWithAuxAdam`)."
         )
     return rules
+
+
+def inner_optimizer(optimizer: Optimizer) -> Optimizer:
+    """
+    The optimizer inside of Accelerate's wrapper.
+
+    Raises:
+        ValueError: If it is of a kind whose state cannot be carried through a growth.
+    """
+    while isinstance(optimizer, AcceleratedOptimizer):
+        optimizer = optimizer.optimizer
+    rules_of(optimizer)
+    return optimizer
 
 
 def vector_group(optimizer: Optimizer, rules: Rules) -> dict[str, Any] | None:

@@ -33,19 +33,6 @@ def layers_of(model: GrowablePreTrainedModel, site: Site, operator: Operator) ->
     return [find_site(model, row).module for row in site.neurons.rows]
 
 
-def row_size(site: Site, operator: Operator) -> int:
-    """Entries of the direction of a neuron that an operator grows: weights and bias, of each layer with a row."""
-    number = 1 if operator.deepens or site.neurons is None else len(site.neurons.rows)
-    return number * (int(site.module.weight.numel()) // int(site.module.neurons) + 1)
-
-
-def check_neurons(linear: str, neurons: Sequence[int], size: int) -> None:
-    """Raise a `ValueError` for a neuron that does not exist."""
-    wrong = [neuron for neuron in neurons if not 0 <= neuron < size]
-    if wrong:
-        raise ValueError(f"`neurons` of {linear} must be in [0, {size}), got {wrong[:5]}.")
-
-
 def random_directions(count: int, size: int, seed: int, biases: Sequence[bool] | None = None) -> Tensor:
     """
     Random unit vectors, shape `(count, size)`, from a generator of their own.

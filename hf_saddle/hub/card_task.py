@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ..growth.macs import sample_of
+from ..growth.counting import sample_of
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.stock_classes import auto_classes
 

@@ -16,6 +16,11 @@ ARMS = (NONE, GROWTH, RANDOM)
 # How costs are counted, and their units.
 COSTS = {"seconds": "seconds", "cpu-seconds": "seconds of the processor", "macs": "multiply-accumulates"}
 
+# Conditions that end with this tell whether model and data are what they were.
+AT_THE_START = "loss at the start"
+# How those begin that are options of growth.
+OF_GROWTH = "growth "
+
 
 def _is_point(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
@@ -84,10 +89,11 @@ class Comparison:
         metric (`str`): What they are judged by besides the loss.
         greater_is_better (`bool`): Whether that metric is the better the greater it is.
         split (`str`): What `results` are of: `"test"`, else `"validation"`.
-        settings (`dict`): Task, data and options, for the reader.
+        settings (`dict`): Task and data, for the reader. Older files repeat some of the conditions there.
         runs (`list[ArmRun]`): All trainings.
         weights (`str`, *optional*): Fingerprint of the model whose card tells of the comparison.
-        conditions (`dict`): What further seeds must have in common with these, beside the settings.
+        conditions (`dict`): Options of training and growth, device and versions, and the losses at the start, which
+            further seeds must have in common with these, as the settings.
 
     Raises:
         ValueError: If a field is of another type than it is written with.

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from .comparison import ARMS, COSTS, NONE, RANDOM, Comparison
+from .comparison import ARMS, AT_THE_START, COSTS, NONE, OF_GROWTH, RANDOM, Comparison
 from .escape import markdown, plain, quantity
 from .intervals import mean_interval
+from .measured import told_of_growth
 
 
 def comparison_text(comparison: Comparison) -> str:
@@ -41,8 +42,12 @@ def difference(comparison: Comparison, metric: str, against: str) -> str:
 
 
 def settings_text(comparison: Comparison) -> str:
-    """The settings in one line."""
-    return ", ".join(f"{plain(name)} {plain(value)}" for name, value in comparison.settings.items())
+    """The settings, and what a reader needs of the conditions, in one line."""
+    told = {name: value for name, value in comparison.conditions.items() if not name.endswith(AT_THE_START)}
+    growth = {name.removeprefix(OF_GROWTH): told.pop(name) for name in [*told] if name.startswith(OF_GROWTH)}
+    told |= {f"{OF_GROWTH}{name}": value for name, value in told_of_growth(growth).items()}
+    known = {name: value for name, value in told.items() if value is not None}
+    return ", ".join(f"{plain(name)} {plain(value)}" for name, value in (comparison.settings | known).items())
 
 
 def _row(comparison: Comparison, arm: str) -> list[str]:

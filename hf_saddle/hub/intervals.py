@@ -22,12 +22,12 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, student_quantile(number - 1) * math.sqrt(variance / number)
 
 
-def student_quantile(freedom: int, inside: float = 0.95) -> float:
-    """The `t` between whose negative and itself Student's distribution holds the share `inside`."""
+def student_quantile(freedom: int) -> float:
+    """The `t` between whose negative and itself Student's distribution holds 95 %."""
     low, high = 0.0, math.pi / 2  # angles: t = √freedom tan(angle)
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if _inside(middle, freedom) < inside else (low, middle)
+        low, high = (middle, high) if _inside(middle, freedom) < 0.95 else (low, middle)
     return math.sqrt(freedom) * math.tan(low)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from ..growth import GrowthConfig
+from ..growth import PaperGrowthConfig
 from ..models.config_fields import is_number
 
 
@@ -64,16 +64,12 @@ def _plain(value: Any) -> Any:
     return getattr(value, "value", value)
 
 
-def differences(growth: GrowthConfig | None) -> dict[str, Any]:
-    """When a model grew is always told; other options only where they are not the default."""
-    if growth is None:
-        return {}
-    default = type(growth)().to_dict()
-    always = ("at", "criterion", "operator", "max_growth")
-    told = {name: value for name, value in growth.to_dict().items() if name in always or value != default[name]}
-    if told["max_growth"] is None:
-        del told["max_growth"]  # another limit is told
-    return told
+def told_of_growth(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of all options of growth when a model grew, how and how much; others only where they are not the default."""
+    default, always = PaperGrowthConfig().to_dict(), ("at", "criterion", "operator", "max_growth")
+    told = {name: value for name, value in options.items() if name in always or value != default.get(name)}
+    # Without a multiple another limit is told.
+    return {name: value for name, value in told.items() if name != "max_growth" or value is not None}
 
 
 def results_of(log: list[dict[str, float]], best_step: int | None) -> tuple[str, dict[str, Any]]:

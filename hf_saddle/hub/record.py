@@ -12,7 +12,7 @@ from ..growth import GrowthConfig
 from ..growth.records import fields as checks
 from ..growth.surgery.grow import versions
 from ..models.json_files import read_json, write_json
-from .measured import device_of, differences, duration, emissions_in, numbers_only, results_of, settings_of
+from .measured import device_of, duration, emissions_in, numbers_only, results_of, settings_of, told_of_growth
 from .names import public_name
 
 
@@ -91,7 +91,7 @@ class TrainingRecord:
             base_model=base_model or model.name_or_path or None,
             license=license,
             settings=settings_of(args),
-            growth=differences(growth),
+            growth={} if growth is None else told_of_growth(growth.to_dict()),
             log=log,
             split=split,
             results={name: value for name, value in results.items() if name not in ("step", "epoch")},

@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from ..growth import GrowthHistory
+from ..growth import GrowthEvent, GrowthHistory
+from ..growth.records.block_records import block_texts
 from .escape import number, quantity
 from .pages import PAGES
 from .pictures.curves import Baseline, cost_curves, last_step, series
 from .pictures.svg import Line, chart
 from .record import TrainingRecord
-from .report_tables import eigenvalues, event_row, settings
-from .states import READING, State, gains, states
+from .states import READING, State, expected, forecast, gains, growths, losses_text, states
 
 
 REPORT_NAME = "growth_report.html"
@@ -52,11 +52,11 @@ def render_report(
         rows=gains(history, neurons or {}),
         size_chart=_size_chart(found, log),
         loss_charts=_loss_charts(history, found, log, baseline),
-        events=[event_row(index, event) for index, event in enumerate(history.events, 1)],
+        events=[_event_row(index, event) for index, event in enumerate(history.events, 1)],
         held_back=[(index, event.held_back) for index, event in enumerate(history.events, 1) if event.held_back],
         reading=READING,
-        eigenvalues=eigenvalues(history),
-        settings=[] if record is None else settings(record),
+        eigenvalues=_eigenvalues(history),
+        settings=[] if record is None else _settings(record),
     )
 
 
@@ -107,3 +107,48 @@ def _loss_charts(
         lines, seconds = [Line(name, points, colours[name]) for name, points in timed.items()], "seconds of training"
         charts.append(chart(f"{label} over the seconds", lines, x_label=f"{seconds}, growth included", y_label=label))
     return charts
+
+
+def _event_row(index: int, event: GrowthEvent) -> list[str]:
+    """An event: number, step, what was chosen, parameters, prediction, losses of the probe, seconds."""
+    told = [
+        f"{name} {chosen:,}" + (f" of {event.candidates[name]:,}" if name in event.candidates else "")
+        for name, chosen in sorted((dict.fromkeys(event.candidates, 0) | event.chosen).items())
+    ]
+    return [
+        str(index),
+        "" if event.step is None else number(event.step),
+        ", ".join([*told, *block_texts(event.blocks)]) or "none",
+        f"{number(event.parameters_before)} → {number(event.parameters_after)}",
+        forecast(event),
+        losses_text(event),
+        number(float(event.seconds)),
+    ]
+
+
+def _eigenvalues(history: GrowthHistory) -> list[list[str]]:
+    """The eigenvalues of every linear of every event, as far as they were measured."""
+    return [
+        [
+            str(index),
+            f"{growth.layer} {growth.linear}{' ›' * growth.nested}",
+            growth.operator,
+            f"{growth.chosen} of {growth.candidates}",
+            *(number(value) for value in growth.eigenvalues),
+            expected(event, growth),
+        ]
+        for index, event in enumerate(history.events, 1)
+        if event.criterion is not None
+        for growth in growths(event)
+    ]
+
+
+def _settings(record: TrainingRecord) -> list[tuple[str, object]]:
+    """Settings and results of the training."""
+    facts = {"data set": record.dataset, "started from": record.base_model, "device": record.device}
+    return [
+        *((name, value) for name, value in facts.items() if value is not None),
+        *((f"{record.split} {name}", number(value, 4)) for name, value in record.results.items()),
+        *record.settings.items(),
+        *((f"growth {name}", value) for name, value in record.growth.items()),
+    ]

@@ -81,7 +81,7 @@ def states(history: GrowthHistory) -> list[State]:
 
 def _last_places(history: GrowthHistory) -> list[list[int]]:
     """For the model before each event and after the last, where its blocks are in the last one, by their order."""
-    last = blocks_of(history.shapes)
+    last = blocks_of(history.size.shapes)
     shapes = [history.initial.shapes, *(event.shapes for event in history.events)]
     found = []
     for index, own in enumerate(shapes):
@@ -128,7 +128,7 @@ def gains(history: GrowthHistory, neurons: Mapping[str, int]) -> list[Row]:
     if any(last.heads):
         told = tuple(f"+{number}" if number else "" for number in last.heads)
         rows.append(Row("attention heads", "width", last.heads, told, max(last.heads)))
-    blocks, names = blocks_of(history.shapes), linears(history)
+    blocks, names = blocks_of(history.size.shapes), linears(history)
     layers = range(len(blocks))
     units = {name: tuple(last.units(layer, name) for layer in layers) for name in names}
     most = max((number for row in units.values() for number in row), default=0)
@@ -194,7 +194,7 @@ def expected(event: GrowthEvent, growth: Growth) -> str:
 
 def linears(history: GrowthHistory) -> list[str]:
     """Names in their layers of the linears that have hidden neurons or units, or that grew."""
-    roots = [root for shapes in (history.shapes, history.initial.shapes) for root in shapes.skip_sizes]
+    roots = [root for shapes in (history.size.shapes, history.initial.shapes) for root in shapes.skip_sizes]
     names = [Place.parse(root).linear for root in (*roots, *history.initial.shapes.widths)]
     grown = (growth for event in history.events for growth in growths(event))
     return list(dict.fromkeys((*names, *(growth.linear for growth in grown if not growth.of_heads))))

@@ -119,7 +119,9 @@ class SaddleConfig(PreTrainedConfig):
 
     def stock(self) -> Any:
         """The stock config of the model as it was before it grew."""
-        own = {field for kind in type(self).__mro__ if issubclass(kind, SaddleConfig) for field in _annotations(kind)}
+        # Classes of a single family have the fields of stock too.
+        added = (vars(kind) for kind in type(self).__mro__ if issubclass(kind, SaddleConfig))
+        own = {field for body in added if not body.get("model_type") for field in body.get("__annotations__", ())}
         derived = {"model_type", "architectures", "transformers_version", "auto_map"}
         fields = {key: value for key, value in self.to_dict().items() if key not in own | derived}
         return CONFIG_MAPPING[self.model_type.removeprefix("saddle_")](**fields)
@@ -171,11 +173,6 @@ def is_refusal(layers: Any) -> bool:
     return isinstance(layers, Mapping) and any(
         isinstance(layer, Mapping) and REFUSAL in layer.values() for layer in layers.values()
     )
-
-
-def _annotations(kind: type) -> Mapping[str, Any]:
-    """The fields that a config class adds, unless it is one of a single family, which has the fields of stock too."""
-    return {} if kind.__dict__.get("model_type") else kind.__dict__.get("__annotations__", {})
 
 
 @cache

@@ -181,7 +181,6 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
-
 _KNOWN = (
     f"Known are {', '.join(FAMILIES)}; another one takes an entry of `FAMILIES` in hf_saddle/models/families.py, "
     "see CONTRIBUTING.md."

@@ -22,16 +22,9 @@ class Growable(nn.Module):
     Without a branch it has the parameters, names and outputs of the layer that it is mixed with. See
     [`make_growable_`] for layers that exist.
 
-    Args:
-        args: Arguments of the layer.
-        skip_sizes (`Sequence[int]`, *optional*): Widths of the nested branches, outermost first.
-        skip_unit (`str`, *optional*, defaults to `"gain"`): Kind of unit of the branches, one of `SKIP_UNITS`.
-        activation (`str`, *optional*, defaults to `"gelu"`):
-            Activation of the branch units, a name in transformers' `ACT2FN`.
-        kwargs: Further arguments of the layer.
-
     Attributes:
         layout ([`Layout`]): Where its neurons and inputs are.
+        skip ([`SkipBranch`], *optional*): The branch; a new layer has none.
     """
 
     layout: ClassVar[Layout]
@@ -39,16 +32,9 @@ class Growable(nn.Module):
     grouped_units = False
     skip: "SkipBranch | None"
 
-    def __init__(
-        self,
-        *args: Any,
-        skip_sizes: Sequence[int] = (),
-        skip_unit: str = "gain",
-        activation: str = "gelu",
-        **kwargs: Any,
-    ):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.skip = SkipBranch(self, skip_sizes, skip_unit, activation) if skip_sizes else None
+        self.skip = None
 
     @property
     def neurons(self) -> int:

@@ -9,16 +9,22 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from .configuration_saddle import SaddleConfig
-from .growable import Growable
+from .families import blocks_in
+from .growable import Growable, growable_in
 from .heads import Attention, attentions_in, heads_of
 from .shapes import Shapes, grown_heads
-from .sites import Site, linear_at, sites_in
+from .sites import Site, inner_path, linear_at
 
 
 class GrowableParts(PreTrainedModel):
     """The part of [`GrowablePreTrainedModel`] that knows where the model grows."""
 
     config: SaddleConfig
+
+    @property
+    def inner_prefix(self) -> str:
+        """What precedes paths in the base model in this one, as `"bert."`; nothing where it is the base model."""
+        return "" if self.base_model is self else f"{self.base_model_prefix}."
 
     def growable_linears(self) -> Iterator[Site]:
         """
@@ -33,9 +39,24 @@ class GrowableParts(PreTrainedModel):
             yield replace(site, module=linear_at(site.path, site.module))
 
     def linear_places(self) -> Iterator[Site]:
-        """Yield every place of a growable linear with what is there, be it wrapped or exchanged."""
-        prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
-        yield from sites_in(self.base_model, prefix)
+        """
+        Yield every place of a growable linear with what is there, be it wrapped or exchanged.
+
+        Raises:
+            ValueError: If a module is not there at all.
+        """
+        base, prefix = self.base_model, self.inner_prefix
+        for number, (block_path, block) in enumerate(blocks_in(base, base.config)):
+            hidden = {entry.rows[0]: entry.at(f"{prefix}{block_path}") for entry in block.neurons}
+            for name in block.linears:
+                root = f"{block_path}.{name}"
+                path, depth, neurons = prefix + root, 0, hidden.get(name)
+                module: nn.Module | None = base.get_submodule(root)
+                while module is not None:
+                    yield Site(path, root, number, name, depth, module, neurons)
+                    found = growable_in(module)
+                    path, depth, neurons = inner_path(path), depth + 1, None
+                    module = None if found is None or found.skip is None else found.skip.linear
 
     def get_submodule(self, target: str) -> nn.Module:
         """
@@ -89,10 +110,11 @@ class GrowableParts(PreTrainedModel):
 
     def shapes(self) -> Shapes:
         """The shapes that the modules have."""
-        sites = list(self.growable_linears())  # which raises where linears were exchanged
-        return Shapes.of_modules(sites, grown_heads(self.config, heads_of(self.base_model)))
+        roots = [site for site in self.growable_linears() if not site.nested]
+        widths = {site.root: site.module.neurons for site in roots if site.neurons is not None}
+        sizes = {site.root: site.module.skip_sizes for site in roots if site.module.skip is not None}
+        return Shapes(widths, sizes, grown_heads(self.config, heads_of(self.base_model)))
 
     def attentions(self) -> Iterator[Attention]:
         """Yield every attention module whose heads can grow."""
-        prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
-        yield from attentions_in(self.base_model, prefix)
+        yield from attentions_in(self.base_model, self.inner_prefix)

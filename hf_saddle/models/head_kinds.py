@@ -1,49 +1,9 @@
 """Of what the attention heads of each architecture consist."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Heads:
-    """
-    Attention heads of a block, each a group of neurons of several layers, that one layer reads. With grouped queries a
-    key-value head and the query heads that it serves are one. Names are relative to the block in a description, and
-    those of a model where it has been found there.
-
-    Attributes:
-        path (`str`): The attention module.
-        rows (`tuple[str, ...]`): The layers that have rows of each head, that of values last.
-        reader (`str`): The layer that has their columns.
-        size (`str`): Attribute of the module: channels of a head.
-        counts (`tuple[str, ...]`): Those that say how many there are.
-        widths (`tuple[str, ...]`): Those that say how many channels all have together.
-        parts (`tuple[int, ...]`):
-            In how many equal parts the rows of each of these layers lie, as of one for queries, keys and values.
-        table (`str`, *optional*): A parameter with an entry for each head on its last axis.
-        shared (`bool`):
-            Whether all modules of a list of blocks go by the same relative positions, so that they must have as many
-            heads. The first of them has the table.
-        fields (`tuple[str, ...]`):
-            The fields of the stock config for numbers of heads, and of those that serve queries, where the channels of
-            a head do not follow from them.
-    """
-
-    path: str
-    rows: tuple[str, ...]
-    reader: str
-    size: str = "head_dim"
-    counts: tuple[str, ...] = ()
-    widths: tuple[str, ...] = ()
-    parts: tuple[int, ...] = (1, 1, 1)
-    table: str | None = None
-    shared: bool = False
-    fields: tuple[str, ...] = ()
-
-    def at(self, path: str) -> "Heads":
-        """The heads of the block at a path, with the names that they have from there on."""
-        rows, table = tuple(f"{path}.{name}" for name in self.rows), self.table and f"{path}.{self.table}"
-        return replace(self, path=f"{path}.{self.path}", rows=rows, reader=f"{path}.{self.reader}", table=table)
+from .descriptions import Heads
 
 
 def _heads(path: str, names: str = "q_proj k_proj v_proj o_proj", **attributes: Any) -> Heads:

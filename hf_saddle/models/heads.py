@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import split_path
+from .descriptions import Heads
 from .families import blocks_in
 from .growable import growable_in
-from .head_kinds import Heads
 from .layouts import layout_of
 from .parameters import follow_
 from .resizing import retire_

@@ -106,7 +106,7 @@ def resize_to_(model: Any, state_dict: Mapping[str, Tensor], prefix: str) -> Non
     Raises:
         ValueError: If the tensors are not those of one model.
     """
-    inner = prefix if model.base_model is model else f"{prefix}{model.base_model_prefix}."
+    inner = prefix + model.inner_prefix
     if any(not isinstance(site.module, Growable) for site in model.linear_places()):
         # Adapters or a quantiser have taken the place of linears, so that tensors have to fit as they are.
         _check_tensors(state_dict, prefix, model.state_dict())

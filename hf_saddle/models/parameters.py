@@ -1,6 +1,5 @@
 """What hangs on a parameter, and how it follows when another one takes its place."""
 
-from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,18 +27,40 @@ def whole(value: Tensor) -> Tensor:
     return shard.full_tensor() if isinstance(shard, DTensor) else shard
 
 
-def check_replaceable(path: str, module: nn.Module) -> None:
+def check_replaceable(path: str, module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """
     Verify that other parameters, of other shapes, can take the place of those of a growable layer and of its branch's
     gains, or of a batch normalisation.
+
+    Returns:
+        `list[tuple[str, nn.Parameter]]`: These parameters by name, without those of the layer in the branch.
 
     Raises:
         ValueError: If they were pruned or reparametrised; if they have hooks, which may depend on their shape or know
             these very objects, or tensors among their attributes.
     """
-    _check_plain(path, module)
-    for name, parameter in own_parameters(path, module):
+    twins = {"twin_weight", "twin_bias"} if isinstance(module, PairedLinear) else set()
+    statistics = set() if isinstance(module, Growable) else {"running_mean", "running_var", "num_batches_tracked"}
+    parts: list[tuple[str, nn.Module, set[str], set[str], set[str]]] = [
+        (path, module, {"weight", "bias"} | twins, statistics, {"skip"})
+    ]
+    if isinstance(module, Growable) and module.skip is not None:
+        gain = {"gain"} if module.skip.kind == "gain" else set()
+        parts.append((f"{path}.skip", module.skip, gain, {"target"}, {"linear", "activation"}))
+    own: list[tuple[str, nn.Parameter]] = []
+    for name, part, parameters, buffers, children in parts:
+        extra = set(part._parameters) ^ parameters | set(part._buffers) ^ buffers | set(part._modules) - children
+        if extra:
+            raise ValueError(
+                f"{name} has {', '.join(sorted(extra))} beside or instead of its parameters, as pruning "
+                "(`nn.utils.prune`), `weight_norm`, `spectral_norm` and parametrisations leave it, and cannot change "
+                "its shape. Make that permanent first (`prune.remove`, `remove_weight_norm`, "
+                "`parametrize.remove_parametrizations`)."
+            )
+        own += [(f"{name}.{key}", value) for key, value in part._parameters.items() if value is not None]
+    for name, parameter in own:
         check_unattached(name, parameter)
+    return own
 
 
 def check_unattached(name: str, parameter: nn.Parameter) -> None:
@@ -56,33 +77,3 @@ def check_unattached(name: str, parameter: nn.Parameter) -> None:
             f"{name} has the attribute `{tensors[0]}`, a tensor, which does not fit the parameter of another "
             "shape that is to take its place. Keep it elsewhere, by the name of the parameter."
         )
-
-
-def own_parameters(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters of a module and gains of its branch, by name; not those of the layer in the branch."""
-    for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-        yield f"{path}.{name}", parameter
-    if isinstance(module, Growable) and module.skip is not None:
-        for name, parameter in module.skip.named_parameters(recurse=False):
-            yield f"{path}.skip.{name}", parameter
-
-
-def _check_plain(path: str, module: nn.Module) -> None:
-    """Raise a `ValueError` unless a module and its branch hold their parameters themselves, by their usual names."""
-    twins = {"twin_weight", "twin_bias"} if isinstance(module, PairedLinear) else set()
-    statistics = set() if isinstance(module, Growable) else {"running_mean", "running_var", "num_batches_tracked"}
-    parts: list[tuple[str, nn.Module, set[str], set[str], set[str]]] = [
-        (path, module, {"weight", "bias"} | twins, statistics, {"skip"})
-    ]
-    if isinstance(module, Growable) and module.skip is not None:
-        gain = {"gain"} if module.skip.kind == "gain" else set()
-        parts.append((f"{path}.skip", module.skip, gain, {"target"}, {"linear", "activation"}))
-    for name, part, parameters, buffers, children in parts:
-        extra = set(part._parameters) ^ parameters | set(part._buffers) ^ buffers | set(part._modules) - children
-        if extra:
-            raise ValueError(
-                f"{name} has {', '.join(sorted(extra))} beside or instead of its parameters, as pruning "
-                "(`nn.utils.prune`), `weight_norm`, `spectral_norm` and parametrisations leave it, and cannot change "
-                "its shape. Make that permanent first (`prune.remove`, `remove_weight_norm`, "
-                "`parametrize.remove_parametrizations`)."
-            )

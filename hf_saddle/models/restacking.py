@@ -60,7 +60,7 @@ def restack(
             parameters would have other shapes.
     """
     before, after = twin_of(model, model.config), twin_of(model, config)
-    found, base = Restacking(), model.base_model
+    found = Restacking()
     places = {id(module) for stack in orders for module in after.base_model.get_submodule(stack).children()}
     for stack, order in orders.items():
         stock, fresh, own = (each.base_model.get_submodule(stack) for each in (before, after, model))
@@ -78,11 +78,10 @@ def restack(
             found.assignments += _follow(block, stock[old], fresh[index], f"{stack}.{old}", to_be_loaded)
         found.removed += [block for index, block in enumerate(own) if index not in order]
         found.assignments.append((own._modules, children, None))
-    inside = [f"{stack}." for stack in orders]
-    head = "" if base is model else f"{model.base_model_prefix}."
+    inside = tuple(f"{model.inner_prefix}{stack}." for stack in orders)
     shapes = {name: tensor.shape for name, tensor in before.state_dict().items()}
     for name, tensor in after.state_dict().items():
-        if not name.startswith(tuple(head + part for part in inside)) and shapes.get(name) != tensor.shape:
+        if not name.startswith(inside) and shapes.get(name) != tensor.shape:
             raise ValueError(
                 f"{name} has as many entries as the model has blocks, and would not fit any more. Build the model "
                 "without it (`use_weighted_layer_sum=False` of Whisper's config)."

@@ -42,17 +42,6 @@ class Shapes:
         return [self.widths.get(root, 0), *self.skip_sizes.get(root, ())]
 
     @classmethod
-    def of_modules(cls, sites: Iterable[Site], heads: Mapping[str, int] | None = None) -> "Shapes":
-        """
-        The shapes of a model's layers, as [`GrowablePreTrainedModel.growable_linears`] yields them, with the heads of
-        its attention modules that are not those of stock, see [`grown_heads`].
-        """
-        roots = [site for site in sites if not site.nested]
-        widths = {site.root: site.module.neurons for site in roots if site.neurons is not None}
-        sizes = {site.root: site.module.skip_sizes for site in roots if site.module.skip is not None}
-        return cls(widths, sizes, dict(heads or {}))
-
-    @classmethod
     def of_config(cls, config: Any) -> "Shapes":
         """The shapes that a growable config asks for."""
         sizes = {root: list(widths) for root, widths in (config.skip_sizes or {}).items()}

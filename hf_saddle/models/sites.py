@@ -1,14 +1,14 @@
 """Where a model can grow: its growable layers by name, and each with its module."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from .descriptions import Neurons
-from .families import FAMILIES, blocks_in
+from .families import FAMILIES
 from .growable import Growable, growable_in
 
 
@@ -59,6 +59,13 @@ class Site:
     def nested(self) -> bool:
         """Whether its neurons are the units of a branch."""
         return self.depth > 0
+
+    def check_neurons(self, neurons: Iterable[int]) -> None:
+        """Raise a `ValueError` for a neuron that the layer does not have."""
+        size = self.module.neurons
+        wrong = [neuron for neuron in neurons if not 0 <= neuron < size]
+        if wrong:
+            raise ValueError(f"`neurons` of {self.path} must be in [0, {size}), got {wrong[:5]}.")
 
 
 @dataclass(frozen=True)
@@ -115,27 +122,6 @@ def root_path(layer: int, linear: str) -> str:
 def inner_path(path: str) -> str:
     """Path of the layer in the branch of a layer."""
     return path + _INNER
-
-
-def sites_in(base: nn.Module, prefix: str) -> Iterator[Site]:
-    """
-    Yield the place of every growable layer of a base model with what is there, be it wrapped or exchanged; `prefix`
-    precedes its paths in the model, as `"bert."`.
-
-    Raises:
-        ValueError: If a module is not there at all.
-    """
-    for number, (block_path, block) in enumerate(blocks_in(base, base.config)):
-        hidden = {entry.rows[0]: entry.at(f"{prefix}{block_path}") for entry in block.neurons}
-        for name in block.linears:
-            root = f"{block_path}.{name}"
-            path, depth, neurons = prefix + root, 0, hidden.get(name)
-            module: nn.Module | None = base.get_submodule(root)
-            while module is not None:
-                yield Site(path, root, number, name, depth, module, neurons)
-                found = growable_in(module)
-                path, depth, neurons = inner_path(path), depth + 1, None
-                module = None if found is None or found.skip is None else found.skip.linear
 
 
 def linear_at(path: str, module: nn.Module) -> Growable:

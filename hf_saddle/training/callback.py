@@ -22,7 +22,7 @@ from .course import Course
 from .events.followers import adopt_history_
 from .reports import announce, describe, growth_metrics, say, size_metrics
 from .resuming.held import Held
-from .resuming.trainer_state import check_given, left_out, note_changes, progress, saved_history
+from .resuming.trainer_state import check_given, left_out, note_changes, saved_history
 from .trainer_event import time_training, trainer_event_
 from .wrappers import renew_wrapper_
 
@@ -96,7 +96,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         given = {"probe_dataset": self.probe_dataset, "loss": self.loss, "followers": self.followers or None}
         return [name for name, value in given.items() if value is not None]
 
-    def _restore(self, state: TrainerState, model: GrowablePreTrainedModel) -> None:
+    def _restore(self, course: Course, state: TrainerState, model: GrowablePreTrainedModel) -> None:
         name = type(self).__name__
         if state.global_step == 0:
             # A new training has a schedule of its own; the budget still counts from the model's first event.
@@ -108,7 +108,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             note_changes(saved["args"]["config"], self.config, self.events_done)
             check_given(self._given, self._arguments())
         else:
-            self.events_done, self._history = left_out(self.config, state), model.growth_history
+            self.events_done, self._history = left_out(self.config, course, state.global_step), model.growth_history
         model.growth_history = self._history
         history = GrowthHistory.leading_to(model)
         if state.global_step > 0:
@@ -119,7 +119,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        model = kwargs["model"]
+        model, course = kwargs["model"], Course.of(args, state, kwargs["train_dataloader"])
         # How `Trainer` keeps the states of callbacks of one class.
         if isinstance(state.stateful_callbacks.get(type(self).__name__), list):
             raise ValueError("A model grows by one GrowthCallback; leave out the others.")
@@ -130,11 +130,11 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         )
         if self.trainer is not None:
             renew_wrapper_(self.trainer.model_wrapped)
-        self._restore(state, model)
+        self._restore(course, state, model)
         adopt_history_(model, self.followers)
         self._held.note_(model)
         self._time(state, model, kwargs["train_dataloader"])
-        announce(Course.of(args, state, kwargs["train_dataloader"]), self.config, args, state, model, self.events_done)
+        announce(course, self.config, args, state, model, self.events_done)
         self._started = time.perf_counter() - max((entry.get(CLOCK, 0.0) for entry in state.log_history), default=0.0)
         if state.global_step == 0:
             self._log(state, control, size_metrics(model, self.config))
@@ -156,7 +156,8 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if not self.config.event_due(progress(self.config, state), self.events_done):
+        course = Course.of(args, state, kwargs["train_dataloader"])
+        if not self.config.event_due(course.progress(self.config, state.global_step), self.events_done):
             return
         # What grows at the very end would not be trained any more; a resumed run that goes on grows then.
         if state.global_step >= state.max_steps or control.should_training_stop:
@@ -164,7 +165,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         model, optimizer, loader = kwargs["model"], kwargs["optimizer"], kwargs["train_dataloader"]
         self.follow_(args, state, model, optimizer)
         # Those that do not fall inside of the training leave their share of the budget to the others.
-        to_come = len(Course.of(args, state, loader).events(self.config, state.global_step - 1, self.events_done))
+        to_come = len(course.events(self.config, state.global_step - 1, self.events_done))
         event = self._grow((args, state, model, optimizer, loader), to_come)
         self._held.note_(model)
         self.events_done += 1
@@ -183,8 +184,7 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             return
         model = kwargs["model"]
         # The best model may be one before an event: its history is the one that was saved beside it.
-        model.growth_history = saved_history(state.best_model_checkpoint)
-        self._history = model.growth_history
+        self._history = model.growth_history = saved_history(state.best_model_checkpoint)
         GrowthHistory.from_model(model).check(model)
 
     # ------------------------------------------------------------------------------------------------------ the work
@@ -229,9 +229,9 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             now = {"epoch": state.epoch, "step": state.global_step, CLOCK: self._clock()}
             state.log_history.append(metrics | now)
             return
-        due = control.should_log
+        due = control.should_log  # a log clears it, but the one of this step is still to come
         self.trainer.log(metrics)
-        control.should_log = due  # a log clears it, but the one of this step is still to come
+        control.should_log = due
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not self._held:  # an evaluation before or after the training

@@ -15,15 +15,15 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..growth import GrowthConfig, GrowthEvent, GrowthHistory, count_parameters, probe_loss
 from ..growth.surgery.grow import versions
-from ..hub.comparison import GROWTH, NONE, RANDOM, ArmRun, Comparison
+from ..hub.comparison import AT_THE_START, GROWTH, NONE, OF_GROWTH, RANDOM, ArmRun, Comparison
 from ..hub.measured import device_of, settings_of
 from .callback import GrowthCallback
 from .checks.start_checks import Training
-from .comparison_file import AT_THE_START, gone_on
+from .comparison_file import gone_on
 from .events.event import growth_event_
 from .events.random_growth import random_event_
 from .spending import Spending
-from .trainer_event import training_probe
+from .trainer_probe import training_probe
 
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,8 @@ def compare(
             trainer's `eval_dataset` if `None`.
         metric (`str`, *optional*, defaults to `"loss"`): A metric of `compute_metrics`, told besides the loss.
         greater_is_better (`bool`, *optional*, defaults to `False`): Whether it is the better the greater it is.
-        settings (`dict`, *optional*): What a reader has to know, as task and data; kept with the result.
+        settings (`dict`, *optional*): What a reader has to know beside the options of training and growth, as task and
+            data; kept with the result.
         path (`str` or `Path`, *optional*): File that the result is written to after every seed, and gone on with. The
             result has all seeds of it.
         overwrite (`bool`, *optional*, defaults to `False`): Whether to remove such a file first.
@@ -180,7 +181,7 @@ def _conditions(trainer: Trainer, seed: int, growth: GrowthConfig, test: Any, sp
         losses[split] = trainer.evaluate(test)["eval_loss"]
     return {
         **{name: value for name, value in settings_of(trainer.args).items() if name != "seed"},
-        **{f"growth {name}": value for name, value in growth.to_dict().items()},
+        **{f"{OF_GROWTH}{name}": value for name, value in growth.to_dict().items()},
         "parameters": count_parameters(trainer.model),
         **{f"{name} {AT_THE_START}": value for name, value in losses.items()},
         "device": device_of(trainer.args),

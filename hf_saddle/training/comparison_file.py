@@ -7,14 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..hub.comparison import Comparison
+from ..hub.comparison import AT_THE_START, Comparison
 
 
 logger = logging.getLogger(__name__)
 
-# Conditions that end with this tell whether model and data are what they were. They may differ by a little, as sums do
-# that are split between other threads.
-AT_THE_START = "loss at the start"
+# By how much the losses at the start may differ, as sums do that are split between other threads.
 _TOLERANCE = 1e-4
 
 

@@ -19,13 +19,12 @@ from ..growth.records.timing_record import Timing
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .distributed import Replicas
 from .events.event import growth_event_
-from .events.loss import training_loss
 from .events.probe import event_seed, private_randomness
 from .events.timed import time_growth
 from .reports import lr_ratio
 from .sharding.sharded import growth_event_sharded_
 from .sharding.trainer_sharded import shard_as
-from .trainer_probe import trainer_batches
+from .trainer_probe import training_probe
 
 
 # A probe shorter than that shows no progress bar.
@@ -92,26 +91,6 @@ def time_training(
     batches, loss = training_probe(model, loader, config, 0, trainer, loss, probe_dataset)
     with private_randomness(event_seed(config, 0)):
         return time_growth(model, batches[0], config, loss, replicas)
-
-
-def training_probe(
-    model: GrowablePreTrainedModel,
-    loader: DataLoader[Any],
-    config: GrowthConfig,
-    event: int,
-    trainer: Trainer | None,
-    loss: Loss | None = None,
-    dataset: Any = None,
-) -> tuple[list[Any], Loss]:
-    """The samples of an event, of this process, and the loss of the training."""
-    replicas = Replicas.of(model if trainer is None else trainer.model_wrapped)
-    batches = trainer_batches(
-        loader, config, event=event, dataset=dataset, trainer=trainer, replicas=replicas, device=model.device
-    )
-    if loss is None and trainer is not None:
-        loss = training_loss(trainer, batches, replicas)
-    assert loss is not None  # `check_training`
-    return batches, loss
 
 
 def _ticking(bar: tqdm, loss: Loss, model: nn.Module, batch: Any) -> Any:

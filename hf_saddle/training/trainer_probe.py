@@ -1,34 +1,36 @@
-"""The probe batches of a training by `Trainer`: samples that its sampler takes, as it would feed them to its loss."""
+"""The probe of a training by `Trainer`: samples that its sampler takes, as it would feed them to its loss."""
 
 from functools import partial
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
+from ..curvature.loss import Loss
 from ..growth import GrowthConfig
+from ..models.modeling_saddle import GrowablePreTrainedModel
 from .distributed import Replicas
+from .events.loss import training_loss
 from .events.probe import event_seed, private_randomness, probe_batches
 from .sampling import makes_batches, training_indices
 
 
-def trainer_batches(
+def training_probe(
+    model: GrowablePreTrainedModel,
     loader: DataLoader[Any],
     config: GrowthConfig,
-    *,
     event: int,
-    dataset: Any,
     trainer: Trainer | None,
-    replicas: Replicas,
-    device: torch.device,
-) -> list[Any]:
+    loss: Loss | None = None,
+    dataset: Any = None,
+) -> tuple[list[Any], Loss]:
     """
-    The probe batches of this process. All processes have to call this.
+    The probe batches of an event, of this process, and the loss of the training. All processes have to call this.
 
     `dataset` is what is drawn from instead of the training data; `trainer`, where it is known, prepares the batches,
     and collates what the loader does not.
     """
+    replicas = Replicas.of(model if trainer is None else trainer.model_wrapped)
     indices = None
     if dataset is None:
         dataset = loader.dataset
@@ -44,7 +46,7 @@ def trainer_batches(
             event=event,
             indices=indices,
             collate_fn=collate_fn,
-            device=device,
+            device=model.device,
             rank=replicas.rank,
             world_size=replicas.size,
         )
@@ -53,4 +55,8 @@ def trainer_batches(
         with private_randomness(event_seed(config, event) + replicas.rank):
             return [trainer._prepare_inputs(batch) for batch in batches]
 
-    return replicas.together("Drawing the probe samples", draw)
+    batches = replicas.together("Drawing the probe samples", draw)
+    if loss is None and trainer is not None:
+        loss = training_loss(trainer, batches, replicas)
+    assert loss is not None  # `check_training`
+    return batches, loss

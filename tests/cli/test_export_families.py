@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_commands import run
 
-from hf_saddle.growth.macs import sample_of
+from hf_saddle.growth.counting import sample_of
 
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))

@@ -124,7 +124,9 @@ def test_directions_have_a_sign_that_start_vectors_do_not_choose(criterion, whit
 def test_branches_of_growable_linears_are_analysed_as_layers():
     growable = pytest.importorskip("hf_saddle.models.growable")
     case = transformer_case()
-    fc1 = growable.GrowableLinear(6, 7, skip_sizes=[4, 2], activation="gelu").double()
+    fc1 = growable.GrowableLinear(6, 7)
+    fc1.skip = growable.SkipBranch(fc1, [4, 2], "gain", "gelu")
+    fc1 = fc1.double()
     for parameter in fc1.parameters():
         nn.init.normal_(parameter, std=0.5)
     case.model.mlp.fc1 = fc1

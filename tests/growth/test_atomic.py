@@ -84,7 +84,7 @@ STAGES = [
     (surgery, "carry_optimizer_state_"),
     (Shapes, "write_"),
     (Shapes, "to_json"),
-    (surgery, "plan_cost"),
+    (surgery, "count_layer_macs"),
     (surgery, "layer_record"),
     (surgery.GrowthHistory, "append"),
     (surgery.GrowthHistory, "to_dict"),

@@ -38,7 +38,6 @@ from hf_saddle.growth import (
 )
 from hf_saddle.growth.costs import plan_cost
 from hf_saddle.growth.operators import NEURON_OPERATORS, OPERATORS
-from hf_saddle.growth.rows import row_size
 
 
 every_kind = pytest.mark.parametrize("name", KINDS)
@@ -384,7 +383,7 @@ def entry_for(model, site, criterion):
         eigenvalue=-gain,
         standard_error=zeros,
         residual=zeros,
-        direction=torch.zeros(neurons, row_size(site, operator)).index_fill_(1, torch.tensor(0), 1.0),
+        direction=torch.zeros(neurons, operator.row_size(site)).index_fill_(1, torch.tensor(0), 1.0),
         response=zeros + 10.0,
         step=zeros + 0.1,
         gain=gain,

@@ -11,8 +11,7 @@ from torch import nn
 from transformers.optimization import Adafactor as HfAdafactor
 
 from hf_saddle.growth import grow_, merge_pairs_
-from hf_saddle.growth.optimizer.state import inner_optimizer
-from hf_saddle.growth.optimizer_rules import OPTIMIZERS, Rules, State
+from hf_saddle.growth.optimizer_rules import OPTIMIZERS, Rules, State, inner_optimizer
 
 
 # So small that all models stay where they are: twins then see the same batches at the same weights.

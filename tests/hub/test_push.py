@@ -27,7 +27,6 @@ CODE = {
     "heads.py",
     "restacking.py",
     "configuration_saddle.py",
-    "branch_dropout.py",
     "branch_guard.py",
     "history_file.py",
     "loading.py",

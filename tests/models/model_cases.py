@@ -9,6 +9,7 @@ from packaging.version import Version
 from torch import nn
 
 from hf_saddle.models import (
+    Growable,
     GrowablePreTrainedModel,
     SaddleDeiTForImageClassification,
     SaddleDeiTForImageClassificationWithTeacher,
@@ -54,6 +55,12 @@ every_class = pytest.mark.parametrize("model_class", CLASSES, ids=lambda c: c.__
 every_classifier = pytest.mark.parametrize("model_class", CLASSIFIERS, ids=lambda c: c.__name__)
 every_unit = pytest.mark.parametrize("unit", UNITS)
 every_growth = pytest.mark.parametrize("grown", [None, GROWN], ids=["ungrown", "grown"])
+
+
+def branched(linear: Growable, sizes: list[int], unit: str = "gain", activation: str = "gelu") -> Growable:
+    """A layer with nested branches, outermost first."""
+    linear.skip = SkipBranch(linear, sizes, unit, activation)
+    return linear
 
 
 def randomize_(model: nn.Module, seed: int = 0, scale: float = 0.1) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from model_cases import (
     GROWN,
+    branched,
     build,
     every_classifier,
     every_growth,
@@ -198,7 +199,7 @@ def tuned(linear: nn.Module, method: str, **fields) -> PeftModel:
 
 def branched_linear() -> tuple[nn.Module, Callable]:
     """A linear with a branch, and what the branch adds."""
-    linear = GrowableLinear(8, 8, skip_sizes=[3])
+    linear = branched(GrowableLinear(8, 8), [3])
     randomize_(linear)
     branch = copy.deepcopy(linear.skip)
     return linear, lambda x: torch.zeros_like(x).index_add_(-1, branch.target, branch(x))

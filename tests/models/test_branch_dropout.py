@@ -7,7 +7,7 @@ import torch
 from model_cases import GROWN, SHAPE, build, every_class, every_classifier, output, randomize_
 
 from hf_saddle.growth import GrowthPlan, LayerGrowth, grow_
-from hf_saddle.models.branch_dropout import BranchDropout
+from hf_saddle.models.vision import BranchDropout
 
 
 def train_output(model, pixels):

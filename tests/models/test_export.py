@@ -7,7 +7,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
-from model_cases import UNITS, build, output, randomize_
+from model_cases import UNITS, branched, build, output, randomize_
 from torch import Tensor, nn
 
 from hf_saddle.models import GrowableLinear, SkipBranch
@@ -35,7 +35,7 @@ class Linears(nn.Module):
         self.linears = nn.ModuleList()
         for target, nested in product(TARGETS.values(), (False, True)):
             sizes, unit = [len(target)] * (1 + nested), UNITS[len(self.linears) % len(UNITS)]
-            self.linears.append(GrowableLinear(INPUTS, NEURONS, skip_sizes=sizes, skip_unit=unit))
+            self.linears.append(branched(GrowableLinear(INPUTS, NEURONS), sizes, unit))
         randomize_(self, scale=0.7)
         for linear, (target, _) in zip(self.linears, product(TARGETS.values(), (False, True)), strict=True):
             aim_(linear.skip, target)

@@ -81,7 +81,9 @@ def test_layers_are_found_by_their_paths(name):
         for path in () if site.neurons is None else (*site.neurons.readers, *site.neurons.rows):
             assert isinstance(model.get_submodule(path), Growable)
     assert [site.block for site in sites] == sorted(site.block for site in sites)
-    assert Shapes.of_modules(sites) == model.shapes()
+    widths = {site.root: site.module.neurons for site in sites if site.neurons is not None}
+    branches = {site.root: site.module.skip_sizes for site in sites if not site.nested and site.module.skip_sizes}
+    assert Shapes(widths, branches) == model.shapes()
     assert Shapes.of_json(model.shapes().to_json(), "shapes") == model.shapes()
 
 

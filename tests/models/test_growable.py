@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from model_cases import every_unit, randomize_
+from model_cases import branched, every_unit, randomize_
 from torch import Tensor, nn
 
 from hf_saddle.models import GrowableLinear, PairedLinear
@@ -15,9 +15,11 @@ NESTINGS = {"one": [4], "nested": [4, 3, 2], "shared": [9, 8]}
 every_nesting = pytest.mark.parametrize("skip_sizes", NESTINGS.values(), ids=NESTINGS)
 
 
-def build(skip_sizes: list[int], unit: str, dtype: torch.dtype = torch.float64, **kwargs) -> GrowableLinear:
+def build(
+    skip_sizes: list[int], unit: str, dtype: torch.dtype = torch.float64, *, activation: str = "gelu", **kwargs
+) -> GrowableLinear:
     torch.manual_seed(0)
-    linear = GrowableLinear(5, 7, skip_sizes=skip_sizes, skip_unit=unit, **kwargs).to(dtype)
+    linear = branched(GrowableLinear(5, 7, **kwargs), skip_sizes, unit, activation).to(dtype)
     randomize_(linear, scale=0.7)
     return linear
 
@@ -87,7 +89,7 @@ def test_without_a_branch_it_is_nn_linear(bias):
 @every_unit
 def test_a_fresh_pair_or_zero_gain_is_silent(unit):
     torch.manual_seed(0)
-    linear, x = GrowableLinear(5, 7, skip_sizes=[4, 2], skip_unit=unit), torch.randn(3, 5)
+    linear, x = branched(GrowableLinear(5, 7), [4, 2], unit), torch.randn(3, 5)
     silent = torch.equal(linear(x), nn.functional.linear(x, linear.weight, linear.bias))
     assert silent == (unit != "residual")
 
@@ -135,7 +137,7 @@ def test_a_target_out_of_range_is_refused(bad):
 
 def test_an_unknown_kind_of_unit_is_refused():
     with pytest.raises(ValueError, match="skip_unit.*'sum'"):
-        GrowableLinear(5, 7, skip_sizes=[2], skip_unit="sum")
+        branched(GrowableLinear(5, 7), [2], "sum")
 
 
 @every_unit

@@ -22,7 +22,7 @@ from ..surgery.grow import added_by
 from .candidates import NeuronCandidate, found_by, growths_of, measured_by
 from .head_choice import merged_heads
 from .joint import Columns, beside, judge
-from .natural_step import NEXT_STEP, moves
+from .natural_step import NEXT_STEP
 from .parts import HeadCandidate, InsertedCandidate, Part
 from .pursuit import choose_together
 from .reasons import unsupported
@@ -219,7 +219,7 @@ def _parts(member: Candidate) -> list[tuple[str, int, str]]:
 def _moving(plan: GrowthPlan) -> Iterable[tuple[str, int, str]]:
     """Linear, neuron and operator of what takes a step at once, in the order of a plan."""
     for growth in plan.growths:
-        if moves(growth):
+        if growth.operator in SCALED:
             yield from ((growth.linear, neuron, growth.operator) for neuron in growth.neurons)
 
 

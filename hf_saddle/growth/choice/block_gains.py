@@ -20,9 +20,8 @@ from ..costs import Cost
 from ..records.block_records import NewBlock, places_of
 from ..records.plan import GrowthPlan
 from ..surgery.blocks import check_blocks, draft_blocks
-from ..surgery.grow import added_by, check_model
+from ..surgery.grow import Growing, added_by, check_model, growing_
 from ..surgery.shell import to_be_asked
-from ..surgery.temporary import Growing, growing_
 from .joint import held_out_gain
 
 

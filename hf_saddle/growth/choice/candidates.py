@@ -15,7 +15,6 @@ from ..config import GrowthConfig
 from ..costs import Cost, CostBook
 from ..operators import OPERATORS, Operator
 from ..records.layer_growth import LayerGrowth
-from ..rows import row_size
 from ..surgery.drafting import branch_kind, widening_objection
 from .reasons import Measured
 
@@ -79,6 +78,15 @@ def operators_for(model: GrowablePreTrainedModel, site: Site, config: GrowthConf
     return [operator for operator in found if operator is not None]
 
 
+def limit_of(site: Site, config: GrowthConfig) -> str:
+    """Why a layer may not grow, in words; empty for one that may."""
+    if config.linears is not None and site.linear not in config.linears:
+        return "not in `linears`"
+    if config.layers is not None and site.block not in config.layers:
+        return "not in `layers`"
+    return "" if site.module.weight.requires_grad else "frozen"
+
+
 def measured_by(report: CurvatureReport, model: GrowablePreTrainedModel, config: GrowthConfig) -> Iterator[Measured]:
     """The entries of a report that rank neurons, in its order, with how they would grow or why they may not."""
     known = {site.path: site for site in model.growable_linears()}
@@ -88,22 +96,15 @@ def measured_by(report: CurvatureReport, model: GrowablePreTrainedModel, config:
             continue
         site, module = known[entry.linear], known[entry.linear].module
         operator = operator_for(entry.criterion, model, site, kind, config)
-        if operator is not None and entry.direction.shape != (module.neurons, row_size(site, operator)):
+        if operator is not None and entry.direction.shape != (module.neurons, operator.row_size(site)):
             raise ValueError(
                 f"The report's directions of {entry.linear} have shape {tuple(entry.direction.shape)}, the model's "
-                f"layer needs {(module.neurons, row_size(site, operator))}. Measure anew after a growth."
+                f"layer needs {(module.neurons, operator.row_size(site))}. Measure anew after a growth."
             )
-        limit = ""
-        if config.linears is not None and site.linear not in config.linears:
-            limit = "not in `linears`"
-        elif config.layers is not None and site.block not in config.layers:
-            limit = "not in `layers`"
-        elif not module.weight.requires_grad:
-            limit = "frozen"
-        elif operator is None:
-            limit = (
-                f"as deep as `max_depth={config.max_depth}` allows" if entry.criterion != "width" else "not widenable"
-            )
+        limit = limit_of(site, config)
+        if not limit and operator is None:
+            deep = f"as deep as `max_depth={config.max_depth}` allows"
+            limit = "not widenable" if entry.criterion == "width" else deep
         yield Measured(entry, site, operator, limit)
 
 

@@ -15,14 +15,13 @@ from ...models.blocks import split_path
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ...models.sites import Place
 from ..costs import Cost
-from ..macs import count_positions
+from ..counting import count_positions
 from ..operators import HEAD_WAYS, SCALED
 from ..records.layer_growth import LayerGrowth
 from ..records.plan import GrowthPlan
-from ..surgery.grow import added_by, check_model
+from ..surgery.grow import Growing, added_by, check_model, growing_
 from ..surgery.head_drafts import find_attention, stacks_of
 from ..surgery.heads import STEP, check_family, head_growth
-from ..surgery.temporary import Growing, growing_
 from .halves import halves
 from .joint import Columns
 

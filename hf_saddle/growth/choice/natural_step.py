@@ -21,11 +21,6 @@ from .joint import Columns, Judgement, judge
 NEXT_STEP = 0.5
 
 
-def moves(growth: LayerGrowth) -> bool:
-    """Whether a growth has a natural step that an event takes: splits, and units whose gains may be finite."""
-    return growth.operator in SCALED
-
-
 def score_growths(
     model: GrowablePreTrainedModel,
     growths: Sequence[LayerGrowth],
@@ -52,7 +47,7 @@ def score_growths(
     groups: dict[tuple[str, str], list[int]] = {}
     starts = torch.tensor([0, *(len(growth.neurons) for growth in growths)]).cumsum(0).tolist()
     for index, growth in enumerate(growths):
-        if growth.operator not in NEURON_OPERATORS or not moves(growth):
+        if growth.operator not in NEURON_OPERATORS or growth.operator not in SCALED:
             raise ValueError(
                 f"`{growth.operator}` of {growth.linear} has no natural step, or is of no neurons: it has no scores."
             )
@@ -125,7 +120,7 @@ def stepped(plan: GrowthPlan, found: Judgement, factor: float, gain: float, erro
     coefficients, gains = found.coefficients.float().cpu() * factor, found.shares_of(gain).float().cpu()
     growths, start = [], 0
     for growth in plan.growths:
-        if not moves(growth):
+        if growth.operator not in SCALED:
             growths.append(growth)
             continue
         own = slice(start, start + len(growth.neurons))

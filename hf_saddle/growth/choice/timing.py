@@ -10,7 +10,7 @@ import torch
 from ...curvature.capture.undisturbed import undisturbed
 from ...curvature.loss import Loss
 from ...models.modeling_saddle import GrowablePreTrainedModel
-from ..macs import count_macs
+from ..counting import count_macs
 from ..records.plan import GrowthPlan
 from ..records.timing_record import Timing
 from ..surgery.grow import prepare_growth

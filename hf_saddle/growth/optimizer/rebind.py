@@ -7,9 +7,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ...models.resizing import siblings
+from ..optimizer_rules import inner_optimizer
 from ..surgery.changes import Added, Changes, Replaced
 from ..surgery.slices import Axis
-from .state import carry_optimizer_state_, held_parameters, inner_optimizer
+from .state import carry_optimizer_state_, held_parameters
 
 
 def rebind_optimizer_(model: nn.Module, optimizer: Optimizer, held: Mapping[str, nn.Parameter]) -> Changes:

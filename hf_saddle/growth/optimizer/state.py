@@ -3,11 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from torch.optim import Optimizer
 
-from ..optimizer_rules import Rules, rules_of, vector_group
+from ..optimizer_rules import Rules, inner_optimizer, rules_of, vector_group
 from ..surgery.changes import Added, Changes
 from .values import first_state, grown_state
 
@@ -75,19 +74,6 @@ def carry_optimizer_state_(optimizer: Optimizer, changes: Changes, order: Sequen
             group["param_names"] = names
     optimizer.state.clear()
     optimizer.state.update(after)
-
-
-def inner_optimizer(optimizer: Optimizer) -> Optimizer:
-    """
-    The optimizer inside of Accelerate's wrapper.
-
-    Raises:
-        ValueError: If it is of a kind whose state cannot be carried through a growth.
-    """
-    while isinstance(optimizer, AcceleratedOptimizer):
-        optimizer = optimizer.optimizer
-    rules_of(optimizer)
-    return optimizer
 
 
 def held_parameters(optimizer: Optimizer) -> list[nn.Parameter]:

@@ -8,10 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ...models.modeling_saddle import GrowablePreTrainedModel
 from ...models.shapes import Shapes
-from ..costs import count_parameters
-from ..macs import count_macs
 from ..operators import HEAD_OPERATORS, NEURON_OPERATORS, OPERATORS
 from . import fields as checks
 from .block_records import NewBlock, new_blocks
@@ -182,14 +179,9 @@ class GrowthEvent:
 
 @dataclass
 class ModelSize:
-    """Size and shapes of a model before its first event."""
+    """Size and shapes of a model before its first event, or after one."""
 
     parameters: int
     macs: int
     skip_unit: str
     shapes: Shapes
-
-    @classmethod
-    def of(cls, model: GrowablePreTrainedModel) -> "ModelSize":
-        """The size of a model as it is."""
-        return cls(count_parameters(model), count_macs(model), model.config.skip_unit, model.shapes())

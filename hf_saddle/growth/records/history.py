@@ -10,7 +10,7 @@ from ...models.configuration_saddle import SaddleConfig
 from ...models.json_files import read_json, write_json
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ...models.shapes import Shapes
-from ..costs import count_parameters
+from ..counting import count_macs, count_parameters
 from ..values import is_int
 from .block_records import config_with_
 from .event import GrowthEvent, ModelSize
@@ -46,7 +46,8 @@ class GrowthHistory:
     def from_model(cls, model: GrowablePreTrainedModel) -> "GrowthHistory":
         """The history that is attached to a model, or a new one that starts at the model's present size."""
         if model.growth_history is None:
-            return cls(ModelSize.of(model))
+            size = ModelSize(count_parameters(model), count_macs(model), model.config.skip_unit, model.shapes())
+            return cls(size)
         return cls.from_dict(model.growth_history)
 
     @classmethod
@@ -91,21 +92,6 @@ class GrowthHistory:
         return self.events[-1].after if self.events else self.initial
 
     @property
-    def shapes(self) -> Shapes:
-        """Shapes after the last event."""
-        return self.size.shapes
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates of one sample after the last event."""
-        return self.size.macs
-
-    @property
-    def skip_unit(self) -> str:
-        """Kind of the branch units after the last event."""
-        return self.size.skip_unit
-
-    @property
     def timing(self) -> Timing | None:
         """That of the last event which has one."""
         return next((event.timing for event in reversed(self.events) if event.timing is not None), None)
@@ -113,8 +99,8 @@ class GrowthHistory:
     def matches(self, model: GrowablePreTrainedModel) -> bool:
         """Whether the history ends at the shapes that a model has."""
         # Without branches there are no units, and what the config names is only what they would be.
-        shapes = self.shapes
-        return shapes == model.shapes() and (not shapes.skip_sizes or self.skip_unit == model.config.skip_unit)
+        shapes, kind = self.size.shapes, self.size.skip_unit
+        return shapes == model.shapes() and (not shapes.skip_sizes or kind == model.config.skip_unit)
 
     def check_shapes(self, model: GrowablePreTrainedModel) -> None:
         """
@@ -176,7 +162,7 @@ class GrowthHistory:
         for event in self.events:
             config_with_(grown, before, event.new_blocks)
             before = event.shapes
-        self.shapes.write_(grown, self.skip_unit)
+        self.size.shapes.write_(grown, self.size.skip_unit)
         return grown
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ..operators import NEURON_OPERATORS, OPERATORS
-from ..rows import check_neurons, find_site, layers_of, random_directions, row_size
+from ..rows import find_site, layers_of, random_directions
 from .fields import COUNT, NUMBER, TEXT, Check, check_fields, each
 
 
@@ -103,11 +103,11 @@ class LayerGrowth:
             raise ValueError(f"`operator` must be one of {', '.join(NEURON_OPERATORS)}, got {operator!r}.")
         site, kind = find_site(model, linear), OPERATORS[operator]
         chosen = tuple(int(neuron) for neuron in neurons)
-        check_neurons(linear, chosen, site.module.neurons)
+        site.check_neurons(chosen)
         layers: list[Any] = layers_of(model, site, kind)
         if directions is None:
             free = None if kind.deepens else [layer.bias is not None for layer in layers]
-            directions = random_directions(len(chosen), row_size(site, kind), seed, free)
+            directions = random_directions(len(chosen), kind.row_size(site), seed, free)
         if steps is None:
             norms = [float(layer.weight.detach().float().norm()) for layer in layers]
             steps = 0.2 * math.hypot(*norms) / math.sqrt(site.module.neurons)

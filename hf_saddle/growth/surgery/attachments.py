@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable
 
 from ...models.heads import Attention
 from ...models.modeling_saddle import GrowablePreTrainedModel
-from ...models.parameters import check_replaceable, check_unattached, own_parameters
+from ...models.parameters import check_replaceable, check_unattached
 
 
 def check_attachments(
@@ -37,12 +37,9 @@ def check_attachments(
     for site in model.growable_linears():
         if site.block not in blocks:
             continue
-        check_replaceable(site.path, site.module)
-        own = list(own_parameters(site.path, site.module))
+        own = check_replaceable(site.path, site.module)
         for norm in site.neurons.norms if site.neurons is not None else ():
-            module = model.get_submodule(norm)
-            check_replaceable(norm, module)
-            own += own_parameters(norm, module)
+            own += check_replaceable(norm, model.get_submodule(norm))
         for _, parameter in own:
             _check_own(names[id(parameter)])
 

@@ -66,7 +66,6 @@ def draft_blocks(
     reorder_config_(config, orders, bare_of(orders, blocks))
     anew = [path for path, block in asked.items() if block.how == "identity"]
     stacks, changes = restack(model, orders, config, anew), Changes()
-    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     values = values or Values(model.device)
     devices = [values.device] if values.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -85,7 +84,9 @@ def draft_blocks(
                     _scale_outputs_(made, kind, family_of(model.config.model_type).silence, block.share)
             known = dict(like.named_parameters())
             for name, new in made.named_parameters():
-                changes.added.append(Added(f"{prefix}{path}.{name}", follow_(new, known[name]), known[name]))
+                changes.added.append(
+                    Added(f"{model.inner_prefix}{path}.{name}", follow_(new, known[name]), known[name])
+                )
                 new.requires_grad_(new.requires_grad or plan.freeze)
     heads = _alignment_heads(model, blocks)
     if heads is not None:

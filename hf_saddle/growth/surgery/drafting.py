@@ -1,18 +1,20 @@
 """From a plan to drafts: what each growth does to which layer, in an order that keeps old neurons' numbers valid."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ...models.sites import Site
-from ..operators import DEPTH_OPERATORS, OPERATORS, Operator
+from ..operators import DEPTH_OPERATORS, HEAD_OPERATORS, OPERATORS, Operator
 from ..records.layer_growth import LayerGrowth
 from ..records.plan import GrowthPlan
-from ..rows import check_neurons, layers_of, row_size
+from ..rows import layers_of
 from .drafts import LinearDraft
 from .entries import EntriesDraft
-from .head_drafts import check_heads, check_stacks_grow, draft_heads_, find_attention, is_of_heads
+from .head_drafts import check_heads, check_stacks_grow, draft_heads_, find_attention
 
 
 def branch_kind(model: GrowablePreTrainedModel) -> str | None:
@@ -21,26 +23,27 @@ def branch_kind(model: GrowablePreTrainedModel) -> str | None:
     return model.config.skip_unit if branched else None
 
 
-def draft_growths(model: GrowablePreTrainedModel, plan: GrowthPlan) -> list[LinearDraft]:
+def draft_growths(model: GrowablePreTrainedModel, growths: Sequence[LayerGrowth]) -> list[LinearDraft]:
     """
-    Draft what a plan does to a model; the model is not changed.
+    Draft what growths do to a model; the model is not changed.
 
     Args:
         model ([`GrowablePreTrainedModel`]): The model that is to grow.
-        plan ([`GrowthPlan`]): What is to grow, checked by [`check_plan`].
+        growths (`Sequence[LayerGrowth]`): What is to grow, checked by [`check_plan`].
 
     Returns:
-        `list[LinearDraft]`: One draft per layer of the stock model (branches nested in it) that the plan may change,
-        in canonical order.
+        `list[LinearDraft]`: One draft per layer of the stock model (branches nested in it) that they may change, in
+        canonical order.
     """
     sites = {site.path: site for site in model.growable_linears()}
     roots = {site.root: site for site in sites.values() if not site.nested}
-    of_neurons = [growth for growth in plan.growths if not is_of_heads(growth)]
+    of_heads = [growth for growth in growths if growth.operator in HEAD_OPERATORS]
+    of_neurons = [growth for growth in growths if growth.operator not in HEAD_OPERATORS]
     grown = {roots[sites[growth.linear].root].path for growth in of_neurons}
     hidden = {site.path: site.neurons for site in roots.values() if site.neurons is not None}
     # Hidden neurons that are copied change the rows of all layers that have one for each, and columns of readers.
     touched = grown | {path for root in grown & hidden.keys() for path in (*hidden[root].rows, *hidden[root].readers)}
-    for growth in filter(is_of_heads, plan.growths):
+    for growth in of_heads:
         heads = find_attention(model, growth.linear).heads
         touched |= {*heads.rows, heads.reader}
     drafts = {site.path: LinearDraft.of(site.path, site.module) for site in roots.values() if site.path in touched}
@@ -68,7 +71,7 @@ def draft_growths(model: GrowablePreTrainedModel, plan: GrowthPlan) -> list[Line
         OPERATORS[growth.operator].draft_(
             draft, torch.tensor(growth.neurons), rows, growth.gains.to(device), str(model.config.skip_activation)
         )
-    draft_heads_(model, plan, drafts)
+    draft_heads_(model, of_heads, drafts)
     return list(drafts.values())
 
 
@@ -86,7 +89,7 @@ def check_plan(model: GrowablePreTrainedModel, plan: GrowthPlan) -> str:
     kind = branch_kind(model)
     seen: set[tuple[str, int]] = set()
     for growth in plan.growths:
-        if is_of_heads(growth):
+        if growth.operator in HEAD_OPERATORS:
             check_heads(model, growth)
             again = [head for head in growth.neurons if (growth.linear, head) in seen]
             if again:
@@ -99,13 +102,13 @@ def check_plan(model: GrowablePreTrainedModel, plan: GrowthPlan) -> str:
                 "they were made for, before it grows."
             )
         site, operator = known[growth.linear], OPERATORS[growth.operator]
-        check_neurons(growth.linear, growth.neurons, site.module.neurons)
+        site.check_neurons(growth.neurons)
         if operator.deepens:
             _check_depth(growth, site, kind, str(model.config.skip_activation))
             kind = operator.kind
         else:
             _check_width(model, growth, site, kind)
-        size = row_size(site, operator)
+        size = operator.row_size(site)
         if growth.directions.shape[1] != size:
             raise ValueError(
                 f"`directions` of {growth.linear} must have {size} columns (inputs and bias"

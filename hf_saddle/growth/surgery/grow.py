@@ -1,7 +1,9 @@
 """Growing a model in place, together with its config, its history and its optimizer, all or nothing."""
 
 import time
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +15,11 @@ from ...models.modeling_saddle import GrowablePreTrainedModel
 from ...models.parameters import is_sharded
 from ...models.restacking import assign_
 from ...version import __version__
-from ..costs import Cost, count_parameters, plan_cost
-from ..macs import count_macs
-from ..optimizer.state import carry_optimizer_state_, inner_optimizer
+from ..costs import Cost
+from ..counting import count_layer_macs, count_macs, count_parameters, count_positions
+from ..operators import HEAD_OPERATORS
+from ..optimizer.state import carry_optimizer_state_
+from ..optimizer_rules import inner_optimizer
 from ..records.event import GrowthEvent
 from ..records.history import GrowthHistory
 from ..records.layer_record import layer_record
@@ -24,7 +28,7 @@ from .attachments import check_attachments
 from .blocks import Values, draft_blocks, inserted_blocks, rename_in_optimizer_, trained_outside
 from .changes import Changes
 from .drafting import check_plan, draft_growths
-from .head_drafts import find_attention, is_of_heads
+from .head_drafts import find_attention
 from .install import check_changes, install_
 from .shell import to_be_asked
 from .snapshot import Snapshot
@@ -107,16 +111,23 @@ def grow_(
     return prepare_growth(model, plan, optimizer, **record).commit_()
 
 
-def check_model(model: GrowablePreTrainedModel) -> None:
-    """Raise a `ValueError` for a model that is not growable, or that is sharded, wrapped or quantised."""
-    check_saddle(model)
-    if is_sharded(model):
+def check_model(model: Any, sharded: bool = False) -> None:
+    """
+    Raise a `ValueError` for a model that is not growable, or that is wrapped, quantised, or sharded unless it may be.
+    """
+    if not isinstance(model, GrowablePreTrainedModel):
+        raise ValueError(
+            f"Only Saddle models grow, got a {type(model).__name__}. Unwrap it (`accelerator.unwrap_model(model)`), "
+            "convert a stock model by `hf_saddle.growable(model)`, or merge adapters of PEFT into their model "
+            "(`model.merge_and_unload()`). DeepSpeed and FSDP1 wrappers are not supported: use DDP."
+        )
+    if is_sharded(model) and not sharded:
         raise ValueError(
             "The model is sharded (FSDP2, tensor parallelism) and does not grow like one that each process holds "
-            "whole. Use `grow_by_plan_sharded_` or `growth_event_sharded_` on all processes; or save a checkpoint, "
-            "grow it in one process, and resume from it."
+            "whole. Use `grow_by_plan_sharded_` or `growth_event_sharded_` on all processes, or a GrowthTrainer; or "
+            "save a checkpoint, grow it in one process, and resume from it."
         )
-    model.check_linears()
+    model.check_linears(sharded)
 
 
 @torch.no_grad()
@@ -137,16 +148,16 @@ def prepare_growth(
     check_model(model)
     history = GrowthHistory.leading_to(model)
     stacks, changes = draft_blocks(model, plan, values)
-    heads = [growth for growth in plan.growths if is_of_heads(growth)]
-    of_neurons = [growth for growth in plan.growths if not is_of_heads(growth)]
+    heads = [growth for growth in plan.growths if growth.operator in HEAD_OPERATORS]
+    of_neurons = [growth for growth in plan.growths if growth.operator not in HEAD_OPERATORS]
     attentions = [find_attention(model, growth.linear) for growth in heads]
     check_attachments(model, [growth.linear for growth in of_neurons], attentions)
     kind = check_plan(model, plan)
-    parameters, macs = count_parameters(model), history.macs
-    cost = plan_cost(model, of_neurons)
+    # Neurons change the products of layers alone, at the same positions; the others take another forward pass.
+    count = count_macs if heads or plan.blocks else partial(count_layer_macs, positions=count_positions(model))
+    parameters, macs = count_parameters(model), count(model)
     named = {parameter: name for name, parameter in model.named_parameters()}
     also = [(holder, names) for holder, _, names in stacks.assignments]
-    counted = count_macs(model) if heads or plan.blocks else 0
     # The model grows and goes back, so that what can fail has not failed, and two sets of pointers are what is left.
     before = Snapshot(model, optimizer, also)
     try:
@@ -154,7 +165,7 @@ def prepare_growth(
         numbered = model.shapes()
         assign_(stacks.assignments)
         moved = plan.growths_behind(numbered)
-        for draft in draft_growths(model, replace(plan, growths=moved)):
+        for draft in draft_growths(model, moved):
             install_(draft, kind, str(model.config.skip_activation), changes)
         check_changes(changes)
         if heads:
@@ -165,8 +176,6 @@ def prepare_growth(
             carry_optimizer_state_(optimizer, changes, list(model.parameters()))
             named |= {change.new: named[change.old] for change in changes.replaced}
             rename_in_optimizer_(inner_optimizer(optimizer), model, named)
-        if heads or plan.blocks:
-            cost = Cost(count_parameters(model) - parameters, count_macs(model) - counted)
         event = GrowthEvent(
             criterion=plan.criterion,
             operators=sorted(plan.chosen),
@@ -178,9 +187,10 @@ def prepare_growth(
             candidates=dict(plan.candidates),
             held_back=plan.held_back,
             parameters_before=parameters,
-            parameters_after=parameters + cost.parameters,
-            macs_before=macs,
-            macs_after=macs + cost.macs,
+            parameters_after=count_parameters(model),
+            # Those of a head that was exchanged are in no history.
+            macs_before=history.size.macs,
+            macs_after=history.size.macs + count(model) - macs,
             skip_unit=kind,
             shapes=shapes,
             versions=versions(),
@@ -202,19 +212,25 @@ def prepare_growth(
     return PreparedGrowth(event, changes, before, after)
 
 
+# Lets a model be as a plan makes it while its context lasts.
+Growing = Callable[[GrowablePreTrainedModel, GrowthPlan], AbstractContextManager[None]]
+
+
+@contextmanager
+def growing_(model: GrowablePreTrainedModel, plan: GrowthPlan) -> Iterator[None]:
+    """The model itself grows, to be measured, and goes back."""
+    prepared = prepare_growth(model, plan)
+    prepared.commit_()
+    try:
+        yield
+    finally:
+        prepared.rollback_()
+
+
 def added_by(model: GrowablePreTrainedModel, plan: GrowthPlan) -> Cost:
     """What a plan of any kinds adds to a model, exactly, whether one process has its values or not."""
     event = prepare_growth(to_be_asked(model), plan).event
     return Cost(event.parameters_after - event.parameters_before, event.macs_after - event.macs_before)
-
-
-def check_saddle(model: Any) -> None:
-    """Raise a `ValueError` if this is no model that can grow."""
-    if not isinstance(model, GrowablePreTrainedModel):
-        raise ValueError(
-            f"Only Saddle models grow, got a {type(model).__name__}. Unwrap it (`accelerator.unwrap_model(model)`), "
-            "or convert a stock model with `from_stock`."
-        )
 
 
 def record_(model: GrowablePreTrainedModel, event: GrowthEvent) -> None:

@@ -9,16 +9,11 @@ from ...models.blocks import split_path
 from ...models.heads import Attention, heads_of, rows_of, stacks_in
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ...models.sites import linear_at
-from ..operators import OPERATORS
+from ..operators import HEAD_OPERATORS, OPERATORS
 from ..records.layer_growth import LayerGrowth
 from ..records.plan import GrowthPlan
 from .drafts import LinearDraft
 from .entries import EntriesDraft
-
-
-def is_of_heads(growth: LayerGrowth) -> bool:
-    """Whether heads of an attention module grow, and not neurons of a layer."""
-    return OPERATORS[growth.operator].of == "heads"
 
 
 def find_attention(model: GrowablePreTrainedModel, path: str) -> Attention:
@@ -159,19 +154,21 @@ class HeadsDraft:
         self.number += count
 
 
-def draft_heads_(model: GrowablePreTrainedModel, plan: GrowthPlan, drafts: Mapping[str, LinearDraft]) -> None:
+def draft_heads_(
+    model: GrowablePreTrainedModel, growths: Iterable[LayerGrowth], drafts: Mapping[str, LinearDraft]
+) -> None:
     """
     Let heads grow in drafts of their layers, after all else that a plan does to those.
 
     Args:
         model ([`GrowablePreTrainedModel`]): The model.
-        plan ([`GrowthPlan`]): The plan, checked.
+        growths (`Iterable[LayerGrowth]`): The growths of heads, checked.
         drafts (`Mapping[str, LinearDraft]`): Drafts of the layers of the attention modules, by path in the model.
     """
     made: dict[str, HeadsDraft] = {}
     numbers = heads_of(model.base_model)
     # New heads first, which have the numbers that they are named by.
-    for growth in sorted(filter(is_of_heads, plan.growths), key=lambda growth: OPERATORS[growth.operator].copies):
+    for growth in sorted(growths, key=lambda growth: OPERATORS[growth.operator].copies):
         if growth.linear not in made:
             attention = find_attention(model, growth.linear)
             path, table = attention.heads.table, None
@@ -195,8 +192,9 @@ def check_stacks_grow(model: GrowablePreTrainedModel, plan: GrowthPlan) -> None:
         ValueError: If a plan names some of them only; the message names all.
     """
     grown: dict[str, set[tuple[str, tuple[int, ...]]]] = {}
-    for growth in filter(is_of_heads, plan.growths):
-        grown.setdefault(growth.linear, set()).add((growth.operator, growth.neurons))
+    for growth in plan.growths:
+        if growth.operator in HEAD_OPERATORS:
+            grown.setdefault(growth.linear, set()).add((growth.operator, growth.neurons))
     if not grown:
         return
     for stack, paths in stacks_in(model.attentions()).items():

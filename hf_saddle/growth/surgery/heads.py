@@ -15,7 +15,7 @@ from ..records.event import GrowthEvent
 from ..records.layer_growth import LayerGrowth
 from ..records.plan import GrowthPlan
 from .attachments import check_attachments
-from .grow import check_model, check_saddle, grow_
+from .grow import check_model, grow_
 from .head_drafts import HeadsDraft, find_attention
 
 
@@ -101,7 +101,6 @@ def head_growth(
     check_family(model)
     roots = {attention.root: attention.path for attention in model.attentions()}
     attention = find_attention(model, roots.get(path, path))
-    model.check_linears(sharded=True)
     check_attachments(model, (), [attention])
     draft = HeadsDraft.of(model, attention)
     chosen = _chosen(attention.path, heads, how, draft.number)
@@ -138,8 +137,8 @@ def head_growth(
 
 
 def check_family(model: GrowablePreTrainedModel) -> None:
-    """Raise a `ValueError` that says why, if this is no growable model, or the heads of no model of its type grow."""
-    check_saddle(model)
+    """Raise a `ValueError` that says why, if this model cannot grow, or the heads of no model of its type."""
+    check_model(model, sharded=True)
     heads = family_of(model.config.model_type).heads
     if isinstance(heads, str):
         raise ValueError(f"Heads of {type(model).__name__} models cannot grow: {heads}.")

@@ -43,8 +43,8 @@ def install_(linear: LinearDraft, kind: str, activation: str, changes: Changes) 
         branch.module._parameters["gain"] = _replacement(f"{linear.path}.skip.gain", branch.gain, changes)
     if len(branch.target) != len(branch.module.target):
         branch.module.target = branch.target.to(branch.module.target.device)
-    branch.module.shared_targets = torch.unique(branch.target).numel() < branch.target.numel()
     branch.module.neurons = linear.neurons
+    branch.module.check_targets_(f"{linear.path}.skip.target")
     install_(branch.linear, kind, activation, changes)
 
 

@@ -7,14 +7,13 @@ from torch.optim import Optimizer
 from ...models.growable import GrowableLinear, PairedLinear, SkipBranch
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ...models.parameters import follow_
-from ..costs import count_parameters
-from ..macs import count_macs
+from ..counting import count_macs, count_parameters
 from ..optimizer.state import carry_optimizer_state_
 from ..records.event import GrowthEvent
 from ..records.history import GrowthHistory
 from .attachments import check_attachments
 from .changes import Changes, Replaced
-from .grow import versions
+from .grow import check_model, versions
 from .slices import Axis
 from .snapshot import all_or_nothing
 
@@ -37,7 +36,7 @@ def merge_pairs_(model: GrowablePreTrainedModel, optimizer: Optimizer | None = N
     Raises:
         ValueError: If the model has no residual pairs, or the optimizer cannot follow. Nothing has changed then.
     """
-    model.check_linears()
+    check_model(model)
     branches = [site.module.skip for site in model.growable_linears() if site.module.skip is not None]
     if not branches or model.config.skip_unit != "residual_pair":
         raise ValueError("The model has no residual pairs to merge; only the operator `residual_pair` makes them.")

@@ -11,7 +11,7 @@ from ...models.growable import Growable, SkipBranch
 from ...models.layouts import LAYOUTS
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ...models.restacking import Assignment, put_back_
-from ..optimizer.state import inner_optimizer
+from ..optimizer_rules import inner_optimizer
 
 
 # Plain attributes that a growth changes. `skip` is one of them while it is None, and a registered module afterwards.

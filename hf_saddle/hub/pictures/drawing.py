@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ...growth import GrowthHistory
 from ..comparison import Comparison
-from .curves import Baseline
 
 
 logger = logging.getLogger(__name__)
@@ -47,7 +46,6 @@ def save_pictures(
     log: Sequence[dict[str, float]] = (),
     *,
     neurons: Mapping[str, int] | None = None,
-    baseline: Baseline | None = None,
 ) -> list[str]:
     """
     Draw what the history and the training log hold, each picture as SVG and PNG. Pictures that were drawn for another
@@ -58,7 +56,6 @@ def save_pictures(
         history ([`~hf_saddle.GrowthHistory`]): What grew.
         log (`Sequence[dict]`, *optional*): The `log_history` of the training.
         neurons (`Mapping[str, int]`, *optional*): Neurons of every linear, see [`neuron_counts`].
-        baseline ([`Baseline`], *optional*): The same training without growth, to be drawn beside it.
 
     Returns:
         `list[str]`: Names of the pictures, without suffix. Pictures without anything to show are left out.
@@ -72,7 +69,7 @@ def save_pictures(
     for name in (*DRAWINGS, *RETIRED):
         for suffix in SUFFIXES:
             (folder / f"{name}{suffix}").unlink(missing_ok=True)
-    return draw_pictures(folder, history, log, neurons or {}, baseline)
+    return draw_pictures(folder, history, log, neurons or {})
 
 
 def save_comparison(folder: Path, comparison: Comparison) -> str:

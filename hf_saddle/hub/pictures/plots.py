@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from ...growth import GrowthHistory
 from ..states import states
 from .cost_plot import draw_cost
-from .curves import Baseline, last_step, series
+from .curves import last_step, series
 from .drawing import SUFFIXES
 from .eigenvalue_plot import draw_eigenvalues, measured_events
 from .heat_plots import draw_architecture, draw_timeline
@@ -21,7 +21,6 @@ def draw_pictures(
     history: GrowthHistory,
     log: Sequence[dict[str, float]],
     neurons: Mapping[str, int],
-    baseline: Baseline | None,
 ) -> list[str]:
     """Draw all pictures of a history and a training log into a folder; see `save_pictures`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -33,8 +32,8 @@ def draw_pictures(
     key = "eval_loss" if series(log, "eval_loss") else "loss"
     if series(log, key):
         drawings["loss"] = lambda: draw_loss(history, log)
-    if series(log, key) and (history.events or baseline is not None):
-        drawings["cost"] = lambda: draw_cost(history, log, key, baseline)
+    if series(log, key) and history.events:
+        drawings["cost"] = lambda: draw_cost(history, log, key)
     with matplotlib.rc_context(STYLE):
         for name, draw in drawings.items():
             figure = draw()

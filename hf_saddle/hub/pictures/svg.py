@@ -75,12 +75,12 @@ def chart(
     return Markup(drawn)
 
 
-def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """At most `most` round numbers that span a range, at least two."""
+def ticks(low: float, high: float) -> list[float]:
+    """At most six round numbers that span a range, at least two."""
     if not high > low:
         spread = abs(low) or 1.0
         low, high = low - spread / 2, high + spread / 2
-    rough = (high - low) / (most - 2)
+    rough = (high - low) / 4
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,19 +12,19 @@ from ...curvature import activation_of, curvature_at_zero
 from ...growth import GrowthConfig, head_growth
 from ...growth.budget import in_unit, sizes
 from ...growth.choice.block_gains import block_costs, places_of_blocks
-from ...growth.choice.candidates import operators_for
+from ...growth.choice.candidates import limit_of, operators_for
 from ...growth.choice.head_scores import head_costs, measurable
 from ...growth.choice.planner import check_where
 from ...growth.costs import Cost, CostBook
 from ...growth.kinds import Kinds
 from ...growth.operators import DEPTH_OPERATORS
 from ...growth.paper import QUOTAS
+from ...growth.surgery.grow import check_model
 from ...growth.surgery.head_drafts import stacks_of
 from ...growth.surgery.heads import check_family
 from ...models.configuration_saddle import SaddleConfig
 from ...models.families import family_of
 from ...models.modeling_saddle import GrowablePreTrainedModel
-from ...models.parameters import is_sharded
 from ..wrappers import unwrap
 
 
@@ -34,25 +35,14 @@ def check_growable(model: nn.Module, sharded: bool = False) -> GrowablePreTraine
     Raises:
         ValueError: If it is not a Saddle model, is quantised, sharded, or has adapters. The message tells what to do.
     """
-    inner = unwrap(model)
-    if is_sharded(inner) and not sharded:
-        raise ValueError(
-            "The model is sharded (FSDP2) and does not grow like one that each process holds whole. Use "
-            "`growth_event_sharded_` or `grow_by_plan_sharded_` in a loop of your own, or a GrowthTrainer."
-        )
-    if not isinstance(inner, GrowablePreTrainedModel):
-        raise ValueError(
-            f"Only Saddle models grow, got a {type(inner).__name__}. Convert a stock model with "
-            "`hf_saddle.growable(model)`; merge adapters of PEFT into their model first "
-            "(`model.merge_and_unload()`); DeepSpeed and FSDP1 wrappers are not supported, use DDP."
-        )
+    inner: Any = unwrap(model)
+    check_model(inner, sharded)
     if inner._hf_peft_config_loaded:
         raise ValueError(
-            "Adapters (`model.add_adapter`) have taken the place of linears, which cannot grow then. Remove them by "
-            "`model.delete_adapter`, or train the adapters without a GrowthCallback."
+            "Adapters (`model.add_adapter`) have taken the place of layers, so that the model cannot grow. Remove "
+            "them by `model.delete_adapter`, or train the adapters without a GrowthCallback."
         )
-    inner.check_linears(sharded)
-    return inner
+    return inner  # type: ignore[no-any-return]
 
 
 def growable_paths(model: GrowablePreTrainedModel, config: GrowthConfig) -> list[str]:
@@ -66,13 +56,7 @@ def growable_paths(model: GrowablePreTrainedModel, config: GrowthConfig) -> list
     if config.kinds.neurons:
         check_activation(model.config, config)
     check_where(model, config)
-    paths = [
-        site.path
-        for site in model.growable_linears()
-        if (config.linears is None or site.linear in config.linears)
-        and (config.layers is None or site.block in config.layers)
-        and site.module.weight.requires_grad
-    ]
+    paths = [site.path for site in model.growable_linears() if not limit_of(site, config)]
     if not paths:
         raise ValueError("No linear may grow: see `linears` and `layers` of the config, and whether all are frozen.")
     return paths

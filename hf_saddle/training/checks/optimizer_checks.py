@@ -5,10 +5,10 @@ from collections.abc import Collection
 from torch import nn
 from torch.optim import Optimizer
 
-from ...growth.optimizer.state import held_parameters, inner_optimizer
+from ...growth.optimizer.state import held_parameters
+from ...growth.optimizer_rules import inner_optimizer
 from ...growth.surgery.attachments import check_attachments
 from ...models.modeling_saddle import GrowablePreTrainedModel
-from ..wrappers import find_ddp, follows, unwrap
 
 
 def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
@@ -52,20 +52,3 @@ def check_parameters(model: GrowablePreTrainedModel, paths: Collection[str], opt
                     "linear (`requires_grad_(False)`), name others in `linears` and `layers` of the GrowthConfig, or "
                     "give the optimizer this parameter too."
                 )
-
-
-def check_bound(model: nn.Module, optimizer: Optimizer | None) -> None:
-    """
-    Verify that optimizer and DDP wrapper know the parameters that the model has.
-
-    Raises:
-        ValueError: If they were made for others.
-    """
-    if optimizer is not None:
-        check_optimizer(unwrap(model), optimizer)
-    wrapper = find_ddp(model)
-    if wrapper is not None and not follows(wrapper):
-        raise ValueError(
-            "The DDP wrapper was made for other parameters and does not average the gradients of the model's. It has "
-            "changed its shapes since (a checkpoint was loaded). Call `rebind_` right after that."
-        )

@@ -9,14 +9,13 @@ import torch
 from ...curvature import CurvatureReport
 from ...curvature.loss import Loss
 from ...curvature.samples import sample_count
-from ...growth import GrowthConfig, GrowthHistory, GrowthPlan, block_candidates, score_heads
+from ...growth import GrowthConfig, GrowthHistory, GrowthPlan, block_candidates, event_budget, score_heads
 from ...growth.choice.across import Across, Chosen
 from ...growth.choice.halves import halves
-from ...growth.choice.natural_step import moves
 from ...growth.choice.parts import Part, block_part, head_part, neuron_part
 from ...growth.costs import Cost
-from ...growth.surgery.grow import added_by
-from ...growth.surgery.temporary import Growing
+from ...growth.operators import SCALED
+from ...growth.surgery.grow import Growing, added_by
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ..checks.model_checks import growing_kinds, heads_that_grow
 from ..distributed import Replicas
@@ -54,14 +53,14 @@ def decide_across(
     if config.budget_unit == "seconds":
         known = GrowthHistory.from_model(model).timing or moment.timing
         timing = time_growth(model, batches[0], config, loss, replicas, known)
-    allowed = moment.allows(model, config, timing)
+    allowed = event_budget(model, config, moment.event, moment.lr_ratio, moment.to_come, timing)
     chosen = replicas.together("Planning the growth", lambda: across.choose(allowed, timing))
     plan = replicas.agree_on(across.plan(chosen, allowed))
     columns, entries = chosen.moving(plan)
     if columns is not None:
         before = loss_before(model, judging, loss, replicas)
         # What starts at rest does nothing to the loss.
-        tried = replace(plan, growths=tuple(growth for growth in plan.growths if moves(growth)), blocks=())
+        tried = replace(plan, growths=tuple(growth for growth in plan.growths if growth.operator in SCALED), blocks=())
         trial = try_step(model, tried, columns, judging, config, before=before, entries=entries, **together)
         plan = trial.paying(plan, config)
         if plan.held_back is not None:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from ...curvature.loss import Loss, own_loss_of
 from ...growth import GrowthConfig, GrowthEvent, GrowthPlan, record_
-from ...growth.surgery.temporary import Growing
+from ...growth.surgery.grow import Growing
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ..distributed import Replicas
 from .decision import Decision, decide

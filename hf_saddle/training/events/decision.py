@@ -5,14 +5,15 @@ from typing import Any, NamedTuple
 
 from ...curvature import UnitScores
 from ...curvature.loss import Loss
-from ...growth import GrowthConfig, GrowthPlan, LayerGrowth, block_candidates
+from ...growth import GrowthConfig, GrowthPlan, LayerGrowth, block_candidates, event_budget
 from ...growth.budget import sizes
 from ...growth.choice.block_planner import choose_blocks
 from ...growth.choice.halves import halves
-from ...growth.choice.natural_step import columns_of, moves
+from ...growth.choice.natural_step import columns_of
 from ...growth.choice.planner import choose_growths, priced
 from ...growth.choice.reasons import no_budget
-from ...growth.surgery.temporary import Growing, growing_
+from ...growth.operators import SCALED
+from ...growth.surgery.grow import Growing, growing_
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ..distributed import Replicas
 from .across import decide_across
@@ -53,7 +54,7 @@ def decide(
     predicted gain is what the loss of these samples fell by when the step was tried. For what is measured so the model
     grows by `growing`, for a while.
     """
-    allowed = moment.allows(model, config)
+    allowed = event_budget(model, config, moment.event, moment.lr_ratio, moment.to_come)
     if allowed <= 0:
         why = no_budget(*sizes(model, config), config, moment.event)
         plan = GrowthPlan(criterion=config.criterion, budget=0.0, seed=config.growth_seed, held_back=why)
@@ -82,7 +83,7 @@ def decide(
 
     plan, scores = replicas.together("Planning the growth", choose)
     plan = replicas.agree_on(plan)
-    moving = [growth for growth in plan.growths if moves(growth)]
+    moving = [growth for growth in plan.growths if growth.operator in SCALED]
     if not moving:
         plan = replicas.agree_on(priced(model, plan))
         if pursued is not None:

@@ -13,10 +13,11 @@ from ...curvature.loss import Loss
 from ...curvature.samples import sample_count
 from ...growth import GrowthConfig, GrowthPlan, LayerGrowth, candidate_growths, probe_loss, score_growths
 from ...growth.choice.joint import Columns, Judgement, judge
-from ...growth.choice.natural_step import NEXT_STEP, moves, stepped
+from ...growth.choice.natural_step import NEXT_STEP, stepped
 from ...growth.choice.reasons import unsupported
 from ...growth.choice.trial import measured_step
-from ...growth.surgery.temporary import Growing, growing_
+from ...growth.operators import SCALED
+from ...growth.surgery.grow import Growing, growing_
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ..checks.model_checks import growable_paths
 from ..distributed import Replicas
@@ -55,7 +56,7 @@ def candidates_of(
 ) -> Sequence[LayerGrowth]:
     """All that pursuit chooses from; nothing where neurons are ranked one by one."""
     found = candidate_growths(report, model, config) if config.pursues else ()
-    resting = {growth.operator for growth in found if not moves(growth)}
+    resting = {growth.operator for growth in found if growth.operator not in SCALED}
     if resting and (config.selection == "pursuit" or config.kinds.several or config.budget_unit == "seconds"):
         raise ValueError(
             f"Pursuit cannot choose `{resting.pop()}`, the kind of units that the model has, which have no scores to "

@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-from ...growth import GrowthConfig, event_budget
 from ...growth.records.timing_record import Timing
-from ...models.modeling_saddle import GrowablePreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,3 @@ class Moment:
     lr_ratio: float = 1.0
     to_come: int | None = None
     timing: Timing | None = None
-
-    def allows(self, model: GrowablePreTrainedModel, config: GrowthConfig, timing: Timing | None = None) -> float:
-        """What the event may add to a model, see [`event_budget`]."""
-        return event_budget(model, config, self.event, self.lr_ratio, self.to_come, timing)

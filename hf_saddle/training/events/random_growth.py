@@ -25,8 +25,8 @@ from ...growth import (
     score_growths,
 )
 from ...growth.choice.block_gains import places_of_blocks
-from ...growth.choice.natural_step import columns_of, moves
-from ...growth.operators import HEAD_OPERATORS, NEURON_OPERATORS, OPERATORS
+from ...growth.choice.natural_step import columns_of
+from ...growth.operators import HEAD_OPERATORS, NEURON_OPERATORS, OPERATORS, SCALED
 from ...growth.records.block_records import blocks_with
 from ...growth.rows import find_site
 from ...growth.surgery.head_drafts import find_attention
@@ -103,7 +103,7 @@ def stepped_at_random(
     model: Any, plan: GrowthPlan, batches: Sequence[Any], config: GrowthConfig, loss: Loss
 ) -> GrowthPlan:
     """A plan of random neurons with the natural step that fits them, as far as held-out samples gain by it."""
-    moving = [growth for growth in plan.growths if growth.operator in NEURON_OPERATORS and moves(growth)]
+    moving = [growth for growth in plan.growths if growth.operator in NEURON_OPERATORS and growth.operator in SCALED]
     if not moving:
         return plan
     choosing, judging = halves(batches)

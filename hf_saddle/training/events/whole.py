@@ -9,12 +9,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ...growth import GrowthConfig, GrowthEvent, GrowthPlan, PreparedGrowth, prepare_growth
-from ...growth.surgery.temporary import Growing, growing_
+from ...growth.surgery.grow import Growing, growing_
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ..checks.model_checks import check_growable
-from ..checks.optimizer_checks import check_bound
+from ..checks.optimizer_checks import check_optimizer
 from ..distributed import Replicas
-from ..wrappers import ddp_arguments, find_ddp, is_compiled, rebuild_ddp_
+from ..wrappers import ddp_arguments, find_ddp, follows, is_compiled, rebuild_ddp_
 from .followers import adopt_history_, check_followers
 
 
@@ -35,7 +35,14 @@ class Whole:
 
     def check(self, config: GrowthConfig | None) -> None:
         """Raise a `ValueError` if optimizer, DDP wrapper or followers are of another model."""
-        check_bound(self.wrapped, self.optimizer)
+        if self.optimizer is not None:
+            check_optimizer(self.model, self.optimizer)
+        wrapper = find_ddp(self.wrapped)
+        if wrapper is not None and not follows(wrapper):
+            raise ValueError(
+                "The DDP wrapper was made for other parameters and does not average the gradients of the model's. It "
+                "has changed its shapes since (a checkpoint was loaded). Call `rebind_` right after that."
+            )
         check_followers(self.model, self.followers)
 
     def check_together(self, batches: Sequence[Any], config: GrowthConfig | None) -> None:

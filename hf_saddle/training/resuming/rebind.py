@@ -58,7 +58,7 @@ def rebind_(
         changes = rebind_optimizer_(inner, optimizer, held)
         if history is not None:
             history.attach_(inner)
-            inner.config.skip_unit = history.skip_unit
+            inner.config.skip_unit = history.size.skip_unit
         adopt_history_(inner, followers)
         return changes
 

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import Trainer
 
 from ...curvature.capture.undisturbed import note_random_state
-from ...growth.optimizer.state import inner_optimizer
+from ...growth.optimizer_rules import inner_optimizer
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ..callback import GrowthCallback
 

@@ -5,31 +5,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerState
-
 from ...growth import GrowthConfig, GrowthHistory, PaperGrowthConfig
 from ...growth.old_names import current_names
 from ...models.history_file import HISTORY_NAME
+from ..course import Course
 
 
 logger = logging.getLogger(__name__)
 
 
-def progress(config: GrowthConfig, state: TrainerState) -> float:
-    """Share of a training that is over, or its steps or epochs, whichever its events are counted by."""
-    if config.unit == "training":
-        return float(state.global_step / state.max_steps)
-    return float(state.global_step if config.unit == "steps" else state.epoch or 0)
-
-
-def left_out(config: GrowthConfig, state: TrainerState) -> int:
+def left_out(config: GrowthConfig, course: Course, step: int) -> int:
     """Number of events that were due before a step of a run that was trained without growing, with a warning."""
-    missed = 0
-    while missed <= state.global_step and config.event_due(progress(config, state), missed):
+    missed, progress = 0, course.progress(config, step)
+    while missed <= step and config.event_due(progress, missed):
         missed += 1
     logger.warning(
-        f"The checkpoint was written without a GrowthCallback: {missed} events that were due before step "
-        f"{state.global_step} are left out."
+        f"The checkpoint was written without a GrowthCallback: {missed} events that were due before step {step} are "
+        "left out."
     )
     return missed
 

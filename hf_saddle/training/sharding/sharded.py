@@ -13,9 +13,9 @@ from ...curvature.heads import check_sharding
 from ...curvature.loss import Loss
 from ...curvature.samples import sample_count
 from ...growth import GrowthConfig, GrowthEvent, GrowthPlan
-from ...growth.optimizer.state import inner_optimizer
+from ...growth.optimizer_rules import inner_optimizer
 from ...growth.surgery.attachments import check_attachments
-from ...growth.surgery.temporary import Growing
+from ...growth.surgery.grow import Growing
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ..checks.model_checks import check_growable, growing_kinds, heads_that_grow
 from ..checks.optimizer_checks import check_optimizer

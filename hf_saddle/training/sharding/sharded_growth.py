@@ -9,9 +9,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ...growth import GrowthEvent, GrowthHistory, GrowthPlan, LayerGrowth
-from ...growth.optimizer.state import inner_optimizer
+from ...growth.operators import HEAD_OPERATORS
+from ...growth.optimizer_rules import inner_optimizer
 from ...growth.records.layer_record import layer_record
-from ...growth.surgery.head_drafts import check_stacks_grow, find_attention, is_of_heads
+from ...growth.surgery.head_drafts import check_stacks_grow, find_attention
 from ...growth.surgery.snapshot import Snapshot
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ...models.parameters import is_sharded
@@ -147,12 +148,11 @@ def _parts(model: GrowablePreTrainedModel, growths: Sequence[LayerGrowth]) -> di
     """
     Growths by the path of what each of them needs whole: its block, or all blocks of a list whose heads grow together.
     """
-    stacks = {find_attention(model, growth.linear).stack for growth in growths if is_of_heads(growth)}
+    stacks = {find_attention(model, growth.linear).stack for growth in growths if growth.operator in HEAD_OPERATORS}
     lists = {stack.partition(".*")[0] for stack in stacks if stack is not None}
-    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     parts: dict[str, tuple[LayerGrowth, ...]] = {}
     for growth in growths:
         block = Place.parse(growth.linear).block
-        path = prefix + next((each for each in lists if block.startswith(f"{each}.")), block)
+        path = model.inner_prefix + next((each for each in lists if block.startswith(f"{each}.")), block)
         parts[path] = (*parts.get(path, ()), growth)
     return parts

@@ -1,8 +1,9 @@
-"""Multiply-accumulates of a forward pass, and at how many positions each layer acts: counted, not estimated."""
+"""The size of a model: parameters, multiply-accumulates and positions of its layers; counted, not estimated."""
 
+import copy
 import inspect
-import json
-from functools import lru_cache, partial
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES
 
 from ..models.modeling_saddle import GrowablePreTrainedModel
+from ..models.restacking import twin_of
 
 
 # Length of the sequence of tokens that a sample of a language model is, or what the model can take if that is less.
@@ -18,6 +20,14 @@ TOKENS = 128
 _LIMITS = ("max_position_embeddings", "n_positions", "max_target_positions")
 # Sides of the image where a config does not say them, as those of convolutional models.
 IMAGE_SIZE = 224
+# What was counted, by class and config, of at most so many.
+_KNOWN: dict[tuple[type, str], tuple[int, dict[str, int]]] = {}
+_MOST = 64
+
+
+def count_parameters(model: GrowablePreTrainedModel) -> int:
+    """Number of parameters, frozen ones included."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_macs(model: GrowablePreTrainedModel) -> int:
@@ -29,7 +39,7 @@ def count_macs(model: GrowablePreTrainedModel) -> int:
     encoder-decoder), or as much sound as an encoder of sound takes. A model of the same config is run on the meta
     device, so that nothing is computed, and once for each config; without its head where that depends on values.
     """
-    return _of_model(model)[0]
+    return _counted(model)[0]
 
 
 def count_positions(model: GrowablePreTrainedModel) -> dict[str, int]:
@@ -37,29 +47,35 @@ def count_positions(model: GrowablePreTrainedModel) -> dict[str, int]:
     At how many positions of a sample the growable layers of a model act, by path in the base model: tokens, or places
     of an image. Those that the forward pass does not reach, as of cross-attention without an encoder, have none.
     """
-    return _of_model(model)[1]
+    return _counted(model)[1]
 
 
-def _of_model(model: GrowablePreTrainedModel) -> tuple[int, dict[str, int]]:
-    # mypy takes the hash of the instances for that of the class.
-    return _count(type(model), model.config.to_json_string(use_diff=False))  # type: ignore[arg-type]
+def count_layer_macs(model: GrowablePreTrainedModel, positions: Mapping[str, int]) -> int:
+    """The part of a model's multiply-accumulates that its growable layers have, which act at some positions."""
+    return sum(site.module.weight.numel() * positions[site.root] for site in model.growable_linears())
 
 
-@lru_cache(maxsize=64)
-def _count(model_class: type[GrowablePreTrainedModel], fields: str) -> tuple[int, dict[str, int]]:
-    config = model_class.config_class.from_dict(json.loads(fields))
-    with torch.device("meta"), torch.no_grad():
-        model = model_class(config).eval()
+def _counted(model: GrowablePreTrainedModel) -> tuple[int, dict[str, int]]:
+    """Multiply-accumulates and positions of a model, which follow from its class and config."""
+    key = type(model), model.config.to_json_string(use_diff=False)
+    if key not in _KNOWN:
+        if len(_KNOWN) == _MOST:
+            _KNOWN.clear()
+        config = copy.deepcopy(model.config)
+        config._attn_implementation = None  # that of the model may not run on meta
+        twin = twin_of(model, config).eval()
         # Else models look for padding and for packed sequences among tokens, which have no values here.
-        model.config.pad_token_id = None
-        if "past_key_values" in inspect.signature(model.base_model.forward).parameters:
-            model.config.use_cache = True
-        sample = sample_of(model)
-        try:
-            return _forward(model, model, sample)
-        except RuntimeError:
-            # A head that looks at values, as that of T5 for sequences, which it takes at their last token.
-            return _forward(model, model.base_model, sample)
+        twin.config.pad_token_id = None
+        if "past_key_values" in inspect.signature(twin.base_model.forward).parameters:
+            twin.config.use_cache = True
+        with torch.device("meta"), torch.no_grad():
+            sample = sample_of(twin)
+            try:
+                _KNOWN[key] = _forward(twin, twin, sample)
+            except RuntimeError:
+                # A head that looks at values, as that of T5 for sequences, which it takes at their last token.
+                _KNOWN[key] = _forward(twin, twin.base_model, sample)
+    return _KNOWN[key]
 
 
 def _forward(model: GrowablePreTrainedModel, part: nn.Module, sample: dict[str, Tensor]) -> tuple[int, dict[str, int]]:
