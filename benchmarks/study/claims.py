@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from .expansion import EXPANDED, FULL, GROWN, LORA, RANDOM
 from .experiments import best_uniform
 from .files import results
 from .language import SILENT, STACKED, UNIFORM
@@ -15,8 +16,8 @@ from .tables import by_arm, measured, table
 
 LEVEL = 0.05  # of the whole family of claims (Holm)
 # Within which two arms count as level: points of accuracy, and nats.
-MARGINS = {"accuracy": 0.5, "loss": 0.01}
-UNITS = {"accuracy": "points", "loss": "nats"}
+MARGINS = {"accuracy": 0.5, "loss": 0.01, "forgetting": 0.01}
+UNITS = {"accuracy": "points", "loss": "nats", "forgetting": "nats"}
 FEWEST_SEEDS = 10
 
 
@@ -24,7 +25,7 @@ FEWEST_SEEDS = 10
 class Claim:
     """
     An arm is said to end with a better test result than another one of the same experiment or of `other`: a higher
-    accuracy, or where `figure` says so a lower loss.
+    accuracy, or where `figure` says so a lower loss, or less forgetting.
     """
 
     text: str
@@ -85,6 +86,11 @@ CLAIMS = (
         Claim(f"{what} better than uniform in equal seconds", "language", arm.name, UNIFORM.name, figure="loss")
         for what, arm in (("stacking a language model", STACKED), ("silent copies in a language model", SILENT))
     ),
+    Claim("new units alone forget less than full fine-tuning", "expansion", GROWN, FULL, figure="forgetting"),
+    *(
+        Claim(f"new units alone learn new text better than {what}", "expansion", GROWN, arm, figure="loss")
+        for what, arm in (("new blocks", EXPANDED), ("random ones in the same linears", RANDOM), ("LoRA", LORA))
+    ),
 )
 
 
@@ -140,8 +146,8 @@ def claims() -> list[str]:
     return [
         "## Claims",
         "",
-        "Points of test accuracy, or nats of test loss, by which the first is better, paired by seed; p-values of "
-        f"Student's t, adjusted by Holm's method. A claim is shown or refuted below {LEVEL} with at least "
+        "Points of test accuracy, or nats of test loss or forgetting, by which the first is better, paired by seed; "
+        f"p-values of Student's t, adjusted by Holm's method. A claim is shown or refuted below {LEVEL} with at least "
         f"{FEWEST_SEEDS} seeds; two arms are level where two one-sided tests put the difference within "
         f"{MARGINS['accuracy']} points or {MARGINS['loss']} nats.",
         "",

@@ -10,6 +10,7 @@ from typing import Any
 from hf_saddle.growth import count_macs, count_parameters
 
 from .event import Branch, run_branches, run_neurons
+from .expansion_arms import expansion, expansion_timing, expansion_tuning
 from .files import results
 from .finetuning_arms import finetuning, finetuning_tuning, ranks, ranks_tuning
 from .language import language, language_timing, language_tuning
@@ -492,4 +493,7 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "language_timing": lambda: starmap(Job, language_timing()),
     "language_tuning": lambda: starmap(Job, language_tuning()),
     "language": lambda: starmap(Job, language()),
+    "expansion_timing": lambda: starmap(Job, expansion_timing()),
+    "expansion_tuning": lambda: starmap(Job, expansion_tuning()),
+    "expansion": lambda: starmap(Job, expansion()),
 }
