@@ -22,6 +22,7 @@ from benchmarks.study import (  # noqa: E402
     event,
     expansion,
     expansion_arms,
+    expansion_task,
     experiments,
     files,
     language,
@@ -405,10 +406,10 @@ def two_texts(monkeypatch):
     }
     splits = {name: {"train": ids, "validation": ids[:400], "test": ids[400:700]} for name, ids in drawn.items()}
     prices = dict.fromkeys(expansion.ARMS, expansion.Price(2.0, 1.5)) | {expansion.FULL: expansion.Price(0.0, 1.0)}
-    monkeypatch.setattr(expansion, "texts", lambda: splits)
+    monkeypatch.setattr(expansion_task, "texts", lambda: splits)
     monkeypatch.setattr(expansion, "prices", lambda: prices)
     monkeypatch.setattr(expansion, "PROBE", 16)
-    caches = (expansion.base, expansion.losses_before, expansion.expanded)
+    caches = (expansion_task.base, expansion_task.losses_before, expansion.expanded)
     for cache in caches:
         cache.cache_clear()
     yield splits
@@ -420,12 +421,12 @@ def two_texts(monkeypatch):
 def test_expansions_spend_the_same_seconds_and_train_as_many_parameters(two_texts, name):
     row = expansion.run_expansion(name, 3e-3, 0, steps=8, base_steps=1)
     assert row["steps"] == (8 if name == expansion.FULL else 4) and row["seconds"] == 8
-    whole = count_parameters(expansion.base(0, 1))
+    whole = count_parameters(expansion_task.base(0, 1))
     if name == expansion.FULL:
         assert row["trained"] == row["parameters"] == whole
     else:
         assert row["trained"] == row["parameters"] - whole == pytest.approx(expansion.new_parameters(), rel=0.01)
-    assert row["before"] == expansion.losses(expansion.base(0, 1), "validation")
+    assert row["before"] == expansion_task.losses(expansion_task.base(0, 1), "validation")
     assert row["validation"]["loss"] < row["before"]["loss"]
     assert row["validation"]["forgetting"] == row["validation"]["old"] - row["before"]["old"] != 0
     assert json.loads(json.dumps(row)) == row
@@ -435,18 +436,18 @@ def test_expansions_spend_the_same_seconds_and_train_as_many_parameters(two_text
 def test_only_what_is_new_is_trained(two_texts, name):
     before = expansion.expanded(name, 0, 1)
     after = copy.deepcopy(before)
-    expansion.train_(after, two_texts["new"]["train"], 2, 3e-3, 0)
+    expansion_task.train_(after, "new", 2, 3e-3, 0)
     moved = {name for name, p in before.named_parameters() if not torch.equal(p, after.get_parameter(name))}
     new = {name: p for name, p in before.named_parameters() if p.requires_grad}
     assert moved == set(new)
-    old = count_parameters(expansion.base(0, 1))
+    old = count_parameters(expansion_task.base(0, 1))
     assert sum(p.numel() for p in new.values()) == count_parameters(before) - old
 
 
 def test_new_blocks_and_adapters_answer_nothing_before_they_are_trained(two_texts):
-    losses = expansion.losses_before(0, 1, "test")
-    assert expansion.losses(expansion.expanded(expansion.EXPANDED, 0, 1), "test") == losses
-    assert expansion.losses(expansion.expanded(expansion.LORA, 0, 1), "test") == pytest.approx(losses)
+    losses = expansion_task.losses_before(0, 1, "test")
+    assert expansion_task.losses(expansion.expanded(expansion.EXPANDED, 0, 1), "test") == losses
+    assert expansion_task.losses(expansion.expanded(expansion.LORA, 0, 1), "test") == pytest.approx(losses)
 
 
 def test_random_units_of_an_expansion_are_in_the_same_linears(two_texts):
@@ -459,12 +460,12 @@ def test_random_units_of_an_expansion_are_in_the_same_linears(two_texts):
 
 def test_the_text_of_the_documentation_is_not_among_the_old_one(monkeypatch):
     seen = []
-    monkeypatch.setattr(expansion, "in_tenths", lambda texts, tokenizer: seen.append(texts) or {})
+    monkeypatch.setattr(expansion_task, "in_tenths", lambda texts, tokenizer: seen.append(texts) or {})
     (prose,) = [file for file in language.modules() if file.match("pydoc_data/topics.py")]
     others = [file for file in language.modules() if file.parent != prose.parent]
     chosen = [file for file in others if file.stat().st_size < 20_000][:40]
-    monkeypatch.setattr(expansion, "modules", lambda: [*chosen, prose])
-    assert set(expansion.texts.__wrapped__()) == {"old", "new"}
+    monkeypatch.setattr(expansion_task, "modules", lambda: [*chosen, prose])
+    assert set(expansion_task.texts.__wrapped__()) == {"old", "new"}
     old, new = seen
     assert len(old) == 40 and not any(max(new, key=len)[:200] in text for text in old)
 

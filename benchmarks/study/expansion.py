@@ -4,86 +4,29 @@ import copy
 import time
 from collections.abc import Callable
 from functools import cache, lru_cache, partial
-from itertools import islice
-from pydoc_data.topics import topics
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from hf_saddle import insert_blocks_
-from hf_saddle.demo.text import train_tokenizer
 from hf_saddle.growth import GrowthConfig, GrowthEvent, count_parameters
 from hf_saddle.training import growth_event_
 
 from .backbone import optional
+from .expansion_task import BASE_STEPS, VOCABULARY, base, losses, losses_before, passages, train_
 from .files import results
-from .language import in_tenths, make_llama, make_optimizer, mean_loss, modules, random_passages, schedule
+from .language import BATCH, make_llama, make_optimizer
 from .matched import matched_event_
 from .training import train_step_
 
 
-BLOCKS, VOCABULARY = 4, 1_024
-BASE_STEPS, BASE_RATE = 600, 6e-3
 STEPS = 300  # of full fine-tuning, which everything else is given the seconds of
 NEW_BLOCKS = 2
 RANK = 19  # of LoRA on all linears: as many parameters as two blocks, to 0.6 %
-PROBE, BATCH = 64, 8  # passages
+PROBE = 64  # passages
 # Without a threshold of significance the budget is spent to the end, so that the arms have equal sizes.
 GROWTH = {"criterion": "depth", "operator": "zero_gain", "significance": 0.0, "selection": "gain"}
-
-
-@cache
-def texts() -> dict[str, dict[str, Tensor]]:
-    """
-    The `old` text, modules of Python's standard library, and the `new` one, the prose of its documentation, by split
-    as tokens `(n,)` of one tokenizer, which takes its merges from as much of the one as of the other.
-    """
-    files = [file for file in modules() if file.parent.name != "pydoc_data"]  # a module of nothing but the new text
-    old = [file.read_text(encoding="utf-8", errors="replace") for file in files]
-    # Topics are of very different lengths; in this order each part has about its share of the text, too.
-    order = torch.randperm(len(topics), generator=torch.Generator().manual_seed(3)).tolist()
-    names = sorted(topics)
-    new = [topics[names[index]] for index in order]
-    english, code = (split[2 * (len(split) // 10) :] for split in (new, old))
-    size = sum(map(len, english))
-    tokenizer = train_tokenizer([*english, "".join(code)[:size]], VOCABULARY, enclose=False)
-    return {"old": in_tenths(old, tokenizer), "new": in_tenths(new, tokenizer)}
-
-
-@lru_cache(maxsize=1)
-def base(seed: int, steps: int) -> Any:
-    """The Llama of four blocks, trained on the old text; the arms of a seed start from copies of it."""
-    model = make_llama(seed, BLOCKS, VOCABULARY)
-    train_(model, texts()["old"]["train"], steps, BASE_RATE, seed)
-    return model
-
-
-@lru_cache(maxsize=1)
-def losses_before(seed: int, steps: int, split: str) -> dict[str, float]:
-    """Of the trained model."""
-    return losses(base(seed, steps), split)
-
-
-@lru_cache(maxsize=1)
-def expanded(arm: str, seed: int, base_steps: int) -> Any:
-    """What an arm begins its training as; the same for all learning rates."""
-    model = copy.deepcopy(base(seed, base_steps))
-    ARMS[arm](model, seed)
-    return model
-
-
-def train_(model: Any, tokens: Tensor, steps: int, rate: float, seed: int) -> None:
-    """Train what is not frozen: warm-up, constant rate, linear decay."""
-    optimizer = make_optimizer(model)
-    for step, batch in enumerate(islice(random_passages(tokens, seed), steps)):
-        train_step_(model, optimizer, batch, rate * schedule(step / steps))
-
-
-def losses(model: Any, split: str) -> dict[str, float]:
-    """In nats per token: `loss` on the new text, `old` on the old one."""
-    return {"loss": mean_loss(model, texts()["new"][split]), "old": mean_loss(model, texts()["old"][split], 512)}
 
 
 def whole_(model: Any, seed: int) -> None:
@@ -99,8 +42,7 @@ def grown_(model: Any, seed: int, event_: Callable[..., GrowthEvent] = growth_ev
     """Units of as many parameters as the new blocks have, measured on the new text, which alone are trained."""
     limit = count_parameters(model) + new_parameters()
     config = GrowthConfig(max_parameters=limit, probe_samples=PROBE, growth_seed=seed, at=[0.5], **GROWTH)
-    passages = random_passages(texts()["new"]["train"], 1_000 + seed)
-    event_(model, None, list(islice(passages, PROBE // BATCH)), config, event=0, step=0)
+    event_(model, None, passages("new", 1_000 + seed, PROBE // BATCH), config, event=0, step=0)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".skip." in name)
 
@@ -131,6 +73,14 @@ ARMS: dict[str, Callable[[Any, int], None]] = {
 }
 
 
+@lru_cache(maxsize=1)
+def expanded(arm: str, seed: int, base_steps: int) -> Any:
+    """What an arm begins its training as; the same for all learning rates."""
+    model = copy.deepcopy(base(seed, base_steps))
+    ARMS[arm](model, seed)
+    return model
+
+
 def run_timing(seed: int, base_steps: int = 50, repeats: int = 15) -> dict[str, Any]:
     """Seconds of processor time of a step of every arm, all in turns, the median of the repeats; and of expanding."""
     torch.set_num_threads(1)
@@ -143,7 +93,7 @@ def run_timing(seed: int, base_steps: int = 50, repeats: int = 15) -> dict[str, 
         expanding[name] = time.process_time() - started
     optimizers = {name: make_optimizer(model) for name, model in models.items()}
     seconds: dict[str, list[float]] = {name: [] for name in ARMS}
-    for batch in islice(random_passages(texts()["new"]["train"], seed), repeats):
+    for batch in passages("new", seed, repeats):
         for name, model in models.items():
             started = time.process_time()
             train_step_(model, optimizers[name], batch, 1e-3)
@@ -191,7 +141,7 @@ def run_expansion(
     own = max(1, int((steps * prices()[FULL].step - price.expanding) / price.step))
     before = losses_before(seed, base_steps, split)
     model = copy.deepcopy(expanded(arm, seed, base_steps))
-    train_(model, texts()["new"]["train"], own, rate, seed)
+    train_(model, "new", own, rate, seed)
     after = losses(model, split)
     return {
         "rate": rate,

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from .expansion import BASE_STEPS, BATCH, BLOCKS, EXPANDED, FULL, GROWN, LORA, NEW_BLOCKS, RANDOM, STEPS
+from .expansion import EXPANDED, FULL, GROWN, LORA, NEW_BLOCKS, RANDOM, STEPS
+from .expansion_task import BASE_STEPS, BLOCKS
 from .files import results
-from .language import LENGTH
+from .language import BATCH, LENGTH
 from .statistics import paired, text
 from .tables import Rows, by_arm, measured, table
 
