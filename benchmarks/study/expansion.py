@@ -63,7 +63,7 @@ def lora_(model: Any, seed: int) -> None:
 
 
 FULL, EXPANDED, GROWN, RANDOM = "full fine-tuning", "block expansion", "growth", "random in the same linears"
-LORA = "LoRA"
+LORA, SLOWLY = "LoRA", "full fine-tuning, small rate"
 ARMS: dict[str, Callable[[Any, int], None]] = {
     FULL: whole_,
     EXPANDED: blocks_,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .expansion import EXPANDED, FULL, GROWN, LORA, NEW_BLOCKS, RANDOM, STEPS
+from .expansion import EXPANDED, FULL, GROWN, LORA, NEW_BLOCKS, RANDOM, SLOWLY, STEPS
 from .expansion_task import BASE_STEPS, BLOCKS
 from .files import results
 from .language import BATCH, LENGTH
@@ -10,7 +10,7 @@ from .statistics import paired, text
 from .tables import Rows, by_arm, measured, table
 
 
-PAIRS = ((GROWN, FULL), (GROWN, EXPANDED), (GROWN, RANDOM), (GROWN, LORA), (EXPANDED, FULL), (LORA, FULL))
+PAIRS = (*((GROWN, arm) for arm in (FULL, SLOWLY, EXPANDED, RANDOM, LORA)), (EXPANDED, SLOWLY), (LORA, SLOWLY))
 SUM = "both"  # new loss and forgetting together
 
 
@@ -28,7 +28,7 @@ def expansion() -> list[str]:
         return []
     rates = [
         (row["arm"], *(f"{row['validation'][name]:.3f}" for name in ("loss", "old", "forgetting")))
-        for row in results("expansion_tuning")
+        for row in sorted(results("expansion_tuning"), key=lambda row: (row["arm"].partition(",")[0], row["rate"]))
     ]
     body = [
         (
