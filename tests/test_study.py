@@ -20,6 +20,9 @@ from benchmarks.study import (  # noqa: E402
     baselines,
     claims,
     event,
+    expansion,
+    expansion_arms,
+    expansion_task,
     experiments,
     files,
     gromo_arm,
@@ -27,6 +30,7 @@ from benchmarks.study import (  # noqa: E402
     matched,
     probe,
     rankings,
+    report_expansion,
     shapes,
     task,
     training,
@@ -444,11 +448,96 @@ def test_language_models_spend_the_same_seconds_however_deep(tokens):
 
 
 def test_language_models_of_a_seed_see_the_same_passages(tokens):
-    first, second = language.language_batches(3), language.language_batches(3)
+    ids = language.sources()["train"]
+    first, second, other = (language.random_passages(ids, seed) for seed in (3, 3, 4))
     assert all(torch.equal(next(first)["input_ids"], next(second)["input_ids"]) for _ in range(3))
-    assert not torch.equal(
-        next(language.language_batches(4))["input_ids"], next(language.language_batches(3))["input_ids"]
+    assert not torch.equal(next(first)["input_ids"], next(other)["input_ids"])
+
+
+@pytest.fixture
+def two_texts(monkeypatch):
+    """Few tokens of two texts that share none, and steps and expansions that take whole seconds."""
+    drawn = {
+        name: torch.randint(*bounds, (2_000,), generator=torch.Generator().manual_seed(0))
+        for name, bounds in (("old", (0, 500)), ("new", (500, 1_000)))
+    }
+    splits = {name: {"train": ids, "validation": ids[:400], "test": ids[400:700]} for name, ids in drawn.items()}
+    prices = dict.fromkeys(expansion.ARMS, expansion.Price(2.0, 1.5)) | {expansion.FULL: expansion.Price(0.0, 1.0)}
+    monkeypatch.setattr(expansion_task, "texts", lambda: splits)
+    monkeypatch.setattr(expansion, "prices", lambda: prices)
+    monkeypatch.setattr(expansion, "PROBE", 16)
+    caches = (expansion_task.base, expansion_task.losses_before, expansion.expanded)
+    for cache in caches:
+        cache.cache_clear()
+    yield splits
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.mark.parametrize("name", expansion.ARMS)
+def test_expansions_spend_the_same_seconds_and_train_as_many_parameters(two_texts, name):
+    row = expansion.run_expansion(name, 3e-3, 0, steps=8, base_steps=1)
+    assert row["steps"] == (8 if name == expansion.FULL else 4) and row["seconds"] == 8
+    whole = count_parameters(expansion_task.base(0, 1))
+    if name == expansion.FULL:
+        assert row["trained"] == row["parameters"] == whole
+    else:
+        assert row["trained"] == row["parameters"] - whole == pytest.approx(expansion.new_parameters(), rel=0.01)
+    assert row["before"] == expansion_task.losses(expansion_task.base(0, 1), "validation")
+    assert row["validation"]["loss"] < row["before"]["loss"]
+    assert row["validation"]["forgetting"] == row["validation"]["old"] - row["before"]["old"] != 0
+    assert json.loads(json.dumps(row)) == row
+
+
+@pytest.mark.parametrize("name", [name for name in expansion.ARMS if name != expansion.FULL])
+def test_only_what_is_new_is_trained(two_texts, name):
+    before = expansion.expanded(name, 0, 1)
+    after = copy.deepcopy(before)
+    expansion_task.train_(after, "new", 2, 3e-3, 0)
+    moved = {name for name, p in before.named_parameters() if not torch.equal(p, after.get_parameter(name))}
+    new = {name: p for name, p in before.named_parameters() if p.requires_grad}
+    assert moved == set(new)
+    old = count_parameters(expansion_task.base(0, 1))
+    assert sum(p.numel() for p in new.values()) == count_parameters(before) - old
+
+
+def test_new_blocks_and_adapters_answer_nothing_before_they_are_trained(two_texts):
+    losses = expansion_task.losses_before(0, 1, "test")
+    assert expansion_task.losses(expansion.expanded(expansion.EXPANDED, 0, 1), "test") == losses
+    assert expansion_task.losses(expansion.expanded(expansion.LORA, 0, 1), "test") == pytest.approx(losses)
+
+
+def test_random_units_of_an_expansion_are_in_the_same_linears(two_texts):
+    grown, random = (
+        {name: p.shape for name, p in expansion.expanded(arm, 0, 1).named_parameters() if p.requires_grad}
+        for arm in (expansion.GROWN, expansion.RANDOM)
     )
+    assert grown == random and len(grown) > 10
+
+
+def test_the_text_of_the_documentation_is_not_among_the_old_one(monkeypatch):
+    seen = []
+    monkeypatch.setattr(expansion_task, "in_tenths", lambda texts, tokenizer: seen.append(texts) or {})
+    (prose,) = [file for file in language.modules() if file.match("pydoc_data/topics.py")]
+    others = [file for file in language.modules() if file.parent != prose.parent]
+    chosen = [file for file in others if file.stat().st_size < 20_000][:40]
+    monkeypatch.setattr(expansion_task, "modules", lambda: [*chosen, prose])
+    assert set(expansion_task.texts.__wrapped__()) == {"old", "new"}
+    old, new = seen
+    assert len(old) == 40 and not any(max(new, key=len)[:200] in text for text in old)
+
+
+def test_rates_of_expansions_are_those_of_the_lowest_loss_on_new_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "RESULTS", tmp_path)
+    for rate, loss, old in ((1e-3, 3.0, 9.0), (3e-3, 2.0, 8.0), (1e-2, 2.5, 1.0)):
+        row = {"arm": f"LoRA, {rate:g}", "seed": 100, "rate": rate, "validation": {"loss": loss, "old": old}}
+        files.store("expansion_tuning", row)
+    assert expansion_arms.best_rate("LoRA") == 3e-3 and expansion_arms.best_rate("growth") == 1e-3
+
+
+def test_new_text_and_forgetting_are_shown_together():
+    rows = [{"seed": 3, "test": {"loss": 2.0, "old": 4.0, "forgetting": 0.5}}]
+    assert report_expansion.figures(rows, report_expansion.SUM) == {3: 2.5}
 
 
 def test_right_answers_are_kept_and_drawn_anew(digits):

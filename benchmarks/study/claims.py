@@ -6,17 +6,18 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from .expansion import EXPANDED, FULL, GROWN, LORA, RANDOM
 from .experiments import best_static, best_uniform
 from .files import results
-from .language import SILENT, STACKED, UNIFORM
+from .language import DEEP, DEEP_SOONER, DEEP_STACKED, SILENT, STACKED, UNIFORM
 from .statistics import paired, text
 from .tables import by_arm, measured, table
 
 
 LEVEL = 0.05  # of the whole family of claims (Holm)
 # Within which two arms count as level: points of accuracy, and nats.
-MARGINS = {"accuracy": 0.5, "loss": 0.01}
-UNITS = {"accuracy": "points", "loss": "nats"}
+MARGINS = {"accuracy": 0.5, "loss": 0.01, "forgetting": 0.01}
+UNITS = {"accuracy": "points", "loss": "nats", "forgetting": "nats"}
 FEWEST_SEEDS = 10
 
 
@@ -24,7 +25,7 @@ FEWEST_SEEDS = 10
 class Claim:
     """
     An arm is said to end with a better test result than another one of the same experiment or of `other`: a higher
-    accuracy, or where `figure` says so a lower loss.
+    accuracy, or where `figure` says so a lower loss, or less forgetting.
     """
 
     text: str
@@ -84,8 +85,27 @@ CLAIMS = (
     Claim("growth better than the best static shape of a search", "seconds", "growth", best_static().name),
     Claim("growth better than GroMo's in equal seconds", "seconds", "growth", "gromo"),
     *(
+        Claim(f"{name} better than the best uniform model in equal seconds", "seconds", name, best_uniform().name)
+        for name in ("growth, width", "uneven halves")
+    ),
+    Claim(
+        "growth, width, better than random splits",
+        "seconds",
+        "growth, width",
+        "growth, width, random in the same linears",
+    ),
+    *(
         Claim(f"{what} better than uniform in equal seconds", "language", arm.name, UNIFORM.name, figure="loss")
         for what, arm in (("stacking a language model", STACKED), ("silent copies in a language model", SILENT))
+    ),
+    *(
+        Claim(f"stacking to 8 blocks better than 8 blocks {when}", "language_deep", arm.name, DEEP.name, figure="loss")
+        for when, arm in (("in equal seconds", DEEP_STACKED), ("with 70 % of their seconds", DEEP_SOONER))
+    ),
+    Claim("new units alone forget less than full fine-tuning", "expansion", GROWN, FULL, figure="forgetting"),
+    *(
+        Claim(f"new units alone learn new text better than {what}", "expansion", GROWN, arm, figure="loss")
+        for what, arm in (("new blocks", EXPANDED), ("random ones in the same linears", RANDOM), ("LoRA", LORA))
     ),
 )
 
@@ -142,8 +162,8 @@ def claims() -> list[str]:
     return [
         "## Claims",
         "",
-        "Points of test accuracy, or nats of test loss, by which the first is better, paired by seed; p-values of "
-        f"Student's t, adjusted by Holm's method. A claim is shown or refuted below {LEVEL} with at least "
+        "Points of test accuracy, or nats of test loss or forgetting, by which the first is better, paired by seed; "
+        f"p-values of Student's t, adjusted by Holm's method. A claim is shown or refuted below {LEVEL} with at least "
         f"{FEWEST_SEEDS} seeds; two arms are level where two one-sided tests put the difference within "
         f"{MARGINS['accuracy']} points or {MARGINS['loss']} nats.",
         "",

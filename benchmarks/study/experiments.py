@@ -10,6 +10,7 @@ from typing import Any
 from hf_saddle.growth import count_macs, count_parameters
 
 from .event import Branch, run_branches, run_neurons
+from .expansion_arms import expansion, expansion_timing, expansion_tuning
 from .files import results
 from .finetuning_arms import finetuning, finetuning_tuning, ranks, ranks_tuning
 from .language import deep, deep_tuning, language, language_timing, language_tuning
@@ -533,4 +534,7 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "language": lambda: starmap(Job, language()),
     "language_deep_tuning": lambda: starmap(Job, deep_tuning()),
     "language_deep": lambda: starmap(Job, deep()),
+    "expansion_timing": lambda: starmap(Job, expansion_timing()),
+    "expansion_tuning": lambda: starmap(Job, expansion_tuning()),
+    "expansion": lambda: starmap(Job, expansion()),
 }

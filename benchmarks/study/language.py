@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from hf_saddle import growable, insert_blocks_
 from hf_saddle.demo.text import train_tokenizer
@@ -28,19 +28,30 @@ WARMUP, DECAY = 0.02, 0.3  # shares of the budget; between them the rate is cons
 CURVE_POINTS = 20
 
 
+def modules() -> list[Path]:
+    """The modules of Python's standard library, without its tests, in an order that is the same everywhere."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    without = {"site-packages", "test", "tests", "idlelib", "lib2to3"}
+    files = sorted(file for file in root.rglob("*.py") if not without & set(file.relative_to(root).parts))
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
+    return [files[index] for index in order]
+
+
 @cache
 def sources() -> dict[str, Tensor]:
     """
     The modules of Python's standard library as tokens `(n,)`, one file after the other: `validation` and `test` are
     each a tenth of the files, `train` is the rest, from which the tokenizer takes its merges.
     """
-    root = Path(sysconfig.get_paths()["stdlib"])
-    without = {"site-packages", "test", "tests", "idlelib", "lib2to3"}
-    files = sorted(file for file in root.rglob("*.py") if not without & set(file.relative_to(root).parts))
-    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
-    texts = [files[index].read_text(encoding="utf-8", errors="replace") for index in order]
+    texts = [file.read_text(encoding="utf-8", errors="replace") for file in modules()]
     part = len(texts) // 10
     tokenizer = train_tokenizer(texts[2 * part : 3 * part], VOCABULARY, enclose=False)
+    return in_tenths(texts, tokenizer)
+
+
+def in_tenths(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
+    """Texts as tokens, one after the other: the first tenth of them is `validation`, the second `test`."""
+    part = len(texts) // 10
     tokens = [torch.tensor([*ids, tokenizer.eos_token_id]) for ids in tokenizer(texts)["input_ids"]]
     parts = {"validation": tokens[:part], "test": tokens[part : 2 * part], "train": tokens[2 * part :]}
     return {name: torch.cat(part) for name, part in parts.items()}
@@ -69,7 +80,7 @@ class LanguageArm:
     share: float = 1.0
 
 
-def make_llama(seed: int, blocks: int) -> Any:
+def make_llama(seed: int, blocks: int, vocabulary: int = VOCABULARY) -> Any:
     """A growable Llama from scratch."""
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -77,7 +88,7 @@ def make_llama(seed: int, blocks: int) -> Any:
         intermediate_size=128,
         num_hidden_layers=blocks,
         num_attention_heads=4,
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         max_position_embeddings=LENGTH,
         tie_word_embeddings=True,
     )
@@ -98,17 +109,17 @@ def passages(tokens: Tensor, starts: Tensor) -> dict[str, Tensor]:
     return {"input_ids": ids, "labels": ids}
 
 
-def language_batches(seed: int) -> Iterator[dict[str, Tensor]]:
-    """Random passages for ever, in an order that depends on the seed alone, so that arms are paired."""
-    tokens, generator = sources()["train"], torch.Generator().manual_seed(1_000 + seed)
+def random_passages(tokens: Tensor, seed: int) -> Iterator[dict[str, Tensor]]:
+    """Batches for ever, in an order that depends on the seed alone, so that arms are paired."""
+    generator = torch.Generator().manual_seed(1_000 + seed)
     while True:
         yield passages(tokens, torch.randint(len(tokens) - LENGTH, (BATCH,), generator=generator))
 
 
 @torch.no_grad()
-def language_loss(model: Any, split: str, count: int | None = None) -> float:
-    """Mean loss in nats per token over passages of a split at even distances; all that do not overlap if None."""
-    tokens, total = sources()[split], 0.0
+def mean_loss(model: Any, tokens: Tensor, count: int | None = None) -> float:
+    """In nats per token, over passages at even distances; all that do not overlap if None."""
+    total = 0.0
     starts = torch.linspace(0, len(tokens) - LENGTH - 1, count or len(tokens) // LENGTH, dtype=torch.float64).long()
     model.eval()
     for part in starts.split(64):
@@ -127,7 +138,10 @@ def schedule(share: float) -> float:
 def run_timing(seed: int, repeats: int = 25) -> dict[str, Any]:
     """Seconds of processor time of a step for every depth, all depths in turn: the median of the repeats."""
     torch.set_num_threads(1)
-    batches, models = language_batches(seed), {blocks: make_llama(seed, blocks) for blocks in DEPTHS}
+    batches, models = (
+        random_passages(sources()["train"], seed),
+        {blocks: make_llama(seed, blocks) for blocks in DEPTHS},
+    )
     optimizers = {blocks: make_optimizer(model) for blocks, model in models.items()}
     seconds: dict[int, list[float]] = {blocks: [] for blocks in DEPTHS}
     for _ in range(repeats):
@@ -155,23 +169,23 @@ def run_language(arm: LanguageArm, seed: int, steps: int = STEPS, *, test: bool 
         and the processor time of growing.
     """
     torch.set_num_threads(1)
-    started, price = time.process_time(), seconds_of_a_step()
+    started, price, splits = time.process_time(), seconds_of_a_step(), sources()
     budget = arm.share * steps * price[DEPTHS[-1]]
     model = make_llama(seed, arm.blocks)
-    optimizer, batches, blocks = make_optimizer(model), language_batches(seed), arm.blocks
+    optimizer, batches, blocks = make_optimizer(model), random_passages(splits["train"], seed), arm.blocks
     start, pending = count_parameters(model), list(arm.copies)
     spent, step, growing = 0.0, 0, 0.0
     curve: list[dict[str, float]] = []
     while (share := spent / budget) < 1:
         if share >= (len(curve) + 1) / CURVE_POINTS:
-            curve.append({"share": share, "step": step, "loss": language_loss(model, "validation", 128)})
+            curve.append({"share": share, "step": step, "loss": mean_loss(model, splits["validation"], 128)})
         if pending and share >= pending[0][0]:
             _, copies = pending.pop(0)
             before = time.process_time()
             after = [block for block in range(blocks) for _ in range(copies)]
             insert_blocks_(model, after=after, how=arm.how, optimizer=optimizer)
-            growing += time.process_time() - before
-            spent, blocks = spent + growing, model.config.num_hidden_layers
+            took = time.process_time() - before
+            spent, growing, blocks = spent + took, growing + took, model.config.num_hidden_layers
         train_step_(model, optimizer, next(batches), arm.rate * schedule(share))
         spent, step = spent + price[blocks], step + 1
     result = {
@@ -183,9 +197,9 @@ def run_language(arm: LanguageArm, seed: int, steps: int = STEPS, *, test: bool 
         "growth_seconds": growing,
         "process_seconds": time.process_time() - started,
         "curve": curve,
-        "validation": {"loss": language_loss(model, "validation", 1_024)},
+        "validation": {"loss": mean_loss(model, splits["validation"], 1_024)},
     }
-    return result | ({"test": {"loss": language_loss(model, "test")}} if test else {})
+    return result | ({"test": {"loss": mean_loss(model, splits["test"])}} if test else {})
 
 
 UNIFORM = LanguageArm("4 blocks", 4)

@@ -25,6 +25,7 @@ from .experiments import (
 from .files import RESULTS, results
 from .pictures import curves
 from .report_events import event, neurons, rankings
+from .report_expansion import expansion
 from .report_finetuning import finetuning
 from .report_language import language
 from .report_seconds import seconds
@@ -240,6 +241,7 @@ PARTS: tuple[Callable[[], list[str]], ...] = (
     structures,
     finetuning,
     language,
+    expansion,
     seconds,
 )
 
