@@ -356,7 +356,8 @@ SECONDS_RATES = (1.6e-2, 3.2e-2, 6.4e-2)
 # The default options but for the data's own batch of the probe; the last two may make a step 1.3 times as long.
 DEFAULTS = {"probe_samples": 1_024, "probe_batch_size": 256}
 PER_SECOND = DEFAULTS | {"budget_unit": "seconds", "max_growth": 1.3}
-# Splits of MLPs, as many as there may be, whether they pay at once or not; the best of `width_trials`.
+# Splits of MLPs, as many as there may be, whether they pay at once or not. That they begin at rest was decided by a
+# first trial; in `width_trials` a step at once ends lower, by less than seeds differ.
 WIDTH: dict[str, Any] = {"criterion": "width", "selection": "gain", "significance": 0.0, "natural_step": 0.0}
 
 

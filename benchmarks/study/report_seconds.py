@@ -50,6 +50,7 @@ def seconds() -> list[str]:
     pairs = [(name, best_uniform().name) for name in names if name in arms and name != best_uniform().name]
     pairs += [(name, f"{name}, random in the same linears") for name in names]
     pairs += [("growth", other) for other in (best_static().name, "gromo")]
+    pairs += [(name, "uniform, MLPs 4 wide") for name in ("gromo", "uneven halves")]
     differences = [
         (first, second, *difference(arms[first], arms[second]), _drawn(arms[first], arms[second]))
         for first, second in pairs
@@ -69,7 +70,18 @@ def seconds() -> list[str]:
         "*Drawn anew*: 95 % of the differences when both seeds and test images are drawn anew.",
         "",
         *_search(arms.get(best_static().name, [])),
+        *_width_trials(),
     ]
+
+
+def _width_trials() -> list[str]:
+    """Ways to grow in width alone, of one seed."""
+    body = [
+        (row["arm"], f"{row['parameters']:,}", f"{row['steps']:,}", f"{row['validation']['loss']:.3f}")
+        for row in results("width_trials")
+    ]
+    head = ["### Trials of growth in width alone", "", "Validation loss of one seed, at the rate 0.032.", ""]
+    return [*head, *table(("way", "parameters", "steps", "validation loss"), body)] if body else []
 
 
 def _search(winner: Rows) -> list[str]:
