@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from math import inf
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -211,6 +212,7 @@ DEEP = LanguageArm("8 blocks", 8)
 DEEP_STACKED = LanguageArm("2 blocks, stacked to 8", 2, ((0.25, 3),))
 DEEP_SOONER = replace(DEEP_STACKED, name="2 blocks, stacked to 8, 70 % of the seconds", share=0.7)
 RATES = (2e-3, 4e-3, 6e-3)
+DEEP_RATES = (1e-3, *RATES)
 RATE = 6e-3  # the lowest validation loss of both
 
 
@@ -236,7 +238,7 @@ def language() -> Iterable[tuple[str, int, Callable[[], dict[str, Any]]]]:
 def deep_tuning() -> Iterable[tuple[str, int, Callable[[], dict[str, Any]]]]:
     """Learning rates of the deepest model, uniform and stacked, as in `language_tuning`."""
     for arm in (DEEP, DEEP_STACKED):
-        for rate in RATES:
+        for rate in DEEP_RATES:
             yield f"{arm.name}, {rate:g}", 100, partial(run_language, replace(arm, rate=rate), 100)
 
 
@@ -245,5 +247,5 @@ def deep() -> Iterable[tuple[str, int, Callable[[], dict[str, Any]]]]:
     found = {row["arm"]: row["validation"]["loss"] for row in results("language_deep_tuning")}
     for seed in range(10, 20):
         for arm, tuned in ((DEEP, DEEP), (DEEP_STACKED, DEEP_STACKED), (DEEP_SOONER, DEEP_STACKED)):
-            rate = min(RATES, key=lambda rate, tuned=tuned: found.get(f"{tuned.name}, {rate:g}", 0.0))
+            rate = min(DEEP_RATES, key=lambda rate, tuned=tuned: found.get(f"{tuned.name}, {rate:g}", inf))
             yield arm.name, seed, partial(run_language, replace(arm, rate=rate), seed, test=True)

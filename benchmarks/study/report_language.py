@@ -16,7 +16,8 @@ def language() -> list[str]:
     arms = by_arm(results("language"))
     if not arms:
         return []
-    rates = [(row["arm"], f"{row['validation']['loss']:.3f}") for row in results("language_tuning")]
+    tuning = [*results("language_tuning"), *results("language_deep_tuning")]
+    rates = [(row["arm"], f"{row['validation']['loss']:.3f}") for row in tuning]
     losses = {name: measured(rows, "test", "loss") for name, rows in arms.items()}
     body = [
         (
