@@ -139,10 +139,8 @@ def schedule(share: float) -> float:
 def run_timing(seed: int, repeats: int = 25) -> dict[str, Any]:
     """Seconds of processor time of a step for every depth, all depths in turn: the median of the repeats."""
     torch.set_num_threads(1)
-    batches, models = (
-        random_passages(sources()["train"], seed),
-        {blocks: make_llama(seed, blocks) for blocks in DEPTHS},
-    )
+    batches = random_passages(sources()["train"], seed)
+    models = {blocks: make_llama(seed, blocks) for blocks in DEPTHS}
     optimizers = {blocks: make_optimizer(model) for blocks, model in models.items()}
     seconds: dict[int, list[float]] = {blocks: [] for blocks in DEPTHS}
     for _ in range(repeats):
