@@ -13,7 +13,7 @@ from .event import Branch, run_branches, run_neurons
 from .expansion_arms import expansion, expansion_timing, expansion_tuning
 from .files import results
 from .finetuning_arms import finetuning, finetuning_tuning, ranks, ranks_tuning
-from .language import deep, deep_tuning, language, language_timing, language_tuning
+from .language import language, language_timing, language_tuning
 from .shapes import ROUNDS, search, static_name, survivors, uneven
 from .task import make_model, shape
 from .training import BATCH, PASSES, REFERENCE, Arm, run
@@ -533,8 +533,6 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "language_timing": lambda: starmap(Job, language_timing()),
     "language_tuning": lambda: starmap(Job, language_tuning()),
     "language": lambda: starmap(Job, language()),
-    "language_deep_tuning": lambda: starmap(Job, deep_tuning()),
-    "language_deep": lambda: starmap(Job, deep()),
     "expansion_timing": lambda: starmap(Job, expansion_timing()),
     "expansion_tuning": lambda: starmap(Job, expansion_tuning()),
     "expansion": lambda: starmap(Job, expansion()),

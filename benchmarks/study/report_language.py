@@ -3,12 +3,12 @@
 import numpy as np
 
 from .files import results
-from .language import BATCH, LENGTH, SILENT, STACKED, STEPS, UNIFORM
+from .language import BATCH, LENGTH, SILENT, SOONER, STACKED, STEPS, UNIFORM
 from .statistics import paired, text
 from .tables import by_arm, measured, table
 
 
-PAIRS = ((STACKED, UNIFORM), (SILENT, UNIFORM), (STACKED, SILENT))
+PAIRS = ((STACKED, UNIFORM), (SILENT, UNIFORM), (SOONER, UNIFORM), (STACKED, SILENT))
 
 
 def language() -> list[str]:
@@ -16,8 +16,7 @@ def language() -> list[str]:
     arms = by_arm(results("language"))
     if not arms:
         return []
-    tuning = [*results("language_tuning"), *results("language_deep_tuning")]
-    rates = [(row["arm"], f"{row['validation']['loss']:.3f}") for row in tuning]
+    rates = [(row["arm"], f"{row['validation']['loss']:.3f}") for row in results("language_tuning")]
     losses = {name: measured(rows, "test", "loss") for name, rows in arms.items()}
     body = [
         (
