@@ -8,11 +8,13 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
+from transformers import BertConfig, BertModel
 
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks.study import backbone, finetuning, finetuning_task, ranks, training  # noqa: E402
-from benchmarks.study.finetuning import BUDGET, METHODS  # noqa: E402
+from benchmarks.study import backbone, finetuning, finetuning_arms, finetuning_task, glosses, ranks, training  # noqa: E402
+from benchmarks.study.finetuning import METHODS  # noqa: E402
+from benchmarks.study.finetuning_task import BUDGET  # noqa: E402
 from benchmarks.study.task import Split  # noqa: E402
 from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification  # noqa: E402
 
@@ -99,11 +101,10 @@ def small_task(monkeypatch):
     methods = {
         name: replace(method, growth=method.growth and method.growth | small) for name, method in METHODS.items()
     }
-    sizes = {"BUDGET": SMALL, "STEPS": 10}
     for module, changes in (
         (finetuning_task, {"upright": lambda: splits, "pretrained": random_weights}),
-        (finetuning_task, {"TRAIN": 64, "STEPS": 10, "TEST": 20, "VALIDATION": 20}),
-        (finetuning, sizes | {"METHODS": methods}),
+        (finetuning_task, {"TRAIN": 64, "STEPS": 10, "TEST": 20, "VALIDATION": 20, "BUDGET": SMALL}),
+        (finetuning, {"STEPS": 10, "METHODS": methods}),
         (training, {"TASKS": {"fashion-mnist": lambda: splits}}),
     ):
         for name, value in changes.items():
@@ -165,6 +166,66 @@ def test_the_gradient_of_halves_is_that_of_autograd(small_task):
     square = {path: float(layer.weight.grad.square().sum()) for path, layer in linears.items()}
     for path, rank in found.items():
         assert rank == pytest.approx(100 * square[path] / sum(square.values()), abs=1)
+
+
+LINES = [
+    "  1 This software and database is being provided to you, the LICENSEE  ",
+    "00001740 03 n 01 entity 0 003 ~ 00001930 n 0000 | that which is perceived to have its own existence  ",
+    '00026769 04 n 02 feat 0 effort 0 001 @ 00035189 n 0000 | a notable achievement; "his finest effort"; "a feat"  ',
+    "15113229 28 n 01 time_period 0 001 @ 00033615 n 0000 | an amount of time; a length of it  ",
+]
+
+
+def test_definitions_are_read_without_examples_roots_and_licence():
+    texts, kinds = glosses.definitions(LINES)
+    assert texts == ["a notable achievement", "an amount of time; a length of it"]
+    assert kinds == [0, glosses.KINDS - 1]
+
+
+@pytest.fixture
+def few_texts(small_task, monkeypatch):
+    """Random tokens in place of definitions, and a narrow BERT with random weights."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(2, 7, (100,), generator=generator)
+    mask = (torch.arange(8) < lengths[:, None]).long()
+    ids = torch.randint(5, 40, (100, 8), generator=generator) * mask
+    texts = glosses.Texts(ids, mask, torch.randint(glosses.KINDS, (100,), generator=generator))
+
+    def random_weights(seed):
+        torch.manual_seed(seed)
+        config = BertConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=40,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        )  # fmt: skip
+        return glosses.MeanPooled(BertModel(config, add_pooling_layer=False), 32, glosses.KINDS)
+
+    monkeypatch.setattr(glosses, "glosses", lambda: dict.fromkeys(("train", "validation", "test"), texts))
+    monkeypatch.setattr(glosses, "pretrained", random_weights)
+    return texts
+
+
+def test_texts_are_pooled_without_their_padding(few_texts):
+    model, longest = glosses.pretrained(0).eval(), few_texts.batch(torch.arange(100))
+    assert longest["input_ids"].shape == (100, 6)
+    one = few_texts.batch(few_texts.mask.sum(1).argmin()[None])
+    row = int(few_texts.mask.sum(1).argmin())
+    assert one["input_ids"].shape == (1, 2)
+    torch.testing.assert_close(model(**one).logits[0], model(**longest).logits[row])
+
+
+@pytest.mark.parametrize("name", finetuning_arms.OTHERS["glosses"])
+def test_adapters_of_a_bert_have_twice_the_budget(few_texts, name):
+    row = finetuning.run(name, 1e-3, 0, test=True, task="glosses")
+    if name.startswith("LoRA, ranks"):  # shared within 2 SMALL, by paths of the model
+        cost = {path: 32 + 64 if path.endswith(("mediate.dense", "r.0.output.dense", "r.1.output.dense")) else 64
+                for path in row["ranks"]}  # fmt: skip
+        taken = sum(rank * cost[path] for path, rank in row["ranks"].items())
+        assert 0.9 * 2 * SMALL < taken <= 2 * SMALL and row["trainable"] == row["head"] + taken
+    else:
+        ranks_of_all = {"LoRA on q and v": 2 * 9 * 2 * 64, "LoRA on all linears": 2 * 2 * (4 * 64 + 2 * 96)}
+        ranks_of_all["AdaLoRA"] = 2 * 3 * (4 * 64 + 2 * 96 + 6)  # before it takes some away, with a scale for each
+        assert row["trainable"] - row["head"] == ranks_of_all[name]
+    assert row["head"] == 33 * glosses.KINDS and set(row["test"]) == {"loss", "accuracy"}
 
 
 def test_only_new_units_and_the_head_change(small_task):

@@ -66,11 +66,17 @@ CLAIMS = (
         "growth better than the shape it ends with, from scratch", "headline", SEARCHED, "one shot", other="one_shot"
     ),
     Claim("growth better than the small model at equal MACs", "confirmation", DEFAULT, "uniform, small"),
-    Claim("LoRA with ranks by curvature better than with one rank", "finetuning", RANKED, "LoRA on all linears"),
-    Claim("LoRA with ranks by curvature better than in other linears", "finetuning", RANKED, f"{RANKED}, exchanged"),
-    Claim("LoRA with ranks by curvature better than by gradient", "finetuning", RANKED, "LoRA, ranks by gradient"),
-    Claim("LoRA with ranks by curvature better than AdaLoRA", "finetuning", RANKED, "AdaLoRA"),
-    Claim("LoRA with ranks by curvature better than on q and v", "finetuning", RANKED, "LoRA on q and v"),
+    *(
+        Claim(f"LoRA with ranks by curvature better than {what}{where}", experiment, RANKED, control)
+        for experiment, where in (("finetuning", ""), ("glosses", ", on definitions"))
+        for what, control in (
+            ("with one rank", "LoRA on all linears"),
+            ("in other linears", f"{RANKED}, exchanged"),
+            ("by gradient", "LoRA, ranks by gradient"),
+            ("AdaLoRA", "AdaLoRA"),
+            ("on q and v", "LoRA on q and v"),
+        )
+    ),
     Claim("LoRA on q and v better with ranks by curvature", "finetuning", RANKED_QV, "LoRA on q and v"),
     *(
         Claim(f"{name} better than the best uniform model in equal seconds", "seconds", name, best_uniform().name)

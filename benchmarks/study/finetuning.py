@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hf_saddle.growth import PaperGrowthConfig, count_parameters
 
 from .backbone import optional
-from .finetuning_task import STEPS, held_out, training_data, truncated_backbone
+from .finetuning_task import STEPS, backbone_of, budget, held_out, names_of, training_data
 from .probe import macs_of_an_event
 from .ranks import ranks_of
 from .task import evaluate
@@ -25,8 +25,6 @@ from .training import grow, schedule, summary
 WARM = 0.1  # share of the steps in which the head is trained alone
 # Peak learning rate of the head in all runs.
 HEAD_RATE = 1e-2
-# New parameters besides the head: LoRA of rank 9 on q and v, or of rank 2 on all linears, of three layers.
-BUDGET = 41_472
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Method:
 
     Args:
         lora (`tuple[int | str, tuple[str, ...]]`, *optional*): Rank and linears of LoRA adapters; as the rank
-            `"adaptive"`, which is AdaLoRA, or how `ranks_of` shares `BUDGET` among the linears.
+            `"adaptive"`, which is AdaLoRA, or how `ranks_of` shares the budget among the linears.
         growth (`dict`): Fields of the `PaperGrowthConfig` by which the model grows, if any.
         events (`Sequence[float]`): Shares of the steps at which it grows, the first of them `WARM`.
         everything (`bool`): Whether the backbone is trained too.
@@ -115,7 +113,7 @@ def run(
         seed (`int`): Of the training set, the order of the data, and all that is drawn.
         test (`bool`): Whether the test split is read at the end, and not the validation split.
         head_rate (`float`, *optional*, defaults to `HEAD_RATE`): Peak learning rate of the head.
-        task (`str`, *optional*, defaults to `"fashion-mnist"`): That, or `"digits"`.
+        task (`str`, *optional*, defaults to `"fashion-mnist"`): That, `"digits"` or `"glosses"`.
 
     Returns:
         `dict`: What is known of the run, fit for JSON.
@@ -148,13 +146,13 @@ def run(
 def started(name: str, seed: int, head_rate: float, task: str) -> State:
     """The model after the training of the head, adapted; the same for all learning rates."""
     method, before = METHODS[name], time.process_time()
-    model = truncated_backbone(training_data(task, seed)[0], seed)
+    model = backbone_of(task, seed)
     freeze_(model)
     optimizer = torch.optim.AdamW(model.classifier.parameters(), lr=head_rate, betas=(0.9, 0.98), weight_decay=0.0)
     optimizer.param_groups[0].update(peak=head_rate, start=0.0)
     config = None
     if method.growth:
-        size = count_parameters(model) + BUDGET
+        size = count_parameters(model) + budget(task)
         config = PaperGrowthConfig(at=list(method.events), max_parameters=size, growth_seed=seed, **method.growth)
     state = State(task, model, optimizer, config, seconds=time.process_time() - before)
     train_(state, round(WARM * STEPS), 0.0, seed)
@@ -198,11 +196,11 @@ def adapt_(state: State, method: Method, seed: int) -> None:
         freeze_(model)
         state.growth_seconds += time.process_time() - before
     if method.lora is not None:
-        rank, linears = method.lora
+        rank, linears = method.lora[0], names_of(state.task, method.lora[1])
         if rank == "adaptive":
             state.adaptive = add_adalora_(model, linears, seed)
         elif isinstance(rank, str):
-            state.ranks = ranks_of(rank, model, linears, training_data(state.task, seed)[0], BUDGET, seed)
+            state.ranks = ranks_of(rank, model, linears, training_data(state.task, seed)[0], budget(state.task), seed)
             add_lora_(model, state.ranks, [*state.ranks], seed)
             state.growth_seconds += time.process_time() - before
         else:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from .finetuning import METHODS, run
+from .finetuning import HEAD_RATE, METHODS, run
 
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
@@ -46,8 +46,19 @@ CHOSEN = {
     "everything": 1e-5,
     "zero gain, whitened, and everything": 1e-5,
 }
-# The same of some methods with adapters on digits, by `ranks_tuning`.
-DIGITS = dict.fromkeys(("LoRA on q and v", "LoRA on all linears", "LoRA, ranks by curvature"), 1e-3)
+# The same of some methods with adapters on other tasks, by `ranks_tuning` and `glosses_tuning`.
+OTHERS = {
+    "digits": dict.fromkeys(("LoRA on q and v", "LoRA on all linears", "LoRA, ranks by curvature"), 1e-3),
+    "glosses": {
+        "LoRA on q and v": 3e-3,
+        "LoRA on all linears": 3e-3,
+        "LoRA, ranks by curvature": 3e-3,
+        "LoRA, ranks by curvature, exchanged": 3e-3,
+        "LoRA, ranks by gradient": 3e-3,
+        "AdaLoRA": 3e-3,
+    },
+}
+HEAD_RATE_OF = {"digits": HEAD_RATE, "glosses": HEAD_RATE}
 
 Run = tuple[str, int, Callable[[], dict[str, Any]]]  # arm, seed, what carries it out
 
@@ -70,15 +81,20 @@ def finetuning() -> Iterator[Run]:
             yield name, seed, partial(run, name, rate, seed, test=True)
 
 
-def ranks_tuning() -> Iterator[Run]:
-    """Learning rates of all adapters on digits."""
-    for name in DIGITS:
+def ranks_tuning(task: str) -> Iterator[Run]:
+    """Learning rates of the adapters on another task; of definitions also that of the head."""
+    head_rate = HEAD_RATE_OF[task]
+    for rate in HEAD_RATES if task == "glosses" else ():
+        run_it = partial(run, "head only", 0.0, TUNING_SEED, test=False, head_rate=rate, task=task)
+        yield f"head only, {rate:g}", TUNING_SEED, run_it
+    for name in OTHERS[task]:
         for rate in RATES:
-            yield f"{name}, {rate:g}", TUNING_SEED, partial(run, name, rate, TUNING_SEED, test=False, task="digits")
+            run_it = partial(run, name, rate, TUNING_SEED, test=False, head_rate=head_rate, task=task)
+            yield f"{name}, {rate:g}", TUNING_SEED, run_it
 
 
-def ranks() -> Iterator[Run]:
-    """All adapters on digits, each with its own rate; the test split is read once, at the end of each run."""
-    for name, rate in DIGITS.items():
-        for seed in range(RANKED_SEEDS):
-            yield name, seed, partial(run, name, rate, seed, test=True, task="digits")
+def ranks(task: str) -> Iterator[Run]:
+    """The adapters on another task, each with its own rate; the test split is read once, at the end of each run."""
+    for seed in range(RANKED_SEEDS):
+        for name, rate in OTHERS[task].items():
+            yield name, seed, partial(run, name, rate, seed, test=True, head_rate=HEAD_RATE_OF[task], task=task)

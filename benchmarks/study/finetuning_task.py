@@ -1,22 +1,39 @@
-"""The tasks of fine-tuning: few images of Fashion-MNIST, or of digits, as a pretrained backbone wants them."""
+"""The tasks of fine-tuning: few images of Fashion-MNIST or of digits, or definitions, as their backbone wants them."""
 
-from functools import cache, lru_cache
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache, partial
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_saddle.models import SaddleViTForImageClassification
 
+from . import glosses
 from .backbone import MEAN, STD, pretrained
+from .glosses import Texts
 from .task import CLASSES, Split, digits, upright
 from .training import training_batches
 
 
 LAYERS, IMAGE = 3, 42
-TRAIN, VALIDATION, TEST = 2_000, 1_000, 2_000  # images, of digits 1,000, 297 and 500
+TRAIN, VALIDATION, TEST = 2_000, 1_000, 2_000  # images or texts; of digits 1,000, 297 and 500
 STEPS, BATCH = 120, 32
 CALIBRATION = 512  # images
+# New parameters besides the head: LoRA of rank 9 on q and v, or of rank 2 on all linears, of three layers.
+BUDGET = 41_472
+GLOSSES = "glosses"
+
+
+def budget(task: str) -> int:
+    """New parameters besides the head; the backbone of texts has the width of that of images, and twice the layers."""
+    return 2 * BUDGET if task == GLOSSES else BUDGET
+
+
+def names_of(task: str, linears: Sequence[str]) -> list[str]:
+    """Linears of the ViTs as the backbone of the task has them."""
+    return [glosses.LINEARS[name] for name in linears] if task == GLOSSES else list(linears)
 
 
 def splits_of(task: str) -> tuple[dict[str, Split], float, float]:
@@ -32,20 +49,26 @@ def images(split: Split, indices: Tensor, deviation: float, mean: float, size: i
     return Split((large.expand(-1, 3, -1, -1) - middle) / scale, split.labels[indices])
 
 
-@cache
-def held_out(task: str, name: str) -> Split:
-    """The first images of `validation` or `test`, the same for all runs."""
+def drawn(task: str, name: str, number: int, order: Callable[[int], Tensor]) -> Split | Texts:
+    """At most so many images or texts of a split, in an order of all that it has."""
+    if task == GLOSSES:
+        split = glosses.glosses()[name]
+        return split.take(order(len(split))[:number])
     splits, *scale = splits_of(task)
-    size = min({"validation": VALIDATION, "test": TEST}[name], len(splits[name]))
-    return images(splits[name], torch.arange(size), *scale)
+    return images(splits[name], order(len(splits[name]))[:number], *scale)
+
+
+@cache
+def held_out(task: str, name: str) -> Split | Texts:
+    """The first images or texts of `validation` or `test`, the same for all runs."""
+    return drawn(task, name, {"validation": VALIDATION, "test": TEST}[name], torch.arange)
 
 
 @lru_cache(maxsize=1)
-def training_data(task: str, seed: int) -> tuple[Split, list[dict[str, Tensor]]]:
+def training_data(task: str, seed: int) -> tuple[Split | Texts, list[dict[str, Tensor]]]:
     """A training set of its own for every seed, and the batches of all steps."""
-    splits, *scale = splits_of(task)
-    order = torch.randperm(len(splits["train"]), generator=torch.Generator().manual_seed(3_000 + seed))
-    chosen = images(splits["train"], order[:TRAIN], *scale)
+    order = partial(torch.randperm, generator=torch.Generator().manual_seed(3_000 + seed))
+    chosen = drawn(task, "train", TRAIN, order)
     return chosen, list(islice(training_batches(chosen, seed, BATCH), STEPS))
 
 
@@ -67,3 +90,8 @@ def truncated_backbone(split: Split, seed: int) -> SaddleViTForImageClassificati
     norm.weight.copy_(1 / deviation)
     norm.bias.copy_(-mean / deviation)
     return model.train()
+
+
+def backbone_of(task: str, seed: int) -> Any:
+    """What is fine-tuned, with a head drawn from `seed`."""
+    return glosses.pretrained(seed) if task == GLOSSES else truncated_backbone(training_data(task, seed)[0], seed)

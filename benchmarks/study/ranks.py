@@ -11,19 +11,21 @@ from hf_saddle import analyze_curvature
 from hf_saddle.curvature.lora import lora_ranks, shared_ranks
 
 from .finetuning_task import BATCH
+from .glosses import Texts
 from .task import Split
 
 
-PROBE = 512  # images, as those of a growth event
+PROBE = 512  # images or texts, as those of a growth event
 
 
 def linears_of(model: Any, names: Sequence[str]) -> dict[str, nn.Linear]:
     """The linears of the encoder that may get an adapter, by path."""
-    return {path: layer for path, layer in model.named_modules() if path.rpartition(".")[2] in names}
+    ends = tuple(f".{name}" for name in names)
+    return {path: layer for path, layer in model.named_modules() if path.endswith(ends)}
 
 
-def probe_of(split: Split, seed: int) -> list[dict[str, Tensor]]:
-    """Images of the training set, drawn anew for every seed."""
+def probe_of(split: Split | Texts, seed: int) -> list[dict[str, Tensor]]:
+    """Images or texts of the training set, drawn anew for every seed."""
     drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(5_000 + seed))[:PROBE]
     return [split.batch(part) for part in drawn.split(BATCH)]
 
@@ -64,7 +66,9 @@ def exchanged(ranks: dict[str, int], linears: dict[str, nn.Linear], seed: int) -
     return {path: rank for path, rank in found.items() if rank > 0}
 
 
-def ranks_of(way: str, model: Any, names: Sequence[str], split: Split, budget: int, seed: int) -> dict[str, int]:
+def ranks_of(
+    way: str, model: Any, names: Sequence[str], split: Split | Texts, budget: int, seed: int
+) -> dict[str, int]:
     """The rank of every linear that gets an adapter, by `"curvature"`, `"gradient"` or `"exchanged"`, of curvature."""
     linears, batches = linears_of(model, names), probe_of(split, seed)
     training = model.training

