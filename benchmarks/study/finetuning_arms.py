@@ -58,7 +58,7 @@ OTHERS = {
         "AdaLoRA": 3e-3,
     },
 }
-HEAD_RATE_OF = {"digits": HEAD_RATE, "glosses": HEAD_RATE}
+HEAD_RATE_OF = {"digits": HEAD_RATE, "glosses": 3e-2}  # of definitions by `glosses_tuning`
 
 Run = tuple[str, int, Callable[[], dict[str, Any]]]  # arm, seed, what carries it out
 
@@ -84,7 +84,7 @@ def finetuning() -> Iterator[Run]:
 def ranks_tuning(task: str) -> Iterator[Run]:
     """Learning rates of the adapters on another task; of definitions also that of the head."""
     head_rate = HEAD_RATE_OF[task]
-    for rate in HEAD_RATES if task == "glosses" else ():
+    for rate in (*HEAD_RATES, 1e-1) if task == "glosses" else ():
         run_it = partial(run, "head only", 0.0, TUNING_SEED, test=False, head_rate=rate, task=task)
         yield f"head only, {rate:g}", TUNING_SEED, run_it
     for name in OTHERS[task]:
