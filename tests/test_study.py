@@ -27,6 +27,7 @@ from benchmarks.study import (  # noqa: E402
     files,
     gromo_arm,
     language,
+    language_arms,
     matched,
     probe,
     rankings,
@@ -105,7 +106,7 @@ def test_at_equal_steps_the_analysis_is_free(digits):
 )
 def test_in_seconds_a_step_costs_what_it_takes_and_an_event_as_well(digits, monkeypatch, second, steps):
     paces = iter([training.Pace(0.5, second), training.Pace(2.0, second)])
-    monkeypatch.setattr(training, "pace", lambda model, split: next(paces))
+    monkeypatch.setattr(training, "paced", lambda model, split: next(paces))
     growth = {"probe_samples": 32, "significance": 0.0, "max_growth": 1.2}
     row = training.run(arm(unit="seconds", budget=10, events=(0.4,), growth=growth), 0)
     assert row["steps"] == steps and row["pace"] == row["events"][0]["pace"] == 2.0
@@ -113,7 +114,7 @@ def test_in_seconds_a_step_costs_what_it_takes_and_an_event_as_well(digits, monk
 
 
 def test_a_step_of_the_reference_takes_as_long_as_itself(digits):
-    found = training.pace(make_model(0, training.REFERENCE).train(), digits["train"], rounds=9)
+    found = training.paced(make_model(0, training.REFERENCE).train(), digits["train"])
     assert 0.5 < found.ratio < 2 and found.seconds > 0
 
 
@@ -361,7 +362,7 @@ def test_a_block_of_gromo_is_the_mlp_until_it_grows():
 
 def test_a_gromo_arm_pays_for_its_events(digits, monkeypatch):
     paces = iter([training.Pace(0.5, 1e9)] + 3 * [training.Pace(2.0, 1e9)])  # events of no time
-    monkeypatch.setattr(training, "pace", lambda model, split: next(paces))
+    monkeypatch.setattr(training, "paced", lambda model, split: next(paces))
     (tiny,) = [replace(arm, budget=10) for arm in experiments.in_seconds() if arm.name == "gromo"]
     row = training.run(tiny, 0)
     assert row["steps"] == 2 + 5 and [event["step"] for event in row["events"]] == [2, 3, 4]
@@ -436,7 +437,7 @@ def tokens(monkeypatch):
 def test_language_models_spend_the_same_seconds_however_deep(tokens):
     rows = {
         arm.name: language.run_language(arm, 0, steps=4, test=True)
-        for arm in (language.UNIFORM, language.STACKED, language.SILENT)
+        for arm in (language_arms.UNIFORM, language_arms.STACKED, language_arms.SILENT)
     }
     assert rows["4 blocks"]["steps"] == 8 and rows["4 blocks"]["growth_seconds"] == 0
     for name in ("2 blocks, stacked to 4", "2 blocks, silent copies to 4"):

@@ -9,7 +9,7 @@ from scipy import stats
 from .expansion import EXPANDED, FULL, GROWN, LORA, RANDOM
 from .experiments import best_static, best_uniform
 from .files import results
-from .language import SILENT, SOONER, STACKED, UNIFORM
+from .language_arms import SILENT, SOONER, STACKED, UNIFORM
 from .statistics import paired, text
 from .tables import by_arm, measured, table
 
@@ -72,11 +72,11 @@ CLAIMS = (
         for what, control in (
             ("with one rank", "LoRA on all linears"),
             ("in other linears", f"{RANKED}, exchanged"),
-            ("by gradient", "LoRA, ranks by gradient"),
             ("AdaLoRA", "AdaLoRA"),
             ("on q and v", "LoRA on q and v"),
         )
     ),
+    Claim("LoRA with ranks by curvature better than by gradient", "finetuning", RANKED, "LoRA, ranks by gradient"),
     Claim("LoRA on q and v better with ranks by curvature", "finetuning", RANKED_QV, "LoRA on q and v"),
     *(
         Claim(f"{name} better than the best uniform model in equal seconds", "seconds", name, best_uniform().name)

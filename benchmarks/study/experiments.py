@@ -13,7 +13,7 @@ from .event import Branch, run_branches, run_neurons
 from .expansion_arms import expansion, expansion_timing, expansion_tuning
 from .files import results
 from .finetuning_arms import finetuning, finetuning_tuning, ranks, ranks_tuning
-from .language import language, language_timing, language_tuning
+from .language_arms import language, language_timing, language_trials, language_tuning
 from .shapes import ROUNDS, search, static_name, survivors, uneven
 from .task import make_model, shape
 from .training import BATCH, PASSES, REFERENCE, Arm, run
@@ -534,6 +534,7 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "glosses": lambda: starmap(Job, ranks("glosses")),
     "language_timing": lambda: starmap(Job, language_timing()),
     "language_tuning": lambda: starmap(Job, language_tuning()),
+    "language_trials": lambda: starmap(Job, language_trials()),
     "language": lambda: starmap(Job, language()),
     "expansion_timing": lambda: starmap(Job, expansion_timing()),
     "expansion_tuning": lambda: starmap(Job, expansion_tuning()),

@@ -54,7 +54,6 @@ OTHERS = {
         "LoRA on all linears": 3e-3,
         "LoRA, ranks by curvature": 3e-3,
         "LoRA, ranks by curvature, exchanged": 3e-3,
-        "LoRA, ranks by gradient": 3e-3,
         "AdaLoRA": 3e-3,
     },
 }

@@ -2,12 +2,13 @@
 
 import sysconfig
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,17 +16,19 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from hf_saddle import growable, insert_blocks_
 from hf_saddle.demo.text import train_tokenizer
-from hf_saddle.growth import count_parameters
+from hf_saddle.growth import GrowthConfig, count_parameters
 
 from .files import results
-from .training import train_step_
+from .training import WAYS, pace, summary, train_step_
 
 
-LENGTH, BATCH, VOCABULARY = 128, 8, 512
+LENGTH, BATCH, VOCABULARY, WIDTH = 128, 8, 512, 128
 DEPTHS = (2, 4, 8)
+REFERENCE = 4  # blocks, of the model that others are timed in turns with
 STEPS = 3_000  # of the deepest model
 WARMUP, DECAY = 0.02, 0.3  # shares of the budget; between them the rate is constant
 CURVE_POINTS = 20
+PROBE = 128  # passages, of an event of growth
 
 
 def modules() -> list[Path]:
@@ -57,6 +60,30 @@ def in_tenths(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> dict[str,
     return {name: torch.cat(part) for name, part in parts.items()}
 
 
+def copied_(
+    model: Any, optimizer: torch.optim.Optimizer, seed: int, event: int, step: int, copies: int = 1, how: str = "stack"
+) -> dict[str, Any]:
+    """Every block gets copies, one behind the other, that begin as `how` of `insert_blocks_` says."""
+    after = [block for block in range(model.config.num_hidden_layers) for _ in range(copies)]
+    insert_blocks_(model, after=after, how=how, optimizer=optimizer)
+    return {}
+
+
+def grown_(
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    seed: int,
+    event: int,
+    step: int,
+    growth: dict[str, Any],
+    way: str = "measured",
+) -> dict[str, Any]:
+    """An event of `GrowthConfig(**growth)`, measured or at random in the same linears, on passages of its own."""
+    config = GrowthConfig(growth_seed=seed, probe_samples=PROBE, probe_batch_size=BATCH, **growth)
+    passages = islice(random_passages(sources()["train"], 7_000 + 100 * seed + event), PROBE // BATCH)
+    return summary(WAYS[way](model, optimizer, list(passages), config, event=event, step=step))
+
+
 @dataclass(frozen=True)
 class LanguageArm:
     """
@@ -65,27 +92,30 @@ class LanguageArm:
     Args:
         name (`str`): Unique in the experiment.
         blocks (`int`): Number of blocks at the start.
-        copies (`tuple[tuple[float, int], ...]`):
-            Shares of the seconds at which every block gets so many copies, one behind the other.
-        how (`str`): How a new block begins, of `insert_blocks_`.
+        width (`int`): Of the MLPs at the start.
+        events (`tuple[float, ...]`): Shares of the seconds at which it grows.
+        event_ (`Callable`): What happens then, to model, optimizer, `seed`, number of the event and step.
+        timed (`bool`): Whether its steps are timed in the run, in turns with those of the uniform model.
         rate (`float`): Learning rate between warm-up and decay.
         share (`float`): Seconds that may be spent, as a share of those that the deepest model takes for `STEPS` steps.
     """
 
     name: str
     blocks: int
-    copies: tuple[tuple[float, int], ...] = ()
-    how: str = "stack"
+    width: int = WIDTH
+    events: tuple[float, ...] = ()
+    event_: Callable[..., dict[str, Any]] = copied_
+    timed: bool = False
     rate: float = 4e-3
     share: float = 1.0
 
 
-def make_llama(seed: int, blocks: int, vocabulary: int = VOCABULARY) -> Any:
+def make_llama(seed: int, blocks: int, vocabulary: int = VOCABULARY, width: int = WIDTH) -> Any:
     """A growable Llama from scratch."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         hidden_size=64,
-        intermediate_size=128,
+        intermediate_size=width,
         num_hidden_layers=blocks,
         num_attention_heads=4,
         vocab_size=vocabulary,
@@ -95,12 +125,16 @@ def make_llama(seed: int, blocks: int, vocabulary: int = VOCABULARY) -> Any:
     return growable(LlamaForCausalLM(config)).train()
 
 
-def make_optimizer(model: Any) -> torch.optim.Optimizer:
-    """AdamW; norms do not decay."""
+def parameter_groups(model: Any) -> list[dict[str, Any]]:
+    """Norms do not decay."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     norms = [p for p in model.parameters() if p.dim() == 1]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+    return [{"params": matrices, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}]
+
+
+def make_optimizer(model: Any) -> torch.optim.Optimizer:
+    """AdamW."""
+    return torch.optim.AdamW(parameter_groups(model), betas=(0.9, 0.95), fused=True)
 
 
 def passages(tokens: Tensor, starts: Tensor) -> dict[str, Tensor]:
@@ -158,6 +192,22 @@ def seconds_of_a_step() -> dict[int, float]:
     return {blocks: fmean(row["seconds"][str(blocks)] for row in rows) for blocks in DEPTHS}
 
 
+class Timed(NamedTuple):
+    """What the run of a model of its own shape counts."""
+
+    cost: float  # seconds of a step
+    unit: float  # what a second of the processor counts as, 1 on a machine as quiet as in `language_timing`
+
+
+def timed(model: Any) -> Timed:
+    """Steps of the model against those of the uniform one with four blocks, whose price is known."""
+    with torch.random.fork_rng(devices=[]):
+        reference = make_llama(0, REFERENCE)
+    batch, price = next(random_passages(sources()["train"], 0)), seconds_of_a_step()[REFERENCE]
+    found = pace(model, reference, batch, parameter_groups)
+    return Timed(found.ratio * price, price / found.seconds)
+
+
 def run_language(arm: LanguageArm, seed: int, steps: int = STEPS, *, test: bool = False) -> dict[str, Any]:
     """
     Train one arm for the seconds in which the deepest model takes `steps` steps.
@@ -169,23 +219,28 @@ def run_language(arm: LanguageArm, seed: int, steps: int = STEPS, *, test: bool 
     torch.set_num_threads(1)
     started, price, splits = time.process_time(), seconds_of_a_step(), sources()
     budget = arm.share * steps * price[DEPTHS[-1]]
-    model = make_llama(seed, arm.blocks)
-    optimizer, batches, blocks = make_optimizer(model), random_passages(splits["train"], seed), arm.blocks
-    start, pending = count_parameters(model), list(arm.copies)
+    model = make_llama(seed, arm.blocks, width=arm.width)
+    optimizer, batches = make_optimizer(model), random_passages(splits["train"], seed)
+    start, cost = count_parameters(model), timed(model).cost if arm.timed else price[arm.blocks]
     spent, step, growing = 0.0, 0, 0.0
+    events: list[dict[str, Any]] = []
     curve: list[dict[str, float]] = []
     while (share := spent / budget) < 1:
         if share >= (len(curve) + 1) / CURVE_POINTS:
             curve.append({"share": share, "step": step, "loss": mean_loss(model, splits["validation"], 128)})
-        if pending and share >= pending[0][0]:
-            _, copies = pending.pop(0)
+        if len(events) < len(arm.events) and share >= arm.events[len(events)]:
             before = time.process_time()
-            after = [block for block in range(blocks) for _ in range(copies)]
-            insert_blocks_(model, after=after, how=arm.how, optimizer=optimizer)
+            event = arm.event_(model, optimizer, seed, len(events), step)
             took = time.process_time() - before
-            spent, growing, blocks = spent + took, growing + took, model.config.num_hidden_layers
+            if arm.timed:
+                cost, unit = timed(model)
+                took *= unit
+            else:
+                cost = price[model.config.num_hidden_layers]
+            spent, growing = spent + took, growing + took
+            events.append(event | {"share": share, "cost": took, "step_seconds": cost})
         train_step_(model, optimizer, next(batches), arm.rate * schedule(share))
-        spent, step = spent + price[blocks], step + 1
+        spent, step = spent + cost, step + 1
     result = {
         "rate": arm.rate,
         "steps": step,
@@ -194,39 +249,8 @@ def run_language(arm: LanguageArm, seed: int, steps: int = STEPS, *, test: bool 
         "seconds": spent,
         "growth_seconds": growing,
         "process_seconds": time.process_time() - started,
+        "events": events,
         "curve": curve,
         "validation": {"loss": mean_loss(model, splits["validation"], 1_024)},
     }
     return result | ({"test": {"loss": mean_loss(model, splits["test"])}} if test else {})
-
-
-UNIFORM = LanguageArm("4 blocks", 4)
-# Trials with another seed chose the moment and the number of blocks.
-STACKED = LanguageArm("2 blocks, stacked to 4", 2, ((0.2, 1),))
-SILENT = replace(STACKED, name="2 blocks, silent copies to 4", how="copy")
-# With what is saved by beginning small: is the uniform model's loss reached sooner?
-SOONER = replace(STACKED, name="2 blocks, stacked to 4, 70 % of the seconds", share=0.7)
-# A trial: twice as many blocks, which are too many for these seconds.
-DEEP = LanguageArm("8 blocks", 8)
-DEEP_STACKED = LanguageArm("2 blocks, stacked to 8", 2, ((0.25, 3),))
-RATES = (2e-3, 4e-3, 6e-3)
-RATE = 6e-3  # the lowest validation loss of both with 4 blocks
-
-
-def language_timing() -> Iterable[tuple[str, int, Callable[[], dict[str, Any]]]]:
-    """Name, seed and function of the runs that time steps."""
-    yield from (("timing", seed, partial(run_timing, seed)) for seed in range(3))
-
-
-def language_tuning() -> Iterable[tuple[str, int, Callable[[], dict[str, Any]]]]:
-    """Learning rates, on the validation split and a seed that nothing else uses."""
-    tried = [(arm, rate) for arm in (UNIFORM, STACKED, DEEP) for rate in RATES]
-    for arm, rate in (*tried, (DEEP_STACKED, RATES[0])):
-        yield f"{arm.name}, {rate:g}", 100, partial(run_language, replace(arm, rate=rate), 100)
-
-
-def language() -> Iterable[tuple[str, int, Callable[[], dict[str, Any]]]]:
-    """A uniform model, and what gets half of its blocks on the way, with seeds that nothing was chosen by."""
-    for seed in range(10, 20):
-        for arm in (UNIFORM, STACKED, SILENT, SOONER):
-            yield arm.name, seed, partial(run_language, replace(arm, rate=RATE), seed, test=True)

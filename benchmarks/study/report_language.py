@@ -3,7 +3,8 @@
 import numpy as np
 
 from .files import results
-from .language import BATCH, LENGTH, SILENT, SOONER, STACKED, STEPS, UNIFORM
+from .language import BATCH, LENGTH, STEPS
+from .language_arms import SILENT, SOONER, STACKED, UNIFORM
 from .statistics import paired, text
 from .tables import by_arm, measured, table
 

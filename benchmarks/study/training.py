@@ -57,7 +57,7 @@ class Arm:
         budget (`float`): What may be spent, in `unit`.
         unit (`str`):
             `"macs"`, multiply-accumulates with the analysis of growth events; `"steps"`; or `"seconds"`, those with
-            the whole events in units of a step of the reference, see [`pace`].
+            the whole events in units of a step of the reference, see [`paced`].
         learning_rate (`float`): Peak of the schedule, a cosine of the spent share of the budget.
         events (`Sequence[float]`): Shares of the budget at which the model grows.
         growth (`dict`): Fields of the `PaperGrowthConfig`.
@@ -95,7 +95,7 @@ def run(arm: Arm, seed: int) -> dict[str, Any]:
     batches = training_batches(splits["train"], seed)
     macs, total, step, growth_macs, growth_seconds = start["macs"], 0.0, 0, 0.0, 0.0
     timed = arm.unit == "seconds"
-    spent, price = 0.0, pace(model, splits["train"]).ratio if timed else 1.0  # in steps of the reference
+    spent, price = 0.0, paced(model, splits["train"]).ratio if timed else 1.0  # in steps of the reference
     curve: list[dict[str, float]] = []
     events: list[dict[str, Any]] = []
     while (share := {"macs": total, "steps": step, "seconds": spent}[arm.unit] / arm.budget) < 1:
@@ -110,7 +110,7 @@ def run(arm: Arm, seed: int) -> dict[str, Any]:
             events.append(summary(event) | {"share": share, "macs": cost})
             growth_seconds += took
             if timed:
-                found = pace(model, splits["train"])
+                found = paced(model, splits["train"])
                 price, spent = found.ratio, spent + took / found.seconds
                 events[-1] |= {"pace": found.ratio, "cost": took / found.seconds}
             total, growth_macs, macs = total + cost, growth_macs + cost, event.macs_after
@@ -150,12 +150,23 @@ class Pace(NamedTuple):
     seconds: float  # of processor time, a step of the reference
 
 
-def pace(model: nn.Module, split: Split, rounds: int = 25) -> Pace:
-    """Time steps of a copy of the model and of the reference, the large uniform model, in turns; medians count."""
-    batch = split.batch(torch.arange(BATCH))
+def paced(model: nn.Module, split: Split) -> Pace:
+    """The pace of the model against the large uniform one."""
     with torch.random.fork_rng(devices=[]):
-        models = (copy.deepcopy(model), make_model(0, REFERENCE).train())
-    optimizers = [torch.optim.AdamW(parameter_groups(each), lr=0.0, fused=True) for each in models]
+        reference = make_model(0, REFERENCE).train()
+    return pace(model, reference, split.batch(torch.arange(BATCH)), parameter_groups)
+
+
+def pace(
+    model: nn.Module,
+    reference: nn.Module,
+    batch: dict[str, Tensor],
+    groups: Callable[[nn.Module], list[dict[str, Any]]],
+    rounds: int = 25,
+) -> Pace:
+    """Time steps of a copy of the model and of a reference, in turns, with AdamW on `groups`; medians count."""
+    models = (copy.deepcopy(model), reference)
+    optimizers = [torch.optim.AdamW(groups(each), lr=0.0, fused=True) for each in models]
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for each, optimizer, found in zip(models, optimizers, seconds, strict=True):
