@@ -448,6 +448,27 @@ def test_language_models_spend_the_same_seconds_however_deep(tokens):
     assert json.loads(json.dumps(rows)) == rows
 
 
+@pytest.mark.parametrize("way", ["measured", "matched"])
+def test_language_models_that_grow_pay_for_events_and_for_their_own_steps(tokens, monkeypatch, way):
+    costs = iter([language.Timed(2.0, 1.0), language.Timed(6.0, 1e-9)])  # the event itself takes next to nothing
+    monkeypatch.setattr(language, "timed", lambda model: next(costs))
+    monkeypatch.setattr(language, "PROBE", 16)
+    arm = language_arms.grows("growth", way, selection="gain", significance=0.0, max_parameters=125_000)
+    row = language.run_language(replace(arm, events=(0.5,)), 0, steps=4)
+    assert row["steps"] == 8 + 3  # steps of two seconds until half of 32 s is over, then of six
+    assert 123_456 == row["start"] < row["parameters"] <= 125_000
+    (event,) = row["events"]
+    assert event["parameters_after"] == row["parameters"] and event["step"] == 8 and event["step_seconds"] == 6
+    assert json.loads(json.dumps(row)) == row
+
+
+def test_a_language_model_of_four_blocks_takes_as_long_as_itself(tokens):
+    model = language.make_llama(0, 4)
+    assert count_parameters(model) == language_arms.SIZE
+    found = language.timed(model)
+    assert 2 < found.cost < 8 and found.unit > 0
+
+
 def test_language_models_of_a_seed_see_the_same_passages(tokens):
     ids = language.sources()["train"]
     first, second, other = (language.random_passages(ids, seed) for seed in (3, 3, 4))
