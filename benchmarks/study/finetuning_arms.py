@@ -9,8 +9,9 @@ from .finetuning import HEAD_RATE, METHODS, run
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 HEAD_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
-# Where the best was at an end of these, the range was extended.
+# Where the best was at an end of these, the range was extended; that of adapters for definitions alone.
 FURTHER = {
+    "AdaLoRA": (3e-2, 1e-1),
     "zero gain": (3e-2, 1e-1),
     "zero gain, random": (3e-2, 1e-1),
     "zero gain, whitened": (3e-2, 1e-1),
@@ -54,7 +55,7 @@ OTHERS = {
         "LoRA on all linears": 3e-3,
         "LoRA, ranks by curvature": 3e-3,
         "LoRA, ranks by curvature, exchanged": 3e-3,
-        "AdaLoRA": 3e-3,
+        "AdaLoRA": 1e-2,
     },
 }
 HEAD_RATE_OF = {"digits": HEAD_RATE, "glosses": 3e-2}  # of definitions by `glosses_tuning`
@@ -69,7 +70,7 @@ def finetuning_tuning() -> Iterator[Run]:
         yield f"head only, {rate:g}", TUNING_SEED, run_it
     for name in METHODS:
         if name != "head only":
-            for rate in (*RATES, *FURTHER.get(name, ())):
+            for rate in (*RATES, *(FURTHER.get(name, ()) if METHODS[name].lora is None else ())):
                 yield f"{name}, {rate:g}", TUNING_SEED, partial(run, name, rate, TUNING_SEED, test=False)
 
 
@@ -87,7 +88,7 @@ def ranks_tuning(task: str) -> Iterator[Run]:
         run_it = partial(run, "head only", 0.0, TUNING_SEED, test=False, head_rate=rate, task=task)
         yield f"head only, {rate:g}", TUNING_SEED, run_it
     for name in OTHERS[task]:
-        for rate in RATES:
+        for rate in (*RATES, *(FURTHER.get(name, ()) if task == "glosses" else ())):
             run_it = partial(run, name, rate, TUNING_SEED, test=False, head_rate=head_rate, task=task)
             yield f"{name}, {rate:g}", TUNING_SEED, run_it
 

@@ -4,12 +4,12 @@ import numpy as np
 
 from .files import results
 from .language import BATCH, LENGTH, STEPS
-from .language_arms import SILENT, SOONER, STACKED, UNIFORM
+from .language_arms import GROWN, SILENT, SOONER, STACKED, UNIFORM
 from .statistics import paired, text
 from .tables import by_arm, measured, table
 
 
-PAIRS = ((STACKED, UNIFORM), (SILENT, UNIFORM), (SOONER, UNIFORM), (STACKED, SILENT))
+PAIRS = ((STACKED, UNIFORM), (SILENT, UNIFORM), (SOONER, UNIFORM), (STACKED, SILENT), (GROWN, UNIFORM))
 
 
 def language() -> list[str]:
@@ -18,12 +18,23 @@ def language() -> list[str]:
     if not arms:
         return []
     rates = [(row["arm"], f"{row['validation']['loss']:.3f}") for row in results("language_tuning")]
+    trials = [
+        (
+            row["arm"],
+            f"{row['start']:,}",
+            f"{row['parameters']:,}",
+            f"{row['steps']:,}",
+            f"{row['growth_seconds']:.1f}",
+            f"{row['validation']['loss']:.3f}",
+        )
+        for row in results("language_trials")
+    ]
     losses = {name: measured(rows, "test", "loss") for name, rows in arms.items()}
     body = [
         (
             name,
             str(len(rows)),
-            f"{rows[0]['parameters']:,}",
+            f"{np.mean([row['parameters'] for row in rows]):,.0f}",
             f"{np.mean([row['steps'] for row in rows]):,.0f}",
             f"{np.mean([row['seconds'] for row in rows]):.1f}",
             f"{np.mean([row['growth_seconds'] for row in rows]):.2f}",
@@ -46,6 +57,9 @@ def language() -> list[str]:
         "Losses are in nats per token.",
         "",
         *table(("arm, learning rate", "validation loss of one seed"), rates),
+        "Trials of growth by curvature to the same size, at the rate of the others, with the same seed:",
+        "",
+        *table(("trial", "parameters", "grown", "steps", "seconds growing", "validation loss of one seed"), trials),
         *table(header, body),
         *table(("arm", "minus", "seeds", "test loss"), differences),
     ]
