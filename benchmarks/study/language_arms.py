@@ -60,7 +60,7 @@ def language_trials() -> Iterator[Run]:
 
 
 def language() -> Iterator[Run]:
-    """A uniform model, and what gets half of its blocks on the way, with seeds that nothing was chosen by."""
+    """A uniform model, and what gets a part of it on the way, with seeds that nothing was chosen by."""
     for seed in range(10, 20):
-        for arm in (UNIFORM, STACKED, SILENT, SOONER):
+        for arm in (UNIFORM, STACKED, SILENT, SOONER, GROWN):
             yield arm.name, seed, partial(run_language, replace(arm, rate=RATE), seed, test=True)
