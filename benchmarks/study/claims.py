@@ -9,7 +9,7 @@ from scipy import stats
 from .expansion import EXPANDED, FULL, GROWN, LORA, RANDOM
 from .experiments import best_static, best_uniform
 from .files import results
-from .language_arms import GROWN, SILENT, SOONER, STACKED, UNIFORM
+from .language_arms import GROWING, SILENT, SOONER, STACKED, UNIFORM
 from .statistics import paired, text
 from .tables import by_arm, measured, table
 
@@ -106,7 +106,7 @@ CLAIMS = (
             ("stacking a language model", "in equal seconds", STACKED),
             ("silent copies in a language model", "in equal seconds", SILENT),
             ("stacking a language model", "with 70 % of its seconds", SOONER),
-            ("growth of a language model", "in equal seconds", GROWN),
+            ("growth of a language model", "in equal seconds", GROWING),
         )
     ),
     Claim("new units alone forget less than full fine-tuning", "expansion", GROWN, FULL, figure="forgetting"),

@@ -30,9 +30,9 @@ def grows(name: str, way: str = "measured", blocks: int = 4, width: int = 32, **
     return LanguageArm(name, blocks, width, MOMENTS, event_, timed=True)
 
 
-GROWN = grows("growth")
+GROWING = grows("growth")
 TRIALS = (
-    GROWN,
+    GROWING,
     LanguageArm("4 blocks, MLPs 32 wide", 4, 32, timed=True),
     grows("growth in width alone", criterion="width"),
     grows("growth of blocks, heads and neurons from 2 blocks", blocks=2, width=128, operator="any"),
@@ -62,5 +62,5 @@ def language_trials() -> Iterator[Run]:
 def language() -> Iterator[Run]:
     """A uniform model, and what gets a part of it on the way, with seeds that nothing was chosen by."""
     for seed in range(10, 20):
-        for arm in (UNIFORM, STACKED, SILENT, SOONER, GROWN):
+        for arm in (UNIFORM, STACKED, SILENT, SOONER, GROWING):
             yield arm.name, seed, partial(run_language, replace(arm, rate=RATE), seed, test=True)

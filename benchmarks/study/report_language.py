@@ -4,12 +4,12 @@ import numpy as np
 
 from .files import results
 from .language import BATCH, LENGTH, STEPS
-from .language_arms import GROWN, SILENT, SOONER, STACKED, UNIFORM
+from .language_arms import GROWING, SILENT, SOONER, STACKED, UNIFORM
 from .statistics import paired, text
 from .tables import by_arm, measured, table
 
 
-PAIRS = ((STACKED, UNIFORM), (SILENT, UNIFORM), (SOONER, UNIFORM), (STACKED, SILENT), (GROWN, UNIFORM))
+PAIRS = ((STACKED, UNIFORM), (SILENT, UNIFORM), (SOONER, UNIFORM), (STACKED, SILENT), (GROWING, UNIFORM))
 
 
 def language() -> list[str]:
