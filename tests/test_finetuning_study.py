@@ -213,7 +213,7 @@ def test_texts_are_pooled_without_their_padding(few_texts):
     torch.testing.assert_close(model(**one).logits[0], model(**longest).logits[row])
 
 
-@pytest.mark.parametrize("name", finetuning_arms.OTHERS["glosses"])
+@pytest.mark.parametrize("name", finetuning_arms.OTHERS["glosses"].chosen)
 def test_adapters_of_a_bert_have_twice_the_budget(few_texts, name):
     row = finetuning.run(name, 1e-3, 0, test=True, task="glosses")
     if name.startswith("LoRA, ranks"):  # shared within 2 SMALL, by paths of the model

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from .finetuning import HEAD_RATE, METHODS, run
 
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 HEAD_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
-# Where the best was at an end of these, the range was extended; that of adapters for definitions alone.
+# Where the best was at an end of these, the range was extended.
 FURTHER = {
-    "AdaLoRA": (3e-2, 1e-1),
     "zero gain": (3e-2, 1e-1),
     "zero gain, random": (3e-2, 1e-1),
     "zero gain, whitened": (3e-2, 1e-1),
@@ -47,18 +46,32 @@ CHOSEN = {
     "everything": 1e-5,
     "zero gain, whitened, and everything": 1e-5,
 }
-# The same of some methods with adapters on other tasks, by `ranks_tuning` and `glosses_tuning`.
+
+
+class Other(NamedTuple):
+    """Another task, on which some methods with adapters are compared."""
+
+    chosen: dict[str, float]  # learning rates, as in `CHOSEN`
+    further: dict[str, tuple[float, ...]] = {}  # as `FURTHER`
+    head_rate: float = HEAD_RATE
+    head_rates: tuple[float, ...] = ()  # that were tried
+
+
 OTHERS = {
-    "digits": dict.fromkeys(("LoRA on q and v", "LoRA on all linears", "LoRA, ranks by curvature"), 1e-3),
-    "glosses": {
-        "LoRA on q and v": 3e-3,
-        "LoRA on all linears": 3e-3,
-        "LoRA, ranks by curvature": 3e-3,
-        "LoRA, ranks by curvature, exchanged": 3e-3,
-        "AdaLoRA": 1e-2,
-    },
+    "digits": Other(dict.fromkeys(("LoRA on q and v", "LoRA on all linears", "LoRA, ranks by curvature"), 1e-3)),
+    "glosses": Other(
+        {
+            "LoRA on q and v": 3e-3,
+            "LoRA on all linears": 3e-3,
+            "LoRA, ranks by curvature": 3e-3,
+            "LoRA, ranks by curvature, exchanged": 3e-3,
+            "AdaLoRA": 1e-2,
+        },
+        further={"AdaLoRA": (3e-2, 1e-1)},
+        head_rate=3e-2,
+        head_rates=(*HEAD_RATES, 1e-1),
+    ),
 }
-HEAD_RATE_OF = {"digits": HEAD_RATE, "glosses": 3e-2}  # of definitions by `glosses_tuning`
 
 Run = tuple[str, int, Callable[[], dict[str, Any]]]  # arm, seed, what carries it out
 
@@ -70,7 +83,7 @@ def finetuning_tuning() -> Iterator[Run]:
         yield f"head only, {rate:g}", TUNING_SEED, run_it
     for name in METHODS:
         if name != "head only":
-            for rate in (*RATES, *(FURTHER.get(name, ()) if METHODS[name].lora is None else ())):
+            for rate in (*RATES, *FURTHER.get(name, ())):
                 yield f"{name}, {rate:g}", TUNING_SEED, partial(run, name, rate, TUNING_SEED, test=False)
 
 
@@ -82,19 +95,20 @@ def finetuning() -> Iterator[Run]:
 
 
 def ranks_tuning(task: str) -> Iterator[Run]:
-    """Learning rates of the adapters on another task; of definitions also that of the head."""
-    head_rate = HEAD_RATE_OF[task]
-    for rate in (*HEAD_RATES, 1e-1) if task == "glosses" else ():
+    """Learning rates of the adapters, and of the head, on another task."""
+    other = OTHERS[task]
+    for rate in other.head_rates:
         run_it = partial(run, "head only", 0.0, TUNING_SEED, test=False, head_rate=rate, task=task)
         yield f"head only, {rate:g}", TUNING_SEED, run_it
-    for name in OTHERS[task]:
-        for rate in (*RATES, *(FURTHER.get(name, ()) if task == "glosses" else ())):
-            run_it = partial(run, name, rate, TUNING_SEED, test=False, head_rate=head_rate, task=task)
+    for name in other.chosen:
+        for rate in (*RATES, *other.further.get(name, ())):
+            run_it = partial(run, name, rate, TUNING_SEED, test=False, head_rate=other.head_rate, task=task)
             yield f"{name}, {rate:g}", TUNING_SEED, run_it
 
 
 def ranks(task: str) -> Iterator[Run]:
     """The adapters on another task, each with its own rate; the test split is read once, at the end of each run."""
+    other = OTHERS[task]
     for seed in range(RANKED_SEEDS):
-        for name, rate in OTHERS[task].items():
-            yield name, seed, partial(run, name, rate, seed, test=True, head_rate=HEAD_RATE_OF[task], task=task)
+        for name, rate in other.chosen.items():
+            yield name, seed, partial(run, name, rate, seed, test=True, head_rate=other.head_rate, task=task)

