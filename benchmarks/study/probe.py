@@ -18,7 +18,7 @@ def probe(split: Split, config: PaperGrowthConfig, seed: int, event: int) -> lis
     """The probe batches of an event: training images, drawn anew for each event."""
     generator = torch.Generator().manual_seed(2_000 + 100 * seed + event)
     indices = torch.randperm(len(split), generator=generator)[: config.probe_samples]
-    return [split.batch(part) for part in indices.split(config.probe_batch_size)]
+    return [split.batch(part, generator) for part in indices.split(config.probe_batch_size)]
 
 
 def macs_of_an_event(config: PaperGrowthConfig, event: GrowthEvent) -> float:

@@ -24,6 +24,7 @@ from .experiments import (
 )
 from .files import RESULTS, results
 from .pictures import curves
+from .report_cifar import cifar
 from .report_events import event, neurons, rankings
 from .report_expansion import expansion
 from .report_finetuning import finetuning
@@ -243,6 +244,7 @@ PARTS: tuple[Callable[[], list[str]], ...] = (
     language,
     expansion,
     seconds,
+    cifar,
 )
 
 

@@ -52,7 +52,7 @@ def seconds() -> list[str]:
     pairs += [("growth", other) for other in (best_static().name, "gromo")]
     pairs += [(name, "uniform, MLPs 4 wide") for name in ("gromo", "uneven halves")]
     differences = [
-        (first, second, *difference(arms[first], arms[second]), _drawn(arms[first], arms[second]))
+        (first, second, *difference(arms[first], arms[second]), drawn_anew(arms[first], arms[second]))
         for first, second in pairs
         if first in arms and second in arms
     ]
@@ -109,7 +109,7 @@ def _search(winner: Rows) -> list[str]:
     ]
 
 
-def _drawn(first: Rows, second: Rows) -> str:
+def drawn_anew(first: Rows, second: Rows) -> str:
     """The interval over seeds and test images, in points."""
     found = bootstrap(measured(first, "test", "right"), measured(second, "test", "right"), IMAGES)
     return "–" if found is None else f"{100 * found[0]:+.2f} to {100 * found[1]:+.2f}"

@@ -1,14 +1,16 @@
-"""The tasks, Fashion-MNIST in eight orientations and digits, each with a validation split, and small ViTs for them."""
+"""The tasks, each with a validation split, and small ViTs for them: Fashion-MNIST, digits and CIFAR-100."""
 
 import base64
+import os
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from datasets import load_dataset
 from sklearn.datasets import load_digits
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from hf_saddle.demo.data import fashion_mnist_arrays
 from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
@@ -16,6 +18,9 @@ from hf_saddle.models import SaddleViTConfig, SaddleViTForImageClassification
 
 VALIDATION = 5_000
 CLASSES = 10
+# Of the training images, by colour.
+CIFAR_MEAN = torch.tensor([0.5071, 0.4865, 0.4409])[:, None, None]
+CIFAR_STD = torch.tensor([0.2673, 0.2564, 0.2762])[:, None, None]
 
 
 def oriented(images: Tensor) -> Tensor:
@@ -26,7 +31,7 @@ def oriented(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Split:
-    """Images `(n, 1, 28, 28)` normalised, and labels `(n,)`."""
+    """Images `(n, channels, size, size)` normalised, and labels `(n,)`."""
 
     images: Tensor
     labels: Tensor
@@ -34,17 +39,34 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """Arguments of the model."""
+    def batch(self, indices: Tensor, generator: Generator | None = None) -> dict[str, Tensor]:
+        """Arguments of the model; with a generator as in training, where images may be changed at random."""
         return {"pixel_values": self.images[indices], "labels": self.labels[indices]}
 
 
 class TurnedSplit(Split):
     """A split whose batches have images in all orientations."""
 
-    def batch(self, indices: Tensor) -> dict[str, Tensor]:
+    def batch(self, indices: Tensor, generator: Generator | None = None) -> dict[str, Tensor]:
         """Arguments of the model."""
         return {"pixel_values": oriented(self.images[indices]), "labels": self.labels[indices]}
+
+
+class ShiftedSplit(Split):
+    """A split whose images are mirrored and shifted by up to 4 pixels in training."""
+
+    def batch(self, indices: Tensor, generator: Generator | None = None) -> dict[str, Tensor]:
+        """Arguments of the model."""
+        images = self.images[indices]
+        if generator is not None:
+            count, _, size, _ = images.shape
+            mirrored = torch.rand(count, generator=generator) < 0.5
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+            rows, columns = torch.randint(9, (2, count, 1), generator=generator) + torch.arange(size)
+            padded = nn.functional.pad(images, (4, 4, 4, 4))
+            images = padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None]]
+            images = images.permute(0, 3, 1, 2)
+        return {"pixel_values": images, "labels": self.labels[indices]}
 
 
 @cache
@@ -79,7 +101,27 @@ def digits() -> dict[str, Split]:
     return {name: Split(images[part], torch.tensor(bunch.target)[part]) for name, part in parts.items()}
 
 
-TASKS = {"fashion-mnist": fashion_mnist, "digits": digits}
+@cache
+def cifar_100() -> dict[str, Split]:
+    """
+    CIFAR-100 by fine labels: `train` (the first 45,000 of the training images), `validation` (the last 5,000), `test`.
+
+    The variable `CIFAR100` may name a folder or another data set for `datasets.load_dataset`, with images and labels
+    under the names of the original or as `image` and `label`.
+    """
+    splits = {}
+    for name, part in load_dataset(os.environ.get("CIFAR100", "uoft-cs/cifar100")).items():
+        image, label = ("img", "fine_label") if "fine_label" in part.column_names else ("image", "label")
+        pixels = torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in part[image]]))
+        images = (pixels.permute(0, 3, 1, 2).float() / 255 - CIFAR_MEAN) / CIFAR_STD
+        splits[name] = Split(images, torch.tensor(part[label]))
+    train = splits["train"]
+    splits["validation"] = Split(train.images[-VALIDATION:], train.labels[-VALIDATION:])
+    splits["train"] = ShiftedSplit(train.images[:-VALIDATION], train.labels[:-VALIDATION])
+    return splits
+
+
+TASKS = {"fashion-mnist": fashion_mnist, "digits": digits, "cifar-100": cifar_100}
 
 
 def shape(width: int, hidden: int = 16) -> dict[str, Any]:

@@ -64,6 +64,7 @@ class Arm:
         test (`bool`): Whether the test split is read at the end. Only for arms whose options are decided.
         task (`str`): One of `TASKS`.
         way (`str`): How the model grows, one of `WAYS`.
+        reference (`dict`): Fields of the config of the model whose steps are the unit of seconds.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Arm:
     test: bool = False
     task: str = "fashion-mnist"
     way: str = "measured"
+    reference: dict[str, Any] = field(default_factory=lambda: REFERENCE)
 
 
 def run(arm: Arm, seed: int) -> dict[str, Any]:
@@ -95,7 +97,8 @@ def run(arm: Arm, seed: int) -> dict[str, Any]:
     batches = training_batches(splits["train"], seed)
     macs, total, step, growth_macs, growth_seconds = start["macs"], 0.0, 0, 0.0, 0.0
     timed = arm.unit == "seconds"
-    spent, price = 0.0, paced(model, splits["train"]).ratio if timed else 1.0  # in steps of the reference
+    spent = 0.0  # in steps of the reference
+    price = paced(model, splits["train"], arm.reference).ratio if timed else 1.0
     curve: list[dict[str, float]] = []
     events: list[dict[str, Any]] = []
     while (share := {"macs": total, "steps": step, "seconds": spent}[arm.unit] / arm.budget) < 1:
@@ -110,7 +113,7 @@ def run(arm: Arm, seed: int) -> dict[str, Any]:
             events.append(summary(event) | {"share": share, "macs": cost})
             growth_seconds += took
             if timed:
-                found = paced(model, splits["train"])
+                found = paced(model, splits["train"], arm.reference)
                 price, spent = found.ratio, spent + took / found.seconds
                 events[-1] |= {"pace": found.ratio, "cost": took / found.seconds}
             total, growth_macs, macs = total + cost, growth_macs + cost, event.macs_after
@@ -150,11 +153,11 @@ class Pace(NamedTuple):
     seconds: float  # of processor time, a step of the reference
 
 
-def paced(model: nn.Module, split: Split) -> Pace:
-    """The pace of the model against the large uniform one."""
+def paced(model: nn.Module, split: Split, reference: dict[str, Any]) -> Pace:
+    """The pace of the model against one of the config with these fields."""
     with torch.random.fork_rng(devices=[]):
-        reference = make_model(0, REFERENCE).train()
-    return pace(model, reference, split.batch(torch.arange(BATCH)), parameter_groups)
+        other = make_model(0, reference).train()
+    return pace(model, other, split.batch(torch.arange(BATCH)), parameter_groups)
 
 
 def pace(
@@ -209,7 +212,7 @@ def training_batches(split: Split, seed: int, size: int = BATCH) -> Iterator[dic
     while True:
         order = torch.randperm(len(split), generator=generator)
         for indices in order[: len(order) // size * size].split(size):
-            yield split.batch(indices)
+            yield split.batch(indices, generator)
 
 
 def grow(

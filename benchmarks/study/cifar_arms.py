@@ -1,0 +1,107 @@
+"""ViTs on CIFAR-100 in equal seconds: at which budget the larger one wins, and what growth does there."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from typing import Any
+
+from .training import Arm, run
+
+
+Run = tuple[str, int, Callable[[], dict[str, Any]]]  # arm, seed, what carries it out
+
+EPOCH = 45_000 // 128  # steps
+TUNING_SEED = 100
+# Deviations of weights at the start: the default of transformers, and one over the root of the width, which learns
+# faster.
+USUAL, LARGER = 0.02, 0.125
+# Budgets in epochs of the large model, with which of these starts, learning rates and widths of the MLPs.
+TRIED = (
+    *product((8, 16), (USUAL,), (1e-3, 2e-3, 4e-3), (64, 256)),
+    *product((32,), (LARGER,), (3e-3,), (16, 64, 256)),
+    *product((16,), (LARGER,), (3e-3,), (16, 256, 64, 128)),
+)
+
+
+def cifar_shape(width: int, spread: float = LARGER) -> dict[str, Any]:
+    """Fields of a `SaddleViTConfig`; `width` is that of the MLPs."""
+    return {
+        "image_size": 32,
+        "num_channels": 3,
+        "num_labels": 100,
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "patch_size": 8,
+        "intermediate_size": width,
+        "initializer_range": spread,
+    }
+
+
+SMALL, LARGE = cifar_shape(16), cifar_shape(256)
+
+
+def arm(name: str, shape: dict[str, Any], epochs: int, rate: float, **fields: Any) -> Arm:
+    """An arm that spends the seconds of so many epochs of the large model."""
+    budget = float(epochs * EPOCH)
+    return Arm(name, shape, budget, "seconds", rate, task="cifar-100", reference=LARGE, **fields)
+
+
+def uniform(shape: dict[str, Any], epochs: int, rate: float) -> Arm:
+    """A model that does not grow."""
+    return arm(f"uniform, MLPs {shape['intermediate_size']} wide", shape, epochs, rate)
+
+
+def budget_name(epochs: int, spread: float, rate: float, width: int) -> str:
+    """The run of a budget."""
+    return f"{epochs} epochs, weights from {spread:g}, {rate:g}: uniform, MLPs {width} wide"
+
+
+def cifar_budgets() -> Iterator[Run]:
+    """Uniform models by budget, start and learning rate, on the validation split and a seed that nothing else uses."""
+    for epochs, spread, rate, width in TRIED:
+        name = budget_name(epochs, spread, rate, width)
+        found = uniform(cifar_shape(width, spread), epochs, rate)
+        yield name, TUNING_SEED, partial(run, replace(found, name=name), TUNING_SEED)
+
+
+# ----------------------------------------------------------------------------- where the large one wins
+BUDGET_EPOCHS, RATE = 16, 3e-3
+MOMENTS = (0.1, 0.25, 0.4)
+PROBE = {"probe_samples": 2_048, "probe_batch_size": 256}
+SIZE = 220_068  # parameters of the large model
+
+
+def grows(name: str, way: str = "measured", epochs: int = BUDGET_EPOCHS, **fields: Any) -> Arm:
+    """The small model growing to the size of the large one, with the default options but for these fields."""
+    growth = PROBE | {"max_parameters": SIZE} | fields
+    return arm(name, SMALL, epochs, RATE, events=MOMENTS, growth=growth, way=way)
+
+
+# As many as there may be, whether they pay at once or not, and at rest.
+ALL = {"selection": "gain", "significance": 0.0, "natural_step": 0.0}
+GROWING = grows("growth")
+WIDENED = grows("growth, width", criterion="width", **ALL)
+UNEVEN = grows("uneven halves", way="uneven")
+UNIFORM = tuple(uniform(shape, BUDGET_EPOCHS, RATE) for shape in (SMALL, LARGE))
+TRIALS = (
+    grows("growth with 32 epochs", epochs=32),
+    WIDENED,
+    GROWING,
+    UNEVEN,
+    grows("growth, all that the size allows", **ALL),
+    grows("growth of blocks, heads and neurons", operator="any"),
+)
+
+
+def cifar_trials() -> Iterator[Run]:
+    """Ways to grow, on the validation split and the seed of the learning rates."""
+    yield from ((found.name, TUNING_SEED, partial(run, found, TUNING_SEED)) for found in TRIALS)
+
+
+def cifar() -> Iterator[Run]:
+    """Uniform models and growth, with seeds that nothing was chosen by."""
+    for seed in range(80, 90):
+        for found in (*UNIFORM, GROWING, WIDENED, UNEVEN):
+            yield found.name, seed, partial(run, replace(found, test=True), seed)
