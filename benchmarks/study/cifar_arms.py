@@ -19,8 +19,8 @@ USUAL, LARGER = 0.02, 0.125
 # Budgets in epochs of the large model, with which of these starts, learning rates and widths of the MLPs.
 TRIED = (
     *product((8, 16), (USUAL,), (1e-3, 2e-3, 4e-3), (64, 256)),
+    *product((16,), (LARGER,), (3e-3,), (16, 64, 128, 256)),
     *product((32,), (LARGER,), (3e-3,), (16, 64, 256)),
-    *product((16,), (LARGER,), (3e-3,), (16, 256, 64, 128)),
 )
 
 

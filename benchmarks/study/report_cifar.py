@@ -16,7 +16,8 @@ def cifar() -> list[str]:
         return []
     head = (
         "ViTs 64 wide with 4 blocks and patches of 8 × 8 pixels on CIFAR-100, images mirrored and shifted, in equal "
-        f"seconds: budgets are in epochs of the model with MLPs 256 wide ({SIZE:,} parameters)."
+        f"seconds: budgets are in epochs of the model with MLPs 256 wide ({SIZE:,} parameters). Weights begin with "
+        "the deviation in the second column."
     )
     lines = ["## CIFAR-100", "", head + " Validation accuracy (%) of one seed, and loss:", "", *_budgets(budgets)]
     trials = by_arm(results("cifar_trials"))
@@ -41,14 +42,15 @@ def _budgets(budgets: dict[str, Rows]) -> list[str]:
     """Uniform models by budget, start and learning rate."""
     conditions = list(dict.fromkeys((epochs, spread, rate) for epochs, spread, rate, _ in TRIED))
     widths = sorted({width for *_, width in TRIED})
-    body = []
-    for condition in conditions:
-        found = [budgets.get(budget_name(*condition, width), []) for width in widths]
-        shown = (
-            ", ".join(f"{100 * row['validation']['accuracy']:.1f} ({row['validation']['loss']:.3f})" for row in rows)
-            for rows in found
-        )
-        body.append((*(f"{value:g}" for value in condition), *shown))
+
+    def shown(condition: tuple[int, float, float], width: int) -> str:
+        rows = [row["validation"] for row in budgets.get(budget_name(*condition, width), [])]
+        return ", ".join(f"{100 * row['accuracy']:.1f} ({row['loss']:.3f})" for row in rows) or "–"
+
+    body = [
+        (*(f"{value:g}" for value in condition), *(shown(condition, width) for width in widths))
+        for condition in conditions
+    ]
     return table(("epochs", "weights from", "rate", *(f"MLPs {width} wide" for width in widths)), body)
 
 
