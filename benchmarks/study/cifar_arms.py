@@ -6,12 +6,12 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-from .training import Arm, run
+from .training import BATCH, Arm, run
 
 
 Run = tuple[str, int, Callable[[], dict[str, Any]]]  # arm, seed, what carries it out
 
-EPOCH = 45_000 // 128  # steps
+EPOCH = 45_000 // BATCH  # steps
 TUNING_SEED = 100
 # Deviations of weights at the start: the default of transformers, and one over the root of the width, which learns
 # faster.
