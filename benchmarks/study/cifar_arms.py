@@ -1,15 +1,14 @@
 """ViTs on CIFAR-100 in equal seconds: at which budget the larger one wins, and what growth does there."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
 
+from .files import Run
 from .training import BATCH, Arm, run
 
-
-Run = tuple[str, int, Callable[[], dict[str, Any]]]  # arm, seed, what carries it out
 
 EPOCH = 45_000 // BATCH  # steps
 TUNING_SEED = 100

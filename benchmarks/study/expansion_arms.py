@@ -1,18 +1,16 @@
 """Which arms of expansion are run with which learning rates and seeds."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 from .expansion import ARMS, FULL, SLOWLY, run_expansion, run_timing
-from .files import results
+from .files import Run, results
 
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 LOWER = (1e-4, 3e-4)  # of full fine-tuning, which may learn less and forget less
 SLOW = 3e-4  # at which it forgets less than new blocks in `expansion_tuning`, and learns more
 TUNING_SEED, SEEDS = 100, range(10, 20)
-Run = tuple[str, int, Callable[[], dict[str, Any]]]  # arm, seed, what carries it out
 
 
 def expansion_timing() -> Iterator[Run]:

@@ -1,11 +1,13 @@
-"""Where finished runs are kept, one line of JSON each, a file for every experiment; and weights inside of packages."""
+"""What a run is, where finished ones are kept (a line of JSON each, a file an experiment), and weights in packages."""
 
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
+Run = tuple[str, int, Callable[[], dict[str, Any]]]  # arm, seed, what carries it out
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -1,9 +1,10 @@
 """Which methods of fine-tuning are run with which learning rates and seeds."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from .files import Run
 from .finetuning import HEAD_RATE, METHODS, run
 
 
@@ -72,8 +73,6 @@ OTHERS = {
         head_rates=(*HEAD_RATES, 1e-1),
     ),
 }
-
-Run = tuple[str, int, Callable[[], dict[str, Any]]]  # arm, seed, what carries it out
 
 
 def finetuning_tuning() -> Iterator[Run]:

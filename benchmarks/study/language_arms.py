@@ -1,14 +1,13 @@
 """Which language models are trained from scratch, with which learning rates and seeds."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from .files import Run
 from .language import LanguageArm, copied_, grown_, run_language, run_timing
 
-
-Run = tuple[str, int, Callable[[], dict[str, Any]]]  # arm, seed, what carries it out
 
 UNIFORM = LanguageArm("4 blocks", 4)
 # Trials with another seed chose the moment and the number of blocks.
