@@ -35,6 +35,7 @@ from benchmarks.study import (  # noqa: E402
     matched,
     probe,
     rankings,
+    report_cifar,
     report_expansion,
     shapes,
     task,
@@ -79,6 +80,7 @@ def test_a_uniform_arm_takes_as_many_steps_as_its_compute_pays(digits):
     row = training.run(arm(test=True), 0)
     assert row["steps"] == 20 and row["growth_macs"] == 0
     assert [point["step"] for point in row["curve"]] == list(range(2, 21, 2))
+    assert row["curve"][-1]["macs"] == row["total_macs"]
     assert set(row["test"]) == {"loss", "accuracy", "right"} and "test" not in training.run(arm(), 0)
     assert json.loads(json.dumps(row)) == row
 
@@ -238,6 +240,34 @@ def test_colour_arms_see_the_same_cuts_and_grow_to_the_size_of_the_large_model(m
     row = training.run(tiny, 80)
     assert row["steps"] == 5 and steps == 4 * [cifar_arms.LARGE]
     assert [event["parameters_after"] > 96_228 for event in row["events"]] == [True] * 3
+
+
+def test_what_is_spent_until_a_loss_is_reached():
+    points = [(0.5, 10.0, 3.0), (0.8, 20.0, 2.0), (1.0, 40.0, 1.0)]
+    row = {"curve": [dict(zip(("share", "macs", "loss"), point, strict=True)) for point in points]}
+    assert report_cifar.reached(row, 1.25) == pytest.approx({"share": 0.95, "macs": 35.0})
+    assert report_cifar.reached(row, 3.5) == {"share": 0.5, "macs": 10.0}
+    assert report_cifar.reached(row, 0.5) is None
+
+
+def test_an_arm_takes_the_rate_of_its_lowest_loss(monkeypatch):
+    middle, width = cifar_arms.MIDDLE.name, cifar_arms.WIDENED.name
+    runs = {
+        "cifar_budgets": [
+            (f"16 epochs, weights from 0.125, 0.003: {middle}", 3e-3, 2.4),
+            (f"16 epochs, weights from 0.02, 0.001: {middle}", 1e-3, 2.0),  # another start
+        ],
+        "cifar_trials": [(width, 3e-3, 2.5)],
+        "cifar_tuning": [(f"{middle}, 0.006", 6e-3, 2.3), (f"{width}, 0.006", 6e-3, 2.6)],
+    }
+    monkeypatch.setattr(
+        cifar_arms,
+        "results",
+        lambda name: [{"arm": arm, "learning_rate": rate, "validation": {"loss": x}} for arm, rate, x in runs[name]],
+    )
+    rates = {arm.name: arm.learning_rate for arm in cifar_arms.final_arms()}
+    assert rates[middle] == rates[cifar_arms.STACKED.name] == 6e-3
+    assert rates[width] == rates[cifar_arms.CONTROL.name] == rates[cifar_arms.SMALLEST.name] == 3e-3
 
 
 def test_directions_that_are_alike_are_known():

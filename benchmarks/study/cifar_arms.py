@@ -6,8 +6,8 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-from .files import Run
-from .training import BATCH, Arm, run
+from .files import Run, results
+from .training import BATCH, FILLED, Arm, run
 
 
 EPOCH = 45_000 // BATCH  # steps
@@ -78,19 +78,32 @@ def grows(name: str, way: str = "measured", epochs: int = BUDGET_EPOCHS, **field
     return arm(name, SMALL, epochs, RATE, events=MOMENTS, growth=growth, way=way)
 
 
-# As many as there may be, whether they pay at once or not, and at rest.
-ALL = {"selection": "gain", "significance": 0.0, "natural_step": 0.0}
 GROWING = grows("growth")
-WIDENED = grows("growth, width", criterion="width", **ALL)
+WIDENED = grows("growth, width", criterion="width", **FILLED)
+CONTROL = replace(WIDENED, name=f"{WIDENED.name}, random in the same linears", way="matched")
+ALL_KINDS = grows("growth of blocks, heads and neurons", operator="any")
 UNEVEN = grows("uneven halves", way="uneven")
-UNIFORM = tuple(uniform(shape, BUDGET_EPOCHS, RATE) for shape in (SMALL, LARGE))
+SMALLEST, MIDDLE, LARGEST = UNIFORM = tuple(
+    uniform(shape, BUDGET_EPOCHS, RATE) for shape in (SMALL, cifar_shape(64), LARGE)
+)
+STACKED = replace(
+    MIDDLE,
+    name="2 blocks, stacked to 4",
+    shape=MIDDLE.shape | {"num_hidden_layers": 2},
+    events=(0.2,),
+    growth=PROBE,
+    way="stacked",
+)
 TRIALS = (
     grows("growth with 32 epochs", epochs=32),
     WIDENED,
     GROWING,
     UNEVEN,
-    grows("growth, all that the size allows", **ALL),
-    grows("growth of blocks, heads and neurons", operator="any"),
+    grows("growth, all that the size allows", **FILLED),
+    ALL_KINDS,
+    CONTROL,
+    STACKED,
+    replace(STACKED, name=f"{STACKED.name} after two fifths", events=(0.4,)),
 )
 
 
@@ -99,8 +112,44 @@ def cifar_trials() -> Iterator[Run]:
     yield from ((found.name, TUNING_SEED, partial(run, found, TUNING_SEED)) for found in TRIALS)
 
 
+# Beside the rate of the budgets and trials, on both sides of the best one.
+RATES = (1.5e-3, 6e-3, 1.2e-2)
+LOWER, HIGHER = RATES[:2], RATES[1:]
+SWEPT = ((SMALLEST, HIGHER), (MIDDLE, LOWER), (LARGEST, LOWER), (WIDENED, HIGHER), (GROWING, HIGHER))
+TUNED = tuple(found for found, _ in SWEPT)
+
+
+def cifar_tuning() -> Iterator[Run]:
+    """Other learning rates of the arms, on the same split and seed."""
+    for found, rates in SWEPT:
+        for rate in rates:
+            tuned = replace(found, name=f"{found.name}, {rate:g}", learning_rate=rate)
+            yield tuned.name, TUNING_SEED, partial(run, tuned, TUNING_SEED)
+
+
+def tuned_losses(found: Arm) -> dict[float, float]:
+    """Validation losses by learning rate."""
+    budget = budget_name(BUDGET_EPOCHS, LARGER, RATE, found.shape["intermediate_size"])
+    at_rate = {budget} if found in UNIFORM else {found.name}
+    names = at_rate | {f"{found.name}, {rate:g}" for rate in RATES}
+    rows = (*results("cifar_budgets"), *results("cifar_trials"), *results("cifar_tuning"))
+    return {row["learning_rate"]: row["validation"]["loss"] for row in rows if row["arm"] in names}
+
+
+def at_best_rate(found: Arm, like: Arm | None = None) -> Arm:
+    """The arm at the rate of the lowest validation loss, its own or that of another arm."""
+    losses = tuned_losses(like or found)
+    return replace(found, learning_rate=min(losses, key=losses.__getitem__, default=RATE))
+
+
+def final_arms() -> tuple[Arm, ...]:
+    """Uniform models, and growth: blocks by stacking, width with its random twin, and the default options."""
+    tuned = map(at_best_rate, TUNED)
+    return (*tuned, at_best_rate(STACKED, MIDDLE), at_best_rate(CONTROL, WIDENED))
+
+
 def cifar() -> Iterator[Run]:
-    """Uniform models and growth, with seeds that nothing was chosen by."""
-    for seed in range(80, 90):
-        for found in (*UNIFORM, GROWING, WIDENED, UNEVEN):
+    """The final arms, with seeds that nothing was chosen by."""
+    for seed in range(80, 85):
+        for found in final_arms():
             yield found.name, seed, partial(run, replace(found, test=True), seed)

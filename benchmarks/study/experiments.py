@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_saddle.growth import count_macs, count_parameters
 
-from .cifar_arms import cifar, cifar_budgets, cifar_trials
+from .cifar_arms import cifar, cifar_budgets, cifar_trials, cifar_tuning
 from .event import Branch, run_branches, run_neurons
 from .expansion_arms import expansion, expansion_timing, expansion_tuning
 from .files import results
@@ -17,7 +17,7 @@ from .finetuning_arms import finetuning, finetuning_tuning, ranks, ranks_tuning
 from .language_arms import language, language_timing, language_trials, language_tuning
 from .shapes import ROUNDS, search, static_name, survivors, uneven
 from .task import make_model, shape
-from .training import BATCH, PASSES, REFERENCE, Arm, run
+from .training import BATCH, FILLED, PASSES, REFERENCE, Arm, run
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,7 @@ class Job:
 
 # Fields of the `GrowthConfig`. Every random control has the operator, the budget and the line search of its twin.
 # Without a threshold of significance, every arm fills its budget, so that arms have equal sizes.
-PROBE = {
-    "probe_samples": 1_024,
-    "probe_batch_size": 256,
-    "significance": 0.0,
-    "directions": "eigenvectors",
-    "selection": "gain",
-    "natural_step": 0.0,
-}
+PROBE = {"probe_samples": 1_024, "probe_batch_size": 256, "directions": "eigenvectors"} | FILLED
 WHITENED, DRAWN = {"directions": "whitened"}, {"directions": "random"}
 # The recorded runs of these names took a line search along the slope of the gains instead of the natural step.
 SEARCH = {"natural_step": 0.5}
@@ -357,9 +350,9 @@ SECONDS_RATES = (1.6e-2, 3.2e-2, 6.4e-2)
 # The default options but for the data's own batch of the probe; the last two may make a step 1.3 times as long.
 DEFAULTS = {"probe_samples": 1_024, "probe_batch_size": 256}
 PER_SECOND = DEFAULTS | {"budget_unit": "seconds", "max_growth": 1.3}
-# Splits of MLPs, as many as there may be, whether they pay at once or not. That they begin at rest was decided by a
-# first trial; in `width_trials` a step at once ends lower, by less than seeds differ.
-WIDTH: dict[str, Any] = {"criterion": "width", "selection": "gain", "significance": 0.0, "natural_step": 0.0}
+# Splits of MLPs. That they begin at rest was decided by a first trial; in `width_trials` a step at once ends lower, by
+# less than seeds differ.
+WIDTH: dict[str, Any] = {"criterion": "width"} | FILLED
 
 
 def in_seconds() -> list[Arm]:
@@ -529,6 +522,7 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "seconds": seconds,
     "cifar_budgets": lambda: starmap(Job, cifar_budgets()),
     "cifar_trials": lambda: starmap(Job, cifar_trials()),
+    "cifar_tuning": lambda: starmap(Job, cifar_tuning()),
     "cifar": lambda: starmap(Job, cifar()),
     "finetuning_tuning": lambda: starmap(Job, finetuning_tuning()),
     "finetuning": lambda: starmap(Job, finetuning()),

@@ -1,16 +1,43 @@
 """The report's section on CIFAR-100: at which budget the larger model wins, and growth there, in equal seconds."""
 
+from itertools import permutations
+from typing import Any
+
 import numpy as np
 
-from .cifar_arms import BUDGET_EPOCHS, GROWING, SIZE, TRIED, UNIFORM, WIDENED, budget_name
+from .cifar_arms import (
+    BUDGET_EPOCHS,
+    CONTROL,
+    GROWING,
+    LARGEST,
+    MIDDLE,
+    RATE,
+    RATES,
+    SIZE,
+    SMALLEST,
+    STACKED,
+    TRIED,
+    TUNED,
+    WIDENED,
+    budget_name,
+    tuned_losses,
+)
 from .files import results
 from .report_seconds import drawn_anew
 from .statistics import text
 from .tables import Rows, by_arm, difference, measured, table
 
 
+PAIRS = (
+    *((found, other) for found in (STACKED, WIDENED, GROWING) for other in (MIDDLE, SMALLEST)),
+    (WIDENED, CONTROL),
+    (LARGEST, SMALLEST),
+    (MIDDLE, LARGEST),
+)
+
+
 def cifar() -> list[str]:
-    """Budgets, trials of growth, the arms, and their paired differences."""
+    """Budgets, trials of growth, learning rates, the arms, and their paired differences."""
     budgets = by_arm(results("cifar_budgets"))
     if not budgets:
         return []
@@ -23,19 +50,77 @@ def cifar() -> list[str]:
     trials = by_arm(results("cifar_trials"))
     if trials:
         lines += [f"Trials of growth with {BUDGET_EPOCHS} epochs, the same seed:", "", *_arms(trials, "validation")]
+    if results("cifar_tuning"):
+        lines += [
+            "Validation loss by learning rate, the same seed and epochs; each arm takes its best, stacking that of "
+            "the model it ends as, random splits that of growth in width:",
+            "",
+            *_rates(),
+        ]
     arms = by_arm(results("cifar"))
     if arms:
-        small, large = (arm.name for arm in UNIFORM)
-        pairs = [(GROWING.name, large), (GROWING.name, small), (WIDENED.name, large), (WIDENED.name, small)]
         body = [
-            (first, second, *difference(arms[first], arms[second]), drawn_anew(arms[first], arms[second]))
-            for first, second in (*pairs, (large, small))
-            if first in arms and second in arms
+            (first.name, second.name, *difference(*pair), drawn_anew(*pair))
+            for first, second in PAIRS
+            if len(pair := [arms[each.name] for each in (first, second) if each.name in arms]) == 2
         ]
-        lines += [f"With {BUDGET_EPOCHS} epochs, other seeds, on the test images:", "", *_arms(arms, "test")]
         header = ("arm", "minus", "seeds", "accuracy (points)", "loss", "accuracy, drawn anew")
-        lines += table(header, body)
+        lines += [
+            f"With {BUDGET_EPOCHS} epochs, other seeds, on the test images:",
+            "",
+            *_arms(arms, "test"),
+            *table(header, body),
+            *_reached(arms),
+        ]
     return lines
+
+
+def _rates() -> list[str]:
+    """The sweep."""
+    rates = sorted((RATE, *RATES))
+    body = []
+    for found in TUNED:
+        losses = tuned_losses(found)
+        body.append((found.name, *(f"{losses[rate]:.3f}" if rate in losses else "–" for rate in rates)))
+    return table(("arm", *(f"{rate:g}" for rate in rates)), body)
+
+
+def reached(row: dict[str, Any], target: float) -> dict[str, float] | None:
+    """
+    What a run has spent when its validation loss is `target`: the share of its budget, and multiply-accumulates.
+    Linear between the points of its curve; None if it never is that low.
+    """
+    before: dict[str, float] | None = None
+    for point in row["curve"]:
+        if point["loss"] <= target:
+            if before is None:
+                return {name: point[name] for name in ("share", "macs")}
+            part = (before["loss"] - target) / (before["loss"] - point["loss"])
+            return {name: before[name] + part * (point[name] - before[name]) for name in ("share", "macs")}
+        before = point
+    return None
+
+
+def _reached(arms: dict[str, Rows]) -> list[str]:
+    """What the arms spend until they have the validation loss with which uniform models end."""
+    body = []
+    for (target, goals), (name, rows) in permutations(arms.items(), 2):
+        if target not in (MIDDLE.name, LARGEST.name):
+            continue
+        ends = {row["seed"]: row for row in goals}
+        common = [row for row in rows if row["seed"] in ends]
+        found = {row["seed"]: reached(row, ends[row["seed"]]["validation"]["loss"]) for row in common}
+        known = {seed: point for seed, point in found.items() if point is not None}
+        seconds = [point["share"] for point in known.values()]
+        macs = [point["macs"] / ends[seed]["total_macs"] for seed, point in known.items()]
+        body.append((target, name, f"{len(known)} of {len(common)}", text(seconds), text(macs)))
+    header = ("loss of", "reached by", "seeds", "share of the seconds", "of its multiply-accumulates")
+    return [
+        "What is spent until the validation loss is that with which a uniform model ends, linear between the points "
+        "of each curve, over the seeds that get there (each on its own cosine, which falls lowest at the end):",
+        "",
+        *table(header, body),
+    ]
 
 
 def _budgets(budgets: dict[str, Rows]) -> list[str]:

@@ -30,6 +30,8 @@ CURVE_POINTS = 10
 PASSES = 3
 # What a step costs is measured against this model, the large one.
 REFERENCE = shape(64)
+# Fields of the `GrowthConfig`: as many units as there may be, whether they pay at once or not, and at rest.
+FILLED: dict[str, Any] = {"selection": "gain", "significance": 0.0, "natural_step": 0.0}
 # What growth changes in a config.
 GROWN_FIELDS = ("widths", "skip_sizes", "skip_unit", "heads", "num_hidden_layers")
 # As curvature says; as many random neurons in the same linears; by baselines that measure nothing; by GroMo; by other
@@ -103,7 +105,7 @@ def run(arm: Arm, seed: int) -> dict[str, Any]:
     events: list[dict[str, Any]] = []
     while (share := {"macs": total, "steps": step, "seconds": spent}[arm.unit] / arm.budget) < 1:
         if share >= (len(curve) + 1) / CURVE_POINTS:
-            curve.append({"share": share, "step": step} | evaluate(model, splits["validation"]))
+            curve.append({"share": share, "step": step, "macs": total} | evaluate(model, splits["validation"]))
         if config is not None and len(events) < len(arm.events) and share >= arm.events[len(events)]:
             before, own = time.process_time(), WAYS[arm.way]
             event = grow(model, optimizer, splits["train"], config, seed, len(events), step, own)
@@ -120,7 +122,7 @@ def run(arm: Arm, seed: int) -> dict[str, Any]:
         train_step_(model, optimizer, next(batches), arm.learning_rate * schedule(share))
         step, total, spent = step + 1, total + PASSES * macs * BATCH, spent + price
     validation = evaluate(model, splits["validation"])
-    curve.append({"share": 1.0, "step": step} | validation)
+    curve.append({"share": 1.0, "step": step, "macs": total} | validation)
     fields = model.config.to_dict()
     result = {
         "arm": arm.name,
