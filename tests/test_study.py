@@ -265,9 +265,8 @@ def test_an_arm_takes_the_rate_of_its_lowest_loss(monkeypatch):
         "results",
         lambda name: [{"arm": arm, "learning_rate": rate, "validation": {"loss": x}} for arm, rate, x in runs[name]],
     )
-    rates = {arm.name: arm.learning_rate for arm in cifar_arms.final_arms()}
-    assert rates[middle] == rates[cifar_arms.STACKED.name] == 6e-3
-    assert rates[width] == rates[cifar_arms.CONTROL.name] == rates[cifar_arms.SMALLEST.name] == 3e-3
+    rates = {arm.name: cifar_arms.at_best_rate(arm).learning_rate for arm in cifar_arms.FINAL}
+    assert rates[middle] == 6e-3 and rates[width] == rates[cifar_arms.LARGEST.name] == 3e-3
 
 
 def test_directions_that_are_alike_are_known():

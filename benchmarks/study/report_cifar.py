@@ -7,17 +7,16 @@ import numpy as np
 
 from .cifar_arms import (
     BUDGET_EPOCHS,
-    CONTROL,
     GROWING,
+    HIGHER,
     LARGEST,
+    LOWER,
     MIDDLE,
     RATE,
-    RATES,
     SIZE,
-    SMALLEST,
     STACKED,
+    SWEPT,
     TRIED,
-    TUNED,
     WIDENED,
     budget_name,
     tuned_losses,
@@ -28,12 +27,7 @@ from .statistics import text
 from .tables import Rows, by_arm, difference, measured, table
 
 
-PAIRS = (
-    *((found, other) for found in (STACKED, WIDENED, GROWING) for other in (MIDDLE, SMALLEST)),
-    (WIDENED, CONTROL),
-    (LARGEST, SMALLEST),
-    (MIDDLE, LARGEST),
-)
+PAIRS = tuple((found, other) for found in (STACKED, WIDENED, GROWING) for other in (MIDDLE, LARGEST))
 
 
 def cifar() -> list[str]:
@@ -53,7 +47,7 @@ def cifar() -> list[str]:
     if results("cifar_tuning"):
         lines += [
             "Validation loss by learning rate, the same seed and epochs; each arm takes its best, stacking that of "
-            "the model it ends as, random splits that of growth in width:",
+            "the model it ends as:",
             "",
             *_rates(),
         ]
@@ -77,11 +71,10 @@ def cifar() -> list[str]:
 
 def _rates() -> list[str]:
     """The sweep."""
-    rates = sorted((RATE, *RATES))
+    rates = (LOWER, RATE, HIGHER)
     body = []
-    for found in TUNED:
-        losses = tuned_losses(found)
-        body.append((found.name, *(f"{losses[rate]:.3f}" if rate in losses else "–" for rate in rates)))
+    for name, losses in {found.name: tuned_losses(found) for found, _ in SWEPT}.items():
+        body.append((name, *(f"{losses[rate]:.3f}" if rate in losses else "–" for rate in rates)))
     return table(("arm", *(f"{rate:g}" for rate in rates)), body)
 
 
