@@ -100,6 +100,7 @@ TRIALS = (
     grows("growth, all that the size allows", **FILLED),
     ALL_KINDS,
     SHALLOW,
+    replace(MIDDLE, name=f"{MIDDLE.name}, 3 blocks", shape=MIDDLE.shape | {"num_hidden_layers": 3}),
     *STACKS,
 )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from . import cifar_arms
 from .expansion import EXPANDED, FULL, GROWN, LORA, RANDOM
 from .experiments import best_static, best_uniform
 from .files import results
@@ -107,6 +108,14 @@ CLAIMS = (
             ("silent copies in a language model", "in equal seconds", SILENT),
             ("stacking a language model", "with 70 % of its seconds", SOONER),
             ("growth of a language model", "in equal seconds", GROWING),
+        )
+    ),
+    *(
+        Claim(f"{what} better than the best uniform model on CIFAR-100", "cifar", arm.name, cifar_arms.MIDDLE.name)
+        for what, arm in (
+            ("stacking", cifar_arms.STACKED),
+            ("growth", cifar_arms.GROWING),
+            ("growth, width", cifar_arms.WIDENED),
         )
     ),
     Claim("new units alone forget less than full fine-tuning", "expansion", GROWN, FULL, figure="forgetting"),

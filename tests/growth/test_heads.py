@@ -15,6 +15,7 @@ from family_cases import (
     family_plan,
     inputs,
     loss_of,
+    paths,
     stock_model,
 )
 from torch import nn
@@ -60,11 +61,18 @@ def wake_(model, seed=5):
         parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter) * 0.05)
 
 
+def at_thirds(path, size):
+    """Units in the middle of each third of a layer, which may hold queries, keys and values."""
+    return path, "zero_gain", [size * part // 6 for part in (1, 3, 5)]
+
+
 def with_units(name, **kwargs):
-    """A model with nested units of all layers, some neurons having several."""
+    """A model with nested units of all layers and of all parts of a layer, some neurons having several."""
     model = family_model(name, **kwargs)
     for neurons in ([0, 2, 9], [2, 7]):
         grow_(model, family_plan(model, "zero_gain", neurons))
+    sizes = {path: model.get_submodule(path).neurons for path in paths(model, "zero_gain")}
+    grow_(model, GrowthPlan(tuple(LayerGrowth.by_hand(model, *at_thirds(path, size)) for path, size in sizes.items())))
     grow_(model, family_plan(model, "zero_gain", [1, 0], depth=1))
     wake_(model)
     return model
@@ -93,6 +101,17 @@ def test_new_heads_change_nothing_and_come_back_from_files(name, attention, make
         assert history.apply(family_model(name).config).heads == model.config.heads
         again = getattr(transformers, CASES[name][1]).from_pretrained(tmp_path)
         assert heads_of(again.base_model) == heads_of(model.base_model)
+
+
+def test_units_of_values_follow_their_neurons_when_heads_move_these():
+    model = with_units("GPT2LMHeadModel")
+    layer = next(module for name, module in model.named_modules() if name.endswith("c_attn"))
+    before, part, targets = answers(model, "GPT2LMHeadModel"), layer.neurons // 3, layer.skip.target.clone()
+    grow_heads_(model, asked(model))
+    added = layer.neurons // 3 - part
+    assert added > 0 and set((targets // part).tolist()) == {0, 1, 2}
+    assert torch.equal(layer.skip.target, targets + targets // part * added)
+    assert torch.equal(answers(model, "GPT2LMHeadModel"), before)
 
 
 @pytest.mark.thinned(4)

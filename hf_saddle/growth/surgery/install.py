@@ -41,8 +41,8 @@ def install_(linear: LinearDraft, kind: str, activation: str, changes: Changes) 
         return
     if branch.gain is not None and branch.gain.touched:
         branch.module._parameters["gain"] = _replacement(f"{linear.path}.skip.gain", branch.gain, changes)
-    if len(branch.target) != len(branch.module.target):
-        branch.module.target = branch.target.to(branch.module.target.device)
+    # Moved as well as appended to: where a layer holds several parts, the neurons behind a part that grows move up.
+    branch.module.target = branch.target.to(branch.module.target.device)
     branch.module.neurons = linear.neurons
     branch.module.check_targets_(f"{linear.path}.skip.target")
     install_(branch.linear, kind, activation, changes)
