@@ -17,6 +17,7 @@ from .checkpoint_checks import check_headers, check_values, whole_numbers
 from .configuration_saddle import SaddleConfig
 from .history_file import read_history, write_history
 from .loading import check_files, check_loaded, resize_to_
+from .parameters import take_dtypes_
 from .pushing import upload
 from .resizing import retire_
 from .stock import growable_config, is_head, may_be_left_over, part_types
@@ -189,6 +190,7 @@ class CheckpointedModel(PreTrainedModel):
                 f"{unused}, other shapes for {sorted(resized)}. Override only config fields that keep the stock "
                 "shapes."
             )
+        take_dtypes_(grown, weights)
         grown.load_state_dict(weights, strict=False)
         if grown.can_generate():
             grown.generation_config = copy.deepcopy(stock.generation_config)

@@ -41,6 +41,15 @@ def make_growable_(module: nn.Module) -> Growable:
     return layer  # type: ignore[no-any-return]
 
 
+def _check_forward(path: str, module: nn.Module) -> None:
+    """Raise a `ValueError` if a layer that is to become growable would go on computing as a plain one."""
+    if not isinstance(module, Growable) and "forward" in vars(module):
+        raise ValueError(
+            f"The forward pass of {path} has been replaced, as `device_map` and offloading do, so that what grows there "
+            "would not be computed. Make the model growable first, save it, and load that with the `device_map`."
+        )
+
+
 def inject_(base: Any, config: Any) -> bool:
     """
     Make the layers of a base model that its family describes growable, in the widths and with the branches of a
@@ -61,6 +70,7 @@ def inject_(base: Any, config: Any) -> bool:
         for name in block.linears:
             root = f"{path}.{name}"
             found[root] = base.get_submodule(root)
+            _check_forward(root, found[root])
             try:
                 check_growable(found[root])
             except ValueError as error:

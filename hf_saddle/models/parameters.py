@@ -1,5 +1,6 @@
 """What hangs on a parameter, and how it follows when another one takes its place."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -77,3 +78,10 @@ def check_unattached(name: str, parameter: nn.Parameter) -> None:
             f"{name} has the attribute `{tensors[0]}`, a tensor, which does not fit the parameter of another "
             "shape that is to take its place. Keep it elsewhere, by the name of the parameter."
         )
+
+
+def take_dtypes_(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give parameters and buffers the dtypes of weights of the same names: some stay in float32 in a half model."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name in weights:
+            tensor.data = tensor.data.to(weights[name].dtype)

@@ -119,7 +119,19 @@ def put_back_(holder: MutableMapping[Any, Any], values: dict[Any, Any], names: t
 def twin_of(model: Any, config: Any) -> Any:
     """A model of a config that takes no memory."""
     with torch.device("meta"):
-        return type(model)(copy.deepcopy(config)).train(model.training)
+        twin = type(model)(copy.deepcopy(config)).train(model.training)
+    _leave_out_(twin, model)
+    return twin
+
+
+def _leave_out_(twin: nn.Module, model: nn.Module) -> None:
+    """Leave out what an argument of the constructor left out, as `add_pooling_layer=False` does: no config has it."""
+    for name, child in list(twin.named_children()):
+        own = getattr(model, name, child)
+        if own is None:
+            setattr(twin, name, None)
+        elif own is not child:
+            _leave_out_(child, own)
 
 
 def _outside(model: nn.Module, places: set[int], name: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -94,6 +94,24 @@ def answers_with_gradient(model, name):
 FRESH = ("auto_map", "architectures", "dtype")
 
 
+@pytest.mark.parametrize("kind", ["ViT", "Bert"])
+def test_models_without_a_pooler_take_blocks(kind):
+    config = getattr(transformers, f"{kind}Config")(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, image_size=8, patch_size=4
+    )
+    model, other = (
+        hf_saddle.growable(getattr(transformers, f"{kind}Model")(config, add_pooling_layer=False)).eval()
+        for _ in range(2)
+    )
+    bare = count_macs(model)
+    insert_blocks_(model, [1], "stack")
+    assert model.config.num_hidden_layers == 3 and model.pooler is None
+    assert count_macs(model) == pytest.approx(1.5 * bare, rel=0.05)
+    other.load_state_dict(model.state_dict())
+    data = {"pixel_values": torch.randn(2, 3, 8, 8)} if kind == "ViT" else {"input_ids": torch.arange(10).view(2, 5)}
+    assert torch.equal(other(**data).last_hidden_state, model(**data).last_hidden_state)
+
+
 @pytest.mark.thinned(3)
 @pytest.mark.parametrize("name", CASES)
 def test_expanded_models_come_back_from_files_as_growable_and_as_stock(name, tmp_path):

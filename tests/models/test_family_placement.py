@@ -3,9 +3,10 @@
 import pytest
 import torch
 from families_cases import assert_equal, every_family, grown_model, inputs, outputs
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.distributed import DistributedConfig
 
+from hf_saddle import growable
 from hf_saddle.models.loading import check_files
 
 
@@ -80,3 +81,20 @@ def test_a_model_that_grew_in_width_only_may_be_split(name, tmp_path):
     for options in PARALLEL:
         check_files(type(wide), tmp_path, {}, options)
     check_files(type(model), tmp_path, {}, {})
+
+
+def test_what_lies_on_several_places_becomes_growable_before_it_is_put_there(tmp_path):
+    config = LlamaConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, vocab_size=30
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "saved")
+    rest = ("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head")
+    places = dict.fromkeys(rest, "cpu") | {"model.layers.1": "disk"}
+    placed = {"device_map": places, "offload_folder": tmp_path / "disk"}
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "saved", **placed)
+    with pytest.raises(ValueError, match="layers.0.self_attn.q_proj has been replaced.*load that with the `device_map`"):
+        growable(model)
+    assert type(model) is LlamaForCausalLM and type(model.model.layers[0].mlp.up_proj) is torch.nn.Linear
+    again = growable(LlamaForCausalLM.from_pretrained(tmp_path / "saved"))
+    again.save_pretrained(tmp_path / "grown")
+    type(again).from_pretrained(tmp_path / "grown", **placed)

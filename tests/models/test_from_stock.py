@@ -121,6 +121,20 @@ def test_mode_and_dtype_are_kept(training):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
+def test_weights_that_stay_in_float32_in_a_half_model_stay_so(tmp_path):
+    config = transformers.T5Config(vocab_size=30, d_model=16, d_kv=4, d_ff=24, num_layers=1, num_heads=2)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    stock = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float16).eval()
+    dtypes = {name: tensor.dtype for name, tensor in stock.state_dict().items()}
+    assert set(dtypes.values()) == {torch.float16, torch.float32}
+    ids = torch.arange(12).view(2, 6)
+    wanted = stock(input_ids=ids, decoder_input_ids=ids).logits
+    model = hf_saddle.SaddleT5ForConditionalGeneration.from_stock(stock)
+    for found in (model, hf_saddle.to_stock(model)):
+        assert {name: tensor.dtype for name, tensor in found.state_dict().items()} == dtypes
+        assert torch.equal(found(input_ids=ids, decoder_input_ids=ids).logits, wanted)
+
+
 def test_the_copy_is_independent(pixels):
     stock = stock_model(SaddleViTForImageClassification.stock_class)
     model = SaddleViTForImageClassification.from_stock(stock)

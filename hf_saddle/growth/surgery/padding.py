@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from ...models.families import blocks_in, family_of
 from ...models.heads import heads_of
 from ...models.modeling_saddle import GrowablePreTrainedModel
+from ...models.parameters import take_dtypes_
 from ...models.shapes import widths_of
 
 
@@ -52,8 +53,10 @@ def to_stock(model: GrowablePreTrainedModel) -> PreTrainedModel:
     stock = kind._from_config(
         _wide_config(model), dtype=model.dtype, attn_implementation=model.config._attn_implementation
     ).to(model.device)
+    weights = model.state_dict()
+    take_dtypes_(stock, weights)
     state = stock.state_dict()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in weights.items():
         padded = torch.zeros_like(state[name])
         padded[tuple(slice(size) for size in tensor.shape)] = tensor
         state[name] = padded
