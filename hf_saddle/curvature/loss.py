@@ -65,11 +65,22 @@ def _label_count(model: nn.Module, batch: Any) -> int | None:
     labels = batch.get("labels") if isinstance(batch, Mapping) else None
     if not isinstance(labels, Tensor) or labels.dim() != 2 or labels.is_floating_point():
         return None
-    if isinstance(model, PreTrainedModel) and not model.config.is_encoder_decoder:
-        if batch.get("shift_labels") is not None:
-            labels = batch["shift_labels"]
-        elif model.loss_function is ForCausalLMLoss:
-            labels = labels[:, 1:]  # the first token is not predicted
+    # Adapters and `torch.compile` wrap it.
+    inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    if inner is None or inner.config.is_encoder_decoder:
+        return int((labels != IGNORED).sum())
+    reduction = getattr(inner.config, "ctc_loss_reduction", None)
+    if reduction == "sum":
+        raise ValueError(
+            "`ctc_loss_reduction` is 'sum', and the analysis needs the mean over samples. Set "
+            "`model.config.ctc_loss_reduction = 'mean'`."
+        )
+    if reduction is not None:
+        return None
+    if batch.get("shift_labels") is not None:
+        labels = batch["shift_labels"]
+    elif inner.loss_function is ForCausalLMLoss:
+        labels = labels[:, 1:]  # the first token is not predicted
     return int((labels != IGNORED).sum())
 
 

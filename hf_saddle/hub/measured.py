@@ -88,8 +88,11 @@ def results_of(log: list[dict[str, float]], best_step: int | None) -> tuple[str,
 
 
 def duration(log: Sequence[Mapping[str, float]]) -> float | None:
-    """Seconds that a training took, where its log tells."""
-    return next((entry["train_runtime"] for entry in reversed(log) if "train_runtime" in entry), None)
+    """
+    Seconds that a training took, where its log tells. What `Trainer` states is but the time since it was resumed; the
+    clock of growth goes on.
+    """
+    return max((entry[name] for entry in log for name in ("train_runtime", CLOCK) if name in entry), default=None)
 
 
 def numbers_only(log: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
@@ -110,6 +113,6 @@ def emissions_in(folder: Path) -> float | None:
     path = folder / "emissions.csv"
     if not path.is_file():
         return None
-    header, *_, last = path.read_text().splitlines()
+    header, *_, last = path.read_text(encoding="utf-8").splitlines()
     kilograms = dict(zip(header.split(","), last.split(","), strict=False)).get("emissions")
     return None if kilograms is None else 1000 * float(kilograms)

@@ -80,7 +80,7 @@ def write_model_card(
     comparison = _find_comparison(model, folder)
     if comparison is not None and can_draw():
         pictures.append(save_comparison(folder / PICTURES, comparison))
-    old = card_path.read_text() if card_path.is_file() else None
+    old = card_path.read_text(encoding="utf-8") if card_path.is_file() else None
     if old is not None and not any(text in old for text in _REPLACEABLE):
         logger.warning(f"{card_path} was written by hand and is kept. Remove it to have a card written.")
         return card_path
@@ -96,7 +96,7 @@ def write_model_card(
         tags=[*known_tags, *(tags or [])],
     )
     partial = card_path.with_name(f".{CARD_NAME}.partial")
-    partial.write_text(str(card))
+    partial.write_text(str(card), encoding="utf-8")
     partial.replace(card_path)
     return card_path
 

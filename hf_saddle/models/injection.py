@@ -45,8 +45,8 @@ def _check_forward(path: str, module: nn.Module) -> None:
     """Raise a `ValueError` if a layer that is to become growable would go on computing as a plain one."""
     if not isinstance(module, Growable) and "forward" in vars(module):
         raise ValueError(
-            f"The forward pass of {path} has been replaced, as `device_map` and offloading do, so that what grows there "
-            "would not be computed. Make the model growable first, save it, and load that with the `device_map`."
+            f"The forward pass of {path} has been replaced, as `device_map` and offloading do, so that what grows "
+            "there would not be computed. Make the model growable first, save it, and load that with the `device_map`."
         )
 
 

@@ -187,7 +187,7 @@ REFUSED = {
     "groups": (Convolutional(rows=nn.Conv2d(3, 6, 3, padding=1, groups=3)), "channels of a convolution with groups"),
     "reader": (Convolutional(reader=nn.Conv2d(6, 6, 3, groups=3)), "read by reader, a convolution with groups"),
     "two readers": (InPlace(), "not a module"),
-    "moved": (Moved(), "no activation"),
+    "moved": (Moved(), "reshaped before its activation"),
 }
 
 

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from curvature_cases import EXACT, MLP, captured, cross_entropy, transformer_case
+from peft import LoraConfig, get_peft_model
 from torch import distributed as dist
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers import GPT2Config, GPT2LMHeadModel, Wav2Vec2Config, Wav2Vec2ForCTC
 
 from hf_saddle.curvature import analyze_curvature
 from hf_saddle.curvature.capture.capture import capture
@@ -200,6 +202,90 @@ def test_a_layer_that_is_used_twice_sums_over_its_uses():
             torch.testing.assert_close(report["mlp.0.fc1", "width"].fit_eigenvalue, lowest, rtol=1e-8, atol=1e-12)
 
 
+class Positions(nn.Module):
+    """A layer that reads the samples, and what belongs to none of them, as relative positions are."""
+
+    def __init__(self):
+        super().__init__()
+        self.both, self.out = nn.Linear(6, 5), nn.Linear(5, 3)
+        self.positions = nn.Parameter(torch.randn(1, 7, 6))
+
+    def forward(self, x):
+        return self.out(torch.tanh(self.both(x) + self.place())).mean(1)
+
+    def place(self):
+        return self.both(self.positions)
+
+
+class FixedPositions(Positions):
+    def place(self):
+        with torch.no_grad():
+            return super().place()
+
+
+@pytest.mark.parametrize("kind", [Positions, FixedPositions])
+def test_a_layer_is_reported_as_a_whole_or_not_at_all(kind):
+    torch.manual_seed(0)
+    model, batch = kind().double(), {"x": torch.randn(8, 7, 6).double(), "y": torch.randint(3, (8,))}
+    report = analyze_curvature(model, [batch], "grad_norm", loss=cross_entropy)
+    gradients = torch.autograd.grad(cross_entropy(model, batch), (model.both.weight, model.both.bias))
+    rows = torch.cat([gradients[0], gradients[1][:, None]], 1).norm(dim=1)
+    if kind is Positions:
+        assert report.get("both", "grad_norm") is None
+        assert "not grouped by the 8 samples" in report.skipped["both"]
+    else:
+        torch.testing.assert_close(report["both", "grad_norm"].eigenvalue, rows, check_dtype=False)
+        assert "both" not in report.skipped
+    assert report.get("out", "grad_norm") is not None
+
+
+class Turned(nn.Module):
+    """What is between a layer and its activation has other axes."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.activation, self.second = nn.Linear(8, width), nn.GELU(), nn.Linear(width, 4)
+        self.last = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 3))
+
+    def forward(self, x):
+        return self.last(self.second(self.activation(self.first(x).transpose(1, 2)).transpose(1, 2))).mean(1)
+
+
+@pytest.mark.parametrize("width", [16, 5], ids=["oblong", "square"])
+def test_an_activation_of_reshaped_neurons_is_not_that_of_the_layer(width):
+    torch.manual_seed(0)
+    model, batch = Turned(width), {"x": torch.randn(32, 5, 8), "y": torch.randint(3, (32,))}
+    report = analyze_curvature(model, [batch], ("width", "depth"), loss=cross_entropy)
+    assert report.get("first", "width") is None and "reshaped" in report.skipped["first"]
+    assert report.get("first", "depth") is not None and report.get("last.0", "width") is not None
+
+
+def test_convolutions_may_keep_channels_last():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.GELU(),
+        nn.Conv2d(8, 4, 3),
+        nn.Flatten(),
+        nn.Linear(144, 3),
+    ).double()
+    images, labels = torch.randn(32, 3, 8, 8).double(), torch.randint(3, (32,))
+    wanted, found = (
+        analyze_curvature(
+            model.eval().to(memory_format=order),
+            [{"x": images.to(memory_format=order), "y": labels}],
+            ("width", "depth"),
+            loss=cross_entropy,
+            solver=EXACT,
+        )
+        for order in (torch.contiguous_format, torch.channels_last)
+    )
+    for layer in ("0", "3"):
+        for criterion in ("width", "depth")[layer == "3" :]:
+            torch.testing.assert_close(found[layer, criterion].eigenvalue, wanted[layer, criterion].eigenvalue)
+
+
 class FunctionalReader(MLP):
     """A gated block: z is read by the activation and, outside of any module, by a product."""
 
@@ -312,3 +398,43 @@ def test_transformers_models_need_no_loss_function():
     assert report.tokens == 8 * 26
     named = analyze_curvature(model, [batch], "depth", linears=["classifier"])
     assert [layer.linear for layer in named] == ["classifier"]
+
+
+def test_batches_of_a_wrapped_model_count_as_those_of_the_model():
+    torch.manual_seed(0)
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=20, n_positions=16)
+    model, texts = GPT2LMHeadModel(config).eval(), [torch.randint(20, (8, length)) for length in (2, 12)]
+    batches = [{"input_ids": text, "labels": text} for text in texts]
+    with torch.no_grad():
+        losses = [float(model(**batch).loss) for batch in batches]
+    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["c_attn"]))
+    for found in (model, wrapped):
+        loss = analyze_curvature(found, batches, "grad_norm").loss
+        assert loss == pytest.approx((losses[0] * 8 + losses[1] * 88) / 96, rel=1e-6)
+
+
+def test_batches_of_speech_count_by_samples_where_its_loss_does():
+    torch.manual_seed(0)
+    config = Wav2Vec2Config(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        conv_dim=(8,),
+        conv_stride=(8,),
+        conv_kernel=(8,),
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+        vocab_size=12,
+        ctc_loss_reduction="mean",
+    )
+    model = Wav2Vec2ForCTC(config).eval()
+    batches = [
+        {"input_values": torch.randn(4, 400), "labels": torch.randint(1, 12, (4, length))} for length in (3, 12)
+    ]
+    with torch.no_grad():
+        losses = [float(model(**batch).loss) for batch in batches]
+    assert analyze_curvature(model, batches, "grad_norm").loss == pytest.approx(sum(losses) / 2, rel=1e-5)
+    model.config.ctc_loss_reduction = "sum"
+    with pytest.raises(ValueError, match="ctc_loss_reduction = 'mean'"):
+        analyze_curvature(model, batches, "grad_norm")

@@ -1,7 +1,10 @@
 """The card: metadata that the Hub takes, numbers that are in the files, code that runs, and no way in for markup."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import fields, replace
 from types import SimpleNamespace
 
@@ -104,6 +107,24 @@ def test_numbers_are_those_of_history_and_log(tmp_path):
     assert "in 12.5 s" in text
     assert "| `learning_rate` | 0.001 |" in text
     assert "| growth `at` | \\[3, 13\\] |" in text and "| growth `unit` | steps |" in text
+
+
+def test_a_resumed_training_took_as_long_as_its_clock_says(tmp_path):
+    model = grown()
+    entries = [{"step": 4, "training_seconds": 20.5}, {"step": 6, "train_runtime": 4.0, "training_seconds": 24.5}]
+    assert "in 24.5 s" in render_model_card(model, replace(record(model, tmp_path), log=entries), name="demo").text
+
+
+def test_cards_are_in_utf_8_whatever_the_locale(tmp_path):
+    build("vit-deeper-and-wider").save_pretrained(tmp_path)
+    code = (
+        "import sys; from hf_saddle import SaddleViTForImageClassification as kind; from hf_saddle.hub import "
+        "write_model_card; write_model_card(sys.argv[1], kind.from_pretrained(sys.argv[1]))"
+    )
+    plain = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for _ in range(2):  # the second one reads the first one's
+        subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=plain, check=True, capture_output=True)
+    assert "×" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_only_repo_ids_are_data_sets_of_the_hub(tmp_path):

@@ -92,7 +92,9 @@ def test_what_lies_on_several_places_becomes_growable_before_it_is_put_there(tmp
     places = dict.fromkeys(rest, "cpu") | {"model.layers.1": "disk"}
     placed = {"device_map": places, "offload_folder": tmp_path / "disk"}
     model = LlamaForCausalLM.from_pretrained(tmp_path / "saved", **placed)
-    with pytest.raises(ValueError, match="layers.0.self_attn.q_proj has been replaced.*load that with the `device_map`"):
+    with pytest.raises(
+        ValueError, match="layers.0.self_attn.q_proj has been replaced.*load that with the `device_map`"
+    ):
         growable(model)
     assert type(model) is LlamaForCausalLM and type(model.model.layers[0].mlp.up_proj) is torch.nn.Linear
     again = growable(LlamaForCausalLM.from_pretrained(tmp_path / "saved"))

@@ -28,6 +28,7 @@ class Call:
     consumers: dict[str, int] = field(default_factory=dict)
     other_readers: list[str] = field(default_factory=list)  # further modules that read z
     in_place: bool = False  # the activation overwrites z
+    reshaped: bool = False  # what may be an activation reads z with other axes
     chain_rule: Tensor | None = None  # ∂L/∂z of some tokens, by ∂L/∂h
     # (rows, n) of all rows of a neuron, as the activation reads them: behind a batch normalisation in units of z
     width_square: Tensor | None = None
@@ -60,6 +61,8 @@ class Call:
         """The reason why the neurons cannot be split, or `None` if they can."""
         if self.no_curvature is not None:
             return self.no_curvature
+        if self.activation is None and self.reshaped:
+            return "its output is reshaped before its activation may read it, so that its neurons are not found"
         if self.activation is None:
             return "no activation module reads its output, so its neurons are linear and their splitting matrices zero"
         if self.in_place:
@@ -87,6 +90,8 @@ class Output:
     module: Affine
     inputs: Tensor
     version: int
+    shape: torch.Size
+    stride: tuple[int, ...]
     value: Tensor | None = None  # of the rows of a gate
     slope: Tensor | None = None  # of a batch normalisation that it went through
     norms: int = 0
@@ -97,10 +102,14 @@ class Output:
         return self.value.detach()
 
     def is_whole(self, tensor: Tensor) -> bool:
-        """Whether a tensor in the memory of this output has its axes; those of images are often moved."""
-        return not isinstance(self.module, nn.Conv2d) or (
-            tensor.dim() == 4 and tensor.shape[1] == neuron_count(self.module) and tensor.is_contiguous()
-        )
+        """Whether a tensor in the memory of this output has its axes, but for those before the last one of tokens."""
+        if (tensor.shape, tensor.stride()) == (self.shape, self.stride):
+            return True
+        of_tokens = not isinstance(self.module, nn.Conv2d)
+        whole = of_tokens and tensor.shape[-1] == neuron_count(self.module) and tensor.is_contiguous()
+        if self.call is not None and not whole:
+            self.call.reshaped = True
+        return whole
 
 
 def why_no_tokens(module: Affine, inputs: Tensor, samples: int) -> str | None:
@@ -112,7 +121,12 @@ def why_no_tokens(module: Affine, inputs: Tensor, samples: int) -> str | None:
         )
     if inputs.numel() == 0:
         return "gets no tokens"
-    shaped = inputs.dim() == 4 if isinstance(module, nn.Conv2d) else inputs.dim() > 1
-    if not shaped or inputs.shape[0] % samples:
+    if not is_grouped(module, inputs, samples):
         return f"its input of shape {tuple(inputs.shape)} is not grouped by the {samples} samples of the batch"
     return None
+
+
+def is_grouped(module: Affine, inputs: Tensor, samples: int) -> bool:
+    """Whether inputs belong to the samples of the batch, in order."""
+    shaped = inputs.dim() == 4 if isinstance(module, nn.Conv2d) else inputs.dim() > 1
+    return shaped and inputs.shape[0] % samples == 0

@@ -140,7 +140,7 @@ def capture(
     seen = dict.fromkeys(linears, 0)
     unsplittable: dict[str, str] = {}
 
-    def passes() -> tuple[float, dict[str, str]]:
+    def passes() -> tuple[float, dict[str, str], set[str]]:
         total, first = 0.0, samples.first
         with Hooks(model, linears, receive, "width" in kinds, described, positions) as hooks:
             for batch, size in zip(collected, sizes, strict=True):
@@ -159,10 +159,10 @@ def capture(
                     if reasons and "width" in kinds:
                         unsplittable.setdefault(name, f"width: {reasons[0]}")
                         layers.pop((name, "width"), None)
-        return total, hooks.skipped
+        return total, hooks.skipped, hooks.partial
 
-    total, skipped = ranks.together("The curvature analysis", passes)
-    kept, reasons = _agreed(layers, list(linears), unsplittable, skipped, ranks)
+    total, skipped, partly = ranks.together("The curvature analysis", passes)
+    kept, reasons = _agreed(layers, list(linears), unsplittable, skipped, partly, ranks)
     for layer in kept:
         layer.moments = layer.moments.reduced(ranks)
     summed = ranks.sum(torch.tensor(total, dtype=torch.float64, device=device))
@@ -177,16 +177,21 @@ def _agreed(
     names: list[str],
     unsplittable: dict[str, str],
     skipped: dict[str, str],
+    partly: set[str],
     ranks: Ranks,
 ) -> tuple[list[CapturedLayer], dict[str, str]]:
     """The layers that all ranks can analyse, in the order of `names`, and why others cannot be on one of them."""
-    everyone = ranks.gather((sorted(layers), unsplittable, skipped))
-    reasons: dict[str, str] = {}
-    for _, *notes in everyone:
-        for name, reason in (item for note in notes for item in note.items()):
-            add_reason(reasons, name, reason)
-    never = {(name, "width") for _, note, _ in everyone for name in note}
+    everyone = ranks.gather((sorted(layers), unsplittable, skipped, sorted(partly)))
+    never = {(name, "width") for _, note, *_ in everyone for name in note}
+    never |= {(name, kind) for *_, names_of in everyone for name in names_of for kind in ("width", "depth")}
     used = [set(keys) - never for keys, *_ in everyone]
+    analysed = {name for name, _ in set().union(*used)}
+    reasons: dict[str, str] = {}
+    for _, of_width, of_layers, _ in everyone:
+        # A use that adds nothing to the gradient, under `torch.no_grad`, leaves what the others show complete.
+        missing = {name: reason for name, reason in of_layers.items() if name not in analysed}
+        for name, reason in (*of_width.items(), *missing.items()):
+            add_reason(reasons, name, reason)
     if any(other != used[0] for other in used):
         raise ValueError(
             "The ranks' probe batches use different layers of the model, so that their sums cannot be formed. Pass "

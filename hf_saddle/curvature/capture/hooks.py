@@ -1,6 +1,7 @@
 """Forward hooks that hand over inputs and output gradients of affine layers while one backward pass runs."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ class Hooks:
 
     Attributes:
         calls (`dict[str, list[Call]]`): The uses of each layer in the forward pass that ran last.
-        skipped (`dict[str, str]`): Layers that cannot be analysed, with the reason.
+        skipped (`dict[str, str]`): Layers of which a use cannot be analysed, with the reason.
+        partial (`set[str]`): Those whose gradient has a part from that use, so that the other uses are not all of it.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Hooks:
         self._wanted = positions
         self.calls: dict[str, list[Call]] = {}
         self.skipped: dict[str, str] = {}
+        self.partial: set[str] = set()
         self._positions = Positions(None if described is None else described.decoder)
         gates = () if described is None or not width else described.gates
         self._recognised = Recognised()
@@ -128,6 +131,8 @@ class Hooks:
             reason = why_no_tokens(module, args[0], self._samples)
             if reason is not None:
                 self.skipped.setdefault(name, reason)
+                if torch.is_grad_enabled() and args[0].numel():
+                    self.partial.add(name)
                 return None
             inputs = args[0].detach()
             call, receive = None, None
@@ -137,7 +142,9 @@ class Hooks:
                 receive = depth_receiver(call, self.receive)
             tapped = tap(output, self._anchor, receive, inputs)
             if self.width:
-                found = Output(call, module, inputs, tapped._version, tapped if gated else None)
+                found = Output(
+                    call, module, inputs, tapped._version, tapped.shape, tapped.stride(), tapped if gated else None
+                )
                 self._outputs.add(tapped, found)
                 if gated:
                     self._gates.note(name, found)
@@ -174,7 +181,15 @@ class Hooks:
             norms = 0
             if module.weight is not None:
                 slope, norms = slope * module.weight.detach(), 2
-            behind = Output(found.call, found.module, found.inputs, output._version, slope=slope, norms=norms)
+            behind = replace(
+                found,
+                version=output._version,
+                shape=output.shape,
+                stride=output.stride(),
+                value=None,
+                slope=slope,
+                norms=norms,
+            )
             self._outputs.add(output, behind)
 
         return hook
