@@ -14,6 +14,7 @@ from .cifar_arms import (
     MIDDLE,
     RATE,
     SIZE,
+    SOONER,
     STACKED,
     SWEPT,
     TRIED,
@@ -27,7 +28,7 @@ from .statistics import text
 from .tables import Rows, by_arm, difference, measured, table
 
 
-PAIRS = tuple((found, other) for found in (STACKED, WIDENED, GROWING) for other in (MIDDLE, LARGEST))
+PAIRS = tuple((found, other) for found in (STACKED, SOONER, WIDENED, GROWING) for other in (MIDDLE, LARGEST))
 
 
 def cifar() -> list[str]:
