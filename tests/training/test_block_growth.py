@@ -42,6 +42,14 @@ def test_events_insert_blocks_within_their_budget(full):
     assert trained == {name for name, _ in model.named_parameters() if not config.freeze or name.startswith(new)}
 
 
+def test_plain_copies_are_a_kind_of_growth(tmp_path):
+    trainer = train(tmp_path, inserting(operator="block_stack", at=[3], event_budget=None, max_growth=2.0))
+    (event,) = events(trainer)
+    assert {block["how"] for block in event["blocks"]} == {"stack"}
+    assert trainer.model.config.num_hidden_layers == 2 + len(event["blocks"])
+    assert event["loss_after"] != event["loss_before"]
+
+
 # 2: before all; 3: right after the first event; 4: between; 6: right after the second; 9: after both.
 @pytest.mark.thinned(4)
 @pytest.mark.parametrize("step", [2, 3, 4, 6, 9])
