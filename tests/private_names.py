@@ -96,11 +96,14 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "_prepare_for_training",
         "_prepare_inputs",
         "_push_from_checkpoint",
+        "_remove_unused_columns",
         "_run_epoch",
         "_save_checkpoint",
     ),
     # The place of a model among those that are prepared, which names its files.
     "accelerate.Accelerator": ("_models",),
+    # What trainers collect in `compute_loss`, which passes of a probe are not to add to.
+    "trl.SFTTrainer": ("_metrics",),
     # The methods that a metric consists of.
     "evaluate.Metric": ("_compute", "_info"),
 }

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from .blocks import Orders
+from .growable import Growable
 
 
 # A mapping, and what it is to hold: under these names, or, where they are `None`, altogether.
@@ -130,7 +131,7 @@ def _leave_out_(twin: nn.Module, model: nn.Module) -> None:
         own = getattr(model, name, child)
         if own is None:
             setattr(twin, name, None)
-        elif own is not child:
+        elif own is not child and not isinstance(child, Growable):  # branches are told by the config
             _leave_out_(child, own)
 
 

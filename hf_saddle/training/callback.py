@@ -20,6 +20,7 @@ from .artefacts import share_artefacts
 from .checks.start_checks import Training, check_start
 from .course import Course
 from .events.followers import adopt_history_
+from .events.loss import metrics_aside
 from .reports import announce, describe, growth_metrics, say, size_metrics
 from .resuming.held import Held
 from .resuming.trainer_state import check_given, left_out, note_changes, saved_history
@@ -230,7 +231,8 @@ class GrowthCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             state.log_history.append(metrics | now)
             return
         due = control.should_log  # a log clears it, but the one of this step is still to come
-        self.trainer.log(metrics)
+        with metrics_aside(self.trainer):
+            self.trainer.log(metrics)
         control.should_log = due
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

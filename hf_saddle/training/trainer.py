@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer
-from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN
+from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
 from transformers.utils import CONFIG_NAME
 
@@ -17,7 +17,7 @@ from ..hub import ModelCardMixin
 from ..models.json_files import read_json
 from ..models.loading import fit_blocks_
 from .callback import GrowthCallback
-from .resuming.checkpoints import discard, last_whole_checkpoint, missing_parts, write_manifest
+from .resuming.checkpoints import check_filled, discard, last_whole_checkpoint, missing_parts, write_manifest
 from .resuming.restart import note_start
 from .sharding.trainer_sharded import SHARDED_OPTIMIZER, before_sharding_, save_shapes
 from .wrappers import renew_wrapper_
@@ -109,15 +109,7 @@ class GrowthTrainer(ModelCardMixin, Trainer):  # type: ignore[misc]
             ) from error
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        # Of tied weights only one is saved.
-        named = dict(self.model.named_parameters(remove_duplicate=False))
-        filled = {named[name] for name in named.keys() - set(load_result.missing_keys)}
-        missing = [name for name in load_result.missing_keys if named.get(name) not in filled]
-        if missing or load_result.unexpected_keys:
-            raise ValueError(
-                f"The checkpoint does not fill the model: missing {missing[:5]}, not used "
-                f"{load_result.unexpected_keys[:5]}. It belongs to a model of another class or head."
-            )
+        check_filled(self.model, load_result)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # From a checkpoint of the last step, in the middle of an epoch, `Trainer` would train one step more.
@@ -148,6 +140,8 @@ class GrowthTrainer(ModelCardMixin, Trainer):  # type: ignore[misc]
             super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
+        if self.args.should_save:
+            torch.save(self.args, Path(folder, TRAINING_ARGS_NAME))  # with its limit
         if self.is_fsdp_enabled and self.args.should_save:
             save_shapes(self.model, folder)
         self.accelerator.wait_for_everyone()

@@ -19,6 +19,7 @@ from ..growth.records.timing_record import Timing
 from ..models.modeling_saddle import GrowablePreTrainedModel
 from .distributed import Replicas
 from .events.event import growth_event_
+from .events.loss import metrics_aside
 from .events.probe import event_seed, private_randomness
 from .events.timed import time_growth
 from .reports import lr_ratio
@@ -59,7 +60,8 @@ def trainer_event_(
     silent = args.disable_tqdm or not state.is_world_process_zero
     # Analysis of all samples, or of one half, scores, and a trial on the other half; and the loss afterwards.
     total = sum(map(sample_count, batches)) * (3 if config.judged else 2)
-    with tqdm(total=total, desc="Growth", delay=_BAR_DELAY_SECONDS, leave=False, disable=silent) as bar:
+    progress = tqdm(total=total, desc="Growth", delay=_BAR_DELAY_SECONDS, leave=False, disable=silent)
+    with metrics_aside(trainer), progress as bar:
         place: dict[str, Any] = {
             "event": event,
             "step": state.global_step,
@@ -89,7 +91,7 @@ def time_training(
     """[`time_growth`] on samples of the training, by its loss. All processes have to call this."""
     replicas = Replicas.of(model if trainer is None else trainer.model_wrapped)
     batches, loss = training_probe(model, loader, config, 0, trainer, loss, probe_dataset)
-    with private_randomness(event_seed(config, 0)):
+    with metrics_aside(trainer), private_randomness(event_seed(config, 0)):
         return time_growth(model, batches[0], config, loss, replicas)
 
 

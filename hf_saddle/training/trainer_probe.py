@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
@@ -13,6 +14,11 @@ from .distributed import Replicas
 from .events.loss import training_loss
 from .events.probe import event_seed, private_randomness, probe_batches
 from .sampling import makes_batches, training_indices
+
+
+def collator_of(loader: Any, trainer: Trainer | None) -> Any:
+    """What makes batches of samples in a training."""
+    return loader.collate_fn if trainer is None or makes_batches(loader) else trainer.data_collator
 
 
 def training_probe(
@@ -37,7 +43,9 @@ def training_probe(
         read = partial(training_indices, loader, config, event=event)
         # Of the first process: a sampler may know its rank.
         indices = replicas.from_first(replicas.together("Reading the sampler", read))
-    collate_fn = loader.collate_fn if trainer is None or makes_batches(loader) else trainer.data_collator
+    elif trainer is not None and isinstance(dataset, Dataset):
+        dataset = trainer._remove_unused_columns(dataset, description="probe")  # as `Trainer` does with its own
+    collate_fn = collator_of(loader, trainer)
 
     def draw() -> list[Any]:
         batches = probe_batches(

@@ -9,8 +9,9 @@ from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
 from accelerate.utils import DistributedType, set_seed
 from torch.utils.data import DataLoader
 from training_cases import Images, assert_same_optimizer, assert_same_weights, growth, tiny
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, GPT2Config, GPT2LMHeadModel
 
+from hf_saddle import growable
 from hf_saddle.growth import GrowthHistory
 from hf_saddle.training import growth_event_, probe_batches, register_growth_checkpointing
 from hf_saddle.training.wrappers import unwrap
@@ -129,6 +130,26 @@ def test_a_checkpoint_is_a_model(whole):
     assert_same_weights(model, loop.model)
     assert model.growth_history == loop.model.growth_history
     assert not (folder / "2" / "growth_history.json").exists()
+
+
+def test_tied_weights_come_back_tied(tmp_path):
+    texts = torch.arange(32).view(4, 8) % 20
+    loops = []
+    for growing in (True, False):
+        model = growable(GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=20, n_positions=8)))
+        accelerator = Accelerator(cpu=True)
+        model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-2))
+        register_growth_checkpointing(accelerator, model, optimizer)
+        if growing:
+            batches = [{"input_ids": texts, "labels": texts}] * 4
+            growth_event_(model, optimizer, batches, growth(at=[1], significance=0.0), event=0, step=1)
+            accelerator.save_state(tmp_path)
+        else:
+            accelerator.load_state(tmp_path)
+        loops.append(model.eval())
+    assert len(GrowthHistory.from_model(loops[1])) == 1
+    assert loops[1].lm_head.weight is loops[1].transformer.wte.weight
+    assert torch.equal(loops[0](input_ids=texts).logits, loops[1](input_ids=texts).logits)
 
 
 def test_a_checkpoint_without_registration_is_refused_before_anything_is_loaded(tmp_path):

@@ -215,6 +215,19 @@ def test_resuming_from_a_damaged_checkpoint_is_refused(saved):
         train(saved / "empty", growth(), True)
 
 
+def test_weights_alone_are_a_whole_checkpoint_of_a_plain_trainer(tmp_path):
+    train(tmp_path, trainer_class=Trainer, save_only_model=True, **SAVING | {"save_steps": 6})
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
+    assert train(tmp_path, growth(), str(tmp_path / "checkpoint-6")).state.global_step == 12
+
+
+def test_a_checkpoint_has_the_arguments_of_its_training(tmp_path):
+    train(tmp_path, save_total_limit=2, **SAVING)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-11", "checkpoint-12"]
+    args = torch.load(tmp_path / "checkpoint-12" / "training_args.bin", weights_only=False)
+    assert args.save_total_limit == 2
+
+
 def test_a_checkpoint_of_another_model_is_refused(saved, full):
     other = tiny("deit")
     with pytest.raises(ValueError, match="[Cc]heckpoint"):

@@ -42,6 +42,32 @@ def test_the_probe_does_not_disturb_a_training_that_takes_labels_out_of_the_batc
     assert_same_weights(trainer.model, without.model)
 
 
+class Collecting(GrowthTrainer):
+    """Means over the passes since the last entry of the log, as TRL's trainers have them."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._metrics = {"train": [], "eval": []}
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        self._metrics["train" if model.training else "eval"].append(float(len(inputs["labels"])))
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def log(self, logs, start_time=None):
+        mode = "train" if self.model.training else "eval"
+        super().log({**logs, f"{mode}_passes": float(len(self._metrics[mode]))}, start_time)
+        self._metrics[mode].clear()
+
+
+def test_passes_of_the_probe_are_no_evaluation(tmp_path):
+    fields = {"eval_dataset": Images(16), "eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 4}
+    trainer = train(tmp_path, growth(at=[3]), trainer_class=Collecting, max_steps=6, **fields)
+    log = trainer.state.log_history
+    assert len(events(trainer)) == 1
+    assert {entry["eval_passes"] for entry in log if "eval_loss" in entry} == {4.0}
+    assert {entry["train_passes"] for entry in log if "loss" in entry} == {1.0}
+
+
 # ---------------------------------------------------------------------------------------------- what cannot be reached
 def assert_refused(trainer, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -14,6 +15,7 @@ from torch.utils.data import (
     SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
+    default_collate,
 )
 from training_cases import Images, Stream, assert_same_weights, events, growth, losses, no_growth, train, trainer_for
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -211,6 +213,40 @@ def test_the_data_are_not_copied():
 
     data = Large()
     assert training_indices(DataLoader(data, batch_size=8), growth()) == list(range(64))
+
+
+class Collating(Images):
+    """A data set that makes its batches."""
+
+    def __deepcopy__(self, memo):
+        raise TypeError("cannot copy a connection")
+
+    def collate(self, samples):
+        return default_collate(samples)
+
+
+def test_what_collates_may_belong_to_the_data_but_must_be_copied_otherwise(tmp_path):
+    data = Collating()
+    (event,) = events(train(tmp_path, growth(at=[3]), train_dataset=data, data_collator=data.collate, max_steps=6))
+    assert event["layers"]
+    trainer = trainer_for(tmp_path, growth(at=[3]), train_dataset=Collating(), data_collator=data.collate, max_steps=6)
+    with pytest.raises(ValueError, match="collates.*cannot be copied.*connection"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_a_probe_has_the_columns_that_the_training_has(tmp_path):
+    images = Images()
+    columns = {"pixel_values": images.pixels.tolist(), "labels": images.labels.tolist(), "text": ["a"] * 64}
+    data = Dataset.from_dict(columns)
+
+    def stacked(samples):
+        return {name: torch.tensor([sample[name] for sample in samples]) for name in samples[0]}
+
+    callback = GrowthCallback(growth(at=[3]), probe_dataset=data.select(range(32)))
+    fields = {"train_dataset": data, "data_collator": stacked, "max_steps": 6}
+    (event,) = events(train(tmp_path, callbacks=[callback], **fields))
+    assert event["layers"]
 
 
 # ---------------------------------------------------------------------------------------------- what cannot be reached

@@ -12,8 +12,9 @@ from transformers.training_args import ParallelMode
 from ...curvature.loss import Loss
 from ...growth import GrowthConfig
 from ..distributed import SUPPORTED
-from ..events.probe import open_stream
+from ..events.probe import copied_collator, open_stream
 from ..sampling import makes_batches, training_indices
+from ..trainer_probe import collator_of
 
 
 logger = logging.getLogger(__name__)
@@ -115,6 +116,7 @@ def _check_data(loader: Any, trainer: Trainer | None, probe_dataset: Any, config
             "`probe_dataset` to GrowthCallback, some training samples, which `data_collator` of the trainer collates; "
             "in a plain Trainer with `trainer=trainer`."
         )
+    copied_collator(collator_of(loader, trainer), getattr(loader, "dataset", None))
     if probe_dataset is None:
         training_indices(loader, config)
         if isinstance(loader.dataset, IterableDataset):

@@ -1,7 +1,8 @@
 """The loss of a training as the probe measures it: what its `Trainer` logs for the same samples."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +11,21 @@ from transformers import Trainer
 from ...curvature.loss import Loss
 from ...curvature.ranks import Ranks
 from ...curvature.samples import sample_count
+
+
+@contextmanager
+def metrics_aside(trainer: Trainer | None) -> Iterator[None]:
+    """
+    Leave the metrics alone that a trainer collects in `compute_loss` and clears in `log`, as those of TRL do: what the
+    probe adds is no evaluation, and an entry of growth does not take those of the step.
+    """
+    known = {} if trainer is None else vars(trainer)
+    kept = copy.deepcopy(known.get("_metrics"))
+    try:
+        yield
+    finally:
+        if kept is not None:
+            known["_metrics"] = kept
 
 
 def training_loss(trainer: Trainer, batches: Sequence[Any], ranks: Ranks) -> Loss:

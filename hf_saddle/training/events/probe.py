@@ -91,10 +91,25 @@ def probe_batches(
             )
         # Neighbours stay together: one process with all samples has them in the order of ranks.
         drawn = drawn[rank * len(drawn) // world_size : (rank + 1) * len(drawn) // world_size]
-        loader = DataLoader(
-            source, batch_size=config.probe_batch_size, sampler=drawn, collate_fn=copy.deepcopy(collate_fn)
-        )
+        own = copied_collator(collate_fn, dataset)
+        loader = DataLoader(source, batch_size=config.probe_batch_size, sampler=drawn, collate_fn=own)
         return [send_to_device(batch, device) for batch in loader]
+
+
+def copied_collator(collate_fn: Any, dataset: Any) -> Any:
+    """
+    A copy of what collates, which draws random numbers of its own; where that belongs to the data set, not of this.
+
+    Raises:
+        ValueError: If it cannot be copied.
+    """
+    try:
+        return copy.deepcopy(collate_fn, {id(dataset): dataset})
+    except TypeError as error:
+        raise ValueError(
+            f"What collates the training data cannot be copied ({error}), and the probe must not change its state. "
+            "Make it a function, or an object without open files, connections and locks."
+        ) from error
 
 
 def open_stream(dataset: Any) -> Iterator[Any]:

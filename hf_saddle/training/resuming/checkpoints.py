@@ -4,8 +4,10 @@ import os
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
@@ -65,6 +67,23 @@ def last_whole_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
     return None
 
 
+def check_filled(model: nn.Module, result: Any) -> None:
+    """
+    Verify that the weights of a checkpoint are all that a model has, from what a load that was not strict returned.
+
+    Raises:
+        ValueError: If some are missing, but for tied weights, of which one is saved, or unexpected.
+    """
+    named = dict(model.named_parameters(remove_duplicate=False))
+    filled = {named[name] for name in named.keys() - set(result.missing_keys)}
+    missing = [name for name in result.missing_keys if named.get(name) not in filled]
+    if missing or result.unexpected_keys:
+        raise ValueError(
+            f"The checkpoint does not fill the model: missing {missing[:5]}, not used {result.unexpected_keys[:5]}. "
+            "It belongs to a model of another class or head."
+        )
+
+
 def discard(folder: str | os.PathLike[str]) -> None:
     """Remove a checkpoint such that it is never taken for whole while it is being removed."""
     root = Path(folder)
@@ -84,8 +103,10 @@ def _unreadable(root: Path) -> list[str]:
         except ValueError:
             names = [SAFE_WEIGHTS_INDEX_NAME]
     bad += [name for name in names if not _is_safetensors(root / name)]
-    random_states = sorted(path.name for path in root.glob("rng_state*.pth")) or ["rng_state.pth"]
-    pickles = [OPTIMIZER_NAME, SCHEDULER_NAME, *random_states]
+    random_states = sorted(path.name for path in root.glob("rng_state*.pth"))
+    pickles = [OPTIMIZER_NAME, SCHEDULER_NAME, *(random_states or ["rng_state.pth"])]
+    if not random_states and not any((root / name).exists() for name in pickles):
+        return bad  # of `save_only_model`
     return bad + [name for name in pickles if not zipfile.is_zipfile(root / name)]
 
 

@@ -19,6 +19,7 @@ from ...models.loading import fit_blocks_
 from ..checks.model_checks import check_growable
 from ..distributed import SUPPORTED
 from ..wrappers import find_ddp, unwrap
+from .checkpoints import check_filled
 from .rebind import rebind_
 from .trainer_state import saved_history
 
@@ -72,7 +73,7 @@ def register_growth_checkpointing(accelerator: Accelerator, model: nn.Module, op
         config = type(inner.config).from_pretrained(_beside(folder, place))
         held = dict(inner.named_parameters())
         fit_blocks_(inner, config)
-        inner.load_state_dict(_read_weights(folder, place))
+        check_filled(inner, inner.load_state_dict(_read_weights(folder, place), strict=False))
         inner.growth_history, inner.config.skip_unit = history, config.skip_unit
         known = GrowthHistory.from_model(inner)
         known.check(inner)
