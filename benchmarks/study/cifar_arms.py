@@ -80,7 +80,6 @@ def grows(name: str, way: str = "measured", epochs: int = BUDGET_EPOCHS, **field
 
 GROWING = grows("growth")
 WIDENED = grows("growth, width", criterion="width", **FILLED)
-ALL_KINDS = grows("growth of blocks, heads and neurons", operator="any")
 UNEVEN = grows("uneven halves", way="uneven")
 SMALLEST, MIDDLE, LARGEST = UNIFORM = tuple(
     uniform(shape, BUDGET_EPOCHS, RATE) for shape in (SMALL, cifar_shape(64), LARGE)
@@ -98,7 +97,7 @@ TRIALS = (
     GROWING,
     UNEVEN,
     grows("growth, all that the size allows", **FILLED),
-    ALL_KINDS,
+    grows("growth of blocks, heads and neurons", operator="any"),
     SHALLOW,
     replace(MIDDLE, name=f"{MIDDLE.name}, 3 blocks", shape=MIDDLE.shape | {"num_hidden_layers": 3}),
     *STACKS,

@@ -1,12 +1,13 @@
 """The report's section on CIFAR-100: at which budget the larger model wins, and growth there, in equal seconds."""
 
-from itertools import permutations
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from .cifar_arms import (
     BUDGET_EPOCHS,
+    FINAL,
     GROWING,
     HIGHER,
     LARGEST,
@@ -98,14 +99,15 @@ def reached(row: dict[str, Any], target: float) -> dict[str, float] | None:
 def _reached(arms: dict[str, Rows]) -> list[str]:
     """What the arms spend until they have the validation loss with which uniform models end."""
     body = []
-    for (target, goals), (name, rows) in permutations(arms.items(), 2):
-        if target not in (MIDDLE.name, LARGEST.name):
+    budgets = {arm.name: arm.budget for arm in (*FINAL, SOONER)}
+    for target, name in product((MIDDLE.name, LARGEST.name), arms):
+        if name == target:
             continue
-        ends = {row["seed"]: row for row in goals}
-        common = [row for row in rows if row["seed"] in ends]
+        ends = {row["seed"]: row for row in arms.get(target, [])}
+        common = [row for row in arms[name] if row["seed"] in ends]
         found = {row["seed"]: reached(row, ends[row["seed"]]["validation"]["loss"]) for row in common}
         known = {seed: point for seed, point in found.items() if point is not None}
-        seconds = [point["share"] for point in known.values()]
+        seconds = [point["share"] * budgets[name] / budgets[target] for point in known.values()]
         macs = [point["macs"] / ends[seed]["total_macs"] for seed, point in known.items()]
         body.append((target, name, f"{len(known)} of {len(common)}", text(seconds), text(macs)))
     header = ("loss of", "reached by", "seeds", "share of the seconds", "of its multiply-accumulates")

@@ -67,20 +67,19 @@ def _label_count(model: nn.Module, batch: Any) -> int | None:
         return None
     # Adapters and `torch.compile` wrap it.
     inner = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
-    if inner is None or inner.config.is_encoder_decoder:
-        return int((labels != IGNORED).sum())
-    reduction = getattr(inner.config, "ctc_loss_reduction", None)
-    if reduction == "sum":
-        raise ValueError(
-            "`ctc_loss_reduction` is 'sum', and the analysis needs the mean over samples. Set "
-            "`model.config.ctc_loss_reduction = 'mean'`."
-        )
-    if reduction is not None:
-        return None
-    if batch.get("shift_labels") is not None:
-        labels = batch["shift_labels"]
-    elif inner.loss_function is ForCausalLMLoss:
-        labels = labels[:, 1:]  # the first token is not predicted
+    if inner is not None and not inner.config.is_encoder_decoder:
+        reduction = getattr(inner.config, "ctc_loss_reduction", None)
+        if reduction == "sum":
+            raise ValueError(
+                "`ctc_loss_reduction` is 'sum', and the analysis needs the mean over samples. Set "
+                "`model.config.ctc_loss_reduction = 'mean'`."
+            )
+        if reduction is not None:
+            return None
+        if batch.get("shift_labels") is not None:
+            labels = batch["shift_labels"]
+        elif inner.loss_function is ForCausalLMLoss:
+            labels = labels[:, 1:]  # the first token is not predicted
     return int((labels != IGNORED).sum())
 
 

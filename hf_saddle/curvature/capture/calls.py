@@ -106,10 +106,7 @@ class Output:
         if (tensor.shape, tensor.stride()) == (self.shape, self.stride):
             return True
         of_tokens = not isinstance(self.module, nn.Conv2d)
-        whole = of_tokens and tensor.shape[-1] == neuron_count(self.module) and tensor.is_contiguous()
-        if self.call is not None and not whole:
-            self.call.reshaped = True
-        return whole
+        return of_tokens and tensor.shape[-1] == neuron_count(self.module) and tensor.is_contiguous()
 
 
 def why_no_tokens(module: Affine, inputs: Tensor, samples: int) -> str | None:
@@ -121,12 +118,7 @@ def why_no_tokens(module: Affine, inputs: Tensor, samples: int) -> str | None:
         )
     if inputs.numel() == 0:
         return "gets no tokens"
-    if not is_grouped(module, inputs, samples):
+    shaped = inputs.dim() == 4 if isinstance(module, nn.Conv2d) else inputs.dim() > 1
+    if not shaped or inputs.shape[0] % samples:
         return f"its input of shape {tuple(inputs.shape)} is not grouped by the {samples} samples of the batch"
     return None
-
-
-def is_grouped(module: Affine, inputs: Tensor, samples: int) -> bool:
-    """Whether inputs belong to the samples of the batch, in order."""
-    shaped = inputs.dim() == 4 if isinstance(module, nn.Conv2d) else inputs.dim() > 1
-    return shaped and inputs.shape[0] % samples == 0

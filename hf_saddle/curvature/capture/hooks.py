@@ -168,10 +168,19 @@ class Hooks:
             pre_activation_square=pre_activation_square(output, module, rows),
         )
 
+    def _read(self, args: tuple[Any, ...]) -> Output | None:
+        """What a layer answered that a module reads, with the same axes; of other axes the layer is told."""
+        found: Output | None = self._outputs.get(args[0]) if args else None
+        if found is None or found.is_whole(args[0]):
+            return found
+        if found.call is not None:
+            found.call.reshaped = True
+        return None
+
     def _norm_hook(self, name: str) -> Callable[..., Any]:
         def hook(module: nn.BatchNorm2d, args: tuple[Any, ...], output: Tensor) -> None:
-            found = self._outputs.get(args[0]) if args else None
-            if found is None or not found.is_whole(args[0]):
+            found = self._read(args)
+            if found is None:
                 return
             if module.training or module.running_var is None or module.running_mean is None:
                 if found.call is not None:
@@ -196,8 +205,8 @@ class Hooks:
 
     def _activation_hook(self, name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            found: Output | None = self._outputs.get(args[0]) if args else None
-            if found is None or not torch.is_grad_enabled() or not found.is_whole(args[0]):
+            found = self._read(args) if torch.is_grad_enabled() else None
+            if found is None:
                 return None
             call = found.call
             same_memory = isinstance(output, Tensor) and output.data_ptr() == args[0].data_ptr()
