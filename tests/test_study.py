@@ -257,8 +257,8 @@ def test_an_arm_takes_the_rate_of_its_lowest_loss(monkeypatch):
             (f"16 epochs, weights from 0.125, 0.003: {middle}", 3e-3, 2.4),
             (f"16 epochs, weights from 0.02, 0.001: {middle}", 1e-3, 2.0),  # another start
         ],
-        "cifar_trials": [(width, 3e-3, 2.5)],
-        "cifar_tuning": [(f"{middle}, 0.006", 6e-3, 2.3), (f"{width}, 0.006", 6e-3, 2.6)],
+        "cifar_trials": [(width, 3e-3, 2.5), ("growth", 3e-3, 2.7)],
+        "cifar_tuning": [(f"{middle}, 0.006", 6e-3, 2.3), (f"{width}, 0.006", 6e-3, 2.6), ("growth, 0.006", 6e-3, 2.6)],
     }
     monkeypatch.setattr(
         cifar_arms,
@@ -267,6 +267,8 @@ def test_an_arm_takes_the_rate_of_its_lowest_loss(monkeypatch):
     )
     rates = {arm.name: cifar_arms.at_best_rate(arm).learning_rate for arm in cifar_arms.FINAL}
     assert rates[middle] == 6e-3 and rates[width] == rates[cifar_arms.LARGEST.name] == 3e-3
+    assert rates[cifar_arms.ANY.name] == rates[cifar_arms.GROWING.name] == 6e-3
+    assert rates[cifar_arms.RANDOM.name] == rates[width]  # of the arms from which they differ in one thing
 
 
 def test_directions_that_are_alike_are_known():

@@ -67,9 +67,12 @@ def cifar_budgets() -> Iterator[Run]:
 
 # ----------------------------------------------------------------------------- where the large one wins
 BUDGET_EPOCHS, RATE = 16, 3e-3
+# Beside the rate of the budgets and trials. Stacking takes that of the model it ends as, which is the same.
+LOWER, HIGHER = 1.5e-3, 6e-3
 MOMENTS = (0.1, 0.25, 0.4)
 PROBE = {"probe_samples": 2_048, "probe_batch_size": 256}
 SIZE = 220_068  # parameters of the large model
+STACKED_SIZE = 120_996  # of the middle one
 
 
 def grows(name: str, way: str = "measured", epochs: int = BUDGET_EPOCHS, **fields: Any) -> Arm:
@@ -80,27 +83,40 @@ def grows(name: str, way: str = "measured", epochs: int = BUDGET_EPOCHS, **field
 
 GROWING = grows("growth")
 WIDENED = grows("growth, width", criterion="width", **FILLED)
+RANDOM = grows("growth, width, random in the same linears", way="matched", criterion="width", **FILLED)
+ANY = grows("growth of blocks, heads and neurons", operator="any")
 UNEVEN = grows("uneven halves", way="uneven")
-SMALLEST, MIDDLE, LARGEST = UNIFORM = tuple(
-    uniform(shape, BUDGET_EPOCHS, RATE) for shape in (SMALL, cifar_shape(64), LARGE)
+SMALLEST, MIDDLE, WIDER, LARGEST = UNIFORM = tuple(
+    uniform(shape, BUDGET_EPOCHS, RATE) for shape in (SMALL, cifar_shape(64), cifar_shape(128), LARGE)
 )
-SHALLOW = replace(MIDDLE, name=f"{MIDDLE.name}, 2 blocks", shape=MIDDLE.shape | {"num_hidden_layers": 2})
+ONE, SHALLOW, THREE = (
+    replace(MIDDLE, name=f"{MIDDLE.name}, {name}", shape=MIDDLE.shape | {"num_hidden_layers": blocks})
+    for name, blocks in (("1 block", 1), ("2 blocks", 2), ("3 blocks", 3))
+)
 # Every block is followed by a plain copy of itself, once this share of the budget is spent.
 STACKS = tuple(
     replace(SHALLOW, name=f"2 blocks, stacked to 4 at {share:g}", events=(share,), growth=PROBE, way="stacked")
     for share in (0.2, 0.4, 0.6)
 )
 STACKED = STACKS[1]
+SILENT = replace(
+    STACKED, name="2 blocks, silent copies at 0.4", growth=PROBE | {"max_parameters": STACKED_SIZE}, way="even"
+)
+TWICE = replace(ONE, name="1 block, stacked at 0.15 and 0.45", events=(0.15, 0.45), growth=PROBE, way="stacked")
+FASTER = replace(STACKED, name=f"{STACKED.name}, {HIGHER:g}", learning_rate=HIGHER)
 TRIALS = (
     grows("growth with 32 epochs", epochs=32),
     WIDENED,
     GROWING,
     UNEVEN,
     grows("growth, all that the size allows", **FILLED),
-    grows("growth of blocks, heads and neurons", operator="any"),
+    ANY,
     SHALLOW,
-    replace(MIDDLE, name=f"{MIDDLE.name}, 3 blocks", shape=MIDDLE.shape | {"num_hidden_layers": 3}),
+    THREE,
     *STACKS,
+    TWICE,
+    SILENT,
+    FASTER,
 )
 
 
@@ -109,16 +125,17 @@ def cifar_trials() -> Iterator[Run]:
     yield from ((found.name, TUNING_SEED, partial(run, found, TUNING_SEED)) for found in TRIALS)
 
 
-# Beside the rate of the budgets and trials. Stacking takes that of the model it ends as, which is the same.
-LOWER, HIGHER = 1.5e-3, 6e-3
 SWEPT = (
     *((found, rate) for found in (MIDDLE, LARGEST) for rate in (LOWER, HIGHER)),
     *((found, HIGHER) for found in (WIDENED, GROWING)),
 )
-# What is tested: uniform models, blocks by stacking, width by curvature, and the default options.
-FINAL = (MIDDLE, STACKED, LARGEST, WIDENED, GROWING)
 # Is the loss of the uniform model reached sooner?
 SOONER = replace(STACKED, name=f"{STACKED.name}, 70 % of the seconds", budget=0.7 * STACKED.budget)
+# What is tested: uniform models, blocks by stacking, width by curvature and at random, the default options, and all
+# that can grow.
+FINAL = (MIDDLE, STACKED, LARGEST, WIDENED, GROWING, SOONER, THREE, WIDER, RANDOM, ANY)
+# Arms that take the rate of another, from which they differ in one thing.
+RATE_OF = {RANDOM.name: WIDENED, ANY.name: GROWING}
 
 
 def cifar_tuning() -> Iterator[Run]:
@@ -139,12 +156,12 @@ def tuned_losses(found: Arm) -> dict[float, float]:
 
 def at_best_rate(found: Arm) -> Arm:
     """The arm at the rate of its lowest validation loss."""
-    losses = tuned_losses(found)
+    losses = tuned_losses(RATE_OF.get(found.name, found))
     return replace(found, learning_rate=min(losses, key=losses.__getitem__, default=RATE))
 
 
 def cifar() -> Iterator[Run]:
     """The final arms at their best rates, with seeds that nothing was chosen by: five, and ten of what may win."""
     for seed in range(80, 90):
-        for found in (*FINAL, SOONER) if seed < 85 else (MIDDLE, STACKED):
+        for found in FINAL if seed < 85 else (MIDDLE, STACKED):
             yield found.name, seed, partial(run, replace(at_best_rate(found), test=True), seed)

@@ -117,7 +117,18 @@ CLAIMS = (
             ("stacking with 70 % of the seconds", cifar_arms.SOONER),
             ("growth", cifar_arms.GROWING),
             ("growth, width", cifar_arms.WIDENED),
+            ("growth of blocks, heads and neurons", cifar_arms.ANY),
         )
+    ),
+    *(
+        Claim(f"stacking better than a uniform model with {what} on CIFAR-100", "cifar", cifar_arms.STACKED.name, other.name)
+        for what, other in (("3 blocks", cifar_arms.THREE), ("MLPs 128 wide", cifar_arms.WIDER))
+    ),
+    Claim(
+        "growth, width, better than random splits on CIFAR-100",
+        "cifar",
+        cifar_arms.WIDENED.name,
+        cifar_arms.RANDOM.name,
     ),
     Claim("new units alone forget less than full fine-tuning", "expansion", GROWN, FULL, figure="forgetting"),
     *(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from .cifar_arms import (
+    ANY,
     BUDGET_EPOCHS,
     FINAL,
     GROWING,
@@ -13,13 +14,16 @@ from .cifar_arms import (
     LARGEST,
     LOWER,
     MIDDLE,
+    RANDOM,
     RATE,
     SIZE,
     SOONER,
     STACKED,
     SWEPT,
+    THREE,
     TRIED,
     WIDENED,
+    WIDER,
     budget_name,
     tuned_losses,
 )
@@ -29,7 +33,11 @@ from .statistics import text
 from .tables import Rows, by_arm, difference, measured, table
 
 
-PAIRS = tuple((found, other) for found in (STACKED, SOONER, WIDENED, GROWING) for other in (MIDDLE, LARGEST))
+PAIRS = (
+    *product((STACKED, SOONER, WIDENED, GROWING, ANY), (MIDDLE, LARGEST)),
+    *product((STACKED,), (THREE, WIDER)),
+    (WIDENED, RANDOM),
+)
 
 
 def cifar() -> list[str]:
@@ -99,7 +107,7 @@ def reached(row: dict[str, Any], target: float) -> dict[str, float] | None:
 def _reached(arms: dict[str, Rows]) -> list[str]:
     """What the arms spend until they have the validation loss with which uniform models end."""
     body = []
-    budgets = {arm.name: arm.budget for arm in (*FINAL, SOONER)}
+    budgets = {arm.name: arm.budget for arm in FINAL}
     for target, name in product((MIDDLE.name, LARGEST.name), arms):
         if name == target:
             continue

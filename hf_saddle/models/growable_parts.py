@@ -83,13 +83,14 @@ class GrowableParts(PreTrainedModel):
 
     def check_linears(self, sharded: bool = False) -> None:
         """
-        Verify that the growable linears are as they were built: not wrapped, exchanged or quantised.
+        Verify that the growable linears are as they were built: not wrapped, exchanged, quantised or offloaded.
 
         Args:
             sharded (`bool`, *optional*, defaults to `False`): Whether their weights may be shards (FSDP2).
 
         Raises:
-            ValueError: If an adapter or a quantiser has taken the place of one. The message tells what to do.
+            ValueError: If an adapter or a quantiser has taken the place of one, or its weights are fetched for each
+                forward pass. The message tells what to do.
         """
         for site in self.linear_places():
             path, module, linear = site.path, site.module, linear_at(site.path, site.module)
@@ -106,6 +107,12 @@ class GrowableParts(PreTrainedModel):
                 raise ValueError(
                     f"The weights of {path} are no plain tensors but {type(weight).__name__}, and cannot be "
                     "changed. Change the model as it was before it was quantised or sharded."
+                )
+            # As accelerate leaves it; a model that is on meta as a whole is one of shapes only, and may change.
+            if weight.is_meta and "forward" in vars(linear):
+                raise ValueError(
+                    f"The weights of {path} are not in memory but fetched for each forward pass (`device_map` with "
+                    "layers that are offloaded), and would come back in the old shape. Load the model without."
                 )
 
     def shapes(self) -> Shapes:

@@ -6,7 +6,7 @@ from families_cases import assert_equal, every_family, grown_model, inputs, outp
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.distributed import DistributedConfig
 
-from hf_saddle import growable
+from hf_saddle import GrowthPlan, analyze_curvature, grow_, growable
 from hf_saddle.models.loading import check_files
 
 
@@ -44,6 +44,10 @@ def test_layers_that_lie_on_disk_compute_the_same(name, tmp_path):
     found, wanted = outputs(again, inputs(name)), outputs(model, inputs(name))
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     assert again.shapes() == model.shapes()
+    with pytest.raises(ValueError, match="not in memory .*Load the model without"):
+        grow_(again, GrowthPlan())
+    with pytest.raises(ValueError, match="not in memory .*load the model without"):
+        analyze_curvature(again, [inputs(name)], "width")
     with pytest.raises(ValueError, match="`offload_buffers=True`.*Leave it out"):
         type(model).from_pretrained(tmp_path / "saved", **options, offload_buffers=True)
 

@@ -41,6 +41,8 @@ def choose(
         module = modules[name]
         if uses[id(module.weight)] > 1:
             skipped[name] = "its weight is tied to another module's, which growing one of them would undo"
+        elif module.weight.is_meta:
+            skipped[name] = "its weight is not in memory (offloaded by `device_map`): load the model without"
         elif names is None and not any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
             skipped[name] = "its parameters are frozen (name it in `linears` to analyse it all the same)"
         else:
