@@ -258,7 +258,11 @@ def test_an_arm_takes_the_rate_of_its_lowest_loss(monkeypatch):
             (f"16 epochs, weights from 0.02, 0.001: {middle}", 1e-3, 2.0),  # another start
         ],
         "cifar_trials": [(width, 3e-3, 2.5), ("growth", 3e-3, 2.7)],
-        "cifar_tuning": [(f"{middle}, 0.006", 6e-3, 2.3), (f"{width}, 0.006", 6e-3, 2.6), ("growth, 0.006", 6e-3, 2.6)],
+        "cifar_tuning": [
+            (f"{middle}, 0.006", 6e-3, 2.3),
+            (f"{width}, 0.006", 6e-3, 2.6),
+            ("growth, 0.006", 6e-3, 2.6),
+        ],
     }
     monkeypatch.setattr(
         cifar_arms,

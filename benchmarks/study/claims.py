@@ -121,7 +121,12 @@ CLAIMS = (
         )
     ),
     *(
-        Claim(f"stacking better than a uniform model with {what} on CIFAR-100", "cifar", cifar_arms.STACKED.name, other.name)
+        Claim(
+            f"stacking better than a uniform model with {what} on CIFAR-100",
+            "cifar",
+            cifar_arms.STACKED.name,
+            other.name,
+        )
         for what, other in (("3 blocks", cifar_arms.THREE), ("MLPs 128 wide", cifar_arms.WIDER))
     ),
     Claim(
