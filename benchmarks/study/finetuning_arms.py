@@ -12,6 +12,8 @@ RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 HEAD_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 # Where the best was at an end of these, the range was extended.
 FURTHER = {
+    "LoRA, ranks by gradient": (1e-5, 3e-5, 1e-4),
+    "AdaLoRA": (1e-5, 3e-5, 1e-4),
     "zero gain": (3e-2, 1e-1),
     "zero gain, random": (3e-2, 1e-1),
     "zero gain, whitened": (3e-2, 1e-1),

@@ -65,7 +65,8 @@ class GrowthConfig(Limits):
             Train only inserted blocks from the first event on; for the operators of blocks.
         selection (`str`, *optional*, defaults to `"auto"`):
             How neurons are chosen: 'pursuit', by what they add to those already chosen, as long as held-out samples
-            gain; 'gain', one by one, until the budget is spent; 'auto' is pursuit where it is possible.
+            gain; 'gain', one by one, until the budget is spent; 'auto' is pursuit where it is possible. With an
+            operator of blocks alone, 'gain' spends the budget likewise.
         natural_step (`float`, *optional*, defaults to 0.5):
             Share of the natural step that splits and new gains take at once; with 0 new units start at rest.
         significance (`float`, *optional*, defaults to 2.0):

@@ -132,12 +132,15 @@ def check_kinds(config: "GrowthConfig") -> None:
         raise ValueError(
             f"{what} chooses splits and zero-gain units, and heads and blocks, by curvature and pursuit, not "
             f"`criterion={config.criterion!r}` with {told} and `selection={config.selection!r}`: use "
-            "`selection='gain'` with an operator of neurons alone and a budget of parameters, or leave it out."
+            "`selection='gain'` with an operator of neurons or of blocks alone and a budget of parameters, or leave "
+            "it out."
         )
     if config.freeze and not kinds.only_blocks:
         raise ValueError(f"`freeze=True` goes with an operator of blocks alone: {', '.join(BLOCK_OPERATORS)}.")
     given = {"criterion": config.criterion != "auto", "linears": config.linears is not None}
-    given |= {"selection": config.selection != "auto", "quotas": config.quotas}
+    # Blocks alone may be chosen whether they gain or not.
+    chosen = config.selection == "pursuit" or (config.selection == "gain" and not kinds.only_blocks)
+    given |= {"selection": chosen, "quotas": config.quotas}
     wrong = [f"`{name}`" for name, is_given in given.items() if is_given]
     if wrong and not kinds.neurons:
         raise ValueError(

@@ -1,6 +1,7 @@
 """What blocks would gain is measured as the definition says, leaves no trace, and decides what is planned."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -128,6 +129,23 @@ def test_plans_take_what_gains_most_within_the_budget(how):
     assert not empty and empty.held_back.startswith("Budget")
 
 
+@pytest.mark.parametrize("how", ["copy", "stack"])
+def test_the_budget_is_spent_on_blocks_that_gain_nothing_where_that_is_asked_for(how):
+    model = block_model(LLAMA, torch.float64)
+    # Samples that differ by sign alone: what one half gains by, the other one loses by.
+    opposed = [
+        replace(each, scores=torch.stack([each.scores, -each.scores], 1).flatten(0, 1)) for each in candidates(model)
+    ]
+    fields = {"operator": f"block_{how}", "max_growth": 2.0}
+    careful = plan_blocks(opposed, model, GrowthConfig(**fields), to_come=1)
+    assert not careful and careful.held_back.startswith("Gain")
+    plan = plan_blocks(opposed, model, GrowthConfig(**fields, selection="gain"), to_come=1)
+    assert [(block.after, block.how) for block in plan.blocks] == [("layers.0", how), ("layers.1", how)]
+    assert plan.held_back is None and plan.predicted_gain < 0
+    less = GrowthConfig(**fields | {"max_growth": None}, selection="gain", event_budget=opposed[0].cost.parameters)
+    assert len(plan_blocks(opposed, model, less).blocks) == 1
+
+
 def test_places_where_no_block_fits_are_no_candidates():
     name = "ResNetForImageClassification"
     model = block_model(name, torch.float64)
@@ -146,7 +164,9 @@ def test_places_where_no_block_fits_are_no_candidates():
 WRONG = {
     "criterion": ({"criterion": "depth"}, "criterion"),
     "linears": ({"linears": ["mlp.up_proj"]}, "linears"),
-    "selection": ({"selection": "gain"}, "selection"),
+    "selection": ({"selection": "pursuit"}, "leave out `selection`"),
+    "selection of heads": ({"operator": "new_head", "selection": "gain"}, "leave out `selection`"),
+    "selection of several": ({"operator": ["new_head", "block_copy"], "selection": "gain"}, "`selection='gain'`"),
     "freeze": ({"operator": "auto", "freeze": True}, "freeze=True"),
 }
 

@@ -27,8 +27,9 @@ def plan_blocks(
     Choose which blocks are inserted.
 
     One candidate after the other is taken: that which adds most to the joint gain of those taken, on samples that the
-    steps were not fitted to, per parameter (or multiply-accumulate), while it gains anything and the budget lasts. The
-    arguments are those of [`plan_growth`], with what [`block_candidates`] measured in place of a report.
+    steps were not fitted to, per parameter (or multiply-accumulate), while it gains anything and the budget lasts, or
+    with `selection="gain"` while the budget lasts. The arguments are those of [`plan_growth`], with what
+    [`block_candidates`] measured in place of a report.
 
     Returns:
         [`GrowthPlan`]: Possibly empty; `held_back` says why then.
@@ -50,7 +51,7 @@ def choose_blocks(candidates: Sequence[BlockCandidate], config: GrowthConfig, al
             if price <= left
         }
         best = max(gains, key=lambda path: gains[path] / waiting[path], default=None)
-        if best is None or gains[best] <= 0:
+        if best is None or (gains[best] <= 0 and config.selection != "gain"):
             break
         chosen[best], total = gains[best], total + gains[best]
         left -= waiting.pop(best)
