@@ -165,7 +165,7 @@ WRONG = {
     "criterion": ({"criterion": "depth"}, "criterion"),
     "linears": ({"linears": ["mlp.up_proj"]}, "linears"),
     "selection": ({"selection": "pursuit"}, "leave out `selection`"),
-    "selection of heads": ({"operator": "new_head", "selection": "gain"}, "leave out `selection`"),
+    "selection of heads": ({"operator": "new_head", "selection": "gain"}, "`selection=.gain.`"),
     "selection of several": ({"operator": ["new_head", "block_copy"], "selection": "gain"}, "`selection='gain'`"),
     "freeze": ({"operator": "auto", "freeze": True}, "freeze=True"),
 }
