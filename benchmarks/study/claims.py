@@ -115,6 +115,8 @@ CLAIMS = (
         for what, arm in (
             ("stacking", cifar_arms.STACKED),
             ("stacking with 70 % of the seconds", cifar_arms.SOONER),
+            ("doubling by silent copies", cifar_arms.SILENT),
+            ("doubling by silent copies with 70 % of the seconds", cifar_arms.SILENT_SOONER),
             ("growth", cifar_arms.GROWING),
             ("growth, width", cifar_arms.WIDENED),
             ("growth of blocks, heads and neurons", cifar_arms.ANY),

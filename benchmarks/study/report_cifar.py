@@ -16,6 +16,8 @@ from .cifar_arms import (
     MIDDLE,
     RANDOM,
     RATE,
+    SILENT,
+    SILENT_SOONER,
     SIZE,
     SOONER,
     STACKED,
@@ -34,8 +36,9 @@ from .tables import Rows, by_arm, difference, measured, table
 
 
 PAIRS = (
-    *product((STACKED, SOONER, WIDENED, GROWING, ANY), (MIDDLE, LARGEST)),
-    *product((STACKED,), (THREE, WIDER)),
+    *product((STACKED, SOONER, SILENT, SILENT_SOONER, WIDENED, GROWING, ANY), (MIDDLE, LARGEST)),
+    *product((STACKED, SILENT), (THREE, WIDER)),
+    (SILENT, STACKED),
     (WIDENED, RANDOM),
 )
 
@@ -105,22 +108,20 @@ def reached(row: dict[str, Any], target: float) -> dict[str, float] | None:
 
 
 def _reached(arms: dict[str, Rows]) -> list[str]:
-    """What the arms spend until they have the validation loss with which uniform models end."""
+    """What the arms spend until they have the validation loss with which the best uniform model ends."""
     body = []
     budgets = {arm.name: arm.budget for arm in FINAL}
-    for target, name in product((MIDDLE.name, LARGEST.name), arms):
-        if name == target:
-            continue
-        ends = {row["seed"]: row for row in arms.get(target, [])}
+    ends = {row["seed"]: row for row in arms.get(MIDDLE.name, [])}
+    for name in [name for name in arms if name != MIDDLE.name]:
         common = [row for row in arms[name] if row["seed"] in ends]
         found = {row["seed"]: reached(row, ends[row["seed"]]["validation"]["loss"]) for row in common}
         known = {seed: point for seed, point in found.items() if point is not None}
-        seconds = [point["share"] * budgets[name] / budgets[target] for point in known.values()]
+        seconds = [point["share"] * budgets[name] / MIDDLE.budget for point in known.values()]
         macs = [point["macs"] / ends[seed]["total_macs"] for seed, point in known.items()]
-        body.append((target, name, f"{len(known)} of {len(common)}", text(seconds), text(macs)))
-    header = ("loss of", "reached by", "seeds", "share of the seconds", "of its multiply-accumulates")
+        body.append((name, f"{len(known)} of {len(common)}", text(seconds), text(macs)))
+    header = ("arm", "seeds", "share of the seconds", "of its multiply-accumulates")
     return [
-        "What is spent until the validation loss is that with which a uniform model ends, linear between the points "
+        f"What is spent until the validation loss is that with which {MIDDLE.name} ends, linear between the points "
         "of each curve, over the seeds that get there (each on its own cosine, which falls lowest at the end):",
         "",
         *table(header, body),
