@@ -192,7 +192,8 @@ def push(
 ) -> None:
     """
     Bring a saved model to the Hub: config, weights, history, code, pictures, card, image processor or tokenizer, by
-    name, and nothing else. What an earlier push left there and this model has not is deleted.
+    name, and nothing else. History, weights, record and pictures that an earlier push left there and this model has
+    not are deleted; an image processor or tokenizer there stays.
 
     Log in before with `hf auth login`. Example: `hf-saddle push outputs/demo name/my-model --private`
     """

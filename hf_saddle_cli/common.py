@@ -9,17 +9,28 @@ from huggingface_hub.utils import disable_progress_bars
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoProcessor, PreTrainedConfig
-from transformers.utils import CONFIG_NAME, cached_file, logging
+from transformers.utils import CONFIG_NAME, cached_file, has_file, logging
 
 from hf_saddle import models
 from hf_saddle.demo.arguments import ModelAndDataArguments
 from hf_saddle.demo.tasks import TASKS
 from hf_saddle.growth.counting import sample_of
+from hf_saddle.hub.escape import plain
 from hf_saddle.models import FAMILIES, GrowablePreTrainedModel, SaddleConfig
 from hf_saddle.models.history_file import read_history
 from hf_saddle.models.json_files import read_json
+from hf_saddle.models.loading import check_files
 from hf_saddle.models.stock_classes import auto_classes
+
+
+# Of image processors, tokenizers and both together, as transformers names them.
+PROCESSOR_FILES = (
+    "preprocessor_config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model",
+    "spiece.model", "chat_template.jinja",
+)  # fmt: skip
 
 
 def quiet() -> None:
@@ -65,10 +76,20 @@ def load_model(source: str, revision: str | None = None) -> GrowablePreTrainedMo
 
 
 def load_shape(source: str, revision: str | None = None) -> GrowablePreTrainedModel:
-    """A growable model without its weights, with its growth history; errors as in [`load_model`]."""
+    """
+    A growable model without its weights, with its growth history; errors as in [`load_model`].
+
+    Weights in a folder are not read, but must be enough for the layers of the config, before these are built.
+    """
     config = load_config(source, revision)
+    kind = model_class(config, source)
+    if Path(source).is_dir():
+        try:
+            check_files(kind, source, {}, {"config": config})
+        except SafetensorError as error:
+            raise ValueError(f"The weights in {source} are damaged: {error}") from error
     with torch.device("meta"):
-        model = model_class(config, source)(config)
+        model = kind(config)
     model.growth_history = read_history(source, at(revision))
     return model
 
@@ -80,17 +101,39 @@ def model_class(config: PreTrainedConfig, source: str) -> type[GrowablePreTraine
     Raises:
         ValueError: If it was none.
     """
-    name = (config.architectures or [""])[0]
+    name = architecture(config, source)
     if not isinstance(config, SaddleConfig) or not name.startswith("Saddle"):
         raise ValueError(
             f"{source} is a {name or config.model_type}, which does not grow. Make a growable model of a stock one "
             f"with `hf-saddle convert`; it knows {', '.join(FAMILIES)}."
         )
-    try:
-        kind: type[GrowablePreTrainedModel] = getattr(models, name)
-    except AttributeError as error:
-        raise ValueError(f"{source} is a {name}, which is no class of hf_saddle.") from error
+    kind = growable_class(name)
+    if kind is None or kind.config_class is not type(config):
+        raise ValueError(
+            f"{source} is a {name}, which is no model class of hf_saddle for configs of type {config.model_type!r}."
+        )
     return kind
+
+
+def architecture(config: PreTrainedConfig, source: str) -> str:
+    """
+    The name of the class that a model was saved with, or an empty one where its config does not tell.
+
+    Raises:
+        ValueError: If the config has something else in its place.
+    """
+    names = config.architectures or [""]
+    if not isinstance(names, list) or not isinstance(names[0], str):
+        raise ValueError(
+            f"`architectures` in the config of {source} must be a list of names of classes, got {plain(names)}."
+        )
+    return names[0]
+
+
+def growable_class(name: str) -> type[GrowablePreTrainedModel] | None:
+    """The growable model class of a name, as `SaddleGPT2LMHeadModel`; `None` if there is none."""
+    found = getattr(models, name, None)
+    return found if isinstance(found, type) and issubclass(found, GrowablePreTrainedModel) else None
 
 
 def at(revision: str | None) -> dict[str, str]:
@@ -99,11 +142,21 @@ def at(revision: str | None) -> dict[str, str]:
 
 
 def find_processor(source: str, revision: str | None) -> Any:
-    """The image processor, tokenizer or both that were saved with a model, or `None`."""
+    """
+    The image processor, tokenizer or both that were saved with a model; `None` where it was saved without.
+
+    Raises:
+        ValueError: If there are files of one, but it cannot be loaded.
+    """
     try:
         return AutoProcessor.from_pretrained(source, **at(revision))
-    except (OSError, ValueError):
-        return None
+    except Exception as error:  # of many kinds: tokenizers raises bare ones
+        found = [name for name in PROCESSOR_FILES if has_file(source, name, **at(revision))]
+        if not found:
+            return None
+        raise ValueError(
+            f"{source} has {', '.join(found)}, of which no image processor or tokenizer can be loaded: {error}"
+        ) from error
 
 
 def load_data(
@@ -159,7 +212,8 @@ def random_inputs(model: GrowablePreTrainedModel, number: int) -> dict[str, torc
         length = (tensor.shape[-1] + 1) // 2
         tokens = torch.randint(fields["vocab_size"], (number, *tensor.shape[1:-1], length))
         end = fields.get("eos_token_id")
-        if isinstance(end, int) and fields["vocab_size"] > 1:
+        # Sizes are often changed without the number of the token at the end, which then lies beyond them.
+        if isinstance(end, int) and 0 <= end < fields["vocab_size"] and fields["vocab_size"] > 1:
             # T5 classifies at the end of sequences, and wants as many ends in each.
             tokens[tokens == end] = (end + 1) % fields["vocab_size"]
             tokens[..., -1] = end

@@ -9,12 +9,20 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from hf_saddle import models
 from hf_saddle.growth import merge_pairs_, to_stock
 from hf_saddle.models import FAMILIES, GrowablePreTrainedModel, SaddleConfig
 
 from .commands import Target
-from .common import at, find_processor, load_config, load_model, quiet, random_inputs
+from .common import (
+    architecture,
+    at,
+    find_processor,
+    growable_class,
+    load_config,
+    load_model,
+    quiet,
+    random_inputs,
+)
 
 
 class Converted(NamedTuple):
@@ -35,7 +43,8 @@ def convert_model(source: str, output: Path, to: Target, revision: str | None) -
     Write the converted model, with its tokenizer or processor, into a folder.
 
     Raises:
-        ValueError: If the folder is not empty, or the model cannot be converted without computing something else.
+        ValueError: If the folder is not empty, the model cannot be converted without computing something else, or its
+            tokenizer or processor cannot be loaded.
     """
     quiet()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -49,13 +58,13 @@ def convert_model(source: str, output: Path, to: Target, revision: str | None) -
         before = load_model(source, revision)
         after = to_stock(before)
     difference = _difference(before, after)
-    if difference > 1e-4:
+    if not difference <= 1e-4:
         raise ValueError(f"The converted model computes something else (by {difference:.2g}); nothing is written.")
+    processor = find_processor(source, revision)
     if to is Target.per_layer:
         _save_per_layer(before, after, output)
     else:
         after.save_pretrained(output)
-    processor = find_processor(source, revision)
     if processor is not None:
         processor.save_pretrained(output)
     parameters = [sum(parameter.numel() for parameter in model.parameters()) for model in (before, after)]
@@ -64,8 +73,8 @@ def convert_model(source: str, output: Path, to: Target, revision: str | None) -
 
 def _to_saddle(source: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedModel]:
     config = load_config(source, revision)
-    name = (config.architectures or [""])[0]
-    kind = getattr(models, f"Saddle{name}", None)
+    name = architecture(config, source)
+    kind = growable_class(f"Saddle{name}")
     if isinstance(config, SaddleConfig) or kind is None:
         raise ValueError(
             f"{source} is a {name or config.model_type}; only stock models of these types become growable: "
@@ -110,7 +119,8 @@ def _difference(before: PreTrainedModel, after: PreTrainedModel) -> float:
     first, second = (_outputs(model, inputs) for model in (before, after))
     if len(first) != len(second):
         raise ValueError(f"One of the models has {len(first)} outputs, the other {len(second)}; nothing is written.")
-    return max(float((one - other).abs().max()) for one, other in zip(first, second, strict=True))
+    # Of which `max` of Python would pass over one that is no number.
+    return float(torch.stack([(one - other).abs().max() for one, other in zip(first, second, strict=True)]).max())
 
 
 def _outputs(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:

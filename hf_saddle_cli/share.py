@@ -15,19 +15,13 @@ from hf_saddle.hub.record import fingerprint
 from hf_saddle.hub.sharing import CARD_FILES, CARD_NAME
 from hf_saddle.models.checkpoint_checks import shard_names
 from hf_saddle.models.history_file import HISTORY_NAME
-from hf_saddle.models.pushing import MODEL_FILES
+from hf_saddle.models.pushing import MODEL_FILES, make_branch
 
-from .common import load_model, quiet
+from .common import PROCESSOR_FILES, load_model, quiet
 
 
-# Of image processors, tokenizers and both together, as transformers names them.
-PROCESSOR_FILES = (
-    "preprocessor_config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json",
-    "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model",
-    "spiece.model", "chat_template.jinja", "generation_config.json",
-)  # fmt: skip
 # What a reader of the model needs, beside its weights and its code.
-UPLOADED = ("config.json", HISTORY_NAME, CARD_NAME, *PROCESSOR_FILES, *CARD_FILES)
+UPLOADED = ("config.json", "generation_config.json", HISTORY_NAME, CARD_NAME, *PROCESSOR_FILES, *CARD_FILES)
 
 
 def write_card(folder: Path, given: dict[str, str | None], repo_id: str | None) -> Path:
@@ -42,8 +36,9 @@ def write_card(folder: Path, given: dict[str, str | None], repo_id: str | None) 
     quiet()
     model = load_model(str(folder))
     record = TrainingRecord.load(folder)
-    if record is None or record.weights != fingerprint(model):
-        record = TrainingRecord(weights=fingerprint(model))
+    weights = fingerprint(model)
+    if record is None or record.weights != weights:
+        record = TrainingRecord(weights=weights)
     facts: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     record = replace(record, **facts)
     return write_model_card(folder, model, record, repo_id=repo_id)
@@ -52,7 +47,7 @@ def write_card(folder: Path, given: dict[str, str | None], repo_id: str | None) 
 def push_folder(folder: Path, repo_id: str, private: bool, revision: str | None, create_pr: bool, message: str) -> str:
     """
     Upload a saved model: config, weights, history, code, pictures, card, image processor or tokenizer, by
-    name. What an earlier push left there and this model has not is deleted.
+    name. History, weights, record and pictures of an earlier push that this model has not are deleted.
 
     Returns:
         `str`: Address of the commit or pull request.
@@ -70,8 +65,8 @@ def push_folder(folder: Path, repo_id: str, private: bool, revision: str | None,
     api = HfApi()
     try:
         repo = api.create_repo(repo_id, private=private or None, exist_ok=True)
-        if revision is not None and not create_pr:
-            api.create_branch(repo.repo_id, branch=revision, exist_ok=True)
+        if not create_pr:
+            make_branch(api, repo.repo_id, revision)
         commit = api.upload_folder(
             repo_id=repo.repo_id,
             folder_path=folder,

@@ -1,5 +1,7 @@
 """What a training tells of itself: its settings, its log, its results, and what it ran on."""
 
+import csv
+import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -15,6 +17,8 @@ from ..models.config_fields import is_number
 
 # Seconds of the training so far, in entries of its log.
 CLOCK = "training_seconds"
+# Marks entries named `eval_…` that are of other data than the validation split, such as the test split.
+OTHER_DATA = "other_data"
 # Settings that a reader always needs, and those that matter only where they are not the default.
 _ALWAYS = (
     "learning_rate",
@@ -96,8 +100,12 @@ def duration(log: Sequence[Mapping[str, float]]) -> float | None:
 
 
 def numbers_only(log: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Entries without texts, lists and values that are not finite, which JSON and pictures cannot hold."""
-    entries = [{str(key): value for key, value in entry.items() if is_number(value)} for entry in log]
+    """
+    Entries without texts, lists and values that are not finite, which JSON and pictures cannot hold; and without those
+    that are of other data than the training's own.
+    """
+    own = (entry for entry in log if OTHER_DATA not in entry)
+    entries = [{str(key): value for key, value in entry.items() if is_number(value)} for entry in own]
     return [entry for entry in entries if entry]
 
 
@@ -113,6 +121,10 @@ def emissions_in(folder: Path) -> float | None:
     path = folder / "emissions.csv"
     if not path.is_file():
         return None
-    header, *_, last = path.read_text(encoding="utf-8").splitlines()
-    kilograms = dict(zip(header.split(","), last.split(","), strict=False)).get("emissions")
-    return None if kilograms is None else 1000 * float(kilograms)
+    try:
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:
+            *_, last = csv.DictReader(file)
+        grams = 1000 * float(last.get("emissions") or "nan")
+    except (csv.Error, ValueError):  # of no rows, or of a text in place of the number
+        return None
+    return grams if math.isfinite(grams) else None

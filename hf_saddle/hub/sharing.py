@@ -1,13 +1,14 @@
 """Files that travel with the weights: history, code, pictures, record and card, for a model and for a `Trainer`."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from transformers.dynamic_module_utils import custom_object_save
@@ -18,8 +19,18 @@ from ..models.modeling_saddle import GrowablePreTrainedModel
 from ..models.pushing import MODEL_FILES
 from .card_task import has_processor
 from .comparison import COMPARISON_NAME, Comparison
+from .escape import plain
 from .model_card import MARK, PICTURES, render_model_card
-from .pictures.drawing import COMPARISON, DRAWINGS, RETIRED, SUFFIXES, can_draw, save_comparison, save_pictures
+from .pictures.drawing import (
+    COMPARISON,
+    DRAWINGS,
+    RETIRED,
+    SUFFIXES,
+    can_draw,
+    name_pictures,
+    save_comparison,
+    save_pictures,
+)
 from .record import RECORD_NAME, TrainingRecord, fingerprint
 from .states import neuron_counts
 
@@ -51,6 +62,7 @@ def write_model_card(
     A `comparison.json` in the folder that is of exactly these weights becomes the section "Did growth help?".
 
     A card that somebody has edited, that is, one without the comment that this function puts into it, is left alone.
+    Nothing is written unless all that the card would state is valid.
 
     Args:
         folder (`str` or `Path`): Where the model is saved.
@@ -65,26 +77,23 @@ def write_model_card(
         `Path`: The card.
 
     Raises:
-        ValueError: If the growth history does not lead to this model, or a file is damaged.
+        ValueError: If the growth history does not lead to this model, the record has a licence that the Hub does not
+            take, or a file is damaged.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     card_path = folder / CARD_NAME
     history = GrowthHistory.leading_to(model)
+    weights = cache(partial(fingerprint, model))  # of large models it takes long, and is not always asked for
     if record is None:
-        record = _find_record(model, [folder, Path(model.name_or_path or folder)])
-    if record is not None:
-        record.save(folder)
+        record = _find_record(weights, [folder, Path(model.name_or_path or folder)])
+    comparison = _find_comparison(weights, folder)
     log = record.log if record is not None else ()
-    pictures = save_pictures(folder / PICTURES, history, log, neurons=neuron_counts(model)) if can_draw() else []
-    comparison = _find_comparison(model, folder)
+    pictures = name_pictures(history, log) if can_draw() else []
     if comparison is not None and can_draw():
-        pictures.append(save_comparison(folder / PICTURES, comparison))
+        pictures.append(COMPARISON)
     old = card_path.read_text(encoding="utf-8") if card_path.is_file() else None
-    if old is not None and not any(text in old for text in _REPLACEABLE):
-        logger.warning(f"{card_path} was written by hand and is kept. Remove it to have a card written.")
-        return card_path
-    known_tags = (ModelCard(old, ignore_metadata_errors=True).data.get("tags") or []) if old is not None else []
+    by_hand = old is not None and not any(text in old for text in _REPLACEABLE)
+    known_tags = [] if old is None or by_hand else _tags(card_path, old)
     card = render_model_card(
         model,
         record,
@@ -95,9 +104,19 @@ def write_model_card(
         has_processor=has_processor(folder, model),
         tags=[*known_tags, *(tags or [])],
     )
-    partial = card_path.with_name(f".{CARD_NAME}.partial")
-    partial.write_text(str(card), encoding="utf-8")
-    partial.replace(card_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    if record is not None:
+        record.save(folder)
+    if can_draw():
+        save_pictures(folder / PICTURES, history, log, neurons=neuron_counts(model))
+        if comparison is not None:
+            save_comparison(folder / PICTURES, comparison)
+    if by_hand:
+        logger.warning(f"{card_path} was written by hand and is kept. Remove it to have a card written.")
+        return card_path
+    unfinished = card_path.with_name(f".{CARD_NAME}.partial")
+    unfinished.write_text(str(card), encoding="utf-8")
+    unfinished.replace(card_path)
     return card_path
 
 
@@ -105,13 +124,8 @@ def prepare_push(
     model: GrowablePreTrainedModel, folder: Path, repo_id: str, token: str | bool | None
 ) -> tuple[str, ...]:
     """Write the card into a folder that `model.push_to_hub` is about to upload; returns what belongs to cards."""
-    fetched = not (folder / RECORD_NAME).exists()
-    if fetched:
-        _fetch_record(folder, repo_id, token)
-    write_model_card(folder, model, repo_id=repo_id)
-    if fetched and _find_record(model, [folder]) is None:
-        # What was measured with other weights goes with them.
-        (folder / RECORD_NAME).unlink(missing_ok=True)
+    known = (folder / RECORD_NAME).exists()
+    write_model_card(folder, model, None if known else _fetch_record(model, repo_id, token), repo_id=repo_id)
     return (CARD_NAME, *CARD_FILES)
 
 
@@ -153,8 +167,8 @@ class ModelCardMixin:
         if not self.state.is_world_process_zero:
             return
         given = {"license": license, "base_model": finetuned_from, "dataset": _first(dataset or dataset_tags)}
-        self.card_facts = self.card_facts | {key: value for key, value in given.items() if value is not None}
-        record = TrainingRecord.of(self.model, self.args, self.state, **self.card_facts)
+        facts = self.card_facts | {key: value for key, value in given.items() if value is not None}
+        record = TrainingRecord.of(self.model, self.args, self.state, **facts)
         write_companions(self.model, self.args.output_dir)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(self.args.output_dir)
@@ -166,6 +180,7 @@ class ModelCardMixin:
             repo_id=self.hub_model_id or self.args.hub_model_id,
             tags=["generated_from_trainer", *more],
         )
+        self.card_facts = facts  # once a card has been written with them: every later one has them too
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """As in `Trainer`; the same commit deletes what an earlier push of a model left and this one has not."""
@@ -201,26 +216,41 @@ def _first(value: str | list[str] | None) -> str | None:
     return value[0] if isinstance(value, list) and value else value if isinstance(value, str) else None
 
 
-def _find_record(model: GrowablePreTrainedModel, folders: list[Path]) -> TrainingRecord | None:
-    """The record that was measured with exactly these weights."""
-    found = [record for record in map(TrainingRecord.load, folders) if record is not None]
-    if not found:
-        return None
-    weights = fingerprint(model)
-    return next((record for record in found if record.weights == weights), None)
+def _tags(path: Path, card: str) -> list[str]:
+    """The tags in the metadata of a card."""
+    try:
+        return ModelCard(card, ignore_metadata_errors=True).data.get("tags") or []
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"The metadata at the top of {path} cannot be read: {plain(error)}. Mend them, or remove the file to have "
+            "a new card written."
+        ) from error
 
 
-def _find_comparison(model: GrowablePreTrainedModel, folder: Path) -> Comparison | None:
+def _find_record(weights: Callable[[], str], folders: list[Path]) -> TrainingRecord | None:
+    """The record that was measured with exactly these weights, of which the fingerprint is asked for where needed."""
+    found = (record for record in map(TrainingRecord.load, folders) if record is not None)
+    return next((record for record in found if record.weights == weights()), None)
+
+
+def _find_comparison(weights: Callable[[], str], folder: Path) -> Comparison | None:
     """The comparison in a folder, if it was put there for exactly these weights."""
     path = folder / COMPARISON_NAME
     comparison = Comparison.load(path) if path.is_file() else None
-    return comparison if comparison is not None and comparison.weights == fingerprint(model) else None
+    return comparison if comparison is not None and comparison.weights == weights() else None
 
 
-def _fetch_record(folder: Path, repo_id: str, token: str | bool | None) -> None:
-    """Bring the record of an earlier push, which the card of a later one still needs; a new repo has none."""
+def _fetch_record(model: GrowablePreTrainedModel, repo_id: str, token: str | bool | None) -> TrainingRecord | None:
+    """
+    The record of an earlier push of these weights, which the card of a later one still needs; a new repo has none.
+
+    One that cannot be read is left out, or a repo with it could not be pushed to again.
+    """
     try:
         path = huggingface_hub.hf_hub_download(repo_id, RECORD_NAME, token=token)
+        return _find_record(partial(fingerprint, model), [Path(path).parent])
     except RemoteEntryNotFoundError:
-        return
-    (folder / RECORD_NAME).write_bytes(Path(path).read_bytes())
+        return None
+    except ValueError as error:
+        logger.warning(f"The {RECORD_NAME} in {repo_id} is left out, and its numbers are not on the card: {error}")
+        return None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.utils import filter_repo_objects
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import hf_api
@@ -68,8 +68,8 @@ def upload(
     ]
     # As transformers does: files in folders too, but not in folders of folders.
     files = [file for path in changed for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
-    if revision is not None and not create_pr and not revision.startswith("refs/pr"):
-        api.create_branch(repo_id, branch=revision, token=token, exist_ok=True)
+    if not create_pr:
+        make_branch(api, repo_id, revision, token)
     known = api.list_repo_files(repo_id, revision=None if create_pr else revision, token=token)
     replaced = filter_repo_objects(known, allow_patterns=replaceable)
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
@@ -86,3 +86,9 @@ def upload(
         revision=revision,
     )
     return commit
+
+
+def make_branch(api: HfApi, repo_id: str, revision: str | None, token: bool | str | None = None) -> None:
+    """Make the branch that a commit names, unless it is there; pull requests (`refs/pr/1`) are made otherwise."""
+    if revision is not None and not revision.startswith("refs/pr"):
+        api.create_branch(repo_id, branch=revision, token=token, exist_ok=True)

@@ -14,6 +14,7 @@ from transformers.utils import CONFIG_NAME
 
 from ..growth.optimizer.state import held_parameters
 from ..hub import ModelCardMixin
+from ..hub.measured import OTHER_DATA
 from ..models.json_files import read_json
 from ..models.loading import fit_blocks_
 from .callback import GrowthCallback
@@ -170,6 +171,18 @@ class GrowthTrainer(ModelCardMixin, Trainer):  # type: ignore[misc]
         renew_wrapper_(self.model_wrapped)
 
     # ---------------------------------------------------------------------------------------------------------- card
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """As in `Trainer`; the log notes what is of other data than `eval_dataset`, which no card calls validation."""
+        before = len(self.state.log_history)
+        metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        own = eval_dataset is None or eval_dataset is self.eval_dataset or isinstance(eval_dataset, str)
+        if metric_key_prefix == "eval" and not own:
+            for entry in self.state.log_history[before:]:
+                entry[OTHER_DATA] = True
+        return metrics
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """As in `Trainer`; the card tells what grew, when and why."""
         for callback in self.growth_callbacks:

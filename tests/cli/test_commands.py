@@ -8,7 +8,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    AutoModelForImageClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from hf_saddle import (
     SaddleDeiTConfig,
@@ -137,6 +143,35 @@ def test_inspect_reads_no_weights(deeper):
     assert run("inspect", deeper[1]) == 0
 
 
+def change_config(folder, **fields):
+    """Overwrite fields of the config of a saved model."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+def test_inspect_compares_the_number_of_layers_with_the_weights_before_it_builds_them(deeper, capsys):
+    change_config(deeper[1], num_hidden_layers=64)
+    assert run("inspect", deeper[1]) == 1
+    assert "asks for 64 layers" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("architectures", "message"),
+    [
+        ([5], "must be a list of names of classes, got [5]"),
+        ({"a": 1}, "must be a list of names of classes"),
+        (["SaddleDeiTConfig"], "is no model class of hf_saddle"),
+        (["SaddleLlamaForCausalLM"], "is no model class of hf_saddle for configs of type 'saddle_deit'"),
+        (["Saddle\x1b[31mDeiT\n"], "is a Saddle [31mDeiT , which is no model class"),
+    ],
+)
+def test_a_config_of_no_model_class_is_refused_by_name(deeper, architectures, message, capsys):
+    change_config(deeper[1], architectures=architectures)
+    assert run("inspect", deeper[1]) == 1
+    error = capsys.readouterr().err
+    assert message in error and "\x1b" not in error and error.count("\n") == 1
+
+
 def test_analyze(deeper, tmp_path, capsys):
     picture = tmp_path / "report.svg"
     arguments = ["digits", "--samples", "32", "--criterion", "depth", "--picture", picture]
@@ -227,6 +262,42 @@ def test_convert_stock_to_growable(tmp_path):
     growable = AutoModelForImageClassification.from_pretrained(tmp_path / "growable")
     assert isinstance(growable, SaddleViTForImageClassification)
     assert np.array_equal(logits(growable), logits(stock))
+
+
+def test_convert_a_model_whose_end_of_texts_is_no_token_of_it(tmp_path):
+    config = GPT2Config(vocab_size=100, n_positions=16, n_embd=16, n_layer=1, n_head=2)
+    assert config.eos_token_id >= config.vocab_size
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "stock")
+    assert run("convert", tmp_path / "stock", tmp_path / "growable") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("tokenizer.json", "{}"), ("preprocessor_config.json", "{not json")], ids=["text", "image"]
+)
+def test_convert_refuses_a_processor_that_cannot_be_loaded(wider, tmp_path, name, text, capsys):
+    (wider[1] / name).write_text(text)
+    assert run("convert", wider[1], tmp_path / "stock", "--to", "stock") == 1
+    assert f"has {name}, of which no image processor or tokenizer can be loaded" in capsys.readouterr().err
+    assert not (tmp_path / "stock").exists()
+
+
+def test_convert_takes_no_number_that_is_none_for_verified(tmp_path, capsys):
+    stock = ViTForImageClassification(ViTConfig(**SHAPE, intermediate_size=40, num_labels=3))
+    for parameter in stock.parameters():
+        parameter.data.fill_(1e38)
+    stock.save_pretrained(tmp_path / "stock")
+    assert run("convert", tmp_path / "stock", tmp_path / "growable") == 1
+    assert "computes something else (by nan)" in capsys.readouterr().err
+    assert not (tmp_path / "growable").exists()
+
+
+@pytest.mark.parametrize("architectures", [["Config"], ["ViTConfig"], [5], ["PreTrainedModel"]])
+def test_convert_refuses_what_is_no_stock_model_class(tmp_path, architectures, capsys):
+    ViTConfig(**SHAPE).save_pretrained(tmp_path)
+    change_config(tmp_path, architectures=architectures)
+    assert run("convert", tmp_path, tmp_path / "growable") == 1
+    message = "must be a list of names" if architectures == [5] else "only stock models of these types become growable"
+    assert message in capsys.readouterr().err
 
 
 def test_convert_a_wider_model_to_stock(wider, tmp_path, capsys):

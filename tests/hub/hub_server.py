@@ -11,8 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 
-REPO = re.compile(r"/api/models/(?P<id>[^/]+/[^/]+?)(?:/(?P<op>[a-z-]+)(?:/(?P<revision>[^/]+)(?:/(?P<path>.+))?)?)?")
-RESOLVE = re.compile(r"/(?P<id>[^/]+/[^/]+)/(?P<op>resolve)/(?P<revision>[^/]+)/(?P<path>.+)")
+REVISION = r"(?P<revision>refs/pr/[0-9]+|[^/]+)"
+REPO = re.compile(rf"/api/models/(?P<id>[^/]+/[^/]+?)(?:/(?P<op>[a-z-]+)(?:/{REVISION}(?:/(?P<path>.+))?)?)?")
+RESOLVE = re.compile(rf"/(?P<id>[^/]+/[^/]+)/(?P<op>resolve)/{REVISION}/(?P<path>.+)")
 LFS_BATCH = re.compile(r"/(?P<id>[^/]+/[^/]+)\.git/info/lfs/objects/batch")
 
 
@@ -147,6 +148,8 @@ class Handler(BaseHTTPRequestHandler):
     def repository(self, repo: Repo, match: re.Match, query: dict, body: bytes) -> None:
         name, op, revision = match["id"], match["op"], match["revision"] or "main"
         if op == "branch":
+            if revision.startswith("refs/"):
+                return self.refuse(400, f"Invalid name of a branch: {revision}")
             if revision in repo.branches:
                 return self.refuse(409, f"Reference already exists: {revision}")
             repo.branches[revision] = repo.branches["main"]

@@ -8,7 +8,7 @@ import pytest
 from hub_cases import grown
 from scipy import stats
 
-from hf_saddle.hub import Comparison, save_comparison, write_model_card
+from hf_saddle.hub import Comparison, TrainingRecord, save_comparison, sharing, write_model_card
 from hf_saddle.hub.comparison import ARMS, COMPARISON_NAME, GROWTH, NONE, RANDOM, ArmRun
 from hf_saddle.hub.comparison_text import comparison_text
 from hf_saddle.hub.intervals import mean_interval, student_quantile
@@ -111,6 +111,17 @@ def test_the_card_of_these_weights_tells_it_and_no_other(tmp_path):
     dataclasses.replace(mine, weights="of others").save(tmp_path / COMPARISON_NAME)
     text = write_model_card(tmp_path, model).read_text()
     assert "Did growth help?" not in text and "pictures/comparison" not in text
+
+
+def test_the_weights_are_read_once_for_record_and_comparison(tmp_path, monkeypatch):
+    model = grown()
+    weights, asked = fingerprint(model), []
+    comparison(weights=weights).save(tmp_path / COMPARISON_NAME)
+    TrainingRecord(weights=weights).save(tmp_path)
+    monkeypatch.setattr(sharing, "fingerprint", lambda model: asked.append(model) or weights)
+    monkeypatch.setattr(sharing, "can_draw", lambda: False)
+    assert "## Did growth help?" in write_model_card(tmp_path, model).read_text()
+    assert asked == [model]
 
 
 def test_what_others_wrote_into_a_comparison_is_no_markup(tmp_path):

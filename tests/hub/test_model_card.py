@@ -19,8 +19,9 @@ from PIL import Image
 from transformers import TrainerState, TrainingArguments, ViTImageProcessorPil
 
 from hf_saddle.growth import GrowthConfig, GrowthEvent, GrowthHistory
-from hf_saddle.hub import TrainingRecord, render_model_card, write_model_card
+from hf_saddle.hub import ModelCardMixin, TrainingRecord, render_model_card, write_model_card
 from hf_saddle.hub.escape import markdown, number
+from hf_saddle.hub.measured import emissions_in
 from hf_saddle.hub.states import forecast
 from hf_saddle.training.reports import growth_metrics
 
@@ -158,6 +159,23 @@ def test_measured_emissions_are_told_in_grams(tmp_path):
     assert card.data.to_dict()["co2_eq_emissions"]["emissions"] == 2.0
 
 
+@pytest.mark.parametrize(
+    ("text", "grams"),
+    [
+        ("", None),
+        ("timestamp,emissions\n", None),
+        ("timestamp,emissions\n2026-01-01,\n", None),
+        ("timestamp,emissions\n2026-01-01\n", None),
+        ("timestamp,emissions\n2026-01-01,nan\n", None),
+        ("timestamp,emissions\n2026-01-01,many\n", None),
+        ('project_name,emissions\n"one,\ntwo",0.002\n', 2.0),
+    ],
+)
+def test_an_unfinished_or_quoted_table_of_emissions_ends_no_training(text, grams, tmp_path):
+    (tmp_path / "emissions.csv").write_text(text)
+    assert emissions_in(tmp_path) == grams
+
+
 @pytest.mark.thinned(2)
 @pytest.mark.parametrize("with_processor", [True, False])
 @pytest.mark.parametrize("make", [grown, lambda: build("vit-deeper-and-wider")], ids=["deit", "vit"])
@@ -284,6 +302,26 @@ def test_a_licence_that_the_hub_does_not_take_is_refused(tmp_path):
     model = grown()
     with pytest.raises(ValueError, match="license"):
         render_model_card(model, record(model, tmp_path, license="Do what you like\nevil: 1"), name="x")
+
+
+def test_a_licence_that_is_refused_is_not_kept(tmp_path):
+    with pytest.raises(ValueError, match="license"):
+        write_model_card(tmp_path / "model", grown(), TrainingRecord(license="Apache 2.0"))
+    assert not (tmp_path / "model").exists()
+    trainer = ModelCardMixin()
+    trainer.model, trainer.state, trainer.processing_class, trainer.hub_model_id = grown(), TrainerState(), None, None
+    trainer.args = TrainingArguments(str(tmp_path / "trained"), report_to="none", use_cpu=True)
+    with pytest.raises(ValueError, match="license"):
+        trainer.create_model_card(license="Apache 2.0")
+    assert not trainer.card_facts and not (tmp_path / "trained" / "training_record.json").exists()
+
+
+@pytest.mark.parametrize("metadata", ["library_name: [transformers", "- transformers", "1: transformers"])
+def test_a_card_whose_metadata_cannot_be_read_is_named_before_anything_is_written(metadata, tmp_path):
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n<!-- Written by hf-saddle -->\n")
+    with pytest.raises(ValueError, match=r"README\.md cannot be read: .* Mend them, or remove the file"):
+        write_model_card(tmp_path, grown(), TrainingRecord())
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
 
 def test_only_what_held_out_samples_gained_stands_as_predicted():

@@ -8,6 +8,7 @@ from PIL import Image
 from hf_saddle.growth import GrowthHistory
 from hf_saddle.hub import save_pictures
 from hf_saddle.hub.pictures.curves import parameters_at
+from hf_saddle.hub.pictures.drawing import name_pictures
 from hf_saddle.hub.pictures.style import BLUE, GROUND, INK, MUTED, ORANGE
 from hf_saddle.hub.states import states
 
@@ -45,7 +46,7 @@ def test_the_same_history_gives_the_same_bytes(tmp_path):
 def test_only_what_there_is_to_show_is_drawn(tmp_path):
     assert save_pictures(tmp_path, GrowthHistory.from_model(build("vit-ungrown"))) == ["architecture"]
     by_hand = GrowthHistory.from_model(grown(measured=False))
-    assert save_pictures(tmp_path, by_hand) == ["architecture", "timeline"]
+    assert save_pictures(tmp_path, by_hand) == name_pictures(by_hand) == ["architecture", "timeline"]
 
 
 @pytest.mark.parametrize("colour", [INK, MUTED, BLUE, ORANGE])

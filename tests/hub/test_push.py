@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from hub_cases import build
+from hub_server import Repo
 
 from hf_saddle.growth import GrowthHistory, GrowthPlan, LayerGrowth, grow_
 from hf_saddle.hub import TrainingRecord, write_model_card
@@ -132,6 +133,13 @@ def test_numbers_of_other_weights_are_not_repeated(saved, hub, client, tmp_path)
     client(actions.push, str(tmp_path / "trained-on"), "tester/other")
     files = hub.repos["tester/other"].files()
     assert "0.125" not in files["README.md"].decode()
+
+
+def test_a_record_that_cannot_be_read_does_not_block_a_push(saved, hub, client):
+    repo = hub.repos["tester/unreadable"] = Repo()
+    repo.commit("main", {"training_record.json": b'{"of a later version": 1}'}, "by hand")
+    client(actions.push, str(saved[1]), "tester/unreadable")
+    assert "model.safetensors" in repo.files() and "training_record.json" not in repo.files()
 
 
 def test_save_pretrained_can_push(saved, hub, client):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from hub_cases import grown
-from hub_server import Fault
+from hub_server import Fault, Repo
 
 
 pytestmark = pytest.mark.hub
@@ -59,6 +59,17 @@ def test_push_to_a_branch_and_as_a_request(saved, hub, client):
     assert not repo.files("main")
     assert "model.safetensors" in repo.files("new")
     assert "model.safetensors" in repo.files("refs/pr/1")
+
+
+def test_push_to_a_pull_request_that_is_there(saved, hub, client):
+    repo = hub.repos["tester/request-again"] = Repo()
+    for branch in ("main", "refs/pr/1"):
+        repo.commit(branch, {"preprocessor_config.json": b"{}", "training_record.json": b"{}"}, "by hand")
+    code, _, errors = client(actions.command, "push", str(saved[1]), "tester/request-again", "--revision", "refs/pr/1")
+    assert code == 0, errors
+    assert "model.safetensors" in repo.files("refs/pr/1") and "model.safetensors" not in repo.files("main")
+    # An image processor may have been pushed on its own, and stays.
+    assert "preprocessor_config.json" in repo.files("refs/pr/1")
 
 
 def test_a_push_that_breaks_off(saved, hub, client):

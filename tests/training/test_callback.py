@@ -26,6 +26,7 @@ from transformers.training_args import ParallelMode
 
 from hf_saddle.curvature import analyze_curvature
 from hf_saddle.growth import GrowthHistory, PaperGrowthConfig, grow_, halves, plan_growth
+from hf_saddle.hub import TrainingRecord
 from hf_saddle.training import GrowthCallback, GrowthTrainer, growth_event_, probe_batches, trainer_event
 from hf_saddle.training.checks.trainer_checks import check_supported
 from hf_saddle.training.events.probe import event_seed
@@ -475,3 +476,12 @@ def test_the_card_of_the_trainer_tells_what_grew(tmp_path):
     trainer.create_model_card()
     card = (tmp_path / "README.md").read_text()
     assert GrowthHistory.from_model(trainer.model).summary() in card and "growth `at`" in card
+
+
+def test_what_other_data_come_to_is_not_told_as_validation(tmp_path):
+    trainer = trainer_for(tmp_path, eval_dataset=Images(8))
+    validation = trainer.evaluate()
+    trainer.evaluate(Images(16))
+    record = TrainingRecord.of(trainer.model, trainer.args, trainer.state)
+    assert (record.split, record.results["loss"]) == ("validation", validation["eval_loss"])
+    assert [entry["eval_loss"] for entry in record.log] == [validation["eval_loss"]]

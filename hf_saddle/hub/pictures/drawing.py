@@ -40,6 +40,14 @@ def check_matplotlib() -> None:
         raise ImportError(f"Nothing can be drawn: {_REMEDY}")
 
 
+def name_pictures(history: GrowthHistory, log: Sequence[dict[str, float]] = ()) -> list[str]:
+    """Names, without suffix, of the pictures that [`save_pictures`] draws; nothing is drawn."""
+    check_matplotlib()
+    from .plots import drawings_of
+
+    return list(drawings_of(history, log, {}))
+
+
 def save_pictures(
     folder: Path,
     history: GrowthHistory,

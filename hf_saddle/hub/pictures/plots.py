@@ -24,6 +24,19 @@ def draw_pictures(
 ) -> list[str]:
     """Draw all pictures of a history and a training log into a folder; see `save_pictures`."""
     folder.mkdir(parents=True, exist_ok=True)
+    drawings = drawings_of(history, log, neurons)
+    with matplotlib.rc_context(STYLE):
+        for name, draw in drawings.items():
+            figure = draw()
+            for suffix in SUFFIXES:
+                save_figure(figure, folder / f"{name}{suffix}")
+    return list(drawings)
+
+
+def drawings_of(
+    history: GrowthHistory, log: Sequence[dict[str, float]], neurons: Mapping[str, int]
+) -> dict[str, Callable[[], Figure]]:
+    """What draws each picture that has something to show, by its name."""
     drawings: dict[str, Callable[[], Figure]] = {"architecture": lambda: draw_architecture(history, neurons)}
     if history.events:
         drawings["timeline"] = lambda: draw_timeline(history, last_step(log))
@@ -34,12 +47,7 @@ def draw_pictures(
         drawings["loss"] = lambda: draw_loss(history, log)
     if series(log, key) and history.events:
         drawings["cost"] = lambda: draw_cost(history, log, key)
-    with matplotlib.rc_context(STYLE):
-        for name, draw in drawings.items():
-            figure = draw()
-            for suffix in SUFFIXES:
-                save_figure(figure, folder / f"{name}{suffix}")
-    return list(drawings)
+    return drawings
 
 
 def draw_loss(history: GrowthHistory, log: Sequence[dict[str, float]]) -> Figure:
