@@ -14,7 +14,7 @@ import os
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset, DatasetDict
@@ -41,8 +41,8 @@ class Options:
     num_attention_heads: int = 4
     intermediate_size: int = 256
     new_blocks: int = 2
-    how: str = "copy"
-    where: str = "measured"  # or "even"
+    how: Literal["copy", "identity", "average", "stack"] = "copy"
+    where: Literal["measured", "even"] = "measured"
     freeze: bool = True  # train only the new blocks
     probe_samples: int = 256
     test_samples: int = 512  # of each text
@@ -68,7 +68,7 @@ def load(name: str, max_samples: int | None) -> DatasetDict:
         return load_text(name, max_samples=max_samples)
     files = sorted(Path(os.__file__).parent.glob("*.py"))
     texts = [file.read_text(encoding="utf-8", errors="replace") for file in files]
-    return three_splits(DatasetDict(train=Dataset.from_dict({"text": texts})), 0, max_samples, None)
+    return three_splits(name, DatasetDict(train=Dataset.from_dict({"text": texts})), 0, max_samples, None)
 
 
 def trained(model: Any, text: DatasetDict, arguments: TrainingArguments) -> Any:

@@ -174,3 +174,41 @@ def test_preprocessing_that_cannot_be_loaded_is_not_replaced(tmp_path):
     with pytest.raises(ValueError, match=r"The image processor of \S+ cannot be loaded"):
         image_processor(str(tmp_path), (16, 16))
     assert image_processor(None, (16, 12)).size["width"] == 12
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_images_of_16_bits_keep_their_shades(kind, tmp_path):
+    shades = np.array([[0, 255, 256], [10_000, 40_000, 65_535]], np.uint16)
+    PIL.Image.fromarray(shades).save(tmp_path / f"scan.{kind}")
+    found = data._decoded({"path": str(tmp_path / f"scan.{kind}"), "bytes": None}, 0)
+    assert np.array_equal(np.asarray(found), np.stack([shades // 256] * 3, axis=-1))
+
+
+@pytest.mark.parametrize(("dtype", "mode"), [(np.int32, "I"), (np.float32, "F")])
+def test_images_whose_white_is_not_known_are_refused(dtype, mode, tmp_path):
+    PIL.Image.fromarray(np.full((4, 4), 40_000, dtype)).save(tmp_path / "scan.tif")
+    with pytest.raises(ValueError, match=rf"scan\.tif cannot be read: it is of Pillow's mode {mode}"):
+        data._decoded({"path": str(tmp_path / "scan.tif"), "bytes": None}, 0)
+
+
+def test_rows_without_an_image_are_named():
+    rows = {"image": [np.zeros((4, 4), np.uint8), None], "label": [0, 1]}
+    kinds = Features({"image": Image(), "label": ClassLabel(2)})
+    splits = DatasetDict(train=Dataset.from_dict(rows, features=kinds))
+    with pytest.raises(ValueError, match="no image in row 1"):
+        preprocess(splits, ViTImageProcessorPil(size={"height": 4, "width": 4}))
+
+
+def test_images_without_labels_are_counted(tmp_path):
+    for index in range(20):
+        PIL.Image.new("RGB", (4, 4), (index, 0, 0)).save(tmp_path / f"{index}.png")
+    lines = ["file_name,label", *(f"{index}.png,{'odd' if index % 2 else ''}" for index in range(20))]
+    (tmp_path / "metadata.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match="no label in 10 of 20 rows of 'train'"):
+        load_images(str(tmp_path))
+
+
+def test_images_are_not_their_own_labels(tmp_path):
+    name = _save_parquet(tmp_path / "set", Features({"image": Image(), "label": ClassLabel(3)}))
+    with pytest.raises(ValueError, match="The column 'image' of .* is what is classified"):
+        load_images(name, label_column="image")

@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+from transformers import HfArgumentParser
 
 from hf_saddle.growth import GrowthHistory
 
@@ -79,3 +80,15 @@ def test_a_pretrained_vit_grows(tmp_path):
     printed = run_example("grow_pretrained_vit", tmp_path, layers=2, **options)
     assert "after reloading: 0.0" in printed
     check(tmp_path / "grown", "image-classification", "image")
+
+
+@pytest.mark.parametrize("words", [["--where", "mesured"], ["--how", "clone"]])
+def test_an_expansion_that_is_not_known_is_refused(words, capsys):
+    path = ROOT / "examples" / "expand_language_model.py"
+    spec = spec_from_file_location(path.stem, path)
+    example = module_from_spec(spec)
+    sys.modules[path.stem] = example
+    spec.loader.exec_module(example)
+    with pytest.raises(SystemExit, match="2"):
+        HfArgumentParser(example.Options).parse_args_into_dataclasses(words)
+    assert words[1] in capsys.readouterr().err

@@ -4,8 +4,9 @@ import pytest
 from transformers import TrainingArguments
 
 from hf_saddle import GrowthConfig
+from hf_saddle.demo.arguments import ModelAndDataArguments
 from hf_saddle.demo.options import PRESETS, parse
-from hf_saddle.demo.used import begin_anew, is_used
+from hf_saddle.demo.used import begin_anew, check_overwrite, is_used
 from hf_saddle.growth import PaperGrowthConfig
 
 
@@ -85,7 +86,31 @@ def test_a_used_folder_is_refused_or_cleared_of_what_a_training_wrote(tmp_path):
     (tmp_path / "checkpoint-7" / "model.safetensors").write_text("x")
     assert is_used(tmp_path)
     with pytest.raises(ValueError, match="--resume-from-checkpoint last.*--overwrite"):
-        begin_anew(tmp_path, overwrite=False)
+        check_overwrite(tmp_path, False, None)
+    for source in (tmp_path, tmp_path / "checkpoint-7", tmp_path / ".." / tmp_path.name):
+        with pytest.raises(ValueError, match="start from .*, which lies in .*`--overwrite` removes"):
+            check_overwrite(tmp_path, True, str(source))
+    for source in (None, tmp_path.parent, tmp_path / "no" / "folder"):  # the last may be a name on the Hub
+        check_overwrite(tmp_path, True, None if source is None else str(source))
     assert (tmp_path / "checkpoint-7").is_dir()
-    begin_anew(tmp_path, overwrite=True)
+    begin_anew(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "task"),
+    [
+        ("max_samples", 0, "image-classification"),
+        ("max_samples", -5, "causal-lm"),
+        ("hidden_size", 0, "image-classification"),
+        ("num_attention_heads", 0, "text-classification"),
+        ("block_size", 0, "text-classification"),
+        ("block_size", 1, "causal-lm"),
+    ],
+)
+def test_sizes_of_nothing_are_refused(name, value, task):
+    with pytest.raises(
+        ValueError, match=f"`{name}` must be at least {2 if task == 'causal-lm' and value == 1 else 1} "
+    ):
+        ModelAndDataArguments(task=task, **{name: value})
+    assert ModelAndDataArguments(task="text-classification", block_size=1, max_samples=1).max_samples == 1

@@ -7,13 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import DeiTConfig, DeiTForImageClassification, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    DeiTConfig,
+    DeiTForImageClassification,
+    TrainingArguments,
+)
 
 from hf_saddle import GrowthConfig, SaddleDeiTForImageClassification
 from hf_saddle.demo.arguments import ModelAndDataArguments
 from hf_saddle.demo.data import load_images
 from hf_saddle.demo.job import build_model
 from hf_saddle.demo.run import run, train_and_grow
+from hf_saddle.demo.text import load_text
 
 
 TINY = {"image_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 16, "max_samples": 96}
@@ -72,6 +80,25 @@ def test_a_run_goes_on_or_begins_anew(tmp_path, capsys):
     assert json.loads((tmp_path / "config.json").read_text()).get("per_layer_config") in (None, {})
     printed = capsys.readouterr().out
     assert "Growth: 1 of 2 events fall inside of this training" in printed and "nothing grows" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dataset", "nope.csv"], "could not be loaded"),
+        (["--model-name-or-path", "checkpoint-3"], "start from checkpoint-3, which lies in"),
+        (["--architecture", "llama"], "`architecture` must be one of"),
+        (["--event_budget", "1"], "`event_budget=1.0` is below"),
+    ],
+)
+def test_a_model_is_removed_for_no_training_that_does_not_begin(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("config.json", "model.safetensors", "README.md", "checkpoint-3/model.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("old")
+    with pytest.raises(ValueError, match=message):
+        run([*options(output_dir=tmp_path, **TINY, **GROWTH, **TRAINING), "--overwrite", *words])
+    assert [path.read_text() for path in tmp_path.rglob("*.*") if path.is_file()] == ["old"] * 4
 
 
 def test_a_stock_checkpoint_starts_with_its_backbone_and_new_labels(tmp_path):
@@ -137,3 +164,35 @@ def test_all_processes_wait_for_the_model_that_the_first_one_saves(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "after reloading: 0.0" in done.stdout
+
+
+def test_one_class_is_refused(tmp_path):
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"text {index},pos\n" for index in range(40)))
+    arguments = ModelAndDataArguments(task="text-classification", dataset=str(tmp_path / "rows.csv"))
+    with pytest.raises(ValueError, match=r"two classes at least; the data set \S+rows.csv' has \['pos'\]"):
+        build_model(arguments, load_text(arguments.dataset, labelled=True))
+
+
+@pytest.mark.parametrize(("kind", "positions"), [("bert", 16), ("gpt2", 16), ("roberta", 14), ("llama", None)])
+def test_samples_fit_the_positions_of_a_checkpoint(kind, positions, tmp_path):
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    fields = shape | {"vocab_size": 300, "max_position_embeddings": 16, "pad_token_id": 1}
+    config = AutoConfig.for_model(kind, **fields)
+    task = "causal-lm" if kind in ("gpt2", "llama") else "text-classification"
+    (AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification).from_config(
+        config
+    ).save_pretrained(tmp_path)
+    splits = load_text("python-docs", labelled=task == "text-classification", max_samples=4)
+
+    def build(block_size: int):
+        return build_model(
+            ModelAndDataArguments(task=task, model_name_or_path=str(tmp_path), block_size=block_size), splits
+        )
+
+    if positions is None:  # rotary
+        assert build(128).config.max_position_embeddings == 16
+        return
+    with pytest.raises(ValueError, match=f"for {positions} tokens, .* `--block-size {positions}`"):
+        build(positions + 1)
+    with torch.no_grad():
+        assert build(positions)(torch.full((1, positions), 7)).logits.isfinite().all()

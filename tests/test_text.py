@@ -1,11 +1,14 @@
 """Texts and their tokens: splits, columns, labels, packing, and clear errors."""
 
 import json
+import math
 
+import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, EvalPrediction
 
+from hf_saddle.demo.metrics import compute_perplexity
 from hf_saddle.demo.text import load_text, pack, tokenize, train_tokenizer
 
 
@@ -129,3 +132,80 @@ def test_what_cannot_be_read_is_refused(name, message, tmp_path):
     path = tmp_path / name
     with pytest.raises(ValueError, match=message):
         load_text(str(path) if path.is_file() else name, labelled=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("latin.csv", "text,label\ncafé,good\n".encode("latin-1"), r"latin\.csv' cannot be read: .*utf-8"),
+        ("ragged.csv", b"text,label\na,good\nb,bad,worse\n", r"cannot be read: .*Expected 2 fields in line 3"),
+        ("broken.json", b'{"text": "a", ', r"cannot be read: .*JSON"),
+        ("broken.parquet", b"no parquet", r"broken\.parquet' cannot be read"),
+        ("empty.json", b"", r"empty\.json is empty"),
+        ("head.csv", b"text,label\n", r"head\.csv' cannot be read"),
+        ("gap.csv", b"text,label\n,good\nb,bad\n,bad\n", "no text in 2 of 3 rows of 'train'"),
+        ("blank.csv", b"text,label\na,good\nb,\nc,bad\n", "no label in 1 of 3 rows of 'train'"),
+        ("number.csv", b"text,label\na,1\nb,\nc,2\n", "no label in 1 of 3 rows of 'train'"),
+        ("lists.json", b'[{"text": "a", "label": ["x", "y"]}, {"text": "b", "label": ["y"]}]', "not classes"),
+        ("rare.csv", b"text,label\n" + b"a,good\n" * 20 + b"b,rare\n", r"rare\.csv'.*split 'test'.*'rare' has 1"),
+        ("few.csv", b"text,label\na,1\nb,2\nc,3\na,1\nb,2\nc,3\n", "6 samples of 3 classes"),
+        ("one.txt", b"one\n", r"one\.txt'.* it has 1 samples"),
+    ],
+)
+def test_what_is_wrong_with_data_is_named(file, content, message, tmp_path):
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_text(str(tmp_path / file), labelled=not file.endswith(".txt"))
+
+
+def test_the_case_of_an_ending_is_nothing(tmp_path):
+    (tmp_path / "ROWS.CSV").write_text("text,label\n" + "a,good\nb,bad\n" * 10)
+    assert sum(map(len, load_text(str(tmp_path / "ROWS.CSV"), labelled=True).values())) == 20
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"text_column": "review", "label_column": "review"}, "The column 'review' of .* is what is classified"),
+        ({"text_column": "stars"}, "The column 'stars' of .* has no text"),
+    ],
+)
+def test_columns_that_cannot_be_meant_are_refused(columns, message, tmp_path):
+    (tmp_path / "rows.csv").write_text("review,stars,label\n" + "a,1,x\nb,2,y\n" * 10)
+    with pytest.raises(ValueError, match=message):
+        load_text(str(tmp_path / "rows.csv"), labelled=True, **columns)
+
+
+def test_hidden_test_labels_may_be_blank(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\n" + "a,good\nb,bad\n" * 20)
+    (tmp_path / "test.csv").write_text("text,label\nhidden,\nhidden,\n")
+    splits = load_text(str(tmp_path), labelled=True)
+    assert "hidden" not in splits["test"]["text"] and splits["train"].features["label"].names == ["bad", "good"]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ([0, None] * 20, [0, 1], "no label in 20 of 40 rows of 'train'"),
+        ([0, 1, -1, 1] * 10, [0, 1], "no label in 10 of 40 rows of 'train'"),
+        ([0, 1] * 20, [0, None, -1], "no label in 2 of 3 rows of 'test'"),
+    ],
+)
+def test_classes_that_some_rows_lack_are_refused(train, test, message, tmp_path):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+    for split, labels in (("train", train), ("test", test)):
+        rows = {"text": ["a"] * len(labels), "label": labels}
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
+    with pytest.raises(ValueError, match=message):
+        load_text(str(tmp_path), labelled=True)
+
+
+def test_minus_one_is_a_class_where_it_is_a_plain_number(tmp_path):
+    (tmp_path / "rows.csv").write_text("text,label\n" + "a,-1\nb,1\n" * 10)
+    assert load_text(str(tmp_path / "rows.csv"), labelled=True)["train"].features["label"].names == ["-1", "1"]
+
+
+@pytest.mark.parametrize(("losses", "perplexity"), [([1.0, 3.0], math.exp(2.0)), ([709.0, 711.0], math.inf)])
+def test_the_perplexity_of_a_training_that_diverges_is_infinite(losses, perplexity):
+    found = compute_perplexity(EvalPrediction(predictions=None, label_ids=None, losses=np.array(losses)))
+    assert found == {"perplexity": perplexity}

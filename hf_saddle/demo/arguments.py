@@ -5,6 +5,17 @@ from dataclasses import dataclass, field
 
 TASK_NAMES = ("image-classification", "text-classification", "causal-lm")
 
+_SIZES = (
+    "max_samples",
+    "image_size",
+    "patch_size",
+    "block_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+)
+
 
 @dataclass
 class ModelAndDataArguments:
@@ -53,3 +64,9 @@ class ModelAndDataArguments:
     def __post_init__(self) -> None:
         if self.task not in TASK_NAMES:
             raise ValueError(f"`task` must be one of {', '.join(TASK_NAMES)}, got {self.task!r}.")
+        for name in _SIZES:
+            value = getattr(self, name)
+            # What follows a token is what a language model learns.
+            least = 2 if name == "block_size" and self.task == "causal-lm" else 1
+            if value is not None and value < least:
+                raise ValueError(f"`{name}` must be at least {least} for {self.task}, got {value}.")

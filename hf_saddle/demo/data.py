@@ -49,7 +49,7 @@ def load_images(name: str, seed: int = 0, max_samples: int | None = None, **colu
     Raises:
         ValueError: If the data set is not installed, has no images with labels or no `train`, or cannot be found.
     """
-    return three_splits(published_splits(name, **columns), seed, max_samples)
+    return three_splits(name, published_splits(name, **columns), seed, max_samples)
 
 
 def published_splits(
@@ -71,7 +71,7 @@ def published_splits(
     image = pick_column(
         name, features, "image", lambda _, feature: isinstance(feature, Image), ("image",), image_column
     )
-    label = pick_label(name, features, label_column)
+    label = pick_label(name, features, label_column, image)
     splits = splits.select_columns([image, label]).rename_columns({image: "image", label: "label"})
     return with_classes(name, splits)
 
@@ -81,7 +81,8 @@ def preprocess(splits: DatasetDict, processor: BaseImageProcessor) -> DatasetDic
     Turn images into `pixel_values` of the model's size; labels become `labels`. Kept in memory.
 
     Raises:
-        ValueError: If an image cannot be read; the message names its file, or its row where it has none.
+        ValueError: If an image cannot be read, or nobody knows which of its values is white; the message names its
+            file, or its row where it has none.
     """
 
     def to_pixels(batch: dict[str, Any], rows: list[int]) -> dict[str, Any]:
@@ -96,8 +97,15 @@ def preprocess(splits: DatasetDict, processor: BaseImageProcessor) -> DatasetDic
 
 def _decoded(encoded: dict[str, Any], row: int) -> PIL.Image.Image:
     """An image of a data set, in colours."""
+    if encoded is None:
+        raise ValueError(f"There is no image in row {row}. Add it or take the row out.")
     try:
-        image: PIL.Image.Image = Image().decode_example(encoded).convert("RGB")
+        image: PIL.Image.Image = Image().decode_example(encoded)
+        if image.mode in ("I", "F"):
+            raise ValueError(f"it is of Pillow's mode {image.mode}, whose white is not known; save it in 8 or 16 bits")
+        if image.mode.startswith("I;16"):  # Pillow would take all from 255 on for white
+            image = PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = image.convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:  # what the parts of Pillow raise for damaged files
         name = encoded["path"] or f"in row {row}"
         raise ValueError(f"The image {name} cannot be read: {error}. Mend it or take it out.") from error

@@ -1,16 +1,21 @@
 """What a job of the demo trains: data as its model takes them, the model, and its trainer."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from datasets import DatasetDict
-from transformers import AutoConfig, PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, TrainerCallback, TrainingArguments
 
 from ..training import GrowthTrainer
 from .arguments import ModelAndDataArguments
 from .tasks import TASKS, Task
+
+
+# Families of text whose positions are weights, of which there are no more.
+_LEARNT_POSITIONS = ("bert", "distilbert", "gpt2", "roberta")
 
 
 @dataclass(frozen=True)
@@ -28,19 +33,40 @@ def build_model(arguments: ModelAndDataArguments, splits: DatasetDict, processor
     A language model from scratch needs the tokenizer as `processor`.
 
     Raises:
-        ValueError: If the family has no models for the task, or the checkpoint's positions are fewer than the tokens.
+        ValueError: If the family has no models for the task, there are fewer than two classes, or the checkpoint's
+            positions are fewer than the tokens.
     """
     task = TASKS[arguments.task]
     labels: dict[str, Any] = {}
     if "label" in splits["train"].features:
         names = splits["train"].features["label"].names
+        if len(names) < 2:
+            data = arguments.dataset or task.dataset
+            raise ValueError(f"A classifier needs two classes at least; the data set {data!r} has {names}.")
         labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
     if arguments.model_name_or_path is None:
         model_type, fields = task.fields(arguments, processor)
         model_class = task.model_class(model_type)
         model: PreTrainedModel = model_class(model_class.config_class(**fields, **labels))
         return model
-    return load_growable(arguments.model_name_or_path, task, **labels)
+    model = load_growable(arguments.model_name_or_path, task, **labels)
+    positions = _positions(model.config)
+    if positions < arguments.block_size:
+        raise ValueError(
+            f"{arguments.model_name_or_path} has positions for {positions} tokens, and samples may have "
+            f"{arguments.block_size}: give it no more by `--block-size {positions}`."
+        )
+    return model
+
+
+def _positions(config: PreTrainedConfig) -> float:
+    """How many tokens a model can take."""
+    family = config.model_type.removeprefix("saddle_")
+    if family not in _LEARNT_POSITIONS:
+        return math.inf
+    # RoBERTa counts positions from behind the padding token on.
+    first = config.pad_token_id + 1 if family == "roberta" else 0
+    return int(config.max_position_embeddings - first)
 
 
 def load_growable(source: str, task: Task, **labels: Any) -> PreTrainedModel:

@@ -35,4 +35,8 @@ def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
 
 def compute_perplexity(prediction: EvalPrediction) -> dict[str, float]:
     """`compute_metrics` for a language model: `exp` of the evaluation loss; wants `include_for_metrics=["loss"]`."""
-    return {"perplexity": math.exp(float(np.mean(prediction.losses)))}
+    loss = float(np.mean(prediction.losses))
+    try:
+        return {"perplexity": math.exp(loss)}
+    except OverflowError:  # of a training that diverges
+        return {"perplexity": math.inf}

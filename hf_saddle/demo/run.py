@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from ..growth import GrowthConfig, GrowthHistory
 from ..training import GrowthCallback, GrowthTrainer
@@ -16,7 +16,7 @@ from .dry_run import dry_run
 from .job import build_trainer, load_run_data
 from .program import read_options
 from .tasks import TASKS
-from .used import begin_anew, is_used
+from .used import BeginAnew, check_overwrite, is_used
 
 
 EXAMPLES = """
@@ -51,15 +51,16 @@ def train_and_grow(arguments: ModelAndDataArguments, growth: GrowthConfig, train
         logits of the trained and the reloaded model on test samples (0.0 is expected).
 
     Raises:
-        ValueError: If data, model and task do not fit each other.
+        ValueError: If data, model and task do not fit each other, or the folder has a model and may not be cleared;
+            what it has is removed only once the training is about to take its first step.
     """
     resume = training.resume_from_checkpoint
-    # The first process clears the folder before the others look at it.
-    with training.main_process_first(local=False):
-        if is_used(training.output_dir) and not resume:
-            begin_anew(training.output_dir, arguments.overwrite)
+    callbacks: list[TrainerCallback] = [GrowthCallback(growth)]
+    if is_used(training.output_dir) and not resume:
+        check_overwrite(training.output_dir, arguments.overwrite, arguments.model_name_or_path)
+        callbacks.append(BeginAnew())
     task, data = TASKS[arguments.task], load_run_data(arguments, training.seed)
-    trainer = build_trainer(arguments, training, data, [GrowthCallback(growth)])
+    trainer = build_trainer(arguments, training, data, callbacks)
     trainer.train(resume_from_checkpoint=True if resume in ("last", "true", "True") else resume)
     model, test = trainer.model, data.prepared["test"]
     metrics = trainer.evaluate(test, metric_key_prefix="test")

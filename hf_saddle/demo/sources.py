@@ -1,10 +1,12 @@
 """Data sets by name on the Hub, by folder or by file, with the splits, columns and labels that a training needs."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, DatasetDict, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from datasets.exceptions import DatasetsError
 
 
 # What reads a file, by its ending.
@@ -23,26 +25,34 @@ def read_source(name: str, config: str | None = None) -> DatasetDict:
         config (`str`, *optional*): Configuration of a data set on the Hub that has several.
 
     Raises:
-        ValueError: If there is no such data set or file, its format is not known, or it has no `train`.
+        ValueError: If there is no such data set or file, it is damaged, its format is not known, or it has no `train`.
     """
     path = Path(name)
+    ending = path.suffix.lower()
+    if path.is_file() and ending not in _BUILDERS:
+        raise ValueError(f"{path} ends in none of {', '.join(_BUILDERS)}, so that it is not known how to read it.")
+    if path.is_file() and not path.stat().st_size:
+        raise ValueError(f"{path} is empty.")
     try:
         if path.is_file():
-            if path.suffix not in _BUILDERS:
-                raise ValueError(
-                    f"{path} ends in none of {', '.join(_BUILDERS)}, so that it is not known how to read it."
-                )
-            more = {"delimiter": "\t"} if path.suffix == ".tsv" else {}
-            splits = load_dataset(_BUILDERS[path.suffix], data_files=str(path), **more)
+            more = {"delimiter": "\t"} if ending == ".tsv" else {}
+            splits = load_dataset(_BUILDERS[ending], data_files=str(path), **more)
         else:
             splits = load_dataset(name, config)
-    except (ConnectionError, FileNotFoundError, OSError) as error:
+    except OSError as error:
         raise ValueError(
             f"The data set {name!r} could not be loaded: {error}. Without a connection use 'digits' or "
             "'fashion-mnist' for images, 'python-docs' for text, or the path of a file or folder."
         ) from error
+    except (DatasetsError, ValueError) as error:  # those of a format are the cause of one of `datasets`
+        cause = str(error.__cause__ or error).strip().rstrip(".")
+        raise ValueError(
+            f"The data set {name!r} cannot be read: {cause}. Files must be whole, and their text in UTF-8."
+        ) from error
     if "train" not in splits:
         raise ValueError(f"The data set {name!r} has no split `train`, only {', '.join(splits)}.")
+    if not len(splits["train"]):
+        raise ValueError(f"The split `train` of the data set {name!r} has no rows.")
     return splits
 
 
@@ -81,29 +91,68 @@ def pick_column(
     return (named or found)[0]
 
 
-def pick_label(name: str, features: dict[str, Any], wanted: str | None) -> str:
-    """The column of class labels; a column of plain values counts where it is called so."""
-    return pick_column(
+def pick_label(name: str, features: dict[str, Any], wanted: str | None, samples: str) -> str:
+    """
+    The column of class labels; a column of plain values counts where it is called so.
+
+    Raises:
+        ValueError: If there is none, several of which none has a usual name, or it is `samples`, the column that is
+            to be classified.
+    """
+    label = pick_column(
         name, features, "label", lambda column, f: isinstance(f, ClassLabel) or column in _LABELS, _LABELS, wanted
     )
+    if label == samples:
+        raise ValueError(
+            f"The column {label!r} of the data set {name!r} is what is classified, and cannot be the labels as well: "
+            f"name another one by `label_column`. It has {', '.join(features)}."
+        )
+    return label
+
+
+def refuse_gaps(name: str, splits: DatasetDict, column: str, is_gap: Callable[[Any], bool]) -> None:
+    """
+    Refuse rows that have nothing in a column.
+
+    Raises:
+        ValueError: If there are any; the message counts them.
+    """
+    gaps = {split: sum(map(is_gap, rows[column])) for split, rows in splits.items()}
+    told = [f"{count} of {len(splits[split])} rows of {split!r}" for split, count in gaps.items() if count]
+    if told:
+        raise ValueError(
+            f"The data set {name!r} has no {column} in {', '.join(told)}. Fill them in or take them out. In CSV "
+            "and TSV words such as NA and None count as empty, too."
+        )
 
 
 def with_classes(name: str, splits: DatasetDict) -> DatasetDict:
     """
-    The column `label` as `ClassLabel`, with the same classes in all splits.
+    The column `label` as `ClassLabel`, with the same classes in all splits. Splits without any label are left out,
+    as benchmarks hide those of their test.
 
     Raises:
-        ValueError: If the labels are no classes, or `train` lacks a class of another split.
+        ValueError: If a row has no label, the labels are no classes, or `train` lacks a class of another split.
     """
     label = splits["train"].features["label"]
+
+    def hidden(value: Any) -> bool:
+        # -1 is what `ClassLabel` has for a label that is not told; of plain numbers it may be a class.
+        return (
+            value is None or value != value or not str(value).strip() or (isinstance(label, ClassLabel) and value < 0)
+        )
+
+    splits = DatasetDict(
+        {split: rows for split, rows in splits.items() if split == "train" or not all(map(hidden, rows["label"]))}
+    )
+    refuse_gaps(name, splits, "label", hidden)
     if isinstance(label, ClassLabel):
-        # Benchmarks hide the labels of their test split behind -1.
-        shown = {
-            split: rows for split, rows in splits.items() if split == "train" or min(rows["label"], default=0) >= 0
-        }
-        return DatasetDict(shown)
-    if "float" in str(getattr(label, "dtype", "")):
-        raise ValueError(f"The labels of {name!r} are numbers, not classes; regression is none of the tasks.")
+        return splits
+    if any(isinstance(value, float | list | dict) for value in splits["train"]["label"]):
+        raise ValueError(
+            f"The labels of {name!r} are numbers or lists, not classes: neither regression nor several labels of one "
+            "sample are among the tasks."
+        )
     values = sorted(set(splits["train"]["label"]), key=lambda value: (str(type(value)), value))
     index = {value: number for number, value in enumerate(values)}
     for split, rows in splits.items():
@@ -117,25 +166,45 @@ def with_classes(name: str, splits: DatasetDict) -> DatasetDict:
 
 
 def three_splits(
-    splits: DatasetDict, seed: int, max_samples: int | None, stratify: str | None = "label"
+    name: str, splits: DatasetDict, seed: int, max_samples: int | None, stratify: str | None = "label"
 ) -> DatasetDict:
     """
     `train`, `validation` and `test`, held out of `train` where the source lacks them.
 
     Args:
+        name (`str`): Name of the data set, for messages.
         splits (`DatasetDict`): At least `train`.
         seed (`int`): Seed of the split.
         max_samples (`int`, *optional*): Keep at most that many samples of each split.
         stratify (`str`, *optional*): Column whose shares are the same in all splits.
+
+    Raises:
+        ValueError: If `train` is too small for a split to be held out of it.
     """
-    if "test" not in splits:
-        held_out = splits["train"].train_test_split(0.2, seed=seed, stratify_by_column=stratify)
-        splits = DatasetDict(splits | {"train": held_out["train"], "test": held_out["test"]})
-    if "validation" not in splits:
-        held_out = splits["train"].train_test_split(0.1, seed=seed, stratify_by_column=stratify)
-        splits = DatasetDict(splits | {"train": held_out["train"], "validation": held_out["test"]})
+    whole = splits["train"]
+    for split, share in (("test", 0.2), ("validation", 0.1)):
+        if split in splits:
+            continue
+        try:
+            held_out = splits["train"].train_test_split(share, seed=seed, stratify_by_column=stratify)
+        except ValueError as error:
+            raise ValueError(
+                f"The data set {name!r} is too small to hold a split {split!r} out of `train`: "
+                f"{_told(whole, stratify)}. Add samples, or give it that split."
+            ) from error
+        splits = DatasetDict(splits | {"train": held_out["train"], split: held_out["test"]})
     if max_samples is not None:
         splits = DatasetDict(
             {k: v.shuffle(seed=seed).select(range(min(max_samples, len(v)))) for k, v in splits.items()}
         )
     return splits
+
+
+def _told(rows: Dataset, stratify: str | None) -> str:
+    """How many samples there are, and the class with the fewest."""
+    if stratify is None:
+        return f"it has {len(rows)} samples"
+    counts = Counter(rows[stratify])
+    rarest = min(counts, key=lambda value: counts[value])
+    fewest = f"{rows.features[stratify].int2str(rarest)!r} has {counts[rarest]}"
+    return f"it has {len(rows)} samples of {len(counts)} classes, of which every split needs each, and {fewest}"

@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .sources import pick_column, pick_label, read_source, three_splits, with_classes
+from .sources import pick_column, pick_label, read_source, refuse_gaps, three_splits, with_classes
 
 
 # The documentation of the language that `help()` shows.
@@ -51,7 +51,7 @@ def load_text(
         `DatasetDict`: columns `text` and, if `labelled`, `label` (`ClassLabel`).
 
     Raises:
-        ValueError: If there is no such data set, or it has no such column.
+        ValueError: If there is no such data set, it has no such column, or a row of it is empty.
     """
     if name == PYTHON_DOCS:
         splits = _python_docs(labelled)
@@ -60,10 +60,13 @@ def load_text(
         features = splits["train"].features
         usual = ("text", "sentence", "content")
         text = pick_column(name, features, "text", lambda _, feature: _is_text(feature), usual, text_column)
-        columns = {text: "text"} | ({pick_label(name, features, label_column): "label"} if labelled else {})
+        if not _is_text(features[text]):
+            raise ValueError(f"The column {text!r} of the data set {name!r} has no text: it is {features[text]}.")
+        columns = {text: "text"} | ({pick_label(name, features, label_column, text): "label"} if labelled else {})
         splits = splits.select_columns(list(columns)).rename_columns(columns)
+        refuse_gaps(name, splits, "text", lambda text: text is None)
         splits = with_classes(name, splits) if labelled else splits
-    return three_splits(splits, seed, max_samples, "label" if labelled else None)
+    return three_splits(name, splits, seed, max_samples, "label" if labelled else None)
 
 
 def train_tokenizer(texts: list[str], vocab_size: int, *, enclose: bool) -> PreTrainedTokenizerFast:

@@ -3,8 +3,10 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.utils import filter_repo_objects
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import sort_checkpoints
 from transformers.utils import CONFIG_NAME
 
@@ -35,14 +37,12 @@ def is_used(folder: str | os.PathLike[str]) -> bool:
     return root.is_dir() and bool(_found(root, _SIGNS) or sort_checkpoints(str(root)))
 
 
-def begin_anew(folder: str | os.PathLike[str], overwrite: bool) -> None:
+def check_overwrite(folder: str | os.PathLike[str], overwrite: bool, source: str | None) -> None:
     """
-    Remove what an earlier training wrote into a folder: model, history, card, pictures, results and checkpoints.
-
-    Logs of reporters and all other files stay.
+    Refuse a new training that may not take the place of what is in a used folder.
 
     Raises:
-        ValueError: Without `overwrite`.
+        ValueError: Without `overwrite`, or if the training is to start from `source`, and that is in the folder.
     """
     root = Path(folder)
     if not overwrite:
@@ -50,6 +50,33 @@ def begin_anew(folder: str | os.PathLike[str], overwrite: bool) -> None:
             f"{root} has a model already. Go on with its training by `--resume-from-checkpoint last`, begin anew and "
             "remove it by `--overwrite`, or name another `--output-dir`."
         )
+    if source is not None and Path(source).exists() and Path(source).resolve().is_relative_to(root.resolve()):
+        raise ValueError(
+            f"The training is to start from {source}, which lies in {root}, and `--overwrite` removes what is there. "
+            "Name another `--output-dir`."
+        )
+
+
+class BeginAnew(TrainerCallback):  # type: ignore[misc]
+    """
+    Clears the folder of a training before its first step. As the last of the callbacks it does so once nothing is
+    left that the others refuse.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        with args.main_process_first(local=False):
+            begin_anew(args.output_dir)
+
+
+def begin_anew(folder: str | os.PathLike[str]) -> None:
+    """
+    Remove what an earlier training wrote into a folder: model, history, card, pictures, results and checkpoints.
+
+    Logs of reporters and all other files stay.
+    """
+    root = Path(folder)
     for checkpoint in sort_checkpoints(str(root)):
         discard(checkpoint)
     for path in _found(root, _WRITTEN):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -221,11 +222,22 @@ def _check(trainer: Trainer, seed: int) -> None:
 
 
 def _measured(trainer: Trainer, dataset: Any, metric: str) -> dict[str, float]:
-    """Metrics at the end."""
+    """
+    Metrics at the end.
+
+    Raises:
+        ValueError: If there is no such metric, or one is not finite.
+    """
     found = trainer.evaluate(dataset, metric_key_prefix="end")
     results = {"loss": float(found["end_loss"])}
     if metric != "loss":
         if f"end_{metric}" not in found:
             raise ValueError(f"`compute_metrics` of the trainer gives no {metric!r}: it has {', '.join(found)}.")
         results[metric] = float(found[f"end_{metric}"])
+    diverged = [f"{name} {value}" for name, value in results.items() if not math.isfinite(value)]
+    if diverged:
+        raise ValueError(
+            f"The training diverged, to {', '.join(diverged)} at its end: nothing can be compared. Lower the learning "
+            "rate."
+        )
     return results

@@ -1,6 +1,7 @@
 """Comparisons at equal cost: what a budget pays for, equal starts, a random twin of the same places, and going on."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -136,6 +137,16 @@ def test_events_that_cost_more_than_there_is_are_refused(tmp_path):
         ValueError, match="Growth cost more than the budget .*Train longer, or with fewer `probe_samples`"
     ):
         compare(maker(tmp_path), dear, seeds=[0], cost="macs")
+
+
+def test_a_training_that_diverged_says_so_at_its_end(tmp_path):
+    def make_trainer(seed: int):
+        trainer = maker(tmp_path)(seed)
+        trainer.compute_metrics = lambda prediction: {"perplexity": math.inf}
+        return trainer
+
+    with pytest.raises(ValueError, match="diverged, to perplexity inf at its end.*Lower the learning rate"):
+        compare(make_trainer, growth(**GROWING), seeds=[0], cost="macs", metric="perplexity")
 
 
 def test_a_budget_of_ones_own_and_its_learning_rate(tmp_path):
