@@ -123,13 +123,12 @@ CLAIMS = (
         )
     ),
     *(
-        Claim(
-            f"stacking better than a uniform model with {what} on CIFAR-100",
-            "cifar",
-            cifar_arms.STACKED.name,
-            other.name,
+        Claim(f"{what} better than a uniform model with {rest} on CIFAR-100", "cifar", arm.name, other.name)
+        for what, arm, rest, other in (
+            ("stacking", cifar_arms.STACKED, "3 blocks", cifar_arms.THREE),
+            ("doubling by silent copies", cifar_arms.SILENT, "3 blocks", cifar_arms.THREE),
+            ("stacking", cifar_arms.STACKED, "MLPs 128 wide", cifar_arms.WIDER),
         )
-        for what, other in (("3 blocks", cifar_arms.THREE), ("MLPs 128 wide", cifar_arms.WIDER))
     ),
     Claim(
         "growth, width, better than random splits on CIFAR-100",

@@ -38,10 +38,9 @@ def gone_on(
         ValueError: If the file has a comparison of other settings, or is damaged.
     """
     file = Path(path)
-    if overwrite:
-        file.unlink(missing_ok=True)
-    if not file.exists():
+    if overwrite or not file.exists():
         wanted.conditions = conditions_of(seeds[0])
+        file.unlink(missing_ok=True)  # once no setting has been refused
         return wanted
     found = Comparison.load(file)
     wanted.conditions = conditions_of(found.runs[0].seed)

@@ -275,6 +275,12 @@ def test_a_comparison_begins_anew_where_that_is_asked_for(straight, tmp_path):
             raise KeyboardInterrupt
         return maker(tmp_path, made, max_steps=STEPS)(seed)
 
+    def failing(seed: int) -> GrowthTrainer:
+        raise ValueError("there is no such data set")
+
+    with pytest.raises(ValueError, match="no such data set"):
+        compare(failing, seeds=[5], path=path, **ASKED, overwrite=True)
+    assert path.read_bytes() == straight[1].read_bytes()
     with pytest.raises(KeyboardInterrupt):
         compare(stopping, seeds=[5], path=path, **ASKED | {"settings": {"task": "another"}}, overwrite=True)
     assert made and not path.exists()
