@@ -46,12 +46,6 @@ def _hyphened(word: str) -> str:
     return name.replace("_", "-") + equals + value if word.startswith("--") else word
 
 
-def _line(error: Exception) -> str:
-    """Its message in one line, without what a terminal would obey: files of others may be quoted in it."""
-    text = "".join(character if character.isprintable() else " " for character in str(error))
-    return " ".join(text.split())
-
-
 def run(arguments: list[str] | None = None) -> None:
     """Run a command line, by default that of the process."""
     try:
@@ -61,7 +55,11 @@ def run(arguments: list[str] | None = None) -> None:
         from rich.console import Console
         from rich.markup import escape
 
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(_line(error))}", highlight=False, soft_wrap=True)
+        from hf_saddle.hub.escape import plain
+
+        # Files of others may be quoted in it, with what a terminal would obey.
+        line = escape(plain(error, limit=sys.maxsize))
+        Console(stderr=True).print(f"[bold red]error:[/] {line}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -347,9 +347,8 @@ def rankings() -> Iterable[Job]:
 # ------------------------------------------------------------------------------------------------- in equal seconds
 SECONDS_BUDGET = 2 * STEPS  # in steps of the large model
 SECONDS_RATES = (1.6e-2, 3.2e-2, 6.4e-2)
-# What ended best at the lowest of these was tried at a lower one as well.
-LOWER_RATE = 8e-3
-AT_THE_LOWEST = ("growth, per second", "growth, width", "gromo", "static, MLPs 72 and 24 wide")
+# Where the best was the lowest of these, a lower one was tried as well.
+FURTHER = dict.fromkeys(("growth, per second", "growth, width", "gromo", "static, MLPs 72 and 24 wide"), (8e-3,))
 # The default options but for the data's own batch of the probe; the last two may make a step 1.3 times as long.
 DEFAULTS = {"probe_samples": 1_024, "probe_batch_size": 256}
 PER_SECOND = DEFAULTS | {"budget_unit": "seconds", "max_growth": 1.3}
@@ -412,7 +411,7 @@ def seconds_tuning() -> Iterable[Job]:
     """Learning rates of all of them, on the validation split and two seeds that nothing else uses."""
     for seed in (TUNING_SEED, TUNING_SEED + 1):
         for arm in in_seconds():
-            for rate in (*SECONDS_RATES, *[LOWER_RATE] * (arm.name in AT_THE_LOWEST)):
+            for rate in (*SECONDS_RATES, *FURTHER.get(arm.name, ())):
                 tuned = replace(arm, name=f"{arm.name}, {rate:g}", learning_rate=rate)
                 yield Job(tuned.name, seed, partial(run, tuned, seed))
 
