@@ -28,6 +28,11 @@ SUPPORTED = (
 )
 
 
+def processes() -> int:
+    """How many processes the launcher has brought together, whether they train one model or not."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 class Replicas(Ranks):
     """
     The processes that hold a copy of one model each, or a part of it; a no-op for a single process.

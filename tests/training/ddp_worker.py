@@ -3,6 +3,7 @@
 import copy
 import json
 import sys
+import unittest
 from pathlib import Path
 
 import torch
@@ -414,6 +415,13 @@ def refusals(folder):
         train(folder / "plain", callbacks=callbacks, trainer_class=Trainer)
     except ValueError as error:
         found["plain_trainer"] = str(error)
+    try:
+        train(folder / "apart", CONFIG, use_cpu=False)
+    except ValueError as error:
+        found["apart"] = str(error)
+    with unittest.TestCase().assertLogs("hf_saddle.training") as logs:
+        growth_event_(tiny(), None, probe(), CONFIG)
+    found["unwrapped"] = logs.output
 
     class Broken(Images):
         def __getitem__(self, index):

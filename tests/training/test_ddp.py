@@ -87,6 +87,16 @@ def test_a_plain_trainer_that_the_callback_does_not_know_is_refused(found):
     assert all("Use GrowthTrainer" in rank["refusals"]["plain_trainer"] for rank in found)
 
 
+def test_processes_that_would_train_a_model_each_are_refused(found):
+    assert all("`use_cpu=True`" in rank["refusals"]["apart"] for rank in found)
+
+
+def test_a_model_without_its_wrapper_is_warned_of(found):
+    for rank in found:
+        (line,) = rank["refusals"]["unwrapped"]
+        assert "`Accelerator(cpu=True)`" in line
+
+
 def test_replicas_that_drifted_apart_are_refused(found):
     assert all("Ranks [1] differ from rank 0" in rank["refusals"]["drift"] for rank in found)
 

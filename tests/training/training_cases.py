@@ -171,4 +171,5 @@ def launch(
     command = [sys.executable, "-m", "torch.distributed.run", *options, str(path), *words]
     root = Path(__file__).parents[2]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": with_guard(root, path.parent)}
+    environment["CUDA_VISIBLE_DEVICES"] = ""  # a machine with GPUs is to find the same
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)

@@ -11,7 +11,7 @@ from transformers.training_args import ParallelMode
 
 from ...curvature.loss import Loss
 from ...growth import GrowthConfig
-from ..distributed import SUPPORTED
+from ..distributed import SUPPORTED, processes
 from ..events.probe import copied_collator, open_stream
 from ..sampling import makes_batches, training_indices
 from ..trainer_probe import collator_of
@@ -41,6 +41,11 @@ def check_supported(args: TrainingArguments, trainer: Trainer | None) -> None:
         raise ValueError(
             "With `auto_find_batch_size`, a plain Trainer starts again from the model that has grown when the memory "
             "ran out. Use GrowthTrainer, which goes back to the start; it takes the same arguments."
+        )
+    if processes() > 1 and args.parallel_mode == ParallelMode.NOT_PARALLEL:
+        raise ValueError(
+            f"{processes()} processes were started, but each would train a model of its own, as Accelerate found no "
+            "GPUs for them. Set `use_cpu=True` in the TrainingArguments (`--use_cpu`): they train one on CPUs then."
         )
     if args.parallel_mode == ParallelMode.NOT_DISTRIBUTED:
         raise ValueError(

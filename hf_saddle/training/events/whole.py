@@ -1,5 +1,6 @@
 """A model that every process holds whole, as it is trained: wrapped, compiled, followed by others."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,9 +14,12 @@ from ...growth.surgery.grow import Growing, growing_
 from ...models.modeling_saddle import GrowablePreTrainedModel
 from ..checks.model_checks import check_growable
 from ..checks.optimizer_checks import check_optimizer
-from ..distributed import Replicas
+from ..distributed import Replicas, processes
 from ..wrappers import ddp_arguments, find_ddp, follows, is_compiled, rebuild_ddp_
 from .followers import adopt_history_, check_followers
+
+
+logger = logging.getLogger(__name__)
 
 
 class Whole:
@@ -37,6 +41,13 @@ class Whole:
         """Raise a `ValueError` if optimizer, DDP wrapper or followers are of another model."""
         if self.optimizer is not None:
             check_optimizer(self.model, self.optimizer)
+        if config is not None and self.replicas.group is None and processes() > 1:
+            # Not refused: a process may well train a model of its own.
+            logger.warning(
+                f"{processes()} processes run, but the model is in no DDP wrapper: each of them decides for itself "
+                "what grows. If they train one model, pass what `accelerator.prepare` returned (without GPUs that of "
+                "`Accelerator(cpu=True)`), or their `group`."
+            )
         wrapper = find_ddp(self.wrapped)
         if wrapper is not None and not follows(wrapper):
             raise ValueError(
