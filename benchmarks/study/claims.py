@@ -8,9 +8,9 @@ from scipy import stats
 
 from . import cifar_arms
 from .expansion import EXPANDED, FULL, GROWN, LORA, RANDOM
-from .experiments import best_static, best_uniform
+from .experiments import DOUBLED, best_static, best_uniform
 from .files import results
-from .language_arms import GROWING, SILENT, SOONER, STACKED, UNIFORM
+from .language_arms import GROWING, LATER, SILENT, SOONER, STACKED, UNIFORM
 from .statistics import paired, text
 from .tables import by_arm, measured, table
 
@@ -93,7 +93,7 @@ CLAIMS = (
     Claim("growth better than GroMo's in equal seconds", "seconds", "growth", "gromo"),
     *(
         Claim(f"{name} better than the best uniform model in equal seconds", "seconds", name, best_uniform().name)
-        for name in ("growth, width", "uneven halves")
+        for name in ("growth, width", "uneven halves", DOUBLED)
     ),
     Claim(
         "growth, width, better than random splits",
@@ -106,6 +106,7 @@ CLAIMS = (
         for what, when, arm in (
             ("stacking a language model", "in equal seconds", STACKED),
             ("silent copies in a language model", "in equal seconds", SILENT),
+            ("silent copies at 40 % in a language model", "in equal seconds", LATER),
             ("stacking a language model", "with 70 % of its seconds", SOONER),
             ("growth of a language model", "in equal seconds", GROWING),
         )

@@ -355,6 +355,8 @@ PER_SECOND = DEFAULTS | {"budget_unit": "seconds", "max_growth": 1.3}
 # Splits of MLPs. That they begin at rest was decided by a first trial; in `width_trials` a step at once ends lower, by
 # less than seeds differ.
 WIDTH: dict[str, Any] = {"criterion": "width"} | FILLED
+# What CIFAR-100 showed, as it was there: the best uniform model begins with half of its blocks.
+DOUBLED = "1 block, silent copy at 0.4"
 
 
 def in_seconds() -> list[Arm]:
@@ -370,6 +372,7 @@ def in_seconds() -> list[Arm]:
         widened := replace(small, name="growth, width", growth=small.growth | WIDTH),
         replace(widened, name="growth, width, random in the same linears", way="matched"),
         replace(widened, name="uneven halves", way="uneven"),
+        replace(small, name=DOUBLED, shape=best_uniform().shape | {"num_hidden_layers": 1}, events=(0.4,), way="even"),
     ]
     grown = [replace(arm, budget=SECONDS_BUDGET, unit="seconds") for arm in arms]
     return [*uniform_in_seconds(), best_static(), *grown]

@@ -13,6 +13,8 @@ UNIFORM = LanguageArm("4 blocks", 4)
 # Trials with another seed chose the moment and the number of blocks.
 STACKED = LanguageArm("2 blocks, stacked to 4", 2, events=(0.2,))
 SILENT = replace(STACKED, name="2 blocks, silent copies to 4", event_=partial(copied_, how="copy"))
+# What CIFAR-100 showed, as it was there.
+LATER = replace(SILENT, name=f"{SILENT.name} at 0.4", events=(0.4,))
 # With what is saved by beginning small: is the uniform model's loss reached sooner?
 SOONER = replace(STACKED, name="2 blocks, stacked to 4, 70 % of the seconds", share=0.7)
 # A trial: twice as many blocks, which are too many for these seconds.
@@ -61,5 +63,5 @@ def language_trials() -> Iterator[Run]:
 def language() -> Iterator[Run]:
     """A uniform model, and what gets a part of it on the way, with seeds that nothing was chosen by."""
     for seed in range(10, 20):
-        for arm in (UNIFORM, STACKED, SILENT, SOONER, GROWING):
+        for arm in (UNIFORM, STACKED, SILENT, SOONER, GROWING, LATER):
             yield arm.name, seed, partial(run_language, replace(arm, rate=RATE), seed, test=True)

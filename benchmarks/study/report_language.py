@@ -4,12 +4,15 @@ import numpy as np
 
 from .files import results
 from .language import BATCH, LENGTH, STEPS
-from .language_arms import GROWING, SILENT, SOONER, STACKED, UNIFORM
+from .language_arms import GROWING, LATER, SILENT, SOONER, STACKED, UNIFORM
 from .statistics import paired, text
 from .tables import by_arm, measured, table
 
 
-PAIRS = ((STACKED, UNIFORM), (SILENT, UNIFORM), (SOONER, UNIFORM), (STACKED, SILENT), (GROWING, UNIFORM))
+PAIRS = (
+    *((arm, UNIFORM) for arm in (STACKED, SILENT, LATER, SOONER, GROWING)),
+    *((arm, SILENT) for arm in (STACKED, LATER)),
+)
 
 
 def language() -> list[str]:
