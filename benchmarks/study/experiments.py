@@ -361,7 +361,7 @@ DOUBLED = "1 block, silent copy at 0.4"
 
 def in_seconds() -> list[Arm]:
     """Uniform models of all widths, the best shape of a search, and ways to grow, that spend as many seconds."""
-    small = replace(uniform("growth", SMALL), events=EARLY, growth=DEFAULTS | {"max_parameters": TARGET})
+    small = default_in_seconds()
     timed = replace(small, name="growth, per second", growth=PER_SECOND)
     arms = [
         small,
@@ -374,8 +374,13 @@ def in_seconds() -> list[Arm]:
         replace(widened, name="uneven halves", way="uneven"),
         replace(small, name=DOUBLED, shape=best_uniform().shape | {"num_hidden_layers": 1}, events=(0.4,), way="even"),
     ]
-    grown = [replace(arm, budget=SECONDS_BUDGET, unit="seconds") for arm in arms]
-    return [*uniform_in_seconds(), best_static(), *grown]
+    return [*uniform_in_seconds(), best_static(), *arms]
+
+
+def default_in_seconds() -> Arm:
+    """Growth by the default options."""
+    arm = replace(uniform("growth", SMALL), events=EARLY, growth=DEFAULTS | {"max_parameters": TARGET})
+    return replace(arm, budget=SECONDS_BUDGET, unit="seconds")
 
 
 def uniform_in_seconds() -> list[Arm]:
@@ -442,6 +447,31 @@ def _tuned_losses(arm: Arm) -> dict[float, float]:
         if row["arm"] == f"{arm.name}, {row['learning_rate']:g}":
             losses.setdefault(row["learning_rate"], []).append(row["validation"]["loss"])
     return {rate: fmean(found) for rate, found in losses.items()}
+
+
+def cared_for() -> list[Arm]:
+    """Growth in equal seconds: how new parameters are trained, several plans, and how far; with the uniform model."""
+    growing, plain = (replace(arm, learning_rate=best_rate(arm)) for arm in (default_in_seconds(), best_uniform()))
+    start = count_parameters(make_model(0, SMALL))
+    return [
+        growing,
+        replace(growing, name="growth, new parameters at 3 times the rate", newcomers=3.0),
+        replace(growing, name="growth, new parameters at a third of the rate", newcomers=1 / 3),
+        replace(growing, name="growth, rate rises again over 5 % of the seconds", rewarm=0.05),
+        *(replace(growing, name=f"growth, plans tried for {n} steps", way="tried", tried=n) for n in (50, 100)),
+        *(
+            replace(growing, name=f"growth, up to {n:g} times", growth=DEFAULTS | {"max_parameters": int(n * start)})
+            for n in (1.1, 2, 4)
+        ),
+        replace(growing, name="growth, constant rate, then decay", decay="constant"),
+        plain,
+        replace(plain, name=f"{plain.name}, constant rate, then decay", decay="constant"),
+    ]
+
+
+def aftercare() -> Iterable[Job]:
+    """Five seeds of each that nothing else uses, on the validation split."""
+    return (Job(arm.name, seed, partial(run, arm, seed)) for seed in range(110, 115) for arm in cared_for())
 
 
 STACKED = {"stacked after a tenth": 0.1, "stacked after a quarter": 0.25, "stacked after half": 0.5}
@@ -525,6 +555,7 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[Job]]] = {
     "width_trials": width_trials,
     "seconds_tuning": seconds_tuning,
     "seconds": seconds,
+    "aftercare": aftercare,
     "cifar_budgets": lambda: starmap(Job, cifar_budgets()),
     "cifar_trials": lambda: starmap(Job, cifar_trials()),
     "cifar_tuning": lambda: starmap(Job, cifar_tuning()),

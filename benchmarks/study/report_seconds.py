@@ -2,10 +2,18 @@
 
 import numpy as np
 
-from .experiments import SECONDS_BUDGET, SECONDS_RATES, best_rate, best_static, best_uniform, in_seconds
+from .experiments import (
+    SECONDS_BUDGET,
+    SECONDS_RATES,
+    best_rate,
+    best_static,
+    best_uniform,
+    cared_for,
+    in_seconds,
+)
 from .files import results
 from .shapes import ROUNDS
-from .statistics import bootstrap, text
+from .statistics import bootstrap, paired, text
 from .tables import Rows, by_arm, difference, measured, table
 
 
@@ -71,6 +79,40 @@ def seconds() -> list[str]:
         "",
         *_search(arms.get(best_static().name, [])),
         *_width_trials(),
+        *_aftercare(),
+    ]
+
+
+def _aftercare() -> list[str]:
+    """How new parameters are trained, several plans, schedules and sizes, on the validation split."""
+    arms = by_arm(results("aftercare"))
+    losses = {name: measured(rows, "validation", "loss") for name, rows in arms.items()}
+    plain = best_uniform().name
+    body = []
+    for arm in cared_for():
+        if rows := arms.get(arm.name, []):
+            control = "growth" if arm.events else plain
+            body.append(
+                (
+                    arm.name,
+                    str(len(rows)),
+                    f"{np.mean([row['parameters'] for row in rows]):,.0f}",
+                    f"{np.mean([row['steps'] for row in rows]):,.0f}",
+                    text(list(losses[arm.name].values()), digits=3),
+                    text(paired(losses[arm.name], losses.get(control, {})), digits=3, sign=True),
+                    text(paired(losses[arm.name], losses.get(plain, {})), digits=3, sign=True),
+                )
+            )
+    if not body:
+        return []
+    header = ("arm", "seeds", "parameters", "steps", "validation loss", "minus the same without", f"minus {plain}")
+    return [
+        "### After an event, and how far",
+        "",
+        "The default options in equal seconds, with one thing changed at a time; *the same without* is growth, for "
+        "uniform models the uniform one.",
+        "",
+        *table(header, body),
     ]
 
 

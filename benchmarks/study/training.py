@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from torch.optim import Optimizer
 from hf_saddle.growth import GrowthEvent, PaperGrowthConfig, count_macs, count_parameters
 from hf_saddle.training import growth_event_
 
+from .aftercare import own_rate_, tried_event_
 from .baselines import even_event_, stacked_event_, uneven_event_
 from .gromo_arm import gromo_event_
 from .matched import matched_event_
@@ -45,6 +47,7 @@ WAYS: dict[str, Callable[..., GrowthEvent]] = {
     "gromo": gromo_event_,
     "significant": significant_event_,
     "several": several_event_,
+    "tried": tried_event_,
 }
 
 
@@ -66,6 +69,10 @@ class Arm:
         test (`bool`): Whether the test split is read at the end. Only for arms whose options are decided.
         task (`str`): One of `TASKS`.
         way (`str`): How the model grows, one of `WAYS`.
+        tried (`int`): Steps that each of several plans is tried for before one of them grows; 0 if there is but one.
+        newcomers (`float`): Learning rate of new parameters over that of all others.
+        rewarm (`float`): Share of the budget over which the learning rate rises again from 0 after an event.
+        decay (`str`): How the learning rate falls, one of `DECAYS`.
         reference (`dict`): Fields of the config of the model whose steps are the unit of seconds.
     """
 
@@ -79,6 +86,10 @@ class Arm:
     test: bool = False
     task: str = "fashion-mnist"
     way: str = "measured"
+    tried: int = 0
+    newcomers: float = 1.0
+    rewarm: float = 0.0
+    decay: str = "cosine"
     reference: dict[str, Any] = field(default_factory=lambda: REFERENCE)
 
 
@@ -108,7 +119,12 @@ def run(arm: Arm, seed: int) -> dict[str, Any]:
             curve.append({"share": share, "step": step, "macs": total} | evaluate(model, splits["validation"]))
         if config is not None and len(events) < len(arm.events) and share >= arm.events[len(events)]:
             before, own = time.process_time(), WAYS[arm.way]
+            if arm.tried:
+                own = partial(tried_event_, **trial(arm, splits["train"], config, seed, len(events), share))
+            known = dict(model.named_parameters())
             event = grow(model, optimizer, splits["train"], config, seed, len(events), step, own)
+            if arm.newcomers != 1:
+                own_rate_(model, optimizer, known, arm.newcomers)
             took = time.process_time() - before
             counted = not timed and arm.way in ("measured", "matched")
             cost = macs_of_an_event(config, event) if counted else 0.0
@@ -119,7 +135,10 @@ def run(arm: Arm, seed: int) -> dict[str, Any]:
                 price, spent = found.ratio, spent + took / found.seconds
                 events[-1] |= {"pace": found.ratio, "cost": took / found.seconds}
             total, growth_macs, macs = total + cost, growth_macs + cost, event.macs_after
-        train_step_(model, optimizer, next(batches), arm.learning_rate * schedule(share))
+        rate = arm.learning_rate * DECAYS[arm.decay](share)
+        if events and arm.rewarm:
+            rate *= min((share - events[-1]["share"]) / arm.rewarm, 1.0)
+        train_step_(model, optimizer, next(batches), rate)
         step, total, spent = step + 1, total + PASSES * macs * BATCH, spent + price
     validation = evaluate(model, splits["validation"])
     curve.append({"share": 1.0, "step": step, "macs": total} | validation)
@@ -183,9 +202,9 @@ def pace(
 
 
 def train_step_(model: nn.Module, optimizer: Optimizer, batch: dict[str, Tensor], rate: float) -> None:
-    """One step at a learning rate, with gradients of a norm of at most 1."""
+    """One step at a learning rate, for groups with a `factor` at so many times it; gradients have norm 1 at most."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("factor", 1.0)
     model(**batch).loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
@@ -206,6 +225,27 @@ def schedule(share: float) -> float:
         return max(share / WARMUP, 0.01)
     rest = min((share - WARMUP) / (1 - WARMUP), 1.0)
     return 0.01 + 0.99 * 0.5 * (1 + float(torch.cos(torch.tensor(rest * torch.pi))))
+
+
+def constant(share: float) -> float:
+    """The same with a constant rate that falls linearly to 1 % in the last 30 % of the budget."""
+    if share < WARMUP:
+        return max(share / WARMUP, 0.01)
+    return max(min((1 - share) / 0.3, 1.0), 0.01)
+
+
+DECAYS: dict[str, Callable[[float], float]] = {"cosine": schedule, "constant": constant}
+
+
+def trial(arm: Arm, split: Split, config: PaperGrowthConfig, seed: int, event: int, share: float) -> dict[str, Any]:
+    """How plans are tried at an event: steps at the rate of the moment, all on the same images, and who judges."""
+
+    def train_(model: nn.Module, optimizer: Optimizer) -> None:
+        batches = training_batches(split, 9_000 + 100 * seed + event)
+        for _ in range(arm.tried):
+            train_step_(model, optimizer, next(batches), arm.learning_rate * DECAYS[arm.decay](share))
+
+    return {"train_": train_, "judges": probe(split, config, seed, 50 + event)}
 
 
 def training_batches(split: Split, seed: int, size: int = BATCH) -> Iterator[dict[str, Tensor]]:
