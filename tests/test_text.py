@@ -8,6 +8,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from transformers import AutoTokenizer, EvalPrediction
 
+from hf_saddle.demo import sources
 from hf_saddle.demo.metrics import compute_perplexity
 from hf_saddle.demo.text import load_text, pack, tokenize, train_tokenizer
 
@@ -156,6 +157,15 @@ def test_what_is_wrong_with_data_is_named(file, content, message, tmp_path):
     (tmp_path / file).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         load_text(str(tmp_path / file), labelled=not file.endswith(".txt"))
+
+
+def test_what_is_no_file_is_not_asked_to_be_in_utf_8(monkeypatch):
+    def refused(*arguments, **options):
+        raise ValueError("BuilderConfig 'fr' not found.")
+
+    monkeypatch.setattr(sources, "load_dataset", refused)
+    with pytest.raises(ValueError, match=r"'nobody/nothing' cannot be read: BuilderConfig 'fr' not found\.$"):
+        load_text("nobody/nothing", dataset_config="fr")
 
 
 def test_the_case_of_an_ending_is_nothing(tmp_path):

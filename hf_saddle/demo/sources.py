@@ -46,9 +46,8 @@ def read_source(name: str, config: str | None = None) -> DatasetDict:
         ) from error
     except (DatasetsError, ValueError) as error:  # those of a format are the cause of one of `datasets`
         cause = str(error.__cause__ or error).strip().rstrip(".")
-        raise ValueError(
-            f"The data set {name!r} cannot be read: {cause}. Files must be whole, and their text in UTF-8."
-        ) from error
+        hint = " Files must be whole, and their text in UTF-8." if path.exists() else ""
+        raise ValueError(f"The data set {name!r} cannot be read: {cause}.{hint}") from error
     if "train" not in splits:
         raise ValueError(f"The data set {name!r} has no split `train`, only {', '.join(splits)}.")
     if not len(splits["train"]):
