@@ -81,3 +81,13 @@ def test_the_rate_rises_again_after_an_event_and_stays_until_it_decays(monkeypat
     assert rates[10:50] == [1.0] * 40
     assert rates[50:61] == pytest.approx([index / 10 for index in range(11)])
     assert rates[61:71] == [1.0] * 10 and rates[85] == pytest.approx(0.5) and rates[99] == pytest.approx(1 / 30)
+
+
+def test_the_doubled_block_makes_the_best_uniform_model():
+    best, (doubled,) = (
+        experiments.best_uniform(),
+        [a for a in experiments.in_seconds() if a.name == experiments.DOUBLED],
+    )
+    whole, half = (count_parameters(make_model(0, arm.shape)) for arm in (best, doubled))
+    assert doubled.shape == best.shape | {"num_hidden_layers": 1} and doubled.way == "even"
+    assert whole <= doubled.growth["max_parameters"] < whole + (whole - half)

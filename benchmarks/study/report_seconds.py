@@ -99,8 +99,12 @@ def _aftercare() -> list[str]:
                     f"{np.mean([row['parameters'] for row in rows]):,.0f}",
                     f"{np.mean([row['steps'] for row in rows]):,.0f}",
                     text(list(losses[arm.name].values()), digits=3),
-                    text(paired(losses[arm.name], losses.get(control, {})), digits=3, sign=True),
-                    text(paired(losses[arm.name], losses.get(plain, {})), digits=3, sign=True),
+                    *(
+                        "–"
+                        if other == arm.name
+                        else text(paired(losses[arm.name], losses.get(other, {})), digits=3, sign=True)
+                        for other in (control, plain)
+                    ),
                 )
             )
     if not body:
