@@ -168,5 +168,5 @@ def at_best_rate(found: Arm) -> Arm:
 def cifar() -> Iterator[Run]:
     """The final arms at their best rates, with seeds that nothing was chosen by: five, and ten of what may be best."""
     for seed in range(80, 90):
-        for found in FINAL if seed < 85 else (MIDDLE, THREE, STACKED, SILENT):
+        for found in FINAL if seed < 85 else (MIDDLE, THREE, WIDER, STACKED, SILENT):
             yield found.name, seed, partial(run, replace(at_best_rate(found), test=True), seed)

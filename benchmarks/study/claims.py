@@ -129,6 +129,7 @@ CLAIMS = (
             ("stacking", cifar_arms.STACKED, "3 blocks", cifar_arms.THREE),
             ("doubling by silent copies", cifar_arms.SILENT, "3 blocks", cifar_arms.THREE),
             ("stacking", cifar_arms.STACKED, "MLPs 128 wide", cifar_arms.WIDER),
+            ("doubling by silent copies", cifar_arms.SILENT, "MLPs 128 wide", cifar_arms.WIDER),
         )
     ),
     Claim(
