@@ -9,7 +9,7 @@ import torch
 
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks.study import aftercare, experiments, probe, task, training  # noqa: E402
+from benchmarks.study import aftercare, baselines, experiments, probe, task, training  # noqa: E402
 from benchmarks.study.task import make_model  # noqa: E402
 from hf_saddle.growth import GrowthConfig, count_parameters  # noqa: E402
 from hf_saddle.training import growth_event_  # noqa: E402
@@ -58,9 +58,11 @@ def test_the_plan_that_trains_best_grows_without_that_training(start, monkeypatc
         seen.append(twin)
 
     losses = iter([3.0 - (index == place) for index in range(3)] + [0.0, 0.0])
-    monkeypatch.setattr(aftercare, "probe_loss", lambda *arguments: next(losses))
+    for module in (aftercare, baselines):
+        monkeypatch.setattr(module, "probe_loss", lambda *arguments: next(losses))
     before = copy.deepcopy(model.state_dict())
-    tried = {"event": 0, "step": 1, "train_": train_, "judges": batches[1]}
+    candidates = ({}, {"criterion": "width"} | training.FILLED)
+    tried = {"event": 0, "step": 1, "candidates": candidates, "train_": train_, "judges": batches[1]}
     done = aftercare.tried_event_(model, optimizer, batches[0], CONFIG, **tried)
     sizes = [count_parameters(twin) for twin in seen]
     assert sizes[0] == done.parameters_before < min(sizes[1:])

@@ -12,12 +12,7 @@ from hf_saddle import grow_
 from hf_saddle.growth import GrowthConfig, GrowthEvent, GrowthPlan, probe_loss
 from hf_saddle.training import plan_event
 
-
-# What may grow, by what changes in the config: by its options, or splits alone, as many as there may be.
-CANDIDATES: tuple[dict[str, Any], ...] = (
-    {},
-    {"criterion": "width", "selection": "gain", "significance": 0.0, "natural_step": 0.0},
-)
+from .baselines import carried_out_
 
 
 def own_rate_(model: nn.Module, optimizer: Optimizer, known: Container[str], factor: float) -> None:
@@ -38,21 +33,20 @@ def tried_event_(
     *,
     event: int,
     step: int,
+    candidates: Sequence[dict[str, Any]],
     train_: Callable[[Any, Optimizer], None],
     judges: Sequence[Any],
 ) -> GrowthEvent:
     """
-    The plan of which a copy of the model has the lowest loss on `judges` after a short training, or none
-    (landscape-aware growing, arXiv 2406.02469). The model goes on from the growth itself, without that training.
+    Of the plans by configs with these fields, and none, that of which a copy of the model has the lowest loss on
+    `judges` after a short training (landscape-aware growing, arXiv 2406.02469). The model goes on from the growth
+    itself, without that training.
     """
-    plans = [plan_event(model, batches, replace(config, **fields), event=event) for fields in CANDIDATES]
+    plans = [plan_event(model, batches, replace(config, **fields), event=event) for fields in candidates]
     losses = []
     for plan in (tried := [GrowthPlan(seed=config.growth_seed), *filter(None, plans)]):
         twin, own = copy.deepcopy((model, optimizer))
         grow_(twin, plan, own)
         train_(twin, own)
         losses.append(probe_loss(twin, judges))
-    plan = tried[losses.index(min(losses))]
-    done = grow_(model, plan, optimizer, step=step, loss_before=probe_loss(model, batches))
-    done.loss_after = probe_loss(model, batches)
-    return done
+    return carried_out_(model, tried[losses.index(min(losses))], optimizer, batches, step)

@@ -27,7 +27,7 @@ def stacked_event_(
 ) -> GrowthEvent:
     """Each block is followed by a plain copy of itself (progressive stacking, where there is one block)."""
     blocks = tuple(NewBlock(path, "stack") for path in block_paths(model.base_model, model.config))
-    return _done(model, GrowthPlan(blocks=blocks, seed=config.growth_seed), optimizer, batches, step)
+    return carried_out_(model, GrowthPlan(blocks=blocks, seed=config.growth_seed), optimizer, batches, step)
 
 
 def even_event_(
@@ -38,7 +38,7 @@ def even_event_(
     price = block_costs(model, paths[:1], 1, "copy")[paths[0]].parameters
     places = place_blocks(model, "even", int(event_budget(model, config, event) // price))
     blocks = tuple(NewBlock(path, "copy") for path in places)
-    return _done(model, GrowthPlan(blocks=blocks, seed=config.growth_seed), optimizer, batches, step)
+    return carried_out_(model, GrowthPlan(blocks=blocks, seed=config.growth_seed), optimizer, batches, step)
 
 
 def uneven_event_(
@@ -65,7 +65,7 @@ def uneven_event_(
         LayerGrowth.by_hand(model, path, "net2net", sorted(neurons), steps=0.0) for path, neurons in chosen.items()
     ]
     widths = {path: find_site(model, path).module.neurons for path in paths}
-    done = _done(model, GrowthPlan(tuple(growths), seed=config.growth_seed), optimizer, batches, step)
+    done = carried_out_(model, GrowthPlan(tuple(growths), seed=config.growth_seed), optimizer, batches, step)
     for growth in growths:
         first = torch.tensor(growth.neurons)
         second = widths[growth.linear] + torch.arange(len(first))
@@ -76,7 +76,8 @@ def uneven_event_(
     return done
 
 
-def _done(model: Any, plan: GrowthPlan, optimizer: Optimizer, batches: Sequence[Any], step: int) -> GrowthEvent:
+def carried_out_(model: Any, plan: GrowthPlan, optimizer: Optimizer, batches: Sequence[Any], step: int) -> GrowthEvent:
+    """The event of a plan, with the loss of the probe before and after it."""
     done = grow_(model, plan, optimizer, step=step, loss_before=probe_loss(model, batches))
     done.loss_after = probe_loss(model, batches)
     return done

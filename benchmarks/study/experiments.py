@@ -458,7 +458,7 @@ def cared_for() -> list[Arm]:
         replace(growing, name="growth, new parameters at 3 times the rate", newcomers=3.0),
         replace(growing, name="growth, new parameters at a third of the rate", newcomers=1 / 3),
         replace(growing, name="growth, rate rises again over 5 % of the seconds", rewarm=0.05),
-        *(replace(growing, name=f"growth, plans tried for {n} steps", way="tried", tried=n) for n in (50, 100)),
+        *(replace(growing, name=f"growth, plans tried for {n} steps", tried=n) for n in (50, 100)),
         *(
             replace(growing, name=f"growth, up to {n:g} times", growth=DEFAULTS | {"max_parameters": int(n * start)})
             for n in (1.1, 2, 4)

@@ -19,14 +19,14 @@ from hf_saddle.demo.text import train_tokenizer
 from hf_saddle.growth import GrowthConfig, count_parameters
 
 from .files import results
-from .training import WAYS, pace, summary, train_step_
+from .training import WAYS, constant, pace, summary, train_step_
 
 
 LENGTH, BATCH, VOCABULARY, WIDTH = 128, 8, 512, 128
 DEPTHS = (2, 4, 8)
 REFERENCE = 4  # blocks, of the model that others are timed in turns with
 STEPS = 3_000  # of the deepest model
-WARMUP, DECAY = 0.02, 0.3  # shares of the budget; between them the rate is constant
+WARMUP, LEAST = 0.02, 0.02  # share of the budget, and of the peak of the learning rate
 CURVE_POINTS = 20
 PROBE = 128  # passages, of an event of growth
 
@@ -164,9 +164,7 @@ def mean_loss(model: Any, tokens: Tensor, count: int | None = None) -> float:
 
 def schedule(share: float) -> float:
     """Learning rate relative to its peak: warm-up, constant, linear decay to 2 %."""
-    if share < WARMUP:
-        return max(share / WARMUP, 0.01)
-    return min(1.0, max(0.02, (1 - share) / DECAY))
+    return constant(share, WARMUP, LEAST)
 
 
 def run_timing(seed: int, repeats: int = 25) -> dict[str, Any]:

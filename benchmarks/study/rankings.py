@@ -43,6 +43,8 @@ from hf_saddle.training.events.measuring import measure_neurons
 from hf_saddle.training.events.probe import event_seed
 from hf_saddle.training.events.random_growth import stepped_at_random
 
+from .baselines import carried_out_
+
 
 def significant_event_(
     model: Any, optimizer: Optimizer, batches: Sequence[Any], config: GrowthConfig, *, event: int, step: int
@@ -53,9 +55,7 @@ def significant_event_(
     ranked = [dataclasses.replace(entry, gain=entry.eigenvalue.abs() / entry.standard_error) for entry in report]
     plan = plan_growth(dataclasses.replace(report, layers=tuple(ranked)), model, config, event=event)
     plan = stepped_at_random(model, plan, batches, config, own_loss)
-    done = grow_(model, plan, optimizer, step=step, loss_before=probe_loss(model, batches))
-    done.loss_after = probe_loss(model, batches)
-    return done
+    return carried_out_(model, plan, optimizer, batches, step)
 
 
 class _Again(NeuronCandidate):

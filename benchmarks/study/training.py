@@ -27,6 +27,7 @@ from .task import TASKS, Split, evaluate, evaluate_each, make_model, shape
 
 BATCH = 128
 WARMUP = 0.05  # share of the compute
+DECAY = 0.3  # likewise, of a rate that was constant
 CURVE_POINTS = 10
 # A backward pass costs two forward passes, and a multiply-accumulate counts as one operation.
 PASSES = 3
@@ -47,7 +48,6 @@ WAYS: dict[str, Callable[..., GrowthEvent]] = {
     "gromo": gromo_event_,
     "significant": significant_event_,
     "several": several_event_,
-    "tried": tried_event_,
 }
 
 
@@ -69,7 +69,8 @@ class Arm:
         test (`bool`): Whether the test split is read at the end. Only for arms whose options are decided.
         task (`str`): One of `TASKS`.
         way (`str`): How the model grows, one of `WAYS`.
-        tried (`int`): Steps that each of several plans is tried for before one of them grows; 0 if there is but one.
+        tried (`int`): Steps that each of several plans is tried for before one of them grows, whatever `way` says; 0
+            if there is but one. Counts in seconds only.
         newcomers (`float`): Learning rate of new parameters over that of all others.
         rewarm (`float`): Share of the budget over which the learning rate rises again from 0 after an event.
         decay (`str`): How the learning rate falls, one of `DECAYS`.
@@ -121,7 +122,7 @@ def run(arm: Arm, seed: int) -> dict[str, Any]:
             before, own = time.process_time(), WAYS[arm.way]
             if arm.tried:
                 own = partial(tried_event_, **trial(arm, splits["train"], config, seed, len(events), share))
-            known = dict(model.named_parameters())
+            known = {name for name, _ in model.named_parameters()}
             event = grow(model, optimizer, splits["train"], config, seed, len(events), step, own)
             if arm.newcomers != 1:
                 own_rate_(model, optimizer, known, arm.newcomers)
@@ -227,11 +228,11 @@ def schedule(share: float) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + float(torch.cos(torch.tensor(rest * torch.pi))))
 
 
-def constant(share: float) -> float:
-    """The same with a constant rate that falls linearly to 1 % in the last 30 % of the budget."""
-    if share < WARMUP:
-        return max(share / WARMUP, 0.01)
-    return max(min((1 - share) / 0.3, 1.0), 0.01)
+def constant(share: float, warmup: float = WARMUP, least: float = 0.01) -> float:
+    """The same with a constant rate that falls linearly to the `least` at the end of the budget."""
+    if share < warmup:
+        return max(share / warmup, 0.01)
+    return min(1.0, max(least, (1 - share) / DECAY))
 
 
 DECAYS: dict[str, Callable[[float], float]] = {"cosine": schedule, "constant": constant}
@@ -245,7 +246,8 @@ def trial(arm: Arm, split: Split, config: PaperGrowthConfig, seed: int, event: i
         for _ in range(arm.tried):
             train_step_(model, optimizer, next(batches), arm.learning_rate * DECAYS[arm.decay](share))
 
-    return {"train_": train_, "judges": probe(split, config, seed, 50 + event)}
+    candidates = ({}, {"criterion": "width"} | FILLED)  # the options as they are, or splits alone
+    return {"candidates": candidates, "train_": train_, "judges": probe(split, config, seed, 50 + event)}
 
 
 def training_batches(split: Split, seed: int, size: int = BATCH) -> Iterator[dict[str, Tensor]]:
